@@ -1,0 +1,1 @@
+"""The `conceptkit` command: one file per group of commands over the library."""

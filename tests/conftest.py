@@ -1,0 +1,21 @@
+"""Every test has a home of its own, one thread, and no network."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch or a hub client: both read these once.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary CONCEPTKIT_HOME, also for the subprocesses of a test."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("CONCEPTKIT_HOME", str(folder))
+    yield folder
