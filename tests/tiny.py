@@ -4,7 +4,6 @@ They draw noise, not pictures, but have every part, name and shape rule of the r
 tokenizers in CLIP's format, text encoders, an autoencoder and a UNet with cross-attention on two levels.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,20 +19,20 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-WORDS = (
-    "a an the of in on at to and with next front under near by is very far away small close up zoomed "
-    "photo picture drawing painting dog cat car house gate teapot flower chair fish candle bird tree "
-    "red blue green yellow white black snow grass beach street forest night room hat scarf runs sits jumps"
-).split()
+WORDS = """
+    a an the of in on at to and with next front under near by is very far away small close up zoomed
+    photo picture drawing painting dog cat car house gate teapot flower chair fish candle bird tree
+    red blue green yellow white black snow grass beach street forest night room hat scarf runs sits jumps
+"""
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 LENGTH = 77
 
 
-def tokenizer(words: Sequence[str] = WORDS, pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A CLIP tokenizer that knows `words` whole and spells everything else in bytes; EOT has the largest id."""
+def tokenizer(words: str = WORDS, pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A CLIP tokenizer that knows `words` whole and spells the rest in bytes; EOT has the largest id."""
     letters = sorted(ByteLevel.alphabet())
     merges: dict[tuple[str, str], None] = {}
-    for word in words:
+    for word in words.split():
         parts = [*word[:-1], word[-1] + "</w>"]
         for i in range(1, len(parts)):
             merges.setdefault(("".join(parts[:i]), parts[i]))
@@ -72,7 +71,7 @@ def vae() -> AutoencoderKL:
 
 
 def unet(d: int, **sdxl) -> UNet2DConditionModel:
-    """8x8 latents, two cross-attention levels and a middle: 14 K/V maps of widths 16 and 32 from text width d."""
+    """8x8 latents, two cross-attention levels and a middle: 14 K/V maps, (16 or 32, d) each."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -103,7 +102,7 @@ def pico_sd(
     d: int = 32,
     prediction: str = "epsilon",
     kind: str = "ddim",
-    words: Sequence[str] = WORDS,
+    words: str = WORDS,
 ) -> StableDiffusionPipeline:
     """Stable Diffusion in miniature: 16x16 pictures, `prediction` "epsilon" or "v_prediction"."""
     with torch.random.fork_rng(devices=[]):
@@ -125,7 +124,7 @@ def pico_sd(
 def pico_sdxl(
     seed: int = 0, *, d: tuple[int, int] = (32, 48), prediction: str = "epsilon", kind: str = "ddim"
 ) -> StableDiffusionXLPipeline:
-    """SDXL in miniature: two text encoders of widths d, side by side for the UNet; the second one is pooled."""
+    """SDXL in miniature: two text encoders of widths d side by side; the second one is pooled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, second = tokenizer(), tokenizer(pad="!")
