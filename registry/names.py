@@ -1,0 +1,54 @@
+"""What a concept may be called: a word in a prompt, a token, and a file name on every disk."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from conceptkit.errors import BadName, UnknownConcept
+
+LONGEST = 64
+_NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST - 1}}}")
+
+
+def check_name(name: str) -> str:
+    """`name` itself; BadName unless it is a letter followed by at most 63 letters, digits, `_` and `-`."""
+    if _NAME.fullmatch(name):
+        return name
+    shown = name if len(name) <= LONGEST else name[:40] + "..."
+    if wish := _tidy(name):
+        wish = f", for example {wish!r}"
+    raise BadName(
+        f"{shown!r} cannot be a concept's name: use a letter followed by at most {LONGEST - 1} "
+        f'letters, digits, "_" and "-"{wish}.'
+    )
+
+
+def split_version(name: str) -> tuple[str, int | None]:
+    """`"my_dog@2"` is version 2 of `my_dog`, `"my_dog"` is version None; BadName when it is no number."""
+    bare, at, version = name.partition("@")
+    if not at:
+        return name, None
+    if not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise BadName(
+            f"{name[:80]!r} has no version number after the '@': write a number there, as in '{bare[:64]}@2'."
+        )
+    return bare, int(version)
+
+
+def unknown(name: str, known: Iterable[str]) -> UnknownConcept:
+    """The error for a name that is not there, with the nearest one that is."""
+    known = sorted(known)
+    lowered = {other.lower(): other for other in known}
+    if near := get_close_matches(name.lower(), lowered, n=1, cutoff=0.5):
+        advice = f"did you mean {lowered[near[0]]!r}?"
+    elif known:
+        advice = "`conceptkit list` shows the ones you have."
+    else:
+        advice = f"teach it with `conceptkit add {name[:LONGEST]} PHOTOS`."
+    return UnknownConcept(f"There is no concept named {name[:80]!r}: {advice}")
+
+
+def _tidy(name: str) -> str:
+    """The nearest allowed name, or an empty string when nothing is left of it."""
+    tidy = re.sub(r"[^A-Za-z0-9_-]+", "_", name).lstrip("_-0123456789").rstrip("_-")
+    return tidy[: LONGEST // 2]
