@@ -1,0 +1,256 @@
+"""A concept: a name, its tokens, what it adds to a base, where it came from. Immutable; safe bytes both ways.
+
+A delta maps the name of a cross-attention map to the factors whose product (o, d) is added to that map:
+`(weight,)` is the full matrix, `(up, down)` are (o, r) and (r, d). Maps that share one `down` store it once.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from conceptkit.errors import BadBlob
+
+Factors = tuple[Tensor, ...]
+Delta = Mapping[str, Factors]
+
+KINDS = ("subject", "style", "merge")
+FORMAT = 1
+SKETCH_SIZE = 64
+HALF_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a base is, whatever device or precision it is loaded in.
+
+    architecture: 16 hex digits over map names, shapes and text encoder sizes.
+    exact: 16 hex digits over the maps and the token table, rounded to float16.
+    sketch: 64 random projections of the stacked maps W, divided by ||W||.
+    """
+
+    architecture: str
+    exact: str
+    sketch: tuple[float, ...]
+
+    def distance(self, other: "Fingerprint") -> float:
+        """An estimate of ||W - W'|| / ||W||; 0 for the same base, infinity for another architecture."""
+        if self.architecture != other.architecture:
+            return math.inf
+        return 0.0 if self.exact == other.exact else math.dist(self.sketch, other.sketch)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"architecture": self.architecture, "exact": self.exact, "sketch": list(self.sketch)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Fingerprint":
+        """Raises BadBlob when the value is not what `to_json` writes."""
+        architecture, exact, sketch = (value[key] for key in ("architecture", "exact", "sketch"))
+        _expect(isinstance(architecture, str) and isinstance(exact, str), "its base has no fingerprint")
+        _expect(len(sketch) == SKETCH_SIZE and all(type(x) is float for x in sketch), "its sketch is damaged")
+        return cls(architecture, exact, tuple(sketch))
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """One concept, or a merge of several.
+
+    tokens: "<my_dog>" -> per text encoder its embedding rows (k, width of that encoder).
+    words: a name in a prompt -> the text it stands for: {"my_dog": "<my_dog> dog"}.
+    rows: (s, d) text features of its own words over many contexts, so that composing encodes no prompt.
+    recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes.
+    """
+
+    name: str
+    kind: str
+    noun: str | None
+    base: Fingerprint
+    base_name: str
+    tokens: Mapping[str, Factors]
+    words: Mapping[str, str]
+    delta: Delta
+    recipe: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    rows: Tensor | None = None
+
+    def to_bytes(self) -> bytes:
+        """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %.
+
+        All metadata is one header key, because safetensors writes several in random order.
+        """
+        tensors: dict[str, Tensor] = {}
+        downs: dict[tuple[object, bytes], int] = {}
+        layout: dict[str, int | None] = {}
+        for name, factors in sorted(self.delta.items()):
+            tensors[f"up.{name}" if len(factors) == 2 else f"weight.{name}"] = _compact(factors[0])
+            layout[name] = None
+            if len(factors) == 2:
+                down = _plain(factors[1])
+                key = (down.shape, down.numpy().tobytes())
+                layout[name] = downs.setdefault(key, len(downs))
+                tensors[f"down.{layout[name]}"] = down
+        if len(downs) > 1:
+            tensors |= {f"down.{i}": _compact(tensors[f"down.{i}"]) for i in range(len(downs))}
+        for i, (_, rows) in enumerate(sorted(self.tokens.items())):
+            tensors |= {f"token.{i}.{encoder}": _plain(row) for encoder, row in enumerate(rows)}
+        if self.rows is not None:
+            tensors["rows"] = _compact(self.rows)
+        header = {
+            "format": FORMAT,
+            "name": self.name,
+            "kind": self.kind,
+            "noun": self.noun,
+            "base": self.base.to_json(),
+            "base_name": self.base_name,
+            "tokens": sorted(self.tokens),
+            "words": dict(self.words),
+            "delta": layout,
+            "recipe": dict(self.recipe),
+            "provenance": dict(self.provenance),
+        }
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return safetensors.torch.save(tensors, {"conceptkit": text})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Concept":
+        """The concept in these bytes, as float32. Raises BadBlob when they are anything else."""
+        try:
+            return _parse(data)
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise BadBlob(_damaged(f"{type(error).__name__} while reading it")) from error
+        except (RuntimeError, OverflowError, MemoryError) as error:
+            raise BadBlob(_damaged("its sizes do not fit together")) from error
+
+    def summary(self) -> dict[str, Any]:
+        """What the registry's index shows without opening the concept."""
+        return {
+            "kind": self.kind,
+            "noun": self.noun,
+            "base": {"architecture": self.base.architecture, "exact": self.base.exact},
+            "base_name": self.base_name,
+            "method": self.recipe.get("method"),
+            "rank": delta_rank(self.delta),
+            "bytes": len(self.to_bytes()),
+            "tokens": sorted(self.tokens),
+            "parents": list(self.provenance.get("parents", [])),
+        }
+
+
+def apply(factors: Factors, rows: Tensor) -> Tensor:
+    """What one map's factors add at the features `rows` (s, d): (s, o), in the precision of the rows."""
+    for factor in reversed(factors):
+        rows = rows @ factor.to(rows).T
+    return rows
+
+
+def delta_rows(delta: Delta, sizes: Mapping[str, int], rows: Tensor) -> Tensor:
+    """C D^T (s, O) for features `rows` C (s, d), stacked as `sizes` (map -> o) says; absent maps add 0."""
+    absent = {name: rows.new_zeros(len(rows), o) for name, o in sizes.items() if name not in delta}
+    return torch.cat([absent[name] if name in absent else apply(delta[name], rows) for name in sizes], dim=1)
+
+
+def delta_rank(delta: Delta) -> int:
+    """The largest rank among the maps; 0 when nothing is added."""
+    return max((min(min(factor.shape) for factor in factors) for factors in delta.values()), default=0)
+
+
+def delta_dense(factors: Factors) -> Tensor:
+    """The (o, d) matrix itself, for one map: tests and full-matrix formats need it, composing does not."""
+    return factors[0] if len(factors) == 1 else factors[0] @ factors[1]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Float16, unless its range would cost more than HALF_ERROR of the norm."""
+    full = _plain(tensor)
+    half = full.half()
+    return half if (half.float() - full).norm() <= HALF_ERROR * full.norm() else full
+
+
+def _damaged(what: str) -> str:
+    return f"these bytes are not a concept ({what}); import or learn it again"
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise BadBlob(_damaged(what))
+
+
+def _parse(data: bytes) -> Concept:
+    tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(data).items()}
+    for name, tensor in tensors.items():
+        _expect(tensor.ndim == 2 and tensor.numel() > 0, f"{name} is no matrix")
+        _expect(bool(tensor.isfinite().all()), f"{name} is not finite")
+    size = int.from_bytes(data[:8], "little")
+    outer = json.loads(data[8 : 8 + size])["__metadata__"]
+    header = json.loads(outer["conceptkit"], parse_constant=_no_constant)
+    _expect(header["format"] == FORMAT, f"its format is {header['format']!r}, not {FORMAT}")
+
+    delta: dict[str, Factors] = {}
+    used: set[str] = set()
+
+    def take(name: str) -> Tensor:
+        used.add(name)
+        return tensors[name]
+
+    for name, down in header["delta"].items():
+        names = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{int(down)}"]
+        delta[name] = tuple(take(factor) for factor in names)
+    tokens = {token: _encoders(tensors, f"token.{i}.", take) for i, token in enumerate(header["tokens"])}
+    rows = take("rows") if "rows" in tensors else None
+    _expect(used == set(tensors), "it holds tensors that nothing names")
+    _check_shapes(delta, tokens, rows)
+    _check_texts(header)
+    return Concept(
+        name=header["name"],
+        kind=header["kind"],
+        noun=header["noun"],
+        base=Fingerprint.from_json(header["base"]),
+        base_name=header["base_name"],
+        tokens=tokens,
+        words=header["words"],
+        delta=delta,
+        recipe=header["recipe"],
+        provenance=header["provenance"],
+        rows=rows,
+    )
+
+
+def _encoders(tensors: Mapping[str, Tensor], prefix: str, take: Callable[[str], Tensor]) -> Factors:
+    count = sum(name.startswith(prefix) for name in tensors)
+    return tuple(take(f"{prefix}{encoder}") for encoder in range(count))
+
+
+def _check_shapes(delta: Delta, tokens: Mapping[str, Factors], rows: Tensor | None) -> None:
+    widths = {factors[-1].shape[1] for factors in delta.values()}
+    widths |= set() if rows is None else {rows.shape[1]}
+    _expect(len(widths) <= 1, "its maps read features of different widths")
+    for name, factors in delta.items():
+        inner = {factors[0].shape[1], factors[-1].shape[0]} if len(factors) == 2 else set()
+        _expect(len(inner) <= 1, f"the factors of {name} do not fit")
+    _expect(len({len(vectors) for vectors in tokens.values()}) <= 1, "its tokens are for different encoders")
+    for token, vectors in tokens.items():
+        _expect(len({len(vector) for vector in vectors}) == 1, f"the token {token} has uneven vectors")
+
+
+def _check_texts(header: Mapping[str, Any]) -> None:
+    _expect(header["kind"] in KINDS, f"its kind is {header['kind']!r}")
+    _expect(header["noun"] is None or isinstance(header["noun"], str), "its noun is no text")
+    texts = [header["name"], header["base_name"], *header["tokens"], *header["words"].values()]
+    _expect(all(isinstance(text, str) for text in texts), "its names and words are no texts")
+    _expect(
+        isinstance(header["recipe"], dict) and isinstance(header["provenance"], dict), "it has no history"
+    )
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
