@@ -4,7 +4,9 @@ They draw noise, not pictures, but have every part, name and shape rule of the r
 tokenizers in CLIP's format, text encoders, an autoencoder and a UNet with cross-attention on two levels.
 """
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -18,6 +20,9 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from conceptkit import base
+from conceptkit.concept import Concept
 
 WORDS = """
     a an the of in on at to and with next front under near by is very far away small close up zoomed
@@ -153,6 +158,83 @@ def draw(pipe: DiffusionPipeline, prompt: str, seed: int = 0, **options) -> torc
     return torch.from_numpy(pipe(prompt, generator=generator, output_type="np", **options).images[0]).permute(
         2, 0, 1
     )
+
+
+def pico_concept(
+    pipe: DiffusionPipeline,
+    name: str = "my_dog",
+    noun: str | None = "dog",
+    *,
+    rank: int = 2,
+    vectors: int = 1,
+    seed: int = 0,
+    size: float = 0.3,
+) -> Concept:
+    """A concept of random values for this base: rank 0 is a full delta, otherwise all maps share one down."""
+    generator = torch.Generator().manual_seed(seed)
+    here = base.of(pipe, "pico")
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    down = random(rank, here.width) * here.width**-0.5
+    delta = {
+        map_name: (size * random(o, rank), down)
+        if rank
+        else (size * here.width**-0.5 * random(o, here.width),)
+        for map_name, o in here.sizes.items()
+    }
+    token = f"<{name}>"
+    widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in here.encoders]
+    return Concept(
+        name=name,
+        kind="subject",
+        noun=noun,
+        base=here.fingerprint,
+        base_name="pico",
+        tokens={token: tuple(0.1 * random(vectors, width) for width in widths)},
+        words={name: f"{token} {noun}" if noun else token},
+        delta=delta,
+        recipe={"method": "random", "seed": seed},
+        provenance={},
+    )
+
+
+def snapshot(pipe: DiffusionPipeline, prompt: str = "a photo of a dog") -> dict[str, Any]:
+    """Everything about a pipeline that putting concepts on and off must leave as it was, bit for bit."""
+    picture = draw(pipe, prompt).numpy().tobytes()  # first, because the first call sets attributes of its own
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    tokenizers = {name: part for name, part in pipe.components.items() if name.startswith("tokenizer")}
+    return {
+        "tokenizers": {name: (id(part), len(part), part.get_vocab()) for name, part in tokenizers.items()},
+        "modules": {
+            f"{name}.{path}": id(m) for name, part in parts.items() for path, m in part.named_modules()
+        },
+        "repr": {name: repr(part) for name, part in parts.items()},
+        "state": {name: state_hash(part) for name, part in parts.items()},
+        "tables": {
+            name: tuple(part.get_input_embeddings().weight.shape)
+            for name, part in parts.items()
+            if "text" in name
+        },
+        "trained": {
+            f"{name}.{p}": w.requires_grad for name, part in parts.items() for p, w in part.named_parameters()
+        },
+        "attributes": {name: set(vars(part)) for name, part in {"pipe": pipe, **parts}.items()},
+        "configs": {name: dict(part.config) for name, part in {"pipe": pipe, "unet": pipe.unet}.items()},
+        "eos": {
+            name: [getattr(m, "eos_token_id", None) for m in part.modules()] for name, part in parts.items()
+        },
+        "picture": picture,
+    }
+
+
+def state_hash(module: torch.nn.Module) -> str:
+    """sha256 over names and bytes of the state."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save(pipe: DiffusionPipeline, folder: str | Path) -> Path:
