@@ -1,0 +1,48 @@
+# make demo      sets everything up, learns two concepts, draws them: demo/contact_sheet.png
+# make test      sets everything up, runs the quick tests; make test-all also runs the slow ones
+# make lint      style and types; make format rewrites the files in that style
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+SOURCES := conceptkit registry cli tests $(wildcard examples benchmarks)
+THREADS ?= 2
+export OMP_NUM_THREADS ?= $(THREADS)
+export MKL_NUM_THREADS ?= $(THREADS)
+
+.PHONY: venv test test-all lint format types demo clean
+.DEFAULT_GOAL := venv
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: venv
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: venv
+	$(BIN)/python -m pytest -q
+
+lint: venv types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy -p conceptkit
+
+# A type checker sees conceptkit as it is installed: registry and cli inside of it.
+types:
+	rm -rf .types
+	mkdir -p .types/conceptkit
+	cd .types/conceptkit && ln -s ../../conceptkit/* ../../registry ../../cli .
+
+format: venv
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+demo: venv
+	$(BIN)/conceptkit demo --out demo
+
+clean:
+	rm -rf .types build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

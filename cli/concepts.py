@@ -1,0 +1,146 @@
+"""`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from conceptkit.cli.options import debug_option, echo_json, json_option, wrote
+from conceptkit.errors import ConceptError
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Entry
+
+
+@click.command("list")
+@json_option
+@debug_option
+def list_(as_json: bool) -> None:
+    """List your concepts.
+
+    \b
+    Example:
+      conceptkit list
+    """
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        entries = registry.list()
+    if as_json:
+        echo_json([entry.to_json() for entry in entries])
+    elif not entries:
+        click.echo("No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
+    else:
+        head = ("NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED")
+        echo_table([head, *(_row(entry) for entry in entries)])
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--preview",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write its preview as a PNG.",
+)
+@json_option
+@debug_option
+def show(name: str, preview: Path | None, as_json: bool) -> None:
+    """Show what is known of a concept.
+
+    NAME is its newest version, NAME@2 an older one.
+
+    \b
+    Example:
+      conceptkit show my_dog --preview my_dog.png
+    """
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        entry = registry.get(name)
+        versions = registry.versions(entry.name)
+        picture = registry.preview(entry) if preview else None
+    if as_json:
+        echo_json(entry.to_json() | {"versions": [other.version for other in versions]})
+    else:
+        click.echo(entry.ref)
+        echo_table([(f"  {key}", value) for key, value in _facts(entry, versions).items() if value])
+    if preview:
+        if picture is None:
+            raise ConceptError(
+                f"{entry.ref} was stored without a preview: draw one with `conceptkit compose {name}`."
+            )
+        preview.parent.mkdir(parents=True, exist_ok=True)
+        preview.write_bytes(picture)
+        if not as_json:
+            wrote(preview)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@json_option
+@debug_option
+def rm(names: tuple[str, ...], as_json: bool) -> None:
+    """Remove concepts.
+
+    NAME goes with all its versions, NAME@2 is one version.
+
+    \b
+    Example:
+      conceptkit rm my_dog
+    """
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        for name in names:
+            registry.get(name)  # all are known, or none is removed
+        gone = [entry for name in dict.fromkeys(names) for entry in registry.remove(name)]
+    if as_json:
+        echo_json([entry.to_json() for entry in gone])
+    else:
+        click.echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
+
+
+def echo_table(rows: list[tuple[str, ...]]) -> None:
+    """Rows of equal length as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them, in powers of 1000."""
+    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
+
+
+def _row(entry: "Entry") -> tuple[str, ...]:
+    about = entry.summary
+    what = about.get("noun") or " + ".join(map(str, about.get("parents") or ())) or "-"
+    base = about.get("base_name") or "-"
+    return (
+        entry.name,
+        str(entry.version),
+        about.get("kind") or "-",
+        what,
+        base,
+        size(entry.bytes),
+        entry.created[:10],
+    )
+
+
+def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
+    about = entry.summary
+    facts = {
+        "kind": about.get("kind"),
+        "class": about.get("noun"),
+        "base": about.get("base_name"),
+        "method": about.get("method"),
+        "rank": about.get("rank"),
+        "tokens": ", ".join(about.get("tokens") or ()),
+        "merged from": ", ".join(map(str, about.get("parents") or ())),
+        "size": size(entry.bytes),
+        "created": entry.created,
+        "hash": entry.hash,
+        "versions": ", ".join(str(other.version) for other in versions),
+    }
+    return {key: str(value) for key, value in facts.items() if value not in (None, "")}

@@ -1,0 +1,76 @@
+"""The root of the `conceptkit` command, and the one place where errors become sentences and exit codes.
+
+0: done; 1: something unexpected; 2: a mistake that one sentence explains; 130: stopped with Ctrl-C.
+"""
+
+import os
+import traceback
+import warnings
+from typing import Any
+
+import click
+
+from conceptkit import __version__
+from conceptkit.cli import concepts, demo, learn, pictures, share, storybook
+from conceptkit.cli.options import DEBUG, debug_option
+from conceptkit.errors import ConceptError
+
+
+class Mistake(click.ClickException):
+    """A sentence for the user and exit code 2, like a wrong option."""
+
+    exit_code = 2
+
+
+class Root(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("\nStopped; nothing half-written was kept.", err=True)
+            ctx.exit(130)
+        except ConceptError as error:
+            _explain(ctx)
+            raise Mistake(str(error)) from error
+        except Exception as error:
+            _explain(ctx)
+            hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
+            raise click.ClickException(f"unexpectedly, {type(error).__name__}: {error}{hint}") from error
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="conceptkit")
+@debug_option
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Teach a text-to-image model your own things, and draw them together.
+
+    \b
+    Example:
+      conceptkit add my_dog ./photos
+      conceptkit compose my_dog --prompt "my_dog in the snow"
+    """
+    if not ctx.meta.get(DEBUG):
+        warnings.simplefilter("ignore")
+        for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+            os.environ.setdefault(variable, "error")
+
+
+for command in (
+    learn.add,
+    pictures.compose,
+    concepts.list_,
+    concepts.show,
+    concepts.rm,
+    share.export,
+    demo.demo,
+    storybook.storybook,
+):
+    main.add_command(command)
+
+
+def _explain(ctx: click.Context) -> None:
+    if ctx.meta.get(DEBUG):
+        traceback.print_exc()

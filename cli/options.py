@@ -1,0 +1,74 @@
+"""Options and small sentences that several commands share."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+DEBUG = "conceptkit.debug"
+"""Key of the flag in click's `Context.meta`, which a command and its groups share."""
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def debug_option(command: Decorated) -> Decorated:
+    """`--debug`, accepted before and after the command's name."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[DEBUG] = value or ctx.meta.get(DEBUG, False)
+
+    return click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def out_option(default: str | None, text: str) -> Callable[[Decorated], Decorated]:
+    """`--out DIR`, required when there is no default."""
+    kind = click.Path(file_okay=False, writable=True, path_type=Path)
+    return click.option(
+        "--out",
+        type=kind,
+        default=default,
+        required=default is None,
+        show_default=True,
+        metavar="DIR",
+        help=text,
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+base_option = click.option(
+    "--base",
+    metavar="ID|PATH",
+    help="The text-to-image model: 'storybook' (built in), a diffusers folder, or a model id on the hub.",
+)
+
+
+def echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def note(sentence: str) -> None:
+    """Something the user should know, beside the result."""
+    click.secho(f"Note: {sentence}", err=True, fg="yellow")
+
+
+def wrote(path: Path) -> None:
+    click.echo(f"Wrote {path}")
+
+
+def free_path(folder: Path, stem: str, suffix: str) -> Path:
+    """`folder/stem.suffix`, or `stem-2`, `stem-3`, ... when that exists: pictures are never overwritten."""
+    path, number = folder / f"{stem}{suffix}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}{suffix}"
+    return path

@@ -1,0 +1,35 @@
+"""Progress bars on stderr, for anything that takes over a second."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Tick(Protocol):
+    """What a long call reports to: `done` of `total` steps, and what it is doing."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None: ...
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Tick]:
+    """A bar named `title` that vanishes when the block ends, also when it ends badly."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+
+        def tick(done: int, total: int, text: str = "") -> None:
+            progress.update(task, completed=done, total=total, description=text or title)
+
+        yield tick
