@@ -63,7 +63,6 @@ def add(
     click.echo(
         f"Learned {learned.entry.ref} in {learned.seconds:.0f} s; it takes {learned.bytes / 1000:,.1f} kB."
     )
-    out.mkdir(parents=True, exist_ok=True)
     path = free_path(out, name, ".png")
-    images.save_png(learned.preview, path, concepts=learned.entry.ref, seed=seed)
+    images.save_png(learned.preview, path, concepts=[learned.entry.ref], seed=seed)
     wrote(path)

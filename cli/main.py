@@ -33,7 +33,7 @@ class Root(click.Group):
             ctx.exit(130)
         except ConceptError as error:
             _explain(ctx)
-            raise Mistake(str(error)) from error
+            raise Mistake(_sentence(error)) from error
         except Exception as error:
             _explain(ctx)
             hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
@@ -69,6 +69,11 @@ for command in (
     storybook.storybook,
 ):
     main.add_command(command)
+
+
+def _sentence(error: ConceptError) -> str:
+    text = str(error)
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _explain(ctx: click.Context) -> None:

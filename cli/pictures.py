@@ -80,23 +80,28 @@ def compose(
 
         metadata = {
             "prompt": prompt,
-            "concepts": ", ".join(entry.ref for entry in entries),
-            "hashes": ", ".join(entry.hash for entry in entries),
+            "concepts": [entry.ref for entry in entries],
+            "hashes": [entry.hash for entry in entries],
             "base": loaded.name,
             "how": how,
             "steps": steps,
+            "guidance": guidance,
         }
         options = {"num_inference_steps": steps} | ({} if guidance is None else {"guidance_scale": guidance})
-        out.mkdir(parents=True, exist_ok=True)
+        tiles = []
         with attach(loaded.pipe, merge) as attachment:
             if attachment.notice:
                 note(attachment.notice)
             for number, picture in draw(loaded.pipe, prompt, range(seed, seed + count), options):
                 path = free_path(out, f"{slug(prompt)}-{number}", ".png")
-                images.save_png(
-                    picture, path, **metadata, **({"guidance": guidance} if guidance else {}), seed=number
-                )
+                images.save_png(picture, path, **metadata, seed=number)
                 wrote(path)
+                tiles.append(images.Tile(picture, f"seed {number}"))
+    if count > 1:
+        path = free_path(out, f"{slug(prompt)}-sheet", ".png")
+        sheet = images.sheet([images.Row(tiles)], title=prompt, subtitle=" + ".join(names), per_line=4)
+        images.save_png(sheet, path, **metadata, seeds=list(range(seed, seed + count)))
+        wrote(path)
     click.echo(merge.report.text())
 
 

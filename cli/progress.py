@@ -1,5 +1,6 @@
 """Progress bars on stderr, for anything that takes over a second."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -26,7 +27,13 @@ def bar(title: str) -> Iterator[Tick]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # a piped stdout must get its lines, whatever the terminal shows
+    ) as progress:
         task = progress.add_task(title, total=None)
 
         def tick(done: int, total: int, text: str = "") -> None:

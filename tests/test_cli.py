@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import conceptkit
+from conceptkit import images
 from conceptkit.cli.main import main
 from conceptkit.cli.pictures import slug
 from conceptkit.errors import BadPhotos
@@ -97,15 +98,10 @@ def rooms(fake):
         calls["subject"] = (noun, seed, count)
         return [out / f"{i}.png" for i in range(count)]
 
-    def save_png(picture, path, **metadata):
-        calls["metadata"] = metadata
-        picture.save(path)
-
     fake("learn", add=add)
     fake("base", load=load)
     fake("merge", compose=compose)
     fake("attach", attach=lambda pipe, merge: Attachment())
-    fake("images", save_png=save_png)
     fake("prompts", mentioned=lambda prompt, words: {word for word in words if word in prompt})
     fake("concept", Concept=SimpleNamespace(from_bytes=lambda data: data))
     fake("formats.diffusers", export=export)
@@ -235,10 +231,12 @@ def test_compose(rooms, tmp_path):
         "drawn"
     ]
     assert rooms["attached"] is False
-    assert rooms["metadata"]["concepts"] == "my_dog@1, moongate@1" and rooms["metadata"]["seed"] == 6
+    metadata = images.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-6.png")
+    assert metadata["concepts"] == ["my_dog@1", "moongate@1"] and metadata["seed"] == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "my_dog_in_front_of_a_wall-5.png",
         "my_dog_in_front_of_a_wall-6.png",
+        "my_dog_in_front_of_a_wall-sheet.png",
     ]
     assert "does not mention 'moongate'" in result.stderr and "differ a little" in result.stderr
     assert result.stdout.endswith("kept 99 %\n")
