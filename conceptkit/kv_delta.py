@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self.kv_delta_weight = nn.ParameterDict()
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
-        self.frozen_peft_weight_names = {}
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
@@ -172,13 +172,12 @@ class KVDeltaModel(BaseTuner):
 
     prefix = "kv_delta_"
     tuner_layer_cls = KVDeltaLinear
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def _prepare_model(self, peft_config: KVDeltaConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         for name, module in model.named_modules():
             if self._check_target_module_exists(peft_config, name):
                 try:
-                    _refuse(name, module)
+                    _carrier(name, module)
                 except ConceptError:
                     self.peft_config.pop(next(k for k, v in self.peft_config.items() if v is peft_config))
                     raise
@@ -210,8 +209,7 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
         )
     modules = dict(unet.named_modules())
     for name, factors in delta.items():
-        _refuse(name, modules.get(name))
-        _check_shape(name, modules[name], factors)
+        _check_shape(name, _carrier(name, modules.get(name)), factors)
     trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     rank = max(min(min(factor.shape) for factor in factors) for factors in delta.values())
     config = KVDeltaConfig(r=rank, target_modules=list(delta), init_down="zero", inference_mode=True)
@@ -228,7 +226,7 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
             # A style LoRA on other maps is welcome company; PEFT warns of it in words for developers.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             inject_adapter_in_model(config, unet, adapter_name)
-        unet._hf_peft_config_loaded = True
+        vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
         for name, layer in _layers(unet):
             if name in delta:
                 layer.set_factors(adapter_name, tuple(placed(factor, layer.weight) for factor in delta[name]))
@@ -254,8 +252,8 @@ def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
     for name in [n for n, c in configs.items() if isinstance(c, KVDeltaConfig) and adapter_name in (None, n)]:
         del configs[name]
     if not configs:
-        unet.__dict__.pop("peft_config", None)
-        unet.__dict__.pop("_hf_peft_config_loaded", None)
+        vars(unet).pop("peft_config", None)
+        vars(unet).pop("_hf_peft_config_loaded", None)
 
 
 def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -> nn.Parameter:
@@ -265,15 +263,12 @@ def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -
     Raises BadRecipe when an up factor has another rank.
     """
     name = _only_adapter(unet, adapter_name)
-    shared = nn.Parameter(down.detach().clone())
-    for path, layer in _layers(unet):
-        up = layer.kv_delta_up.get(name)
-        if up is None or up.shape[1] != down.shape[0] or layer.in_features != down.shape[1]:
-            found = "is full" if up is None else f"takes ({up.shape[1]}, {layer.in_features})"
-            raise BadRecipe(
-                f"a down factor {tuple(down.shape)} does not fit {path}, which {found}; give that shape"
-            )
-        shared.data = shared.data.to(up)
+    layers = [layer for _, layer in _layers(unet) if name in layer.scaling]
+    given, taken = tuple(down.shape), {_down_shape(layer, name) for layer in layers}
+    if taken != {given}:
+        raise BadRecipe(f"a down factor {given} does not fit layers with {taken}; give their shape")
+    shared = nn.Parameter(down.detach().to(layers[0].kv_delta_up[name], copy=True))
+    for layer in layers:
         layer.kv_delta_down[name] = shared
         layer.set_adapter(layer.active_adapters)
     return shared
@@ -309,6 +304,11 @@ def _only_adapter(unet: nn.Module, adapter_name: str | None) -> str:
     raise ConceptError(f"this UNet carries the KV_DELTA adapters {sorted(names)}; name one of them")
 
 
+def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
+    """(r, d), or () when the adapter is full."""
+    return tuple(layer.kv_delta_down[adapter_name].shape) if adapter_name in layer.kv_delta_down else ()
+
+
 def _first_down(init: str, r: int, d: int) -> Tensor:
     """(r, d)."""
     if init == "zero":
@@ -317,8 +317,8 @@ def _first_down(init: str, r: int, d: int) -> Tensor:
     return nn.init.orthogonal_(down) if init == "orthonormal" else down
 
 
-def _refuse(name: str, module: nn.Module | None) -> None:
-    """Raise when a delta cannot go onto this module."""
+def _carrier(name: str, module: nn.Module | None) -> nn.Linear | KVDeltaLinear:
+    """The module, once it is known that a delta can go onto it."""
     if isinstance(module, BaseTunerLayer) and not isinstance(module, KVDeltaLinear):
         # Stacked, the keys of both get renamed, and a reload would silently drop them.
         raise ConceptError(
@@ -329,9 +329,10 @@ def _refuse(name: str, module: nn.Module | None) -> None:
         raise BaseMismatch(
             f"the map {name} {found} in this UNet; use the base that the concept was learned on"
         )
+    return module
 
 
-def _check_shape(name: str, module: nn.Module, factors: Factors) -> None:
+def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors) -> None:
     added, own = (factors[0].shape[0], factors[-1].shape[1]), tuple(module.weight.shape)
     if added != own:
         raise BaseMismatch(
@@ -339,6 +340,7 @@ def _check_shape(name: str, module: nn.Module, factors: Factors) -> None:
         )
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[ConceptPeftType.KV_DELTA] = KVDeltaConfig
-PEFT_TYPE_TO_TUNER_MAPPING[ConceptPeftType.KV_DELTA] = KVDeltaModel
-PEFT_TYPE_TO_PREFIX_MAPPING[ConceptPeftType.KV_DELTA] = KVDeltaModel.prefix
+_TYPE: Any = ConceptPeftType.KV_DELTA
+PEFT_TYPE_TO_CONFIG_MAPPING[_TYPE] = KVDeltaConfig
+PEFT_TYPE_TO_TUNER_MAPPING[_TYPE] = KVDeltaModel
+PEFT_TYPE_TO_PREFIX_MAPPING[_TYPE] = KVDeltaModel.prefix

@@ -1,0 +1,77 @@
+"""Names in prompts: where concepts are attached, "my_dog at night" reads as "<my_dog> dog at night"."""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import overload
+
+TOKEN = re.compile(r"<[^\s<>]+>")
+
+
+@overload
+def replace(prompt: str, words: Mapping[str, str]) -> str: ...
+@overload
+def replace(prompt: None, words: Mapping[str, str]) -> None: ...
+@overload
+def replace(prompt: list[str] | tuple[str, ...], words: Mapping[str, str]) -> list[str]: ...
+def replace(prompt, words):
+    """The prompt with every name replaced by the text it stands for, e.g. {"my_dog": "<my_dog> dog"}.
+
+    Whole words only, the longest name first, upper and lower case distinct. A noun that already follows is
+    not said twice, a token that is already written stays, a second call changes nothing. Lists give lists.
+    """
+    if prompt is None or not words:
+        return prompt
+    if not isinstance(prompt, str):
+        return [replace(text, words) for text in prompt]
+    return _pattern(words).sub(lambda found: words[_name(found)] if found["bare"] else found[0], prompt)
+
+
+def mentioned(prompt: str | Sequence[str] | None, words: Mapping[str, str]) -> set[str]:
+    """The names that a prompt, or any prompt of a list, uses: as words or through their tokens."""
+    if not prompt or not words:
+        return set()
+    if not isinstance(prompt, str):
+        return set().union(*(mentioned(text, words) for text in prompt))
+    names = set()
+    for found in _pattern(words).finditer(prompt):
+        tokens = TOKEN.findall(found[0])
+        names |= (
+            {_name(found)}
+            if found["bare"]
+            else {n for n, text in words.items() if any(t in text for t in tokens)}
+        )
+    return names
+
+
+def nearest(name: str, names: Collection[str]) -> str | None:
+    """The known name that a misspelt one probably means."""
+    folded = {known.casefold(): known for known in sorted(names)}
+    return next((folded[found] for found in difflib.get_close_matches(name.casefold(), folded, n=1)), None)
+
+
+def _name(found: re.Match[str]) -> str:
+    return found["bare"].split()[0]
+
+
+def _pattern(words: Mapping[str, str]) -> re.Pattern[str]:
+    """Matches what must stay (replacements already made, tokens), then `bare` names and a noun after them.
+
+    A hyphen joins: "my_dog" is no word of "my_dog-like".
+    """
+    done = _any(words.values())
+    bare = "|".join(
+        rf"{re.escape(name)}{_noun(words[name])}" for name in sorted(words, key=len, reverse=True)
+    )
+    return re.compile(rf"(?:{done})(?!\w)|{TOKEN.pattern}|(?<![\w<])(?<!\w-)(?P<bare>{bare})(?!\w)(?!-\w)")
+
+
+def _noun(text: str) -> str:
+    """What follows the token in a replacement, as an optional pattern."""
+    token = TOKEN.match(text)
+    noun = text[token.end() :].split() if token else []
+    return "(?:" + "".join(rf"\s+{re.escape(word)}" for word in noun) + ")?"
+
+
+def _any(texts: Collection[str]) -> str:
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
