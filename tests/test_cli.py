@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -41,7 +42,7 @@ def fake(monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         parent, _, leaf = module.__name__.rpartition(".")
         if parent != "conceptkit":
-            monkeypatch.setitem(vars(sys.modules.setdefault(parent, ModuleType(parent))), leaf, module)
+            monkeypatch.setitem(vars(import_module(parent)), leaf, module)
         elif leaf != "attach":
             monkeypatch.setitem(vars(conceptkit), leaf, module)
 
