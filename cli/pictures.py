@@ -89,9 +89,7 @@ def compose(
         }
         options = {"num_inference_steps": steps} | ({} if guidance is None else {"guidance_scale": guidance})
         tiles = []
-        with attach(loaded.pipe, merge) as attachment:
-            if attachment.notice:
-                note(attachment.notice)
+        with attach(loaded.pipe, merge):
             for number, picture in draw(loaded.pipe, prompt, range(seed, seed + count), options):
                 path = free_path(out, f"{slug(prompt)}-{number}", ".png")
                 images.save_png(picture, path, **metadata, seed=number)
