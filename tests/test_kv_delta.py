@@ -5,6 +5,7 @@ import re
 import peft
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from conceptkit import base
@@ -258,6 +259,36 @@ def test_what_does_not_fit_is_refused_whole(pipe, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         install(pipe.unet, delta)
     assert snapshot(pipe) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "maps", "outputs"),
+    [
+        ({"cross_attention_dim": 768}, 32, 24_960),
+        (
+            {
+                "block_out_channels": (320, 640, 1280),
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "transformer_layers_per_block": (1, 2, 10),
+                "attention_head_dim": (5, 10, 20),
+                "cross_attention_dim": 2048,
+                "use_linear_projection": True,
+            },
+            140,
+            166_400,
+        ),
+    ],
+    ids=["sd15", "sdxl"],
+)
+def test_the_default_targets_are_the_maps_of_real_bases(config, maps, outputs):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+        names = list(base.kv_maps(unet))
+        unet.add_adapter(KVDeltaConfig(r=1, init_down="zero"))
+    delta = read_delta(unet)
+    assert list(delta) == names and len(delta) == maps
+    assert sum(len(up) for up, _ in delta.values()) == outputs
 
 
 def test_configs_that_make_no_sense():

@@ -1,0 +1,119 @@
+"""Exported files draw the same picture in plain diffusers, where conceptkit was never imported."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from conceptkit.attach import attach
+from conceptkit.concept import delta_dense
+from conceptkit.errors import ConceptError, NoEffect
+from conceptkit.formats.diffusers import LORA, embedding, export, lora
+from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, save
+
+PROMPT = "a photo of my_dog in the snow"
+TYPED = "a photo of <my_dog> dog in the snow"
+ELSEWHERE = """
+import sys
+import numpy as np
+import torch
+
+base, out, prompt, picture = sys.argv[1:]
+code = open(f"{out}/README.md").read().split("```")[1].removeprefix("python")
+code = code.replace("BASE", base).replace("FOLDER", out)
+loading, _, _ = code.partition('pipe("')
+exec(loading)
+pipe.set_progress_bar_config(disable=True)
+images = pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="np", num_inference_steps=2,
+              guidance_scale=2.0).images
+np.save(picture, images[0])
+assert not [name for name in sys.modules if name.startswith("conceptkit")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [(pico_sd, {"rank": 2, "vectors": 2}), (pico_sd, {"rank": 0}), (pico_sdxl, {"rank": 3})],
+    ids=["low-rank", "full", "sdxl"],
+)
+def test_the_same_picture_without_conceptkit(build, options, tmp_path):
+    pipe = build()
+    concept = pico_concept(pipe, **options)
+    plain = draw(pipe, PROMPT)
+    with attach(pipe, concept):
+        expected = draw(pipe, PROMPT)
+    paths = export(concept, tmp_path / "out")
+    assert [path.name for path in paths] == [LORA, "my_dog.safetensors", "README.md"]
+    save(pipe, tmp_path / "base")
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
+    arguments = [tmp_path / "base", tmp_path / "out", TYPED, tmp_path / "picture.npy"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    picture = torch.from_numpy(np.load(tmp_path / "picture.npy")).permute(2, 0, 1)
+    assert torch.allclose(picture, expected, atol=1e-5)
+    assert (picture - plain).abs().max() > 1e-3
+
+
+def test_the_lora_is_the_delta_at_one_rank(tmp_path):
+    pipe = pico_sd()
+    low, full = pico_concept(pipe, rank=2).delta, pico_concept(pipe, rank=0).delta
+    names = list(low)
+    delta = {names[0]: low[names[0]], names[1]: full[names[1]], names[5]: full[names[5]]}
+    concept = pico_concept(pipe)
+    object.__setattr__(concept, "delta", delta)
+    export(concept, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / LORA)
+    with safe_open(tmp_path / "out" / LORA, "pt") as file:
+        metadata = file.metadata()
+    adapter = json.loads(metadata["lora_adapter_metadata"])
+    assert adapter["unet.r"] == adapter["unet.lora_alpha"] == 32
+    assert adapter["unet.target_modules"] == sorted(delta)
+    assert json.loads(metadata["conceptkit"])["recipe"] == {"method": "random", "seed": 0}
+    assert len(tensors) == 6
+    for name, factors in delta.items():
+        up, down = (tensors[f"unet.{name}.lora_{side}.weight"] for side in "BA")
+        assert up.shape[1] == down.shape[0] == 32
+        assert torch.allclose(up @ down, delta_dense(factors), atol=1e-6)
+
+
+def test_the_same_concept_gives_the_same_bytes():
+    concept = pico_concept(pico_sd())
+    (rows,) = concept.tokens.values()
+    assert len({lora(concept) for _ in range(8)}) == 1
+    assert len({embedding(concept, rows) for _ in range(8)}) == 1
+
+
+def test_embeddings_have_the_keys_that_others_read(tmp_path):
+    export(pico_concept(pico_sd(), vectors=2), tmp_path / "sd")
+    (rows,) = load_file(tmp_path / "sd" / "my_dog.safetensors").items()
+    assert rows[0] == "emb_params" and rows[1].shape == (2, 32)
+    export(pico_concept(pico_sdxl()), tmp_path / "sdxl")
+    both = load_file(tmp_path / "sdxl" / "my_dog.safetensors")
+    assert {key: tuple(value.shape) for key, value in both.items()} == {"clip_l": (1, 32), "clip_g": (1, 48)}
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path, monkeypatch):
+    concept = pico_concept(pico_sd())
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(ConceptError, match="already holds files"):
+        export(concept, out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    with pytest.raises(NoEffect, match="neither a delta nor a token"):
+        bare = pico_concept(pico_sd())
+        object.__setattr__(bare, "delta", {})
+        object.__setattr__(bare, "tokens", {})
+        export(bare, tmp_path / "new")
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export(concept, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "empty").mkdir()
+    assert len(export(concept, tmp_path / "empty")) == 3
