@@ -139,7 +139,10 @@ def encode(pipe: Any, prompts: Sequence[str], batch: int = 32) -> Features:
     for start in range(0, len(prompts), batch):
         chunk = list(prompts[start : start + batch])
         encoded = pipe.encode_prompt(
-            prompt=chunk, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            prompt=chunk,
+            device=pipe._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
         )
         hidden.append(encoded[0].float().cpu())
         ids.append(token_ids(pipe, tokenizer, chunk))

@@ -1,0 +1,114 @@
+"""What a base reads in ordinary captions: the metric of merges, and the measure of their side effects."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from conceptkit.base import Base, Features, captions, encode, kv_maps
+from conceptkit.compose import gram
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
+
+WORD_WEIGHT = 1.0
+"""Of the feature of a word, and of the end-of-text token after the last one."""
+BOS_WEIGHT = 8.0
+"""The first feature, equal in all prompts, draws most of the attention: it counts as much as the words."""
+PADDING_WEIGHT = 0.25
+"""There are dozens of padding features in a prompt: together again about as much as its words."""
+EMPTY_SHARE = 0.1
+"""The empty prompt is half of every guided step: it counts as one caption in ten."""
+MOST_CAPTIONS = 500
+HELD_OUT = 10
+"""One caption in so many is kept back for measuring what a merge does to captions it was not fitted on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """Statistics of a base over captions without any concept.
+
+    gram: G (d, d), weighted mean of x x^T over the fit captions' features, with the weights above.
+    held_out: Y (d, d) with Y^T Y the plain mean of y y^T over all positions of the held-out captions.
+    size: ||W0 Y||, what the base's own maps make of them.
+    """
+
+    gram: Tensor
+    held_out: Tensor
+    size: float
+
+    def to_bytes(self) -> bytes:
+        tensors = {"gram": self.gram, "held_out": self.held_out, "size": torch.tensor([self.size])}
+        return safetensors.torch.save({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Metric":
+        tensors = safetensors.torch.load(data)
+        return cls(tensors["gram"].double(), tensors["held_out"].double(), float(tensors["size"]))
+
+
+def of_base(base: Base, registry: "Registry | None" = None, texts: list[str] | None = None) -> Metric:
+    """The base's metric over its captions (or `texts`), made once and kept in the registry."""
+    texts = captions(base.name) if texts is None else texts
+    key = f"gram/{base.fingerprint.exact}/{_digest(texts)}"
+    stored = registry.get_asset(key) if registry else None
+    if stored is None:
+        stored = measure(base, texts).to_bytes()
+        if registry:
+            registry.put_asset(key, stored)
+    # Read back even when new, so that the first merge and the hundredth compute with the same numbers.
+    return Metric.from_bytes(stored)
+
+
+def measure(base: Base, texts: list[str]) -> Metric:
+    """Encode the captions and sum up: seconds on a small base, minutes on a real one without a GPU."""
+    fit = [text for i, text in enumerate(texts) if text and i % HELD_OUT != HELD_OUT - 1][:MOST_CAPTIONS]
+    kept_back = [text for text in texts[HELD_OUT - 1 :: HELD_OUT] if text] or fit
+    empty = encode(base.pipe, [""])
+    moment = (1 - EMPTY_SHARE) * _mean(base, fit) + EMPTY_SHARE * gram(empty.hidden, position_weights(empty))
+    held_out = _root(_mean(base, kept_back, even=True))
+    return Metric(moment, held_out, _size(base, held_out))
+
+
+def position_weights(features: Features) -> Tensor:
+    """How much each position counts in G: (n, T)."""
+    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
+    weights = torch.full(features.ids.shape, WORD_WEIGHT)
+    weights[place > features.eot.unsqueeze(1)] = PADDING_WEIGHT
+    weights[:, 0] = BOS_WEIGHT
+    return weights
+
+
+def _mean(base: Base, texts: list[str], even: bool = False, batch: int = 32) -> Tensor:
+    """The mean of x x^T, batch by batch: all features of a real base at once would fill a laptop."""
+    moment, total = torch.zeros(base.width, base.width, dtype=torch.float64), 0.0
+    for start in range(0, len(texts), batch):
+        features = encode(base.pipe, texts[start : start + batch])
+        weights = torch.ones(features.ids.shape) if even else position_weights(features)
+        moment += float(weights.sum()) * gram(features.hidden, weights)
+        total += float(weights.sum())
+    return moment / total
+
+
+def _root(moment: Tensor) -> Tensor:
+    """Y (d, d) with Y^T Y = the moment: d features that stand for any number of them in every norm."""
+    values, vectors = torch.linalg.eigh(moment)
+    return values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+
+
+def _size(base: Base, rows: Tensor) -> float:
+    """||W0 Y|| over all maps, where the base is."""
+    parts = []
+    for linear in kv_maps(base.unet).values():
+        weight = linear.weight.detach().float()
+        parts.append(float((rows.to(weight) @ weight.T).square().sum()))
+    return sum(parts) ** 0.5
+
+
+def _digest(texts: list[str]) -> str:
+    weights = [WORD_WEIGHT, BOS_WEIGHT, PADDING_WEIGHT, EMPTY_SHARE, MOST_CAPTIONS, HELD_OUT]
+    return hashlib.sha256(json.dumps([weights, texts]).encode()).hexdigest()[:16]

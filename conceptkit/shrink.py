@@ -1,0 +1,51 @@
+"""Make a concept smaller where the text features will not miss it: truncate D S^(1/2), not D."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from conceptkit.compose import RIDGE, balanced, factor
+from conceptkit.concept import Concept, apply
+from conceptkit.errors import BadRecipe
+
+
+def shrink(
+    concept: Concept, gram: Tensor, *, rank: int | None = None, energy: float | None = None
+) -> Concept:
+    """The concept with its delta cut to `rank`, or to the smallest rank that holds `energy` in (0, 1].
+
+    gram: S (d, d), the second moment of the base's text features. With D (O, d) all maps stacked and
+    S = L L^T, D L is cut to its k largest singular directions V: D' = (D L V) (V^T L^-1), whose right factor
+    all maps share. Raises BadRecipe unless exactly one of rank and energy is given, in its range.
+    """
+    if (rank is None) == (energy is None):
+        raise BadRecipe("give either the rank or the energy to shrink to")
+    if not (rank is None or rank >= 1) or not (energy is None or 0 < energy <= 1):
+        raise BadRecipe(f"cannot shrink to rank {rank}, energy {energy}: at least 1, or within (0, 1]")
+    if not concept.delta:
+        return concept
+    root = torch.from_numpy(factor(gram).lower)
+    values, directions = torch.linalg.eigh(_moment(concept, root))
+    values, directions = values.flip(0).clamp(min=0), directions.flip(1)
+    if rank is None:
+        held = values.cumsum(0) / values.sum()
+        rank = int((held < energy).sum()) + 1
+    kept = directions[:, : min(rank, int((values > values[0] * 1e-14).sum()))]
+
+    up = torch.cat([apply(factors, (root @ kept).T).T for factors in concept.delta.values()])
+    down, up = balanced(torch.linalg.solve_triangular(root, kept.T, upper=False, left=False), up)
+    shared = down.float()
+    blocks = up.float().split([len(factors[0]) for factors in concept.delta.values()])
+    delta = {name: (block, shared) for name, block in zip(concept.delta, blocks, strict=True)}
+    recipe = {**concept.recipe, "shrunk": {"rank": kept.shape[1], "ridge": RIDGE}}
+    return replace(concept, delta=delta, recipe=recipe)
+
+
+def _moment(concept: Concept, root: Tensor) -> Tensor:
+    """L^T D^T D L (d, d), summed map by map."""
+    moment = torch.zeros_like(root)
+    for factors in concept.delta.values():
+        made = apply(factors, root.T)
+        moment += made @ made.T
+    return moment

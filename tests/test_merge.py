@@ -1,0 +1,270 @@
+"""Merging on pico pipelines: exact where it must be, gentle elsewhere, and honest in its report."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from conceptkit import base, metric
+from conceptkit.compose import factor
+from conceptkit.concept import Concept, apply, delta_rank, delta_rows
+from conceptkit.contexts import constraint_rows, context_prompts, positions, word_features
+from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, UnknownConcept
+from conceptkit.merge import compose
+from conceptkit.registry.store import Registry
+from conceptkit.shrink import shrink
+from tests import tiny
+
+
+@pytest.fixture(scope="module", params=[tiny.pico_sd, tiny.pico_sdxl], ids=["sd", "sdxl"])
+def pico(request) -> base.Base:
+    return base.of(request.param())
+
+
+@pytest.fixture(autouse=True)
+def few_captions(monkeypatch):
+    texts = base.captions("any")[:60]
+    monkeypatch.setattr(metric, "captions", lambda name: texts)
+
+
+def learned(
+    pico: base.Base, name: str, noun: str, seed: int, rank: int = 2, vectors: int = 1, free: bool = False
+) -> Concept:
+    """A concept D = B A that listens to its own words, as a learned one should; to anything, when `free`."""
+    make = torch.Generator().manual_seed(seed)
+    widths = [encoder.config.hidden_size for _, encoder in pico.encoders]
+    bare = Concept(
+        name=name,
+        kind="subject",
+        noun=noun,
+        base=pico.fingerprint,
+        base_name=pico.name,
+        tokens={f"<{name}>": tuple(torch.randn(vectors, width, generator=make) for width in widths)},
+        words={name: f"<{name}> {noun}"},
+        delta={},
+        recipe={"method": "test"},
+        provenance={"seed": seed},
+    )
+    shape = factor(metric.of_base(pico).gram)
+    rows = constraint_rows(bare, pico, shape)
+    down = torch.randn(rank, pico.width, generator=make) if free else shape.solve(rows[:rank]).float()
+    down = down / down.norm()
+    delta = {map: (torch.randn(o, rank, generator=make), down) for map, o in pico.sizes.items()}
+    return dataclasses.replace(bare, delta=delta, rows=rows)
+
+
+@pytest.fixture(scope="module")
+def pair(pico):
+    with pytest.MonkeyPatch.context() as patch:
+        texts = base.captions("any")[:60]
+        patch.setattr(metric, "captions", lambda name: texts)
+        return learned(pico, "my_dog", "dog", 1), learned(pico, "moongate", "gate", 2, vectors=2)
+
+
+def test_a_merge_is_a_low_rank_concept_with_one_down(pico, pair):
+    merge = compose(*pair, base=pico)
+    concept = merge.concept
+    assert (concept.kind, concept.name, concept.noun) == ("merge", "my_dog-moongate", None)
+    assert set(concept.tokens) == {"<my_dog>", "<moongate>"}
+    assert concept.words == {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate"}
+    assert list(concept.delta) == sorted(pico.sizes)
+    assert len({id(down) for _, down in concept.delta.values()}) == 1
+    assert delta_rank(concept.delta) == merge.report.rows == len(concept.rows)
+    assert concept.provenance["parents"] == ["my_dog", "moongate"]
+    assert concept.base == pico.fingerprint
+    assert Concept.from_bytes(concept.to_bytes()).to_bytes() == concept.to_bytes()
+    assert compose(*pair, base=pico).concept.to_bytes() == concept.to_bytes()
+
+
+def test_constraints_hold_and_side_effects_are_less_than_of_a_sum():
+    pico = base.of(tiny.pico_sd(d=96))
+    pair = learned(pico, "my_dog", "dog", 1, free=True), learned(pico, "moongate", "gate", 2, free=True)
+    closed, added = (compose(*pair, base=pico, how=how) for how in ("constrained", "sum"))
+    for part in pair:
+        rows = part.rows.double()
+        wanted = delta_rows(part.delta, pico.sizes, rows)
+        found = delta_rows(closed.concept.delta, pico.sizes, rows)
+        assert (found - wanted).norm() < 0.01 * wanted.norm()
+    assert closed.report.captions < added.report.captions
+    for constrained, naive in zip(closed.report.kept, added.report.kept, strict=True):
+        assert constrained.words > naive.words
+    assert added.report.how == "sum"
+
+
+def test_the_sum_is_the_sum(pico, pair):
+    added = compose(*pair, base=pico, how="sum", weights=[1.0, 0.5]).concept
+    rows = torch.randn(3, pico.width)
+    for name, factors in added.delta.items():
+        expected = apply(pair[0].delta[name], rows) + 0.5 * apply(pair[1].delta[name], rows)
+        assert torch.allclose(
+            apply(factors, rows), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())
+        )
+
+
+def test_one_alone_is_itself(pico, pair):
+    merge = compose(pair[0], base=pico)
+    assert merge.concept.to_bytes() == pair[0].to_bytes()
+    (kept,) = merge.report.kept
+    assert (kept.words, kept.prompt) == (1.0, 1.0)
+    assert compose(pair[0], base=pico, name="other").concept.name == "other"
+    half = compose(pair[0], base=pico, weights=[0.5]).concept.delta
+    name = next(iter(half))
+    assert torch.allclose(half[name][0], pair[0].delta[name][0] / 2)
+
+
+def test_two_of_one_class_give_way_evenly(pico, pair):
+    """The same token rows under two names: no merge can serve both, and none comes first."""
+    twin = dataclasses.replace(
+        pair[0],
+        name="twin",
+        tokens={"<twin>": pair[0].tokens["<my_dog>"]},
+        words={"twin": "<twin> dog"},
+        delta={name: (-up.flip(0), down) for name, (up, down) in pair[0].delta.items()},
+    )
+    one, other = (compose(*order, base=pico) for order in ((pair[0], twin), (twin, pair[0])))
+    assert one.report.damping > 0
+    assert "nearly coincide" in one.report.text()
+    first = {kept.name: kept.words for kept in one.report.kept}
+    second = {kept.name: kept.words for kept in other.report.kept}
+    assert first == pytest.approx(second, abs=0.01)
+    assert first["my_dog"] == pytest.approx(first["twin"], abs=0.15)
+
+
+def test_composing_leaves_the_pipeline_alone(pico, pair):
+    length, table = len(pico.pipe.tokenizer), pico.pipe.text_encoder.get_input_embeddings().weight.clone()
+    compose(*pair, base=pico)
+    assert len(pico.pipe.tokenizer) == length
+    assert torch.equal(pico.pipe.text_encoder.get_input_embeddings().weight, table)
+
+
+def test_names_are_read_from_the_registry_and_the_metric_is_kept_there(pico, pair, monkeypatch):
+    registry = Registry()
+    for concept in pair:
+        registry.add(concept.name, concept.to_bytes(), concept.summary())
+    first = compose("my_dog", "moongate@1", base=pico, registry=registry)
+    monkeypatch.setattr(metric, "measure", None)
+    second = compose("my_dog", "moongate", base=pico, registry=registry)
+    assert second.concept.to_bytes() == first.concept.to_bytes()
+    assert first.concept.provenance["parents"] == ["my_dog@1", "moongate@1"]
+    assert first.concept.summary()["parents"] == ["my_dog@1", "moongate@1"]
+    with pytest.raises(UnknownConcept, match="moongate"):
+        compose("my_dog", "mongate", base=pico, registry=registry)
+
+
+def test_a_merge_can_be_composed_again(pico, pair):
+    merged = compose(*pair, base=pico).concept
+    third = learned(pico, "my_cat", "cat", 3)
+    again = compose(merged, third, base=pico)
+    assert set(again.concept.words) == {"my_dog", "moongate", "my_cat"}
+    assert [kept.name for kept in again.report.kept] == ["my_dog-moongate", "my_cat"]
+
+
+def test_a_concept_of_tokens_alone_is_protected_from_the_other(pico, pair):
+    bare = dataclasses.replace(pair[1], delta={})
+    merge = compose(pair[0], bare, base=pico)
+    assert merge.report.kept[1].words is None
+    leak = delta_rows(merge.concept.delta, pico.sizes, bare.rows)
+    assert leak.norm() < 0.05 * delta_rows(pair[0].delta, pico.sizes, pair[0].rows).norm()
+    both = compose(dataclasses.replace(pair[0], delta={}), bare, base=pico)
+    assert both.concept.delta == {}
+    assert both.report.captions == 0
+
+
+def test_maps_that_no_concept_changes_stay_out(pico, pair):
+    values = [
+        dataclasses.replace(part, delta={name: f for name, f in part.delta.items() if name.endswith("to_v")})
+        for part in pair
+    ]
+    assert all(name.endswith("to_v") for name in compose(*values, base=pico).concept.delta)
+
+
+def test_a_full_matrix_is_composed_like_its_factors(pico, pair):
+    full = dataclasses.replace(
+        pair[0], delta={name: (up @ down,) for name, (up, down) in pair[0].delta.items()}
+    )
+    one, other = (compose(part, pair[1], base=pico).concept for part in (full, pair[0]))
+    rows = torch.randn(4, pico.width)
+    for name in pico.sizes:
+        assert torch.allclose(
+            apply(one.delta[name], rows), apply(other.delta[name], rows), rtol=0.02, atol=0.02
+        )
+    assert compose(full, pair[1], base=pico, how="sum").concept.delta.keys() == pair[0].delta.keys()
+
+
+def test_the_report_speaks_and_is_json(pico, pair):
+    report = compose(*pair, base=pico).report
+    lines = report.text().splitlines()
+    assert lines[0].startswith("my_dog keeps ")
+    assert lines[2].startswith("captions without a concept change by ")
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["kept"][0]["name"] == "my_dog"
+
+
+def test_what_cannot_be_composed_is_one_sentence(pico, pair):
+    with pytest.raises(BadRecipe, match="'blend'"):
+        compose(*pair, base=pico, how="blend")
+    with pytest.raises(BadRecipe, match="2 concepts need as many finite weights"):
+        compose(*pair, base=pico, weights=[1])
+    with pytest.raises(ConceptError, match="both answer to"):
+        compose(pair[0], pair[0], base=pico)
+    with pytest.raises(ConceptError, match="nothing to compose"):
+        compose(base=pico)
+    elsewhere = base.of(tiny.pico_sd(d=48), "elsewhere")
+    with pytest.raises(BaseMismatch, match="elsewhere"):
+        compose(*pair, base=elsewhere)
+
+
+def test_fit_and_held_out_prompts_share_none(pair):
+    fit, held_out = (context_prompts(pair[0], split) for split in ("fit", "held-out"))
+    assert len(fit) >= 24
+    assert not set(fit) & set(held_out)
+    assert all("<my_dog> dog" in prompt for prompt in fit + held_out)
+
+
+def test_own_words_are_found_where_they_stand(pico, pair):
+    features, own = word_features(pair[1], pico)
+    assert own.sum(dim=1).min() >= 3, "two vectors and a noun"
+    assert not own[:, 0].any()
+    ids = torch.tensor([[9, 1, 2, 3, 1, 2], [1, 2, 9, 9, 2, 1]])
+    assert positions(ids, torch.tensor([1, 2])).int().tolist() == [[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
+    assert features.hidden.shape[-1] == pico.width
+
+
+def test_the_metric_weighs_what_attention_reads(pico):
+    features = base.encode(pico.pipe, ["a dog", ""])
+    weights = metric.position_weights(features)
+    end = int(features.eot[0])
+    assert weights[0, 0] == metric.BOS_WEIGHT
+    assert (weights[0, 1 : end + 1] == metric.WORD_WEIGHT).all()
+    assert (weights[0, end + 1 :] == metric.PADDING_WEIGHT).all()
+    assert weights[1, 1] == metric.WORD_WEIGHT
+
+
+def test_held_out_features_measure_what_the_captions_would(pico, pair):
+    texts = base.captions("any")[:20]
+    ordinary = metric.measure(pico, texts)
+    hidden = base.encode(pico.pipe, [texts[9], texts[19]]).hidden.flatten(0, 1)
+    delta = pair[0].delta
+    maps = base.kv_maps(pico.unet).values()
+    read = torch.cat([hidden @ linear.weight.detach().T for linear in maps], dim=1)
+    direct = delta_rows(delta, pico.sizes, hidden).norm() / read.norm()
+    short = delta_rows(delta, pico.sizes, ordinary.held_out).norm() / ordinary.size
+    assert float(short) == pytest.approx(float(direct), rel=1e-3)
+
+
+def test_shrinking_keeps_what_the_features_excite(pico, pair):
+    ordinary = metric.of_base(pico)
+    whole = compose(*pair, base=pico).concept
+    exact = shrink(whole, ordinary.gram, energy=1.0)
+    rows = torch.randn(5, pico.width).double()
+    wanted = delta_rows(whole.delta, pico.sizes, rows)
+    assert (delta_rows(exact.delta, pico.sizes, rows) - wanted).norm() < 1e-3 * wanted.norm()
+    small = shrink(whole, ordinary.gram, rank=2)
+    assert delta_rank(small.delta) == 2
+    assert len(small.to_bytes()) < len(whole.to_bytes())
+    assert len({id(down) for _, down in small.delta.values()}) == 1
+    assert small.provenance["parents"] == whole.provenance["parents"]
+    with pytest.raises(BadRecipe, match="rank"):
+        shrink(whole, ordinary.gram)
+    with pytest.raises(BadRecipe, match="0"):
+        shrink(whole, ordinary.gram, rank=0)
