@@ -92,7 +92,7 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
                 **(checker if "safety_checker" in config else {}),
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        advice = "give a folder that holds a model_index.json" if local else "check the id and the network"
+        advice = USABLE if local else "there is no such folder here, so check the id and the network"
         raise BadBase(f"{name!r} cannot be read as a text-to-image pipeline; {advice}") from error
     pipe.set_progress_bar_config(disable=True)
     return of(pipe.to(device) if device else pipe, name=name)

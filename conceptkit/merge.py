@@ -102,7 +102,7 @@ class _Joined:
 
 
 def compose(
-    *concepts: Concept | str,
+    *concepts: Concept | Merge | str,
     base: Base | None = None,
     registry: "Registry | None" = None,
     name: str | None = None,
@@ -253,7 +253,7 @@ def _norm(delta: Delta, rows: Tensor, minus: Delta = MappingProxyType({})) -> fl
 
 
 def _read(
-    concepts: Sequence[Concept | str], weights: Sequence[float] | None, registry: "Registry"
+    concepts: Sequence[Concept | Merge | str], weights: Sequence[float] | None, registry: "Registry"
 ) -> list[_Part]:
     weights = [1.0] * len(concepts) if weights is None else [float(weight) for weight in weights]
     if len(weights) != len(concepts) or not all(math.isfinite(weight) for weight in weights):
@@ -264,7 +264,8 @@ def _read(
             entry = registry.get(given)
             parts.append(_Part(entry.ref, Concept.from_bytes(registry.read(entry)), weight))
         else:
-            parts.append(_Part(given.name, given, weight))
+            concept = given.concept if isinstance(given, Merge) else given
+            parts.append(_Part(concept.name, concept, weight))
     return parts
 
 

@@ -153,7 +153,7 @@ def test_names_are_read_from_the_registry_and_the_metric_is_kept_there(pico, pai
 
 
 def test_a_merge_can_be_composed_again(pico, pair):
-    merged = compose(*pair, base=pico).concept
+    merged = compose(*pair, base=pico)
     third = learned(pico, "my_cat", "cat", 3)
     again = compose(merged, third, base=pico)
     assert set(again.concept.words) == {"my_dog", "moongate", "my_cat"}

@@ -14,7 +14,7 @@ from tests.test_base import SD15
 
 @pytest.fixture(scope="module")
 def sd15() -> base.Base:
-    """Real map shapes with random weights, nothing else of the UNet, and a flat text encoder of real width."""
+    """Real map shapes with random weights, nothing else of the UNet, and a flat, wide text encoder."""
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
