@@ -1,0 +1,102 @@
+"""The storybook's AutoencoderKL: 64x64 pictures to 8 x 16 x 16 latents with zero mean and unit variance per channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from conceptkit.storybook import budget
+
+CHANNELS = (16, 48, 96)
+
+
+def build() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=CHANNELS,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=2,  # more groups lose flat colours
+        sample_size=64,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def loss(vae: AutoencoderKL, x: Tensor, noise: float = 0.02) -> Tensor:
+    """L1 on pixels and on their differences; the latents are kept near unit size and carry almost no noise."""
+    z = vae.encode(x).latent_dist.mean
+    y = vae.decode(z + noise * torch.randn_like(z)).sample.float()
+    edges = sum(F.l1_loss(a, b) for a, b in zip(_slopes(y), _slopes(x), strict=True))
+    return F.l1_loss(y, x) + 0.5 * edges + 2.0 * F.mse_loss(y, x) + 1e-4 * z.float().square().mean()
+
+
+def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
+    torch.manual_seed(1)
+    vae = build()
+    batch, crop = 32, 32
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng((21, step))
+        torch.manual_seed(step)
+        picks = np.sort(rng.integers(len(pictures), size=batch))
+        ys, xs = rng.integers(0, 64 - crop + 1, (2, batch))
+        tiles = np.stack([pictures[k, y : y + crop, x : x + crop] for k, y, x in zip(picks, ys, xs, strict=True)])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss(vae, to_tensor(tiles))
+
+    vae = budget.train(vae, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "vae.pt", decay=0.995, hold=0.3)  # type: ignore[assignment]
+    standardise(vae, to_tensor(pictures[:2000]))
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 250, flip: bool = False) -> Tensor:
+    """Latent means, float16 (n, 8, 16, 16)."""
+    out = []
+    for k in range(0, len(pictures), batch):
+        x = to_tensor(pictures[k : k + batch])
+        out.append(vae.encode(x.flip(-1) if flip else x).latent_dist.mean.half())
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, x: Tensor) -> None:
+    """Fold a per-channel shift and scale into the 1x1 convolutions, so that latents have mean 0 and variance 1."""
+    z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(250)])
+    n = z.shape[1]
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:n] /= std[:, None, None, None]
+    quant.bias[:n] = (quant.bias[:n] - mean) / std
+    quant.weight[n:] = 0  # the posterior's log-variance: as good as none
+    quant.bias[n:] = -12
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio of a round trip, in dB."""
+    values = []
+    for k in range(0, len(pictures), 250):
+        x = to_tensor(pictures[k : k + 250])
+        y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+        y = ((y + 1) * 127.5).round() / 127.5 - 1
+        values.append(10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)).clamp_min(1e-10)))
+    return torch.cat(values).mean().item()

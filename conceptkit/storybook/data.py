@@ -1,0 +1,106 @@
+"""Training pictures of the storybook world, drawn once by index and cached: picture k of a split is a function of k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from conceptkit.storybook import captions
+from conceptkit.storybook.canvas import SIZE
+from conceptkit.storybook.world import Scene, draw_scene, draw_subject, photos, render
+
+_SEEDS = {"base": 11, "evaluators": 12, "scored": 13, "demo": 14}
+_CHUNK = 250
+
+
+def seed_of(split: str) -> int:
+    return _SEEDS[split]
+
+
+def scene(split: str, index: int) -> Scene:
+    """Scene `index` of a split; drawing pictures and writing captions both start from here."""
+    return draw_scene(np.random.default_rng((_SEEDS[split], index)), split)
+
+
+def caption(split: str, index: int, variant: int, empty: float = 0.1) -> str:
+    """Variant `variant` of the caption of scene `index`."""
+    rng = np.random.default_rng((_SEEDS[split], index, variant + 1))
+    return captions.caption(scene(split, index), rng, empty)
+
+
+def _draw_scenes(job: tuple[str, int, int]) -> np.ndarray:
+    split, start, stop = job
+    return np.stack([np.asarray(render(scene(split, k))) for k in range(start, stop)])
+
+
+def _draw_sessions(job: tuple[str, int, int]) -> np.ndarray:
+    split, start, stop = job
+    out = []
+    for k in range(start, stop):
+        subject = draw_subject(np.random.default_rng((_SEEDS[split] + 100, k)), split=split)
+        out.append(np.stack([np.asarray(p) for p in photos(subject, Sessions.LENGTH, k)]))
+    return np.stack(out)
+
+
+def _cached(path: Path, shape: tuple[int, ...], work: object, jobs: Sequence[object], title: str) -> np.ndarray:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npy")
+        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        at = 0
+        with ProcessPoolExecutor(2) as pool:
+            for block in track(pool.map(work, jobs), title, total=len(jobs)):  # type: ignore[arg-type]
+                out[at : at + len(block)] = block
+                at += len(block)
+        out.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def pictures(split: str, count: int, cache: Path) -> np.ndarray:
+    """The first `count` pictures of a split, uint8 (count, 64, 64, 3), drawn in parallel and cached."""
+    jobs = [(split, k, min(k + _CHUNK, count)) for k in range(0, count, _CHUNK)]
+    path = cache / f"pictures-{split}-{count}.npy"
+    return _cached(path, (count, SIZE, SIZE, 3), _draw_scenes, jobs, f"drawing {split}")
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Photo sessions: uint8 (subjects, 6, 64, 64, 3)."""
+
+    LENGTH = 6
+
+
+def sessions(split: str, count: int, cache: Path) -> np.ndarray:
+    """Six photos each of `count` subjects of a split, uint8 (count, 6, 64, 64, 3)."""
+    jobs = [(split, k, min(k + 25, count)) for k in range(0, count, 25)]
+    path = cache / f"sessions-{split}-{count}.npy"
+    return _cached(path, (count, Sessions.LENGTH, SIZE, SIZE, 3), _draw_sessions, jobs, f"photographing {split}")
+
+
+def tokenised(split: str, count: int, variants: int, tokenizer: object, cache: Path) -> np.ndarray:
+    """Token ids of `variants` captions of each of the first `count` scenes, int16 (count, variants, length)."""
+    path = cache / f"captions-{split}-{count}x{variants}.npy"
+    if not path.exists():
+        jobs = [(split, k, min(k + 1000, count), variants) for k in range(0, count, 1000)]
+        with ProcessPoolExecutor(2) as pool:
+            blocks = list(track(pool.map(_write_captions, jobs), "writing captions", total=len(jobs)))
+        texts = [text for block in blocks for text in block]
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]  # type: ignore[operator]
+        np.save(path, ids.reshape(count, variants, -1).astype(np.int16))
+    return np.load(path)
+
+
+def _write_captions(job: tuple[str, int, int, int]) -> list[str]:
+    split, start, stop, variants = job
+    out = []
+    for k in range(start, stop):
+        told = scene(split, k)
+        for v in range(variants):
+            out.append(captions.caption(told, np.random.default_rng((_SEEDS[split], k, v + 1))))
+    return out

@@ -1,0 +1,162 @@
+"""Make the storybook base and its judges: `python -m conceptkit.storybook.train --minutes 120 --cache DIR`.
+
+The stages run in order; each keeps a checkpoint in the cache and is skipped when it is finished, so the command can
+be stopped and started again. Weights are written at the end, or at any time with `--stage save`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTokenizer, ResNetModel
+
+from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, tokenizer, world
+
+PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 20_000, 2400, 4
+SHARE = {"vae": 0.14, "subject": 0.05, "denoiser": 0.68, "attributes": 0.07, "clip": 0.06}
+GATE = 0.95
+HERE = Path(__file__).parent
+
+
+def _tokenizer(cache: Path) -> CLIPTokenizer:
+    folder = cache / "tokenizer"
+    if not folder.exists():
+        tokenizer.train((data.caption("base", k, 0, empty=0) for k in range(12_000)), folder)
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def _vae(cache: Path) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(str(cache / "vae")).eval()
+
+
+def train_vae(minutes: float, cache: Path) -> None:
+    if not (cache / "vae").exists():
+        vae = autoencoder.train(data.pictures("base", PICTURES, cache)[: PICTURES // 2], minutes, cache)
+        vae.save_pretrained(cache / "vae")
+    held_out = data.pictures("scored", 2000, cache)[:1000]
+    _note(cache, vae_psnr_db=autoencoder.psnr(_vae(cache), held_out))
+
+
+def train_subject(minutes: float, cache: Path) -> None:
+    """The first gate: the subject must be told from its round trips before any UNet is trained."""
+    clean = np.array(data.sessions("evaluators", SESSIONS, cache))
+    vae = _vae(cache)
+    passed = evaluators.round_trips(vae, clean.reshape(-1, *clean.shape[2:])).reshape(clean.shape)
+    model = evaluators.train_subject(clean, passed, minutes, cache)
+    model.save_pretrained(cache / "subject")
+    held_out = np.array(data.sessions("scored", 300, cache))
+    nouns = [evaluators.subject_of("scored", k).noun for k in range(len(held_out))]
+    seen = evaluators.round_trips(vae, held_out.reshape(-1, *held_out.shape[2:])).reshape(held_out.shape)
+    model = ResNetModel.from_pretrained(str(cache / "subject")).eval()
+    auc = {kind: evaluators.verification_auc(model, x, nouns) for kind, x in (("renders", held_out), ("passed", seen))}
+    _note(cache, subject_auc_renders=auc["renders"], subject_auc_round_trips=auc["passed"])
+    if auc["passed"] < GATE:
+        raise click.ClickException(
+            f"the subject judge reaches an AUC of {auc['passed']:.3f} on round trips, below {GATE}: give the vae and "
+            "subject stages more minutes before training the UNet"
+        )
+
+
+def train_denoiser(minutes: float, cache: Path) -> None:
+    words = _tokenizer(cache)
+    ids = torch.from_numpy(data.tokenised("base", PICTURES, VARIANTS, words, cache))
+    store = cache / "latents.pt"
+    if not store.exists():
+        pictures, vae = data.pictures("base", PICTURES, cache), _vae(cache)
+        torch.save(torch.stack([autoencoder.encode(vae, pictures, flip=flip) for flip in (False, True)]), store)
+    latents = torch.load(store, weights_only=True)
+    model = denoiser.train(latents, ids, words, minutes, cache)
+    torch.save(model.state_dict(), cache / "denoiser-average.pt")
+
+
+def train_attributes(minutes: float, cache: Path) -> None:
+    pictures = np.array(data.pictures("evaluators", JUDGED, cache))
+    evaluators.train_attributes(pictures, _vae(cache), minutes, cache).save_pretrained(cache / "attributes")
+
+
+def train_clip(minutes: float, cache: Path) -> None:
+    pictures = np.array(data.pictures("evaluators", JUDGED, cache))
+    words = _tokenizer(cache)
+    evaluators.train_clip(pictures, _vae(cache), words, minutes, cache).save_pretrained(cache / "clip")
+    words.save_pretrained(cache / "clip")
+
+
+def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
+    """Write the pipeline and the judges in float16 safetensors, and the captions that composing preserves."""
+    words = _tokenizer(cache)
+    model = torch.nn.ModuleDict({"text": denoiser.text_encoder(words), "unet": denoiser.unet()})
+    average = cache / "denoiser-average.pt"
+    if average.exists():
+        model.load_state_dict(torch.load(average, weights_only=True))
+    else:
+        model.load_state_dict(torch.load(cache / "denoiser.pt", weights_only=True)["average"])
+    pipe = StableDiffusionPipeline(
+        vae=_vae(cache),
+        text_encoder=model["text"],
+        tokenizer=words,
+        unet=model["unet"],
+        scheduler=denoiser.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(out / "pipeline")
+    for name in ("subject", "attributes", "clip"):
+        if (cache / name).exists():
+            judge = evaluators.load(cache / name)
+            judge.half().save_pretrained(out / name)
+    if (cache / "clip").exists():
+        words.save_pretrained(out / "clip")
+    told = dict.fromkeys(data.caption("base", k, 0, empty=0) for k in range(700))
+    (HERE / "captions.txt").write_text("\n".join(told) + "\n")
+    held_out = [
+        f"{noun}, {hue}, {place}"
+        for noun in world.CLASSES
+        for hue in world.COLOURS
+        for place in world.scenery.PLACES
+        if world.withheld(noun, hue, place)
+    ]
+    forms = [f"marking: {m}" for m in world.RESERVED_MARKINGS] + ["gate: the round moongate"]
+    lists = {"forms": forms, "combinations": held_out}
+    (out / "held_out.json").write_text(json.dumps(lists, indent=1) + "\n")
+
+
+STAGES: dict[str, Callable[[float, Path], None]] = {
+    "vae": train_vae,
+    "subject": train_subject,
+    "denoiser": train_denoiser,
+    "attributes": train_attributes,
+    "clip": train_clip,
+    "save": save,
+}
+
+
+def _note(cache: Path, **figures: float) -> None:
+    file = cache / "figures.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | figures, indent=1) + "\n")
+    budget.console.print(figures)
+
+
+@click.command()
+@click.option("--minutes", default=120.0, show_default=True, help="Training time of all stages together.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("storybook-cache"), show_default=True)
+@click.option("--stage", type=click.Choice(list(STAGES)), multiple=True, help="Only this stage; may be repeated.")
+@click.option("--threads", default=2, show_default=True)
+def main(minutes: float, cache: Path, stage: tuple[str, ...], threads: int) -> None:
+    """Train the storybook base; stop it whenever you like and start it again."""
+    torch.set_num_threads(threads)
+    cache.mkdir(parents=True, exist_ok=True)
+    for name in stage or STAGES:
+        budget.console.rule(name)
+        STAGES[name](minutes * SHARE.get(name, 0), cache)
+
+
+if __name__ == "__main__":
+    main()
