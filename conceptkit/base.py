@@ -20,6 +20,7 @@ from conceptkit.concept import SKETCH_SIZE, Fingerprint
 from conceptkit.errors import BadBase, BaseMismatch
 
 STORYBOOK = "storybook"
+STORYBOOK_GUIDANCE = 3.5
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
 USABLE = "use a Stable Diffusion or SDXL pipeline"
@@ -60,6 +61,11 @@ class Base:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that suits the base (classifier-free guidance, 2207.12598)."""
+        return STORYBOOK_GUIDANCE if self.name == STORYBOOK else 7.5
 
 
 @dataclass(frozen=True, eq=False)

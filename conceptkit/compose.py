@@ -83,8 +83,10 @@ def principal_rows(
     """The k combinations of rows (m, d) that hold `energy` of them in the metric of G^-1: (k, d), k <= most.
 
     They are orthogonal in that metric, the largest first; combinations of features, so R = C D^T stays true.
+    Their size is the root mean square of what the features have of them, so a feature reads them as about 1.
     """
-    weighted = rows.double() if weights is None else rows.double() * weights.double().sqrt().unsqueeze(1)
+    share = torch.ones(len(rows)) if weights is None else weights
+    weighted = rows.double() * (share.double() / share.double().sum()).sqrt().unsqueeze(1)
     left, sizes, _ = torch.linalg.svd(metric.whiten(weighted), full_matrices=False)
     held = sizes.square().cumsum(0) / sizes.square().sum()
     k = min(int((held < energy).sum()) + 1, most, len(sizes))

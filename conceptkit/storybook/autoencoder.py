@@ -82,12 +82,12 @@ def standardise(vae: AutoencoderKL, x: Tensor) -> None:
     n = z.shape[1]
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.weight[:n] /= std[:, None, None, None]
+    quant.weight[:n].div_(std[:, None, None, None])
     quant.bias[:n] = (quant.bias[:n] - mean) / std
     quant.weight[n:] = 0  # the posterior's log-variance: as good as none
     quant.bias[n:] = -12
-    post.bias += post.weight[:, :, 0, 0] @ mean
-    post.weight *= std[None, :, None, None]
+    post.bias.add_(post.weight[:, :, 0, 0] @ mean)
+    post.weight.mul_(std[None, :, None, None])
 
 
 @torch.no_grad()

@@ -1,0 +1,55 @@
+"""The losses of learning, as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """What the UNet should predict: noise, the picture, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (2202.00512).
+
+    clean, noise (n, c, h, w); alpha_bar (n,). Raises ValueError on a prediction type that is none of these.
+    """
+    a = alpha_bar.view(-1, 1, 1, 1).to(clean)
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return clean
+    if prediction_type == "v_prediction":
+        return a.sqrt() * noise - (1 - a).sqrt() * clean
+    raise ValueError(f"a base that predicts {prediction_type!r} cannot be learned on")
+
+
+def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (DDPM, 2006.11239, eq. 4)."""
+    a = alpha_bar.view(-1, 1, 1, 1).to(clean)
+    return a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def masked_mse(predicted: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """Squared error averaged over the cells where mask (n, h, w) is 1 and over all channels; a scalar.
+
+    Each picture counts the same however small its box is. (The reference sums channels and divides by a
+    one-channel mask, which weighs the subject 4 to 1 against the prior; here the recipe's weight says it.)
+    """
+    error = (predicted.float() - wanted.float()).square().mean(dim=1)
+    return ((error * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)).mean()
+
+
+def leak(ups: Tensor, down: Tensor, gram: Tensor) -> Tensor:
+    """||D Y||^2 of D = up down over captions Y with second moment G: tr(up^T up . down G down^T); a scalar.
+
+    ups (O, r), down (r, d), gram (d, d). No caption is drawn and nothing of size (O, d) is built.
+    """
+    moment = down @ gram.to(down) @ down.T
+    return ((ups.T @ ups) * moment).sum()
+
+
+def prior_weighted(subject: Tensor, prior: Tensor | None, weight: float) -> Tensor:
+    """Loss of the subject plus `weight` times that of its class (DreamBooth, 2208.12242, eq. 2)."""
+    return subject if prior is None else subject + weight * prior
+
+
+def finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value.detach()))

@@ -1,0 +1,73 @@
+"""Photos as the loop sees them: augmented views, encoded once into a pool, with their masks and prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conceptkit.base import Base
+from conceptkit.photos import PhotoSet, augment, square
+
+CONTEXTS = ("photo of a {}", "a photo of a {}", "a {}", "a picture of a {}")
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """latents (n, c, h, w), masks (n, h, w), and the index of each view's prompt in `prompts`."""
+
+    latents: Tensor
+    masks: Tensor
+    prompt_of: Tensor
+    prompts: tuple[str, ...]
+
+
+def picture_size(base: Base) -> int:
+    """Pixels on a side of what the base draws."""
+    return int(base.unet.config.sample_size) * int(base.pipe.vae_scale_factor)
+
+
+def pool(base: Base, photos: PhotoSet, words: str, count: int, seed: int) -> Pool:
+    """`count` views of the photos in turn; `words` is what a prompt calls the subject."""
+    size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
+    small = photos.for_size(size)
+    rng = np.random.default_rng((seed, 1))
+    views = [augment(small.pictures[k % len(small)], size, rng, cell) for k in range(count)]
+    texts = [_prompt(view.prefix, CONTEXTS[int(rng.integers(len(CONTEXTS)))].format(words)) for view in views]
+    prompts = tuple(dict.fromkeys(texts))
+    pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
+    return Pool(
+        latents=encode(base, pixels),
+        masks=torch.from_numpy(np.stack([view.mask for view in views])).to(base.device),
+        prompt_of=torch.tensor([prompts.index(text) for text in texts]),
+        prompts=prompts,
+    )
+
+
+def _prompt(prefix: str, context: str) -> str:
+    """The view's words belong to the thing: "photo of a" and "very small " make "photo of a very small ..."."""
+    bare = prefix.removeprefix("a ")
+    head, _, thing = context.rpartition("a ")
+    return f"{head}a {bare}{thing}"
+
+
+@torch.no_grad()
+def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
+    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's UNet reads them."""
+    vae = base.pipe.vae
+    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in pixels.split(batch)]
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return ((torch.cat(parts).float() - shift) * vae.config.scaling_factor).to(base.device)
+
+
+@torch.no_grad()
+def redrawn_db(base: Base, photos: PhotoSet) -> float:
+    """How well the base's autoencoder redraws the photos: mean peak signal-to-noise ratio in dB."""
+    size = picture_size(base)
+    pixels = torch.from_numpy(np.stack([np.asarray(square(p, size), dtype=np.float32) for p in photos.pictures]))
+    x = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+    vae = base.pipe.vae
+    y = vae.decode(vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()).sample.float().cpu().clamp(-1, 1)
+    return float((10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)).clamp_min(1e-10))).mean())

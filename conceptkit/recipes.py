@@ -1,0 +1,45 @@
+"""Recipes: the frozen hyper-parameters of each way to learn a concept. Adding one is adding a row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one concept is learned.
+
+    token_steps: first the modifier token alone learns, at `token_lr` (Adam, per step, batch `batch`).
+    steps: then the token stands still, its rows are known, and the delta learns at `lr`.
+    rank: constraint rows s of the keyed delta; 0 learns full matrices instead, 16 or more a free low rank.
+    batch, prior_batch: views of the subject and class pictures in one step; a step shows both.
+    prior_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
+    prior_size, prior_steps, prior_guidance: the class pictures that the frozen base draws.
+    leak: weight of ||D Y||^2 / ||W0 Y||^2, what the delta does to captions without the concept.
+    views: augmented views encoded beforehand; the loop draws from them.
+    """
+
+    method: str
+    token_steps: int = 100
+    token_lr: float = 5e-3
+    steps: int = 200
+    lr: float = 2e-2
+    rank: int = 4
+    batch: int = 8
+    prior_batch: int = 4
+    prior_weight: float = 1.0
+    prior_size: int = 24
+    prior_steps: int = 15
+    prior_guidance: float = 3.0
+    leak: float = 0.0
+    views: int = 96
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+RECIPES: dict[str, Recipe] = {
+    "custom": Recipe("custom"),
+}
+DEFAULT = "custom"
