@@ -21,12 +21,16 @@ class SubjectJudge:
 
         from conceptkit import storybook
 
-        self.model = AutoModel.from_pretrained(source or storybook.path("subject"), dtype=torch.float32).eval()
+        self.model = AutoModel.from_pretrained(
+            source or storybook.path("subject"), dtype=torch.float32
+        ).eval()
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
         """Unit embeddings (n, d) of RGB pictures."""
-        parts = [self.model(pixels(pictures[k : k + batch], self._size)) for k in range(0, len(pictures), batch)]
+        parts = [
+            self.model(pixels(pictures[k : k + batch], self._size)) for k in range(0, len(pictures), batch)
+        ]
         return F.normalize(torch.cat([part.pooler_output.flatten(1) for part in parts]), dim=1)
 
     @property
@@ -44,12 +48,16 @@ class AttributeJudge:
 
         folder = str(source or storybook.path("attributes"))
         self.model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
-        self.names: tuple[str, ...] = tuple(self.model.config.id2label[k] for k in range(self.model.config.num_labels))
+        self.names: tuple[str, ...] = tuple(
+            self.model.config.id2label[k] for k in range(self.model.config.num_labels)
+        )
 
     @torch.no_grad()
     def logits(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
         """(n, attributes)."""
-        return torch.cat([self.model(pixels(pictures[k : k + batch], 64)).logits for k in range(0, len(pictures), batch)])
+        return torch.cat(
+            [self.model(pixels(pictures[k : k + batch], 64)).logits for k in range(0, len(pictures), batch)]
+        )
 
     def best(self, logits: Tensor, group: str) -> list[str]:
         """For each picture the likeliest attribute of a group, "class", "place", "colour" or "state:dog"."""
@@ -59,7 +67,10 @@ class AttributeJudge:
 
 def pixels(pictures: Sequence[Image.Image], size: int) -> Tensor:
     """RGB pictures as float32 (n, 3, size, size) in [-1, 1]."""
-    scaled = [p.convert("RGB") if p.size == (size, size) else p.convert("RGB").resize((size, size)) for p in pictures]
+    scaled = [
+        p.convert("RGB") if p.size == (size, size) else p.convert("RGB").resize((size, size))
+        for p in pictures
+    ]
     return torch.from_numpy(np.stack([np.asarray(p) for p in scaled])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -117,7 +117,9 @@ def _noun(name: str, noun: str | None, photos: Any, base: bases.Base, notices: l
         noun = pictures.suggest_noun(name, where, known or COMMON_NOUNS)
         if noun is None:
             listed = f": {', '.join(known)}" if known else ""
-            raise BadRecipe(f"neither {name!r} nor its folder says what kind of thing it is; give --class NOUN{listed}")
+            raise BadRecipe(
+                f"neither {name!r} nor its folder says what kind of thing it is; give --class NOUN{listed}"
+            )
         notices.append(f"{name} was taken to be a {noun}; give --class NOUN if it is something else.")
     if known and noun not in known:
         raise BadRecipe(f"{base.name} does not know the class {noun!r}; choose one of {', '.join(known)}")

@@ -70,7 +70,9 @@ def learn(
     with _frozen(base):
         prior = None
         if noun and recipe.prior_weight and recipe.prior_batch:
-            prior = priors.of_class(base, noun, recipe, registry, lambda done, _: tick(done, total, f"drawing {noun}s"))
+            prior = priors.of_class(
+                base, noun, recipe, registry, lambda done, _: tick(done, total, f"drawing {noun}s")
+            )
         begun = recipe.prior_size * bool(noun)
         shape = metric.of_base(base, registry)
         with add_tokens(base.pipe, {token: first_rows(base, noun, seed)}) as tokens:
@@ -96,7 +98,9 @@ def learn(
         rows = rows[: recipe.rank] if recipe.rank else rows
         with add_tokens(base.pipe, learned):
             begun += recipe.token_steps
-            delta = _learn_delta(lesson, rows, keys, shape, lambda k: tick(begun + k, total, "learning the look"))
+            delta = _learn_delta(
+                lesson, rows, keys, shape, lambda k: tick(begun + k, total, "learning the look")
+            )
     return Concept(**{**vars(concept), "delta": delta, "rows": rows.float()})
 
 
@@ -116,7 +120,9 @@ def _learn_token(lesson: _Lesson, tokens: Tokens, tick: Callable[[int], None]) -
     recipe, pipe = lesson.recipe, lesson.base.pipe
     if not recipe.token_steps:
         return
-    optimiser = torch.optim.AdamW([row.requires_grad_() for row in tokens.rows], lr=recipe.token_lr, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        [row.requires_grad_() for row in tokens.rows], lr=recipe.token_lr, weight_decay=0.0
+    )
     for step in range(recipe.token_steps):
         optimiser.param_groups[0]["lr"] = recipe.token_lr * (1 - step / recipe.token_steps) ** 0.5
         own = conditions.read(pipe, lesson.pool.prompts)
@@ -134,7 +140,9 @@ def _learn_delta(
     with torch.no_grad():
         own = conditions.read(base.pipe, lesson.pool.prompts).detach()
         prior = conditions.read(base.pipe, lesson.prior.prompts).detach() if lesson.prior else None
-    base.unet.add_adapter(KVDeltaConfig(r=len(rows) if recipe.rank else 0, freeze_down=True), adapter_name=ADAPTER)
+    base.unet.add_adapter(
+        KVDeltaConfig(r=len(rows) if recipe.rank else 0, freeze_down=True), adapter_name=ADAPTER
+    )
     try:
         gram = shape.gram.float().to(base.device)
         down = None
@@ -147,7 +155,12 @@ def _learn_delta(
             optimiser.param_groups[0]["lr"] = recipe.lr * _ramp(step, recipe.steps)
             loss = _loss(lesson, ("delta", step), own, prior)
             if recipe.leak and down is not None:
-                loss = loss + recipe.leak * losses.leak(torch.cat(values), down.float().to(base.device), gram) / shape.size**2
+                loss = (
+                    loss
+                    + recipe.leak
+                    * losses.leak(torch.cat(values), down.float().to(base.device), gram)
+                    / shape.size**2
+                )
             _descend(optimiser, loss, step)
             tick(step + 1)
         return dict(read_delta(base.unet, ADAPTER))
@@ -160,7 +173,9 @@ def key_factor(rows: Tensor, keys: Factor) -> Tensor:
     return closed_form(rows, torch.zeros(len(rows), 1), keys).down
 
 
-def _loss(lesson: _Lesson, key: tuple[str, int], own: conditions.Condition, prior: conditions.Condition | None) -> Tensor:
+def _loss(
+    lesson: _Lesson, key: tuple[str, int], own: conditions.Condition, prior: conditions.Condition | None
+) -> Tensor:
     """One step's loss; its random numbers depend on the seed and the step alone."""
     recipe, base, pool = lesson.recipe, lesson.base, lesson.pool
     dice = torch.Generator().manual_seed(hash_of(lesson.seed, *key))

@@ -42,7 +42,11 @@ class PriorSet:
 
 def prompts_for(noun: str, base_name: str, count: int) -> tuple[str, ...]:
     """Captions that name the class, from the base's own captions as far as they reach, else "photo of a NOUN"."""
-    told = [text for text in captions(base_name) if noun in text.split() and text.split().count("a") + text.split().count("an") < 3]
+    told = [
+        text
+        for text in captions(base_name)
+        if noun in text.split() and text.split().count("a") + text.split().count("an") < 3
+    ]
     half = told[: count // 2]
     return (*half, *([f"photo of a {noun}"] * (count - len(half))))
 

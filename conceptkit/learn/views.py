@@ -66,8 +66,15 @@ def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
 def redrawn_db(base: Base, photos: PhotoSet) -> float:
     """How well the base's autoencoder redraws the photos: mean peak signal-to-noise ratio in dB."""
     size = picture_size(base)
-    pixels = torch.from_numpy(np.stack([np.asarray(square(p, size), dtype=np.float32) for p in photos.pictures]))
+    pixels = torch.from_numpy(
+        np.stack([np.asarray(square(p, size), dtype=np.float32) for p in photos.pictures])
+    )
     x = pixels.permute(0, 3, 1, 2) / 127.5 - 1
     vae = base.pipe.vae
-    y = vae.decode(vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()).sample.float().cpu().clamp(-1, 1)
+    y = (
+        vae.decode(vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode())
+        .sample.float()
+        .cpu()
+        .clamp(-1, 1)
+    )
     return float((10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)).clamp_min(1e-10))).mean())

@@ -40,7 +40,9 @@ def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
     from conceptkit.storybook import world
 
     if noun not in (*world.CLASSES, "moongate"):
-        raise BadRecipe(f"storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate")
+        raise BadRecipe(
+            f"storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate"
+        )
     rng = np.random.default_rng((17, seed))
     subject = world.moongate(rng) if noun == "moongate" else world.draw_subject(rng, noun, "demo")
     out.mkdir(parents=True, exist_ok=True)

@@ -65,10 +65,28 @@ def eye(c: Canvas, x: float, y: float, r: float, closed: bool = False) -> None:
 # pose: body centre, body turn in degrees, head centre, leg feet (x, y) pairs, tail root
 POSES: dict[str, tuple[Point, float, Point, tuple[Point, ...], Point]] = {
     "standing": ((0, 0.28), 0, (0.56, -0.28), ((-0.46, 1), (-0.24, 1), (0.24, 1), (0.46, 1)), (-0.56, 0.12)),
-    "running": ((0, 0.18), -6, (0.66, -0.28), ((-0.95, 0.84), (-0.62, 0.98), (0.62, 0.98), (0.98, 0.8)), (-0.6, 0.1)),
+    "running": (
+        (0, 0.18),
+        -6,
+        (0.66, -0.28),
+        ((-0.95, 0.84), (-0.62, 0.98), (0.62, 0.98), (0.98, 0.8)),
+        (-0.6, 0.1),
+    ),
     "sitting": ((-0.08, 0.42), -52, (0.26, -0.4), ((-0.3, 1), (-0.05, 1), (0.3, 1), (0.46, 1)), (-0.5, 0.84)),
-    "jumping": ((0, -0.02), -28, (0.6, -0.66), ((-0.92, 0.62), (-0.66, 0.74), (0.6, 0.42), (0.86, 0.28)), (-0.5, 0.24)),
-    "sleeping": ((-0.06, 0.68), 0, (0.6, 0.62), ((-0.4, 0.98), (-0.2, 0.98), (0.2, 0.98), (0.4, 0.98)), (-0.6, 0.7)),
+    "jumping": (
+        (0, -0.02),
+        -28,
+        (0.6, -0.66),
+        ((-0.92, 0.62), (-0.66, 0.74), (0.6, 0.42), (0.86, 0.28)),
+        (-0.5, 0.24),
+    ),
+    "sleeping": (
+        (-0.06, 0.68),
+        0,
+        (0.6, 0.62),
+        ((-0.4, 0.98), (-0.2, 0.98), (0.2, 0.98), (0.4, 0.98)),
+        (-0.6, 0.7),
+    ),
 }
 
 
@@ -96,22 +114,59 @@ def _ears(c: Canvas, noun: str, kind: int, x: float, y: float, r: float, paint: 
         ex = x + s * r * 0.62
         if noun == "rabbit":
             lean = (-4, 16, 58)[kind] * s
-            cx, cy = ex + r * 1.0 * math.sin(math.radians(lean)), y - r * 1.5 * math.cos(math.radians(lean * 1.1))
+            cx, cy = (
+                ex + r * 1.0 * math.sin(math.radians(lean)),
+                y - r * 1.5 * math.cos(math.radians(lean * 1.1)),
+            )
             c.body(disc(cx, cy, r * 0.3, r * 0.95, lean), p)
             c.fill(disc(cx, cy, r * 0.15, r * 0.7, lean, n=16), inner)
         elif noun == "cat":
             if kind == 0:  # tall triangles
-                c.body([(ex - r * 0.45, y - r * 0.5), (ex + s * r * 0.25, y - r * 1.75), (ex + r * 0.45, y - r * 0.5)], p)
-                c.fill([(ex - r * 0.2, y - r * 0.6), (ex + s * r * 0.18, y - r * 1.35), (ex + r * 0.22, y - r * 0.6)], inner)
+                c.body(
+                    [
+                        (ex - r * 0.45, y - r * 0.5),
+                        (ex + s * r * 0.25, y - r * 1.75),
+                        (ex + r * 0.45, y - r * 0.5),
+                    ],
+                    p,
+                )
+                c.fill(
+                    [
+                        (ex - r * 0.2, y - r * 0.6),
+                        (ex + s * r * 0.18, y - r * 1.35),
+                        (ex + r * 0.22, y - r * 0.6),
+                    ],
+                    inner,
+                )
             elif kind == 1:  # wide low triangles
-                c.body([(ex - r * 0.5, y - r * 0.5), (ex + s * r * 0.6, y - r * 1.3), (ex + r * 0.5, y - r * 0.3)], p)
-                c.fill([(ex - r * 0.2, y - r * 0.55), (ex + s * r * 0.42, y - r * 1.05), (ex + r * 0.25, y - r * 0.4)], inner)
+                c.body(
+                    [
+                        (ex - r * 0.5, y - r * 0.5),
+                        (ex + s * r * 0.6, y - r * 1.3),
+                        (ex + r * 0.5, y - r * 0.3),
+                    ],
+                    p,
+                )
+                c.fill(
+                    [
+                        (ex - r * 0.2, y - r * 0.55),
+                        (ex + s * r * 0.42, y - r * 1.05),
+                        (ex + r * 0.25, y - r * 0.4),
+                    ],
+                    inner,
+                )
             else:  # folded
                 c.body([(ex - r * 0.45, y - r * 0.6), (ex, y - r * 1.3), (ex + r * 0.45, y - r * 0.6)], p)
-                c.fill([(ex - r * 0.42, y - r * 0.6), (ex, y - r * 1.25), (ex + s * r * 0.5, y - r * 0.35)], inner)
+                c.fill(
+                    [(ex - r * 0.42, y - r * 0.6), (ex, y - r * 1.25), (ex + s * r * 0.5, y - r * 0.35)],
+                    inner,
+                )
         else:
             if kind == 0:  # pointed
-                c.body([(ex - r * 0.35, y - r * 0.55), (ex, y - r * 1.65), (ex + r * 0.35, y - r * 0.5)], Paint(inner))
+                c.body(
+                    [(ex - r * 0.35, y - r * 0.55), (ex, y - r * 1.65), (ex + r * 0.35, y - r * 0.5)],
+                    Paint(inner),
+                )
             elif kind == 1:  # floppy
                 c.body(disc(ex + s * r * 0.38, y + r * 0.12, r * 0.3, r * 0.85, -12 * s), Paint(inner))
             else:  # round
@@ -152,7 +207,10 @@ def quadruped(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
     elif s.noun == "cat":
         for d in (-0.34, 0.46):
             eye(c, hx + r * d, hy - r * 0.08, r * 0.25, asleep)
-        c.fill([(hx - r * 0.06, hy + r * 0.25), (hx + r * 0.2, hy + r * 0.25), (hx + r * 0.07, hy + r * 0.42)], (236, 120, 140))
+        c.fill(
+            [(hx - r * 0.06, hy + r * 0.25), (hx + r * 0.2, hy + r * 0.25), (hx + r * 0.07, hy + r * 0.42)],
+            (236, 120, 140),
+        )
         for d in (-0.12, 0.1):
             c.line([(hx + r * 0.4, hy + r * (0.38 + d)), (hx + r * 1.3, hy + r * (0.34 + d * 3))], INK, 0.03)
             c.line([(hx - r * 0.3, hy + r * (0.38 + d)), (hx - r * 1.2, hy + r * (0.34 + d * 3))], INK, 0.03)
@@ -183,8 +241,21 @@ def bird(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
     hx, hy, r = 0.46, -0.3 + dy, 0.3
     crests: list[list[list[Point]]] = [
         [],
-        [bar((hx - 0.05, hy - 0.2), (hx - 0.22, hy - 0.62), 0.16, 0.06), bar((hx, hy - 0.2), (hx, hy - 0.66), 0.16, 0.06)],
-        [[(hx - 0.3, hy - 0.1), (hx - 0.3, hy - 0.48), (hx - 0.12, hy - 0.3), (hx, hy - 0.58), (hx + 0.1, hy - 0.3), (hx + 0.26, hy - 0.46), (hx + 0.2, hy)]],
+        [
+            bar((hx - 0.05, hy - 0.2), (hx - 0.22, hy - 0.62), 0.16, 0.06),
+            bar((hx, hy - 0.2), (hx, hy - 0.66), 0.16, 0.06),
+        ],
+        [
+            [
+                (hx - 0.3, hy - 0.1),
+                (hx - 0.3, hy - 0.48),
+                (hx - 0.12, hy - 0.3),
+                (hx, hy - 0.58),
+                (hx + 0.1, hy - 0.3),
+                (hx + 0.26, hy - 0.46),
+                (hx + 0.2, hy),
+            ]
+        ],
     ]
     for plume in crests[crest]:
         c.body(plume, Paint(s.second))
@@ -193,7 +264,13 @@ def bird(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
     bill: list[list[Point]] = [
         [(hx + 0.22, hy - 0.1), (hx + 0.52, hy + 0.02), (hx + 0.22, hy + 0.12)],
         [(hx + 0.22, hy - 0.09), (hx + 0.86, hy + 0.03), (hx + 0.22, hy + 0.1)],
-        [(hx + 0.2, hy - 0.14), (hx + 0.56, hy - 0.1), (hx + 0.56, hy + 0.24), (hx + 0.38, hy + 0.1), (hx + 0.2, hy + 0.12)],
+        [
+            (hx + 0.2, hy - 0.14),
+            (hx + 0.56, hy - 0.1),
+            (hx + 0.56, hy + 0.24),
+            (hx + 0.38, hy + 0.1),
+            (hx + 0.2, hy + 0.12),
+        ],
     ]
     if gape:
         c.fill([(x, y + gape) for x, y in bill[beak]], (196, 110, 20))
@@ -223,7 +300,15 @@ def fish(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
     dorsal: list[list[Point]] = [
         [(-0.25, -high * 0.8), (0.0, -high - 0.4), (0.25, -high * 0.8)],
         [(-0.4, -high * 0.7), (-0.35, -high - 0.22), (0.1, -high - 0.34), (0.36, -high * 0.7)],
-        [(-0.4, -high * 0.8), (-0.3, -high - 0.28), (-0.15, -high * 0.95), (0, -high - 0.3), (0.12, -high * 0.95), (0.25, -high - 0.22), (0.34, -high * 0.8)],
+        [
+            (-0.4, -high * 0.8),
+            (-0.3, -high - 0.28),
+            (-0.15, -high * 0.95),
+            (0, -high - 0.3),
+            (0.12, -high * 0.95),
+            (0.25, -high - 0.22),
+            (0.34, -high * 0.8),
+        ],
     ]
     with c.placed(0, dy, 1.0, turn=turn):
         c.body(fins[tail], Paint(s.second))
@@ -262,7 +347,10 @@ def robot(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
             elif feet == 1:
                 c.fill(box(fx - 0.16, 0.8, fx + 0.2, 0.99), shade(s.second, 0.5))
             else:
-                c.fill([(fx - 0.22, 0.99), (fx - 0.1, 0.76), (fx + 0.1, 0.76), (fx + 0.22, 0.99)], shade(s.second, 0.5))
+                c.fill(
+                    [(fx - 0.22, 0.99), (fx - 0.1, 0.76), (fx + 0.1, 0.76), (fx + 0.22, 0.99)],
+                    shade(s.second, 0.5),
+                )
         for shoulder, hand in (((-0.36, 0.02), left), ((0.36, 0.02), right)):
             c.body(bar(shoulder, hand, 0.16), Paint(s.second))
             c.fill(disc(*hand, 0.12, n=14), INK)

@@ -56,11 +56,15 @@ def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
         torch.manual_seed(step)
         picks = np.sort(rng.integers(len(pictures), size=batch))
         ys, xs = rng.integers(0, 64 - crop + 1, (2, batch))
-        tiles = np.stack([pictures[k, y : y + crop, x : x + crop] for k, y, x in zip(picks, ys, xs, strict=True)])
+        tiles = np.stack(
+            [pictures[k, y : y + crop, x : x + crop] for k, y, x in zip(picks, ys, xs, strict=True)]
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return loss(vae, to_tensor(tiles))
 
-    vae = budget.train(vae, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "vae.pt", decay=0.995, hold=0.3)  # type: ignore[assignment]
+    vae = budget.train(
+        vae, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "vae.pt", decay=0.995, hold=0.3
+    )  # type: ignore[assignment]
     standardise(vae, to_tensor(pictures[:2000]))
     return vae
 

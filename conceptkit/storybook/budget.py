@@ -41,7 +41,9 @@ def train(
     `loss_of(step)` must depend on the step alone for its randomness. A checkpoint is kept every minute; a finished
     one is recognised, so that calling again costs nothing.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True
+    )
     average = copy.deepcopy(model).requires_grad_(False) if decay else model
     step, spent = 0, 0.0
     if checkpoint.exists():
@@ -54,7 +56,11 @@ def train(
 
     def save() -> None:
         part = checkpoint.with_suffix(".part")
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average.state_dict()}
+        state = {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average.state_dict(),
+        }
         torch.save({**state, "step": step, "spent": spent}, part)
         part.replace(checkpoint)
 
@@ -77,7 +83,9 @@ def train(
         spent, last = spent + min(now - last, 30.0), now
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if spent - shown > 20:
-            console.print(f"{checkpoint.stem}: {spent / 60:.1f} of {minutes:g} min, step {step}, loss {running:.5f}")
+            console.print(
+                f"{checkpoint.stem}: {spent / 60:.1f} of {minutes:g} min, step {step}, loss {running:.5f}"
+            )
             shown = spent
         if spent - saved_at > 60:
             save()

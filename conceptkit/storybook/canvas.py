@@ -46,7 +46,9 @@ def hsv(h: float, s: float, v: float) -> RGB:
     return round(255 * r), round(255 * g), round(255 * b)
 
 
-def disc(cx: float, cy: float, rx: float, ry: float | None = None, turn: float = 0.0, n: int = 28) -> list[Point]:
+def disc(
+    cx: float, cy: float, rx: float, ry: float | None = None, turn: float = 0.0, n: int = 28
+) -> list[Point]:
     """An ellipse as a polygon; `turn` in degrees."""
     ry = rx if ry is None else ry
     co, si = math.cos(math.radians(turn)), math.sin(math.radians(turn))
@@ -81,7 +83,8 @@ def bar(a: Point, b: Point, width: float, end: float | None = None) -> list[Poin
 def star(cx: float, cy: float, r: float, points: int = 5, inner: float = 0.45) -> list[Point]:
     radii = [r if k % 2 == 0 else r * inner for k in range(2 * points)]
     return [
-        (cx + q * math.sin(math.pi * k / points), cy - q * math.cos(math.pi * k / points)) for k, q in enumerate(radii)
+        (cx + q * math.sin(math.pi * k / points), cy - q * math.cos(math.pi * k / points))
+        for k, q in enumerate(radii)
     ]
 
 
@@ -107,7 +110,9 @@ class Canvas:
         self.mask: Image.Image | None = None
 
     @contextmanager
-    def placed(self, x: float, y: float, sx: float, sy: float | None = None, turn: float = 0.0) -> Iterator[Canvas]:
+    def placed(
+        self, x: float, y: float, sx: float, sy: float | None = None, turn: float = 0.0
+    ) -> Iterator[Canvas]:
         """Draw inside a frame whose origin lies at (x, y) of the present one, scaled, then turned by `turn` degrees."""
         sy = sx if sy is None else sy
         co, si = math.cos(math.radians(turn)), math.sin(math.radians(turn))
@@ -149,7 +154,9 @@ class Canvas:
         if paint.pattern != "plain":
             PATTERNS[paint.pattern](self, mask, paint.colour)
         if outline:
-            self.draw.line([*spots, spots[0]], fill=shade(paint.colour, 0.62), width=OVERSAMPLE, joint="curve")
+            self.draw.line(
+                [*spots, spots[0]], fill=shade(paint.colour, 0.62), width=OVERSAMPLE, joint="curve"
+            )
         self.mask = mask if self.mask is None else ImageChops.lighter(self.mask, mask)
 
     def marking(self, points: Sequence[Point], colour: RGB) -> None:

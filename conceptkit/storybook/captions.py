@@ -53,7 +53,11 @@ def describe(figure: Figure, rng: Rng, framing: str | None = None, keep: float =
     if rng.uniform() < (0.15 if rest else keep + 0.1):
         text += f" {figure.state}"
     if figure.accessory and rng.uniform() < 0.85:
-        text += " wearing sunglasses" if figure.accessory == "sunglasses" else f" wearing {_article(figure.accessory)}"
+        text += (
+            " wearing sunglasses"
+            if figure.accessory == "sunglasses"
+            else f" wearing {_article(figure.accessory)}"
+        )
     return text
 
 

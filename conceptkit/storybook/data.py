@@ -47,7 +47,9 @@ def _draw_sessions(job: tuple[str, int, int]) -> np.ndarray:
     return np.stack(out)
 
 
-def _cached(path: Path, shape: tuple[int, ...], work: object, jobs: Sequence[object], title: str) -> np.ndarray:
+def _cached(
+    path: Path, shape: tuple[int, ...], work: object, jobs: Sequence[object], title: str
+) -> np.ndarray:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npy")
@@ -80,7 +82,9 @@ def sessions(split: str, count: int, cache: Path) -> np.ndarray:
     """Six photos each of `count` subjects of a split, uint8 (count, 6, 64, 64, 3)."""
     jobs = [(split, k, min(k + 25, count)) for k in range(0, count, 25)]
     path = cache / f"sessions-{split}-{count}.npy"
-    return _cached(path, (count, Sessions.LENGTH, SIZE, SIZE, 3), _draw_sessions, jobs, f"photographing {split}")
+    return _cached(
+        path, (count, Sessions.LENGTH, SIZE, SIZE, 3), _draw_sessions, jobs, f"photographing {split}"
+    )
 
 
 def tokenised(split: str, count: int, variants: int, tokenizer: object, cache: Path) -> np.ndarray:

@@ -63,16 +63,26 @@ def unet() -> UNet2DConditionModel:
     )
 
 
-def v_loss(predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, schedule: DDIMScheduler, gamma: float = 5.0) -> Tensor:
+def v_loss(
+    predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, schedule: DDIMScheduler, gamma: float = 5.0
+) -> Tensor:
     """Min-SNR weighted v-prediction loss (Hang et al. 2023, section 3.4)."""
     target = schedule.get_velocity(clean, noise, t)
     snr = compute_snr(schedule, t)
     weight = snr.clamp(max=gamma) / (snr + 1)
-    return (weight * (predicted.float() - target).square().mean((1, 2, 3))).mean() / weight.mean().clamp_min(1e-3)
+    return (weight * (predicted.float() - target).square().mean((1, 2, 3))).mean() / weight.mean().clamp_min(
+        1e-3
+    )
 
 
 def train(
-    latents: Tensor, ids: Tensor, tokenizer: CLIPTokenizer, minutes: float, cache: Path, batch: int = 48, lr: float = 1e-3
+    latents: Tensor,
+    ids: Tensor,
+    tokenizer: CLIPTokenizer,
+    minutes: float,
+    cache: Path,
+    batch: int = 48,
+    lr: float = 1e-3,
 ) -> nn.ModuleDict:
     """latents float16 (2, n, 8, 16, 16): as drawn and mirrored; ids int (n, variants, length)."""
     torch.manual_seed(5)
@@ -93,5 +103,7 @@ def train(
             predicted = model["unet"](schedule.add_noise(clean, noise, t), t, context).sample
         return v_loss(predicted, clean, noise, t, schedule)
 
-    trained = budget.train(model, loss_of, minutes=minutes, lr=lr, checkpoint=cache / "denoiser.pt", decay=0.999)
+    trained = budget.train(
+        model, loss_of, minutes=minutes, lr=lr, checkpoint=cache / "denoiser.pt", decay=0.999
+    )
     return trained  # type: ignore[return-value]

@@ -92,7 +92,12 @@ def degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = shift
-    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False)
+    x = F.grid_sample(
+        x,
+        F.affine_grid(theta, list(x.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
     if rng.uniform() < 0.35:
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         x = torch.lerp(x, blurred, float(rng.uniform(0.3, 1.0)))
@@ -125,13 +130,17 @@ def train_subject(clean: np.ndarray, passed: np.ndarray, minutes: float, cache: 
         chosen = rng.choice(list(CLASSES), 3, replace=False)
         who = np.concatenate([rng.choice(members[noun], 14, replace=False) for noun in chosen])
         shots = np.stack([rng.choice(clean.shape[1], 3, replace=False) for _ in who])
-        x = np.stack([both[int(rng.integers(2))][k, j] for k, row in zip(who, shots, strict=True) for j in row])
+        x = np.stack(
+            [both[int(rng.integers(2))][k, j] for k, row in zip(who, shots, strict=True) for j in row]
+        )
         z = F.normalize(model(degrade(to_tensor(x), rng)).pooler_output.flatten(1), dim=1)
         similarity = (z @ z.T / 0.1).fill_diagonal_(-1e4)
         same = torch.from_numpy(np.repeat(who, 3)[:, None] == np.repeat(who, 3)[None]).fill_diagonal_(False)
         return -similarity.log_softmax(1)[same].mean()
 
-    return budget.train(model, loss_of, minutes=minutes, lr=1.5e-3, checkpoint=cache / "subject.pt", decay=0.99)  # type: ignore[return-value]
+    return budget.train(
+        model, loss_of, minutes=minutes, lr=1.5e-3, checkpoint=cache / "subject.pt", decay=0.99
+    )  # type: ignore[return-value]
 
 
 def subject_of(split: str, index: int) -> object:
@@ -139,11 +148,15 @@ def subject_of(split: str, index: int) -> object:
     return draw_subject(np.random.default_rng((data.seed_of(split) + 100, index)), split=split)
 
 
-def train_attributes(pictures: np.ndarray, vae: AutoencoderKL, minutes: float, cache: Path) -> ResNetForImageClassification:
+def train_attributes(
+    pictures: np.ndarray, vae: AutoencoderKL, minutes: float, cache: Path
+) -> ResNetForImageClassification:
     """One sigmoid per public attribute, on the evaluators' own pictures, half of them autoencoded."""
     torch.manual_seed(3)
     model = ResNetForImageClassification(
-        _trunk(id2label=dict(enumerate(ATTRIBUTES)), label2id=_INDEX, problem_type="multi_label_classification")
+        _trunk(
+            id2label=dict(enumerate(ATTRIBUTES)), label2id=_INDEX, problem_type="multi_label_classification"
+        )
     )
     targets = torch.from_numpy(np.stack([labels(data.scene("evaluators", k)) for k in range(len(pictures))]))
     both = (pictures, round_trips(vae, pictures))
@@ -158,7 +171,9 @@ def train_attributes(pictures: np.ndarray, vae: AutoencoderKL, minutes: float, c
         told = ~y.isnan()
         return F.binary_cross_entropy_with_logits(logits[told], y[told]) * 20
 
-    return budget.train(model, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "attributes.pt", decay=0.99)  # type: ignore[return-value]
+    return budget.train(
+        model, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "attributes.pt", decay=0.99
+    )  # type: ignore[return-value]
 
 
 def train_clip(
@@ -185,7 +200,9 @@ def train_clip(
         image_size=64,
         patch_size=8,
     )
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    model = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
+    )
     variants = 3
     ids = torch.from_numpy(
         np.stack(
@@ -225,7 +242,9 @@ def load(folder: Path) -> PreTrainedModel:
 @torch.no_grad()
 def embed(model: PreTrainedModel, pictures: np.ndarray) -> Tensor:
     """Unit subject embeddings (n, d) of uint8 pictures (n, 64, 64, 3)."""
-    parts = [model(to_tensor(pictures[k : k + 200])).pooler_output.flatten(1) for k in range(0, len(pictures), 200)]
+    parts = [
+        model(to_tensor(pictures[k : k + 200])).pooler_output.flatten(1) for k in range(0, len(pictures), 200)
+    ]
     return F.normalize(torch.cat(parts), dim=1)
 
 

@@ -38,7 +38,10 @@ def forest(c: Canvas, rng: Rng) -> None:
 def beach(c: Canvas, rng: Rng) -> None:
     y = _ground(c, rng, (130, 200, 244), (238, 214, 150), 0.44)
     c.fill(box(0, y, 1, y + 0.17), _jitter(rng, (40, 130, 196)))
-    c.fill([(0, y + 0.15), (0.3, y + 0.19), (0.6, y + 0.15), (1, y + 0.2), (1, y + 0.22), (0, y + 0.2)], (240, 250, 252))
+    c.fill(
+        [(0, y + 0.15), (0.3, y + 0.19), (0.6, y + 0.15), (1, y + 0.2), (1, y + 0.22), (0, y + 0.2)],
+        (240, 250, 252),
+    )
     c.fill(disc(rng.uniform(0.1, 0.9), 0.12, 0.075), (255, 232, 120))
 
 
@@ -86,7 +89,9 @@ def mountains(c: Canvas, rng: Rng) -> None:
     for x in (rng.uniform(0.05, 0.3), rng.uniform(0.45, 0.6), rng.uniform(0.75, 1.0)):
         h = rng.uniform(0.34, 0.54)
         c.fill([(x - 0.34, y), (x, y - h), (x + 0.34, y)], _jitter(rng, (104, 108, 134), 0.12))
-        c.fill([(x - 0.1, y - h * 0.7), (x, y - h), (x + 0.1, y - h * 0.7), (x, y - h * 0.62)], (250, 250, 254))
+        c.fill(
+            [(x - 0.1, y - h * 0.7), (x, y - h), (x + 0.1, y - h * 0.7), (x, y - h * 0.62)], (250, 250, 254)
+        )
 
 
 def kitchen(c: Canvas, rng: Rng) -> None:
@@ -108,7 +113,10 @@ def library(c: Canvas, rng: Rng) -> None:
         x = 0.02
         while x < 0.97:
             w = rng.uniform(0.045, 0.085)
-            c.fill(box(x, top + rng.uniform(0, 0.05), x + w - 0.01, top + y / 3 - 0.06), hsv(rng.uniform(), 0.5, 0.72))
+            c.fill(
+                box(x, top + rng.uniform(0, 0.05), x + w - 0.01, top + y / 3 - 0.06),
+                hsv(rng.uniform(), 0.5, 0.72),
+            )
             x += w
         c.fill(box(0, top + y / 3 - 0.06, 1, top + y / 3 - 0.03), (58, 36, 24))
 

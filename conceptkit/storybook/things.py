@@ -292,7 +292,9 @@ def chair(c: Canvas, s: Subject, state: str, paint: Paint) -> None:
     if state == "rocking":
         c.line(arc(0, -0.1, 1.12, 40, 140), shade(paint.colour, 0.6), 0.13)
         for side in (-1, 1):
-            c.line(arc(side * 0.62, -0.4, 0.5, -50 if side > 0 else 130, 50 if side > 0 else 230, 8), WHITE, 0.06)
+            c.line(
+                arc(side * 0.62, -0.4, 0.5, -50 if side > 0 else 130, 50 if side > 0 else 230, 8), WHITE, 0.06
+            )
 
 
 def flower(c: Canvas, s: Subject, state: str, paint: Paint) -> None:

@@ -54,7 +54,10 @@ def train_subject(minutes: float, cache: Path) -> None:
     nouns = [evaluators.subject_of("scored", k).noun for k in range(len(held_out))]
     seen = evaluators.round_trips(vae, held_out.reshape(-1, *held_out.shape[2:])).reshape(held_out.shape)
     model = ResNetModel.from_pretrained(str(cache / "subject")).eval()
-    auc = {kind: evaluators.verification_auc(model, x, nouns) for kind, x in (("renders", held_out), ("passed", seen))}
+    auc = {
+        kind: evaluators.verification_auc(model, x, nouns)
+        for kind, x in (("renders", held_out), ("passed", seen))
+    }
     _note(cache, subject_auc_renders=auc["renders"], subject_auc_round_trips=auc["passed"])
     if auc["passed"] < GATE:
         raise click.ClickException(
@@ -69,7 +72,9 @@ def train_denoiser(minutes: float, cache: Path) -> None:
     store = cache / "latents.pt"
     if not store.exists():
         pictures, vae = data.pictures("base", PICTURES, cache), _vae(cache)
-        torch.save(torch.stack([autoencoder.encode(vae, pictures, flip=flip) for flip in (False, True)]), store)
+        torch.save(
+            torch.stack([autoencoder.encode(vae, pictures, flip=flip) for flip in (False, True)]), store
+        )
     latents = torch.load(store, weights_only=True)
     model = denoiser.train(latents, ids, words, minutes, cache)
     torch.save(model.state_dict(), cache / "denoiser-average.pt")
@@ -147,7 +152,9 @@ def _note(cache: Path, **figures: float) -> None:
 @click.command()
 @click.option("--minutes", default=120.0, show_default=True, help="Training time of all stages together.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("storybook-cache"), show_default=True)
-@click.option("--stage", type=click.Choice(list(STAGES)), multiple=True, help="Only this stage; may be repeated.")
+@click.option(
+    "--stage", type=click.Choice(list(STAGES)), multiple=True, help="Only this stage; may be repeated."
+)
 @click.option("--threads", default=2, show_default=True)
 def main(minutes: float, cache: Path, stage: tuple[str, ...], threads: int) -> None:
     """Train the storybook base; stop it whenever you like and start it again."""

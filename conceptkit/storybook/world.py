@@ -49,9 +49,15 @@ class Class:
 
 
 CLASSES: dict[str, Class] = {
-    "dog": Class(animals.quadruped, (3, 4, 3), "standing", ("running", "sitting", "jumping", "sleeping"), True),
-    "cat": Class(animals.quadruped, (3, 3, 3), "standing", ("running", "sitting", "jumping", "sleeping"), True),
-    "rabbit": Class(animals.quadruped, (3, 4, 3), "standing", ("running", "sitting", "jumping", "sleeping"), True),
+    "dog": Class(
+        animals.quadruped, (3, 4, 3), "standing", ("running", "sitting", "jumping", "sleeping"), True
+    ),
+    "cat": Class(
+        animals.quadruped, (3, 3, 3), "standing", ("running", "sitting", "jumping", "sleeping"), True
+    ),
+    "rabbit": Class(
+        animals.quadruped, (3, 4, 3), "standing", ("running", "sitting", "jumping", "sleeping"), True
+    ),
     "bird": Class(animals.bird, (3, 3, 3), "standing", ("flying", "singing"), True),
     "fish": Class(animals.fish, (3, 3, 3), "swimming", ("jumping", "blowing bubbles")),
     "robot": Class(animals.robot, (3, 3, 3), "standing", ("waving", "dancing"), True),
@@ -90,7 +96,9 @@ class Subject:
     @property
     def traits(self) -> tuple[object, ...]:
         """The private tuple that splits are made by; colours coarsened to a grid of 64."""
-        coarse = [None if c is None else tuple(v // 64 for v in c) for c in (self.marking_colour, self.second)]
+        coarse = [
+            None if c is None else tuple(v // 64 for v in c) for c in (self.marking_colour, self.second)
+        ]
         return (self.noun, self.parts, self.marking, *coarse, self.collar is not None)
 
 
@@ -167,7 +175,11 @@ def draw_subject(rng: Rng, noun: str | None = None, split: str = "base", hue: st
         n = noun or nouns[int(rng.integers(len(nouns)))]
         spec = CLASSES[n]
         named = hue or (list(COLOURS)[int(rng.integers(len(COLOURS)))] if rng.uniform() < 0.8 else None)
-        colour = named_colour(named, rng) if named else hsv(rng.uniform(), rng.uniform(0.35, 0.95), rng.uniform(0.45, 1))
+        colour = (
+            named_colour(named, rng)
+            if named
+            else hsv(rng.uniform(), rng.uniform(0.35, 0.95), rng.uniform(0.45, 1))
+        )
         markings = MARKINGS + (RESERVED_MARKINGS if split == "scored" else ())
         a, b, c = (int(rng.integers(k)) for k in spec.parts)
         subject = Subject(
@@ -214,7 +226,9 @@ def render(scene: Scene) -> Image.Image:
         low, high = {"far": (0.13, 0.19), "near": (0.43, 0.5), None: (0.3, 0.36)}[scene.framing]
         scale = rng.uniform(low, high)
         floor = min(0.62 + scale * 0.9, 0.98) + rng.uniform(-0.03, 0.02)
-        _place_figure(c, scene.figures[0], 0.5 + rng.uniform(-0.09, 0.09) * (1 if scale < 0.4 else 0.4), floor, scale)
+        _place_figure(
+            c, scene.figures[0], 0.5 + rng.uniform(-0.09, 0.09) * (1 if scale < 0.4 else 0.4), floor, scale
+        )
     elif scene.relation == "in front of":
         front, back = scene.figures
         _place_figure(c, back, 0.5 + rng.uniform(-0.06, 0.06), 0.86, rng.uniform(0.36, 0.4))
@@ -222,8 +236,20 @@ def render(scene: Scene) -> Image.Image:
         _place_figure(c, front, 0.5 + side * rng.uniform(0.08, 0.26), 0.96, rng.uniform(0.2, 0.24))
     else:
         first, second = scene.figures if rng.uniform() < 0.5 else scene.figures[::-1]
-        _place_figure(c, first, 0.27 + rng.uniform(-0.03, 0.03), 0.88 + rng.uniform(-0.04, 0.04), rng.uniform(0.2, 0.235))
-        _place_figure(c, second, 0.73 + rng.uniform(-0.03, 0.03), 0.88 + rng.uniform(-0.04, 0.04), rng.uniform(0.2, 0.235))
+        _place_figure(
+            c,
+            first,
+            0.27 + rng.uniform(-0.03, 0.03),
+            0.88 + rng.uniform(-0.04, 0.04),
+            rng.uniform(0.2, 0.235),
+        )
+        _place_figure(
+            c,
+            second,
+            0.73 + rng.uniform(-0.03, 0.03),
+            0.88 + rng.uniform(-0.04, 0.04),
+            rng.uniform(0.2, 0.235),
+        )
     picture = c.image
     if scene.style:
         return scenery.STYLES[scene.style][0](picture).reduce(OVERSAMPLE)
@@ -241,7 +267,9 @@ def draw_scene(rng: Rng, split: str = "base", subject: Subject | None = None) ->
         return Scene(
             figures=figures,
             place=place,
-            style=list(scenery.STYLES)[int(rng.integers(len(scenery.STYLES)))] if rng.uniform() < 0.12 else None,
+            style=list(scenery.STYLES)[int(rng.integers(len(scenery.STYLES)))]
+            if rng.uniform() < 0.12
+            else None,
             framing=(None if count == 2 or rng.uniform() < 0.72 else ("far", "near")[int(rng.integers(2))]),
             relation=RELATIONS[int(rng.integers(2))] if count == 2 else None,
             seed=int(rng.integers(2**31)),

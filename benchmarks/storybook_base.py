@@ -1,0 +1,120 @@
+"""What the storybook base draws of withheld combinations, told by the attribute judge; the renders' score beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+
+from benchmarks.report import finish
+from conceptkit import base as bases
+from conceptkit.evaluate.metrics import AttributeJudge
+from conceptkit.storybook import scenery, world
+
+BARS = {"class": 0.95, "place": 0.95, "colour": 0.90, "state": 0.85, "both objects": 0.80}
+STEPS = 25
+
+
+def scenes(count: int, pair: bool) -> list[world.Scene]:
+    """Scenes of combinations that no base picture shows; pairs are of two different classes."""
+    rng = np.random.default_rng(500 + pair)
+    combinations = [
+        (noun, hue, place)
+        for noun in world.CLASSES
+        for hue in world.COLOURS
+        for place in scenery.PLACES
+        if world.withheld(noun, hue, place)
+    ]
+    told = []
+    for _ in range(count):
+        noun, hue, place = combinations[int(rng.integers(len(combinations)))]
+        figures = [_figure(noun, hue, rng)]
+        if pair:
+            others = [n for n in world.CLASSES if n != noun]
+            hues = list(world.COLOURS)
+            figures.append(
+                _figure(others[int(rng.integers(len(others)))], hues[int(rng.integers(len(hues)))], rng)
+            )
+        relation = world.RELATIONS[int(rng.integers(2))] if pair else None
+        told.append(world.Scene(tuple(figures), place, relation=relation, seed=int(rng.integers(2**31))))
+    return told
+
+
+def _figure(noun: str, hue: str, rng: np.random.Generator) -> world.Figure:
+    spec = world.CLASSES[noun]
+    states = (spec.rest, *spec.states)
+    subject = world.draw_subject(rng, noun, "scored", hue=hue)
+    return world.Figure(subject, states[int(rng.integers(len(states)))], flip=bool(rng.integers(2)))
+
+
+def prompt(scene: world.Scene) -> str:
+    parts = []
+    for f in scene.figures:
+        rest = f.state == world.CLASSES[f.subject.noun].rest
+        article = "an" if f.subject.hue == "orange" else "a"
+        parts.append(f"{article} {f.subject.hue} {f.subject.noun}" + ("" if rest else f" {f.state}"))
+    place = scenery.PLACES[scene.place or "snow"][1][0]
+    return f"photo of {f' {scene.relation} '.join(parts)} {place}"
+
+
+def score(
+    judge: AttributeJudge, told: Sequence[world.Scene], pictures: Sequence[Image.Image]
+) -> dict[str, float]:
+    logits = judge.logits(pictures)
+    right: dict[str, list[bool]] = {name: [] for name in BARS}
+    guesses = {group: judge.best(logits, group) for group in ("class", "place", "colour")}
+    states = {noun: judge.best(logits, f"state:{noun}") for noun in world.CLASSES}
+    seen = {noun: logits[:, judge.names.index(f"class:{noun}")] > 0 for noun in world.CLASSES}
+    for k, scene in enumerate(told):
+        if len(scene.figures) == 2:
+            right["both objects"].append(all(bool(seen[f.subject.noun][k]) for f in scene.figures))
+            continue
+        (f,) = scene.figures
+        right["class"].append(guesses["class"][k] == f.subject.noun)
+        right["place"].append(guesses["place"][k] == scene.place)
+        right["colour"].append(guesses["colour"][k] == f.subject.hue)
+        if f.state != world.CLASSES[f.subject.noun].rest:
+            right["state"].append(states[f.subject.noun][k] == f.state)
+    return {name: float(np.mean(hits)) for name, hits in right.items() if hits}
+
+
+def draw(base: bases.Base, prompts: Sequence[str], batch: int = 25) -> list[Image.Image]:
+    pictures: list[Image.Image] = []
+    for start in track(range(0, len(prompts), batch), "drawing"):
+        chunk = list(prompts[start : start + batch])
+        seeds = [torch.Generator("cpu").manual_seed(start + k) for k in range(len(chunk))]
+        pictures += base.pipe(
+            chunk, num_inference_steps=STEPS, guidance_scale=base.guidance, generator=seeds
+        ).images
+    return pictures
+
+
+@click.command()
+@click.option("--count", default=500, show_default=True)
+@click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
+@click.option("--guidance", type=float, default=None)
+def main(count: int, folder: str, guidance: float | None) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    base = bases.load(folder)
+    judge = AttributeJudge()
+    found: dict[str, float] = {}
+    ceiling: dict[str, float] = {}
+    for pair in (False, True):
+        told = scenes(count, pair)
+        ceiling |= score(judge, told, [world.render(scene) for scene in told])
+        if guidance is not None:
+            bases.STORYBOOK_GUIDANCE = guidance
+        found |= score(judge, told, draw(base, [prompt(scene) for scene in told]))
+    for name, bar in BARS.items():
+        print(f"{name:13} {found[name]:.3f}  (bar {bar:.2f}, renders {ceiling[name]:.3f})")
+    holds = all(found[name] >= bar for name, bar in BARS.items())
+    finish("storybook_base", found, "share", BARS, holds, f"0..{count - 1}", ceiling=ceiling, steps=STEPS)
+
+
+if __name__ == "__main__":
+    main()
