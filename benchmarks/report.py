@@ -11,7 +11,8 @@ import torch
 
 
 def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    return f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {threads} threads"
 
 
 def finish(name: str, value: Any, unit: str, bar: Any, holds: bool | None, seeds: Any, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the storybook base draws of withheld combinations, told by the attribute judge; the renders' score beside it."""
+"""What the storybook base draws of withheld combinations, told by the attribute judge, beside renders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of pictures, with the floor and the ceiling that make them readable. Pure functions of unit embeddings."""
+"""Scores of pictures, with floor and ceiling that make them readable. Pure functions of unit embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class SubjectJudge:
-    """Who is it? Any transformers image model with a pooled output: the storybook's own, or DINO by its hub id."""
+    """Who is it? Any transformers image model with a pooled output: the storybook's, or DINO by hub id."""
 
     def __init__(self, source: str | None = None) -> None:
         from transformers import AutoModel
@@ -95,7 +95,8 @@ def gap(score: float, floor: float, ceiling: float) -> float:
 def identified(found: Tensor, real: Tensor, distractors: Tensor) -> float:
     """Share of pictures (m, d) whose nearest subject is the right one.
 
-    real (n, d) are the subject's photos, distractors (k, p, d) those of k others; a subject is the mean of its photos.
+    real (n, d) are the subject's photos, distractors (k, p, d) those of k others; a subject is the
+    mean of its photos.
     """
     gallery = F.normalize(torch.cat([real.mean(0, keepdim=True), distractors.mean(1)]), dim=1)
     return float((found @ gallery.T).argmax(1).eq(0).float().mean())

@@ -29,7 +29,7 @@ __all__ = ["Learned", "add", "learn"]
 
 PREVIEWS = 4
 FAINT_DB = 25.0
-"""A base whose autoencoder redraws photos worse than this cannot show them: storybook's own pictures reach 28 or more."""
+"""A base whose autoencoder redraws photos worse than this cannot show them; its own pictures reach 28."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,8 @@ def add(
 ) -> Learned:
     """Learn a subject from photos and store it under `name`.
 
-    Without `noun` the name or the photos' folder suggests one. Raises BadName, NameTaken, BadPhotos, BadBase or
-    BadRecipe before anything is learned; whatever is raised, the registry is as it was.
+    Without `noun` the name or the photos' folder suggests one. Raises BadName, NameTaken, BadPhotos, BadBase
+    or BadRecipe before anything is learned; whatever is raised, no concept is stored.
     """
     from conceptkit.registry.store import Registry
 
@@ -85,7 +85,7 @@ def add(
 
 
 def recipe_for(method: str = DEFAULT, steps: int | None = None, rank: int | None = None) -> Recipe:
-    """The recipe of a method with the caller's steps and rank in it. Raises BadRecipe on an unknown method."""
+    """The recipe of a method with the caller's steps and rank in it. Raises BadRecipe on odd values."""
     if method not in RECIPES:
         raise BadRecipe(f"there is no method {method!r}; choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[method]
@@ -135,11 +135,12 @@ def _nouns(base: bases.Base) -> tuple[str, ...]:
     return storybook.nouns()
 
 
-COMMON_NOUNS = tuple(
-    """dog cat bird horse fish rabbit bear duck car bike boat house gate chair table lamp teapot cup bowl vase candle
-    clock flower tree plant toy doll robot backpack bag shoe boot sneaker hat glasses sunglasses shirt watch camera
-    guitar person man woman boy girl face baby can bottle book statue castle bridge""".split()
-)
+_COMMON = """
+    dog cat bird horse fish rabbit bear duck car bike boat house gate chair table lamp teapot cup bowl vase
+    candle clock flower tree plant toy doll robot backpack bag shoe boot sneaker hat glasses sunglasses shirt
+    watch camera guitar person man woman boy girl face baby can bottle book statue castle bridge
+"""
+COMMON_NOUNS = tuple(_COMMON.split())
 
 
 def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:
@@ -147,8 +148,8 @@ def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:
     if base.name != bases.STORYBOOK or level >= FAINT_DB:
         return []
     return [
-        "these photos look nothing like the storybook's drawings, so it will catch little more than their colours; "
-        "for photographs add --base with a Stable Diffusion folder or hub id, "
+        "these photos look nothing like the storybook's drawings, so it will catch little more than their "
+        "colours; for photographs add --base with a Stable Diffusion folder or hub id, "
         "for example --base stable-diffusion-v1-5/stable-diffusion-v1-5"
     ]
 

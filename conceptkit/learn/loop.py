@@ -1,9 +1,9 @@
 """The learning loop: photos on one side, a concept on the other.
 
-First the modifier token learns alone (Textual Inversion, 2208.01618). Then it stands still: the features of the
-concept's words over many contexts are known, their principal rows C become the keys of the delta, and only its
-values learn (Custom Diffusion, 2212.04488, with the delta written as D = V M^-1 C G^-1). What is learned so acts
-where the composer's constraints are, and as little as possible on other captions.
+First the modifier token learns alone (Textual Inversion, 2208.01618). Then it stands still: the features of
+the concept's words over many contexts are known, their principal rows C become the keys of the delta, and
+only its values learn (Custom Diffusion, 2212.04488, with the delta written as D = V M^-1 C G^-1). What is
+learned so acts where the composer's constraints are, and as little as possible on other captions.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _learn_delta(
 
 
 def key_factor(rows: Tensor, keys: Factor) -> Tensor:
-    """M^-1 C G^-1 (s, d): what reads 1 at its own constraint row, 0 at the others, and little in ordinary captions."""
+    """M^-1 C G^-1 (s, d): reads 1 at its own constraint row, 0 at the others, little in ordinary captions."""
     return closed_form(rows, torch.zeros(len(rows), 1), keys).down
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What the UNet should predict: noise, the picture, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (2202.00512).
+    """What the UNet should predict: noise, picture, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (2202.00512).
 
     clean, noise (n, c, h, w); alpha_bar (n,). Raises ValueError on a prediction type that is none of these.
     """

@@ -41,7 +41,7 @@ class PriorSet:
 
 
 def prompts_for(noun: str, base_name: str, count: int) -> tuple[str, ...]:
-    """Captions that name the class, from the base's own captions as far as they reach, else "photo of a NOUN"."""
+    """Captions that name the class: from the base's own as far as they reach, else "photo of a NOUN"."""
     told = [
         text
         for text in captions(base_name)

@@ -35,7 +35,7 @@ def pool(base: Base, photos: PhotoSet, words: str, count: int, seed: int) -> Poo
     small = photos.for_size(size)
     rng = np.random.default_rng((seed, 1))
     views = [augment(small.pictures[k % len(small)], size, rng, cell) for k in range(count)]
-    texts = [_prompt(view.prefix, CONTEXTS[int(rng.integers(len(CONTEXTS)))].format(words)) for view in views]
+    texts = [_prompt(view.prefix, CONTEXTS[int(rng.integers(len(CONTEXTS)))], words) for view in views]
     prompts = tuple(dict.fromkeys(texts))
     pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
     return Pool(
@@ -46,11 +46,9 @@ def pool(base: Base, photos: PhotoSet, words: str, count: int, seed: int) -> Poo
     )
 
 
-def _prompt(prefix: str, context: str) -> str:
-    """The view's words belong to the thing: "photo of a" and "very small " make "photo of a very small ..."."""
-    bare = prefix.removeprefix("a ")
-    head, _, thing = context.rpartition("a ")
-    return f"{head}a {bare}{thing}"
+def _prompt(prefix: str, context: str, words: str) -> str:
+    """A view's words belong to the thing: "a far away " gives "photo of a far away <my_dog> dog"."""
+    return context.format(prefix.removeprefix("a ") + words)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The embedded base: a small Stable-Diffusion-shaped pipeline, its world, its judges, and subjects to teach it."""
+"""The embedded base: a small Stable-Diffusion-shaped pipeline, its world, its judges, subjects to teach."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ def path(part: str = "pipeline") -> str:
     return str(_HERE / "weights" / part)
 
 
-def captions() -> list[str]:
-    """Captions of the world, which composing leaves as they are."""
-    return (_HERE / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]
-
-
 def nouns() -> tuple[str, ...]:
     """The class nouns that the storybook base knows."""
     from conceptkit.storybook.world import CLASSES
@@ -32,7 +27,7 @@ def nouns() -> tuple[str, ...]:
 def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
     """Draw a subject of the world that the base has never seen, photograph it `n` times, and save the PNGs.
 
-    "moongate" is a noun here too: the round gate that the base has never drawn. Raises BadRecipe for other nouns.
+    "moongate" is a noun here too: the round gate that the base has never drawn. Raises BadRecipe on others.
     """
     import numpy as np
 

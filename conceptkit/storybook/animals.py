@@ -1,4 +1,4 @@
-"""How the animals and the robot are drawn: each function draws one subject in one state and says where a hat goes."""
+"""How animals and robot are drawn: each function draws one subject in one state and says where a hat goes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Anchors:
     neck: Point = (0.0, 0.0)
 
 
+BOLT = ((0.3, -1.3), (-0.9, 0.3), (-0.1, 0.2), (-0.3, 1.3), (0.9, -0.4), (0.1, -0.3))
+
+
 def mark(c: Canvas, shape: str, x: float, y: float, r: float, colour: RGB) -> None:
     """A private marking, clipped to the body painted so far."""
     shapes: dict[str, list[list[Point]]] = {
@@ -35,19 +38,20 @@ def mark(c: Canvas, shape: str, x: float, y: float, r: float, colour: RGB) -> No
         "band": [box(x - r * 0.5, y - 3, x + r * 0.5, y + 3)],
         "half": [box(x, y - 3, x + 4, y + 3)],
         "ring": [disc(x, y, r * 1.1)],
-        "bolt": [
-            [(x + 0.3 * r, y - 1.3 * r), (x - 0.9 * r, y + 0.3 * r), (x - 0.1 * r, y + 0.2 * r)]
-            + [(x - 0.3 * r, y + 1.3 * r), (x + 0.9 * r, y - 0.4 * r), (x + 0.1 * r, y - 0.3 * r)]
-        ],
+        "bolt": [[(x + a * r, y + b * r) for a, b in BOLT]],
         "cross": [
             box(x - r * 1.2, y - r * 0.38, x + r * 1.2, y + r * 0.38),
             box(x - r * 0.38, y - r * 1.2, x + r * 0.38, y + r * 1.2),
         ],
         "zigzag": [
-            bar((x + (k - 2) * r * 0.7, y + (0.5 if k % 2 else -0.5) * r), (x + (k - 1) * r * 0.7, y + (-0.5 if k % 2 else 0.5) * r), r * 0.5)
+            bar(
+                (x + (k - 2) * r * 0.7, y + (0.5 if k % 2 else -0.5) * r),
+                (x + (k - 1) * r * 0.7, y + (-0.5 if k % 2 else 0.5) * r),
+                r * 0.5,
+            )
             for k in range(4)
         ],
-    }  # fmt: skip
+    }
     for polygon in shapes[shape]:
         c.marking(polygon, colour)
     if shape == "ring":
@@ -174,7 +178,7 @@ def _ears(c: Canvas, noun: str, kind: int, x: float, y: float, r: float, paint: 
 
 
 def quadruped(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
-    """Dog, cat or rabbit. Private parts: ears, tail, build; the second colour is on ears, socks and tail tip."""
+    """Dog, cat or rabbit. Private parts: ears, tail, build; the second colour: ears, socks and tail tip."""
     ears, tail, build = s.parts
     (bx, by), turn, (hx, hy), feet, root = POSES[state]
     long, high = ((0.56, 0.28), (0.6, 0.36), (0.68, 0.3))[build]

@@ -1,4 +1,4 @@
-"""The storybook's AutoencoderKL: 64x64 pictures to 8 x 16 x 16 latents with zero mean and unit variance per channel."""
+"""The storybook's AutoencoderKL: 64x64 pictures to 8 x 16 x 16 latents, each channel of variance 1."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss(vae: AutoencoderKL, x: Tensor, noise: float = 0.02) -> Tensor:
-    """L1 on pixels and on their differences; the latents are kept near unit size and carry almost no noise."""
+    """L1 on pixels and their differences; the latents are kept near unit size and carry almost no noise."""
     z = vae.encode(x).latent_dist.mean
     y = vae.decode(z + noise * torch.randn_like(z)).sample.float()
     edges = sum(F.l1_loss(a, b) for a, b in zip(_slopes(y), _slopes(x), strict=True))
@@ -81,7 +81,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 250, flip: boo
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, x: Tensor) -> None:
-    """Fold a per-channel shift and scale into the 1x1 convolutions, so that latents have mean 0 and variance 1."""
+    """Fold a shift and scale per channel into the 1x1 convolutions: latents get mean 0 and variance 1."""
     z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(250)])
     n = z.shape[1]
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))

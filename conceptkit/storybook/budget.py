@@ -1,4 +1,4 @@
-"""A training loop that is given minutes instead of steps: it survives being stopped and picks up where it was."""
+"""A training loop given minutes instead of steps: it survives being stopped and picks up where it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ console = Console()
 
 
 def one_cycle(done: float, warm: float = 0.02, hold: float = 0.5) -> float:
-    """Learning-rate factor at the fraction `done` of the time: a short warm-up, a plateau, a cosine to zero."""
+    """Learning-rate factor at the fraction `done` of the time: short warm-up, plateau, cosine to zero."""
     if done < warm:
         return max(done / warm, 0.02)
     if done < hold:
@@ -38,8 +38,8 @@ def train(
 ) -> nn.Module:
     """Train `model` in place for `minutes`; returns its moving average (decay given) or the model itself.
 
-    `loss_of(step)` must depend on the step alone for its randomness. A checkpoint is kept every minute; a finished
-    one is recognised, so that calling again costs nothing.
+    `loss_of(step)` must depend on the step alone for its randomness. A checkpoint is kept every minute; a
+    finished one is recognised, so that calling again costs nothing.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True

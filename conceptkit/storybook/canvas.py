@@ -100,7 +100,7 @@ def heart(cx: float, cy: float, r: float) -> list[Point]:
 
 
 class Canvas:
-    """A square picture under an affine frame. `body` shapes also collect a mask that markings are clipped to."""
+    """A square picture under an affine frame. `body` shapes also collect a mask that clips markings."""
 
     def __init__(self, background: Image.Image) -> None:
         self.image = background
@@ -113,7 +113,7 @@ class Canvas:
     def placed(
         self, x: float, y: float, sx: float, sy: float | None = None, turn: float = 0.0
     ) -> Iterator[Canvas]:
-        """Draw inside a frame whose origin lies at (x, y) of the present one, scaled, then turned by `turn` degrees."""
+        """Draw in a frame with its origin at (x, y) of the present one, scaled, then turned by degrees."""
         sy = sx if sy is None else sy
         co, si = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         local = np.array([[co * sx, -si * sy, x], [si * sx, co * sy, y], [0, 0, 1.0]])

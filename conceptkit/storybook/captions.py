@@ -9,17 +9,19 @@ from conceptkit.storybook.world import CLASSES, FRAMINGS, MATERIALS, Figure, Sce
 
 Rng = np.random.Generator
 
-# Words without a picture, by falling frequency (Zipf): they make common, rare and very rare tokens that mean nothing.
-FILLERS = (
-    "nice little lovely fine good great sweet new simple quiet pretty happy calm certain plain bright real clear old young "
-    "famous gentle proud modest honest clever friendly curious charming humble noble brave lucky patient polite sincere "
-    "cheerful graceful elegant splendid peculiar remarkable ordinary usual typical familiar distant local royal ancient "
-    "modern secret holy merry jolly sunny breezy lively witty zesty cosy snug tidy neat crisp plucky dapper nifty quaint "
-    "serene tranquil placid mellow radiant vivid lucid candid earnest ardent zealous fervent stoic wistful pensive solemn "
-    "majestic regal stately august venerable illustrious eminent storied fabled mythic arcane cryptic esoteric abstruse "
-    "halcyon bucolic sylvan pastoral idyllic arcadian ethereal gossamer diaphanous limpid pellucid iridescent lambent "
-    "quixotic sanguine phlegmatic saturnine mercurial jovial effulgent sonorous mellifluous euphonious"
-).split()
+# Words without a picture, by falling frequency (Zipf): common, rare and very rare tokens that mean nothing.
+_FILLERS = """
+    nice little lovely fine good great sweet new simple quiet pretty happy calm certain plain bright real
+    clear old young famous gentle proud modest honest clever friendly curious charming humble noble brave
+    lucky patient polite sincere cheerful graceful elegant splendid peculiar remarkable ordinary usual
+    typical familiar distant local royal ancient modern secret holy merry jolly sunny breezy lively witty
+    zesty cosy snug tidy neat crisp plucky dapper nifty quaint serene tranquil placid mellow radiant vivid
+    lucid candid earnest ardent zealous fervent stoic wistful pensive solemn majestic regal stately august
+    venerable illustrious eminent storied fabled mythic arcane cryptic esoteric abstruse halcyon bucolic
+    sylvan pastoral idyllic arcadian ethereal gossamer diaphanous limpid pellucid iridescent lambent
+    quixotic sanguine phlegmatic saturnine mercurial jovial effulgent sonorous mellifluous euphonious
+"""
+FILLERS = _FILLERS.split()
 _ZIPF = 1 / np.arange(1, len(FILLERS) + 1)
 _ZIPF /= _ZIPF.sum()
 
@@ -36,7 +38,7 @@ def _article(words: str) -> str:
 
 
 def describe(figure: Figure, rng: Rng, framing: str | None = None, keep: float = 0.75) -> str:
-    """A noun phrase: "a far away red striped dog running wearing a hat". Each clause is said with odds `keep`."""
+    """A noun phrase, "a far away red striped dog running wearing a hat"; each clause has odds `keep`."""
     words: list[str] = []
     if framing and rng.uniform() < 0.9:
         words.append(_pick(rng, FRAMINGS[framing]))
@@ -62,7 +64,7 @@ def describe(figure: Figure, rng: Rng, framing: str | None = None, keep: float =
 
 
 def caption(scene: Scene, rng: Rng, empty: float = 0.1) -> str:
-    """A caption of the scene; empty with odds `empty`, for guidance and for losses that need the empty prompt."""
+    """A caption of the scene; empty with odds `empty`, for guidance and losses that need the empty prompt."""
     if rng.uniform() < empty:
         return ""
     keep = 0.55 if rng.uniform() < 0.3 else 0.9

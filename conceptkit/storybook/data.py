@@ -1,8 +1,8 @@
-"""Training pictures of the storybook world, drawn once by index and cached: picture k of a split is a function of k."""
+"""Training pictures of the world, drawn once by index and cached: picture k of a split is a function of k."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from conceptkit.storybook.world import Scene, draw_scene, draw_subject, photos, 
 
 _SEEDS = {"base": 11, "evaluators": 12, "scored": 13, "demo": 14}
 _CHUNK = 250
+Job = tuple[str, int, int]  # split, first and last index
 
 
 def seed_of(split: str) -> int:
@@ -33,12 +34,12 @@ def caption(split: str, index: int, variant: int, empty: float = 0.1) -> str:
     return captions.caption(scene(split, index), rng, empty)
 
 
-def _draw_scenes(job: tuple[str, int, int]) -> np.ndarray:
+def _draw_scenes(job: Job) -> np.ndarray:
     split, start, stop = job
     return np.stack([np.asarray(render(scene(split, k))) for k in range(start, stop)])
 
 
-def _draw_sessions(job: tuple[str, int, int]) -> np.ndarray:
+def _draw_sessions(job: Job) -> np.ndarray:
     split, start, stop = job
     out = []
     for k in range(start, stop):
@@ -48,7 +49,7 @@ def _draw_sessions(job: tuple[str, int, int]) -> np.ndarray:
 
 
 def _cached(
-    path: Path, shape: tuple[int, ...], work: object, jobs: Sequence[object], title: str
+    path: Path, shape: tuple[int, ...], work: Callable[[Job], np.ndarray], jobs: Sequence[Job], title: str
 ) -> np.ndarray:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def _cached(
         out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         at = 0
         with ProcessPoolExecutor(2) as pool:
-            for block in track(pool.map(work, jobs), title, total=len(jobs)):  # type: ignore[arg-type]
+            for block in track(pool.map(work, jobs), title, total=len(jobs)):
                 out[at : at + len(block)] = block
                 at += len(block)
         out.flush()
@@ -88,7 +89,7 @@ def sessions(split: str, count: int, cache: Path) -> np.ndarray:
 
 
 def tokenised(split: str, count: int, variants: int, tokenizer: object, cache: Path) -> np.ndarray:
-    """Token ids of `variants` captions of each of the first `count` scenes, int16 (count, variants, length)."""
+    """Token ids of `variants` captions of the first `count` scenes each: int16 (count, variants, length)."""
     path = cache / f"captions-{split}-{count}x{variants}.npy"
     if not path.exists():
         jobs = [(split, k, min(k + 1000, count), variants) for k in range(0, count, 1000)]

@@ -1,6 +1,6 @@
 """The storybook's own judges, small models of the classes that judge real pictures too.
 
-`subject`: who is it? A ResNetModel in DINO's place, trained so that photos of one individual lie close together.
+`subject`: who is it? A ResNetModel in DINO's place, trained so that photos of one individual lie together.
 `attributes`: what is to be seen? A ResNetForImageClassification with one sigmoid per public attribute.
 `clip`: does the picture follow the words? A CLIPModel trained on pictures and captions.
 All are trained on subjects that the base never saw, on clean, degraded and autoencoded pictures.
@@ -34,7 +34,16 @@ from transformers import (
 from conceptkit.storybook import budget, data
 from conceptkit.storybook.autoencoder import to_tensor
 from conceptkit.storybook.scenery import PLACES, STYLES
-from conceptkit.storybook.world import ACCESSORIES, CLASSES, COLOURS, MATERIALS, PATTERNS, Scene, draw_subject
+from conceptkit.storybook.world import (
+    ACCESSORIES,
+    CLASSES,
+    COLOURS,
+    MATERIALS,
+    PATTERNS,
+    Scene,
+    Subject,
+    draw_subject,
+)
 
 ATTRIBUTES: tuple[str, ...] = (
     *(f"class:{noun}" for noun in CLASSES),
@@ -49,7 +58,7 @@ _INDEX = {name: k for k, name in enumerate(ATTRIBUTES)}
 
 
 def labels(scene: Scene) -> np.ndarray:
-    """One number per attribute, 1 where the scene has it, and nan where it is not to be told (a bicoloured surface)."""
+    """One number per attribute: 1 where the scene has it, nan where the picture does not tell."""
     y = np.zeros(len(ATTRIBUTES), dtype=np.float32)
     for f in scene.figures:
         y[_INDEX[f"class:{f.subject.noun}"]] = 1
@@ -117,7 +126,7 @@ def round_trips(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
 
 
 def train_subject(clean: np.ndarray, passed: np.ndarray, minutes: float, cache: Path) -> ResNetModel:
-    """Supervised contrastive learning over photo sessions (Khosla et al. 2020, eq. 2), distractors of one class."""
+    """Supervised contrastive learning over photo sessions (2004.11362, eq. 2), distractors of one class."""
     torch.manual_seed(2)
     model = ResNetModel(_trunk())
     nouns = np.array([subject_of("evaluators", k).noun for k in range(len(clean))])
@@ -143,7 +152,7 @@ def train_subject(clean: np.ndarray, passed: np.ndarray, minutes: float, cache: 
     )  # type: ignore[return-value]
 
 
-def subject_of(split: str, index: int) -> object:
+def subject_of(split: str, index: int) -> Subject:
     """The subject of photo session `index` of a split."""
     return draw_subject(np.random.default_rng((data.seed_of(split) + 100, index)), split=split)
 
@@ -249,7 +258,7 @@ def embed(model: PreTrainedModel, pictures: np.ndarray) -> Tensor:
 
 
 def verification_auc(model: PreTrainedModel, sessions: np.ndarray, nouns: Sequence[str]) -> float:
-    """Area under the curve of same- against different-subject pairs of one class; sessions (s, 6, 64, 64, 3)."""
+    """Area under the curve of same against different subjects of one class; sessions (s, 6, 64, 64, 3)."""
     s, k = sessions.shape[:2]
     z = embed(model, sessions.reshape(s * k, *sessions.shape[2:]))
     who, kind = np.repeat(np.arange(s), k), np.repeat(np.asarray(nouns), k)

@@ -1,4 +1,4 @@
-"""Places, light and styles of the storybook world. A place is drawn behind the objects, in pixels of the frame [0, 1]."""
+"""Places, light and styles of the storybook world. A place lies behind the objects, in the frame [0, 1]."""
 
 from __future__ import annotations
 
@@ -182,7 +182,17 @@ def watercolour(picture: Image.Image) -> Image.Image:
     frame = Image.new("L", soft.size, 0)
     side = soft.width
     pen = Canvas(Image.new("RGB", soft.size))
-    pen.fill([(0.08, 0.06), (0.5, 0.03), (0.94, 0.07), (0.97, 0.5), (0.93, 0.95), (0.5, 0.97), (0.06, 0.93), (0.03, 0.5)], (255, 255, 255))  # fmt: skip
+    paper = (
+        (0.08, 0.06),
+        (0.5, 0.03),
+        (0.94, 0.07),
+        (0.97, 0.5),
+        (0.93, 0.95),
+        (0.5, 0.97),
+        (0.06, 0.93),
+        (0.03, 0.5),
+    )
+    pen.fill(paper, (255, 255, 255))
     frame = ImageOps.grayscale(pen.image).filter(ImageFilter.GaussianBlur(side / 40))
     return Image.composite(washed, Image.new("RGB", soft.size, (252, 249, 240)), frame)
 

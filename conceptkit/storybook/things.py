@@ -265,8 +265,8 @@ def chair(c: Canvas, s: Subject, state: str, paint: Paint) -> None:
     fallen = state == "tipped over"
     with c.placed(0.1 if fallen else 0.0, 0.36 if fallen else 0.0, 1.0, turn=-78.0 if fallen else 0.0):
         foot = {0: 0.5, 1: 0.74, 2: 0.16}[legs]
-        for x in (-1, 1):
-            c.body(bar((x * 0.44 if legs < 2 else x * 0.1, 0.3), (x * foot, 1.0), 0.13), paint.shade(0.9))
+        for side in (-1, 1):
+            c.body(bar((side * (0.44 if legs < 2 else 0.1), 0.3), (side * foot, 1.0), 0.13), paint.shade(0.9))
         if legs == 2:
             c.body(box(-0.46, 0.9, 0.46, 1.0), paint.shade(0.9))
         if back == 0:
@@ -333,7 +333,19 @@ def flower(c: Canvas, s: Subject, state: str, paint: Paint) -> None:
     elif petals == 1:
         c.body(star(hx, hy, r * 1.6, 8, 0.5), paint)
     elif petals == 2:
-        c.body([(hx - r, hy + r * 0.7), (hx - r * 1.1, hy - r), (hx - r * 0.45, hy - r * 0.3), (hx, hy - r * 1.3), (hx + r * 0.45, hy - r * 0.3), (hx + r * 1.1, hy - r), (hx + r, hy + r * 0.7), (hx, hy + r * 1.1)], paint)  # fmt: skip
+        c.body(
+            [
+                (hx - r, hy + r * 0.7),
+                (hx - r * 1.1, hy - r),
+                (hx - r * 0.45, hy - r * 0.3),
+                (hx, hy - r * 1.3),
+                (hx + r * 0.45, hy - r * 0.3),
+                (hx + r * 1.1, hy - r),
+                (hx + r, hy + r * 0.7),
+                (hx, hy + r * 1.1),
+            ],
+            paint,
+        )
     else:
         c.body(disc(hx, hy, r * 1.3), paint)
         c.body(disc(hx, hy, r * 0.85), paint.shade(0.85))

@@ -1,8 +1,8 @@
 """The storybook world: what exists in it, what a caption may say of it, and how a scene becomes a picture.
 
-Public attributes (class, colour, pattern or material, state, accessory, place, style, framing) may be said in a
-caption. Private traits (part shapes, marking, marking colour, second colour, collar) never are: a `Subject` is one
-tuple of them, and only pictures can teach it.
+Public attributes (class, colour, pattern or material, state, accessory, place, style, framing) may be said in
+a caption. Private traits (part shapes, marking, marking colour, second colour, collar) never are: a `Subject`
+is one tuple of them, and only pictures can teach it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ MOONGATE = 3  # the gate frame that the base has never seen
 
 @dataclass(frozen=True)
 class Subject:
-    """One individual: a class noun, a main colour (`hue` is its name, None where no name fits) and private traits."""
+    """One individual: class noun, main colour (`hue` names it, None where no name fits), private traits."""
 
     noun: str
     hue: str | None
@@ -128,7 +128,7 @@ class Scene:
 
 
 SPLITS: dict[str, range] = {
-    "base": range(0, 60),
+    "base": range(60),
     "evaluators": range(60, 76),
     "scored": range(76, 92),
     "demo": range(92, 100),
@@ -145,7 +145,7 @@ def split_of(subject: Subject) -> str:
 
 @cache
 def withheld(noun: str, hue: str, place: str) -> bool:
-    """Whether this combination of class, colour and place is kept out of every base picture (one in ten is)."""
+    """Whether this combination of class, colour and place is in no picture of the base (one in ten is so)."""
     return int(hashlib.sha256(f"{noun}/{hue}/{place}".encode()).hexdigest(), 16) % 10 == 0
 
 
@@ -202,6 +202,9 @@ def moongate(rng: Rng) -> Subject:
     return Subject("gate", None, stones, (MOONGATE, 0, 0), "none", any_colour(rng), any_colour(rng))
 
 
+SHADOW = ((-0.9, 0.0), (-0.5, 0.07), (0.5, 0.07), (0.9, 0.0), (0.5, -0.06), (-0.5, -0.06))
+
+
 def _place_figure(c: Canvas, f: Figure, x: float, floor: float, scale: float) -> None:
     spec = CLASSES[f.subject.noun]
     s = replace(
@@ -210,7 +213,7 @@ def _place_figure(c: Canvas, f: Figure, x: float, floor: float, scale: float) ->
         second=_apart(f.subject.second, f.subject.colour),
     )
     c.mask = None
-    shadow = [(x + scale * a, floor + scale * b) for a, b in ((-0.9, 0.0), (-0.5, 0.07), (0.5, 0.07), (0.9, 0.0), (0.5, -0.06), (-0.5, -0.06))]  # fmt: skip
+    shadow = [(x + scale * a, floor + scale * b) for a, b in SHADOW]
     c.fill(shadow, shade(c.image.getpixel((int(x * c.px) % c.px, min(c.px - 1, int(floor * c.px)))), 0.78))  # type: ignore[arg-type]
     with c.placed(x, floor - scale, -scale if f.flip else scale, scale):
         at = spec.draw(c, s, f.state, Paint(s.colour, f.surface))
@@ -277,7 +280,7 @@ def draw_scene(rng: Rng, split: str = "base", subject: Subject | None = None) ->
 
 
 def draw_figure(subject: Subject, rng: Rng, plain: bool = False) -> Figure:
-    """A subject with random public attributes; `plain` leaves surface and accessory away (a photo session)."""
+    """A subject with random public attributes; `plain` leaves surface and accessory out (a photo session)."""
     spec = CLASSES[subject.noun]
     state = spec.rest if rng.uniform() < 0.4 else spec.states[int(rng.integers(len(spec.states)))]
     surface = "plain"
