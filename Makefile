@@ -10,7 +10,7 @@ THREADS ?= 2
 export OMP_NUM_THREADS ?= $(THREADS)
 export MKL_NUM_THREADS ?= $(THREADS)
 
-.PHONY: venv test test-all lint format types demo clean
+.PHONY: venv test test-all lint format types readme demo clean
 .DEFAULT_GOAL := venv
 
 venv: $(STAMP)
@@ -40,6 +40,10 @@ types:
 format: venv
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The help of all commands in README.md; a test fails when it is stale.
+readme: venv
+	$(BIN)/python -m conceptkit.cli.reference
 
 demo: venv
 	$(BIN)/conceptkit demo --out demo
