@@ -12,7 +12,7 @@ class Recipe:
 
     token_steps: first the modifier token alone learns, at `token_lr` (Adam, per step, batch `batch`).
     steps: then the token stands still, its rows are known, and the delta learns at `lr`.
-    rank: constraint rows s of the keyed delta; 0 learns full matrices instead, 16 or more a free low rank.
+    rank: constraint rows s of the keyed delta, as many as its words have and at most 8; 0: full matrices.
     batch, prior_batch: views of the subject and class pictures in one step; a step shows both.
     prior_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
     prior_size, prior_steps, prior_guidance: the class pictures that the frozen base draws.

@@ -90,6 +90,8 @@ def recipe_for(method: str = DEFAULT, steps: int | None = None, rank: int | None
         raise BadRecipe(f"there is no method {method!r}; choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[method]
     if steps is not None:
+        if steps < 1:
+            raise BadRecipe(f"{steps} steps teach nothing; give at least one")
         share = recipe.token_steps / (recipe.token_steps + recipe.steps)
         recipe = replace(recipe, token_steps=round(steps * share), steps=steps - round(steps * share))
     return recipe if rank is None else replace(recipe, rank=rank)
@@ -144,8 +146,7 @@ COMMON_NOUNS = tuple(_COMMON.split())
 
 
 def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:
-    level = views.redrawn_db(base, shown)
-    if base.name != bases.STORYBOOK or level >= FAINT_DB:
+    if base.name != bases.STORYBOOK or views.redrawn_db(base, shown) >= FAINT_DB:
         return []
     return [
         "these photos look nothing like the storybook's drawings, so it will catch little more than their "

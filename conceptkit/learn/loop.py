@@ -19,10 +19,10 @@ from torch import Tensor
 from conceptkit import metric
 from conceptkit.base import Base, encoders
 from conceptkit.compose import Factor, closed_form, factor
-from conceptkit.concept import Concept
+from conceptkit.concept import Concept, Factors
 from conceptkit.contexts import constraint_rows
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.kv_delta import ADAPTER, KVDeltaConfig, read_delta, share_down, uninstall
+from conceptkit.kv_delta import ADAPTER, install, read_delta, uninstall
 from conceptkit.learn import conditions, losses, priors, views
 from conceptkit.photos import PhotoSet
 from conceptkit.recipes import Recipe
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
 
 Tick = Callable[[int, int, str], None]
+
+LEARNED = (f"kv_delta_up.{ADAPTER}", f"kv_delta_weight.{ADAPTER}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +61,23 @@ def learn(
     """Teach `base` the subject of the photos; the base is as it was afterwards, whatever happens.
 
     Same seed, machine and versions: same bytes. Raises BadRecipe for values that make no sense, ConceptError
-    when the loss is no number any more.
+    when the pipeline carries concepts, or the loss is no number any more.
     """
-    if recipe.steps < 0 or recipe.token_steps < 0 or recipe.steps + recipe.token_steps == 0:
-        raise BadRecipe(f"{recipe.steps} steps teach nothing; give at least one")
+    _check(recipe)
+    if present := getattr(base.pipe.encode_prompt, "attachment", None):
+        carried = ", ".join(present.concepts)
+        raise ConceptError(f"this pipeline carries {carried}, which {name} would build on; detach first")
     token = f"<{name}>"
     words = f"{token} {noun}" if noun else token
-    total = recipe.token_steps + recipe.steps + recipe.prior_size * bool(noun)
-    torch.manual_seed(seed)
-    with _frozen(base):
+    begun = recipe.prior_size if noun and recipe.prior_weight and recipe.prior_batch else 0
+    total = begun + recipe.token_steps + recipe.steps
+    with torch.random.fork_rng(devices=[]), _frozen(base):
+        torch.manual_seed(seed)
         prior = None
-        if noun and recipe.prior_weight and recipe.prior_batch:
+        if noun and begun:
             prior = priors.of_class(
                 base, noun, recipe, registry, lambda done, _: tick(done, total, f"drawing {noun}s")
             )
-        begun = recipe.prior_size * bool(noun)
         shape = metric.of_base(base, registry)
         with add_tokens(base.pipe, {token: first_rows(base, noun, seed)}) as tokens:
             lesson = _Lesson(base, views.pool(base, photos, words, recipe.views, seed), prior, recipe, seed)
@@ -102,6 +106,14 @@ def learn(
                 lesson, rows, keys, shape, lambda k: tick(begun + k, total, "learning the look")
             )
     return Concept(**{**vars(concept), "delta": delta, "rows": rows.float()})
+
+
+def _check(recipe: Recipe) -> None:
+    for name, value in (("token_steps", recipe.token_steps), ("steps", recipe.steps), ("rank", recipe.rank)):
+        if value < 0:
+            raise BadRecipe(f"{name} = {value} makes no sense; give 0 or more")
+    if recipe.steps + recipe.token_steps == 0:
+        raise BadRecipe("0 steps teach nothing; give at least one")
 
 
 def first_rows(base: Base, noun: str | None, seed: int) -> tuple[Tensor, ...]:
@@ -140,32 +152,27 @@ def _learn_delta(
     with torch.no_grad():
         own = conditions.read(base.pipe, lesson.pool.prompts).detach()
         prior = conditions.read(base.pipe, lesson.prior.prompts).detach() if lesson.prior else None
-    base.unet.add_adapter(
-        KVDeltaConfig(r=len(rows) if recipe.rank else 0, freeze_down=True), adapter_name=ADAPTER
-    )
+    down = key_factor(rows, keys).float().to(base.device) if recipe.rank else None
+    install(base.unet, {name: _nothing(o, base.width, down) for name, o in base.sizes.items()})
     try:
         gram = shape.gram.float().to(base.device)
-        down = None
-        if recipe.rank:
-            down = key_factor(rows, keys)
-            share_down(base.unet, down.float().to(base.device), ADAPTER)
-        values = [p for p in base.unet.parameters() if p.requires_grad]
+        values = [p.requires_grad_() for name, p in base.unet.named_parameters() if name.endswith(LEARNED)]
         optimiser = torch.optim.AdamW(values, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.99))
         for step in range(recipe.steps):
             optimiser.param_groups[0]["lr"] = recipe.lr * _ramp(step, recipe.steps)
             loss = _loss(lesson, ("delta", step), own, prior)
             if recipe.leak and down is not None:
-                loss = (
-                    loss
-                    + recipe.leak
-                    * losses.leak(torch.cat(values), down.float().to(base.device), gram)
-                    / shape.size**2
-                )
+                loss = loss + recipe.leak * losses.leak(torch.cat(values), down, gram) / shape.size**2
             _descend(optimiser, loss, step)
             tick(step + 1)
         return dict(read_delta(base.unet, ADAPTER))
     finally:
         uninstall(base.unet, ADAPTER)
+
+
+def _nothing(o: int, d: int, down: Tensor | None) -> Factors:
+    """A delta (o, d) of zeros, over `down` (s, d) or full."""
+    return (torch.zeros(o, d),) if down is None else (torch.zeros(o, len(down)), down)
 
 
 def key_factor(rows: Tensor, keys: Factor) -> Tensor:

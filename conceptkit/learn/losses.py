@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from conceptkit.errors import BadBase
+
 
 def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """What the UNet should predict: noise, picture, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (2202.00512).
 
-    clean, noise (n, c, h, w); alpha_bar (n,). Raises ValueError on a prediction type that is none of these.
+    clean, noise (n, c, h, w); alpha_bar (n,). Raises BadBase on a prediction type that is none of these.
     """
     a = alpha_bar.view(-1, 1, 1, 1).to(clean)
     if prediction_type == "epsilon":
@@ -18,7 +20,9 @@ def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha_bar: Tensor
         return clean
     if prediction_type == "v_prediction":
         return a.sqrt() * noise - (1 - a).sqrt() * clean
-    raise ValueError(f"a base that predicts {prediction_type!r} cannot be learned on")
+    raise BadBase(
+        f"a base that predicts {prediction_type!r} cannot learn; use a Stable Diffusion or SDXL pipeline"
+    )
 
 
 def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
