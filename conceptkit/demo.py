@@ -1,4 +1,4 @@
-"""The whole road on two concepts: learn a dog and a moongate, compose them, and put it all on one contact sheet."""
+"""The whole road on two concepts: learn a dog and a moongate, compose them, draw one contact sheet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARTS = (
         "my_dog",
         "dog",
         "dog",
-        3,
+        39,
         (
             "photo of a my_dog in the city",
             "photo of a my_dog jumping on the beach",
@@ -55,7 +55,7 @@ PARTS = (
         "moongate",
         "gate",
         "moongate",
-        1,
+        7,
         (
             "photo of a moongate on the beach",
             "photo of a moongate closed in a forest",
@@ -116,7 +116,7 @@ HEAD = [
 
 
 def run(out: Path, tick: Tick) -> Path:
-    """Learn, compose and draw; writes `out/contact_sheet.png` and the pictures beside it; returns the sheet."""
+    """Learn, compose and draw; writes `out/contact_sheet.png` and pictures beside it, returns the sheet."""
     base = bases.load()
     judge = metrics.SubjectJudge()
     rows: list[Row] = []
@@ -144,8 +144,9 @@ def run(out: Path, tick: Tick) -> Path:
         HEAD,
         *(line.cells() for line in figures),
         f"Captions without a concept change by {merged.report.captions:.1%} under the merge, "
-        f"by {summed.report.captions:.1%} under the sum. Similarity is the subject judge's mean cosine to the photos; "
-        "the photos' own is the ceiling. Named: the nearest of 21 subjects of one class is the right one. "
+        f"by {summed.report.captions:.1%} under the sum. "
+        "Similarity is the subject judge's mean cosine to the photos; the photos' own is the ceiling. "
+        "Named: the nearest of 21 subjects of one class is the right one. "
         f"Seeds are 0 to {SEEDS - 1}, or 0 to 3, none chosen; {STEPS} steps.",
     ]
     page = sheet(
@@ -192,7 +193,7 @@ def _one(
 
 
 def example_photos(part: Part, out: Path) -> Path:
-    """The photos of the checkout's examples, or the same ones drawn again where only the package is installed."""
+    """The photos of the checkout's examples, or the same ones drawn again where only the package is there."""
     kept = Path(__file__).parents[1] / "examples" / "photos" / part.name
     if kept.is_dir():
         return kept

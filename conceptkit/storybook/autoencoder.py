@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,12 +71,13 @@ def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 250, flip: bool = False) -> Tensor:
+def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> Tensor:
     """Latent means, float16 (n, 8, 16, 16)."""
     out = []
-    for k in range(0, len(pictures), batch):
+    for k in track(range(0, len(pictures), batch), "encoding"):
         x = to_tensor(pictures[k : k + batch])
-        out.append(vae.encode(x.flip(-1) if flip else x).latent_dist.mean.half())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out.append(vae.encode(x).latent_dist.mean.half())
     return torch.cat(out)
 
 

@@ -1,7 +1,7 @@
 """Make the storybook base and its judges: `python -m conceptkit.storybook.train --minutes 120 --cache DIR`.
 
-The stages run in order; each keeps a checkpoint in the cache and is skipped when it is finished, so the command can
-be stopped and started again. Weights are written at the end, or at any time with `--stage save`.
+The stages run in order; each keeps a checkpoint in the cache and is skipped when it is finished, so that the
+command can be stopped and started again. Weights are written at the end, or any time with `--stage save`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _vae(cache: Path) -> AutoencoderKL:
 
 def train_vae(minutes: float, cache: Path) -> None:
     if not (cache / "vae").exists():
-        vae = autoencoder.train(data.pictures("base", PICTURES, cache)[: PICTURES // 2], minutes, cache)
+        vae = autoencoder.train(data.pictures("base", PICTURES, cache), minutes, cache)
         vae.save_pretrained(cache / "vae")
     held_out = data.pictures("scored", 2000, cache)[:1000]
     _note(cache, vae_psnr_db=autoencoder.psnr(_vae(cache), held_out))
@@ -61,8 +61,8 @@ def train_subject(minutes: float, cache: Path) -> None:
     _note(cache, subject_auc_renders=auc["renders"], subject_auc_round_trips=auc["passed"])
     if auc["passed"] < GATE:
         raise click.ClickException(
-            f"the subject judge reaches an AUC of {auc['passed']:.3f} on round trips, below {GATE}: give the vae and "
-            "subject stages more minutes before training the UNet"
+            f"the subject judge reaches an AUC of {auc['passed']:.3f} on round trips, below {GATE}: give the "
+            "vae and subject stages more minutes before training the UNet"
         )
 
 
@@ -72,9 +72,7 @@ def train_denoiser(minutes: float, cache: Path) -> None:
     store = cache / "latents.pt"
     if not store.exists():
         pictures, vae = data.pictures("base", PICTURES, cache), _vae(cache)
-        torch.save(
-            torch.stack([autoencoder.encode(vae, pictures, flip=flip) for flip in (False, True)]), store
-        )
+        torch.save(autoencoder.encode(vae, pictures), store)
     latents = torch.load(store, weights_only=True)
     model = denoiser.train(latents, ids, words, minutes, cache)
     torch.save(model.state_dict(), cache / "denoiser-average.pt")
