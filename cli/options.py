@@ -32,15 +32,9 @@ def debug_option(command: Decorated) -> Decorated:
 def out_option(default: str | None, text: str) -> Callable[[Decorated], Decorated]:
     """`--out DIR`, required when there is no default."""
     kind = click.Path(file_okay=False, writable=True, path_type=Path)
-    return click.option(
-        "--out",
-        type=kind,
-        default=default,
-        required=default is None,
-        show_default=True,
-        metavar="DIR",
-        help=text,
-    )
+    # click takes an explicit default of None for a default, and then nothing is required
+    when: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("--out", type=kind, metavar="DIR", help=text, **when)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

@@ -78,6 +78,7 @@ def compose(
         for name in sorted(set(merge.concept.words) - prompts.mentioned(prompt, merge.concept.words)):
             note(f"the prompt does not mention {name!r}: write the name where the thing should be.")
 
+        guidance = loaded.guidance if guidance is None else guidance
         metadata = {
             "prompt": prompt,
             "concepts": [entry.ref for entry in entries],
@@ -87,7 +88,7 @@ def compose(
             "steps": steps,
             "guidance": guidance,
         }
-        options = {"num_inference_steps": steps} | ({} if guidance is None else {"guidance_scale": guidance})
+        options = {"num_inference_steps": steps, "guidance_scale": guidance}
         tiles = []
         with attach(loaded.pipe, merge):
             for number, picture in draw(loaded.pipe, prompt, range(seed, seed + count), options):

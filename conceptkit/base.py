@@ -101,7 +101,8 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
         advice = USABLE if local else "there is no such folder here, so check the id and the network"
         raise BadBase(f"{name!r} cannot be read as a text-to-image pipeline; {advice}") from error
     pipe.set_progress_bar_config(disable=True)
-    return of(pipe.to(device) if device else pipe, name=name)
+    # a folder is remembered by its full path, so that a concept finds its base from anywhere
+    return of(pipe.to(device) if device else pipe, name=str(Path(source).resolve()) if local and name != STORYBOOK else name)
 
 
 def of(pipe: Any, name: str | None = None) -> Base:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conceptkit.storybook import budget
@@ -43,8 +43,13 @@ def loss(vae: AutoencoderKL, x: Tensor, noise: float = 0.02) -> Tensor:
     """L1 on pixels and their differences; the latents are kept near unit size and carry almost no noise."""
     z = vae.encode(x).latent_dist.mean
     y = vae.decode(z + noise * torch.randn_like(z)).sample.float()
+    return redraw_loss(y, x) + 1e-4 * z.float().square().mean()
+
+
+def redraw_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 on pixels and on their differences, and a squared error that minds the worst of them."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(_slopes(y), _slopes(x), strict=True))
-    return F.l1_loss(y, x) + 0.5 * edges + 2.0 * F.mse_loss(y, x) + 1e-4 * z.float().square().mean()
+    return F.l1_loss(y, x) + 0.5 * edges + 2.0 * F.mse_loss(y, x)
 
 
 def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
@@ -68,6 +73,30 @@ def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
     )  # type: ignore[assignment]
     standardise(vae, to_tensor(pictures[:2000]))
     return vae
+
+
+def refine(vae: AutoencoderKL, pictures: np.ndarray, latents: Tensor, minutes: float, cache: Path) -> None:
+    """Train the decoder further, in place, on latents that stand still: a UNet trained on them stays valid."""
+    batch, crop, cells = 32, 32, 8
+    way_back = nn.ModuleDict({"post": vae.post_quant_conv, "decoder": vae.decoder})
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng((22, step))
+        torch.manual_seed(step)
+        picks = np.sort(rng.integers(len(pictures), size=batch))
+        ys, xs = rng.integers(0, 16 - cells + 1, (2, batch))
+        places = list(zip(picks, ys, xs, strict=True))
+        tiles = np.stack([pictures[k, 4 * y : 4 * y + crop, 4 * x : 4 * x + crop] for k, y, x in places])
+        z = torch.stack([latents[k, :, y : y + cells, x : x + cells] for k, y, x in places]).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y_ = way_back["decoder"](way_back["post"](z + 0.03 * torch.randn_like(z)))
+        return redraw_loss(y_.float(), to_tensor(tiles))
+
+    average = budget.train(
+        way_back, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "decoder.pt", decay=0.995, hold=0.4
+    )
+    way_back.load_state_dict(average.state_dict())
+    vae.eval()
 
 
 @torch.no_grad()

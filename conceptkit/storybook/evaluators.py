@@ -45,6 +45,8 @@ from conceptkit.storybook.world import (
     draw_subject,
 )
 
+PASSED = 3  # one in so many pictures goes through the autoencoder
+
 ATTRIBUTES: tuple[str, ...] = (
     *(f"class:{noun}" for noun in CLASSES),
     *(f"colour:{hue}" for hue in COLOURS),
@@ -142,7 +144,8 @@ def train_subject(clean: np.ndarray, passed: np.ndarray, minutes: float, cache: 
         x = np.stack(
             [both[int(rng.integers(2))][k, j] for k, row in zip(who, shots, strict=True) for j in row]
         )
-        z = F.normalize(model(degrade(to_tensor(x), rng)).pooler_output.flatten(1), dim=1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = F.normalize(model(degrade(to_tensor(x), rng)).pooler_output.flatten(1).float(), dim=1)
         similarity = (z @ z.T / 0.1).fill_diagonal_(-1e4)
         same = torch.from_numpy(np.repeat(who, 3)[:, None] == np.repeat(who, 3)[None]).fill_diagonal_(False)
         return -similarity.log_softmax(1)[same].mean()
@@ -157,6 +160,11 @@ def subject_of(split: str, index: int) -> Subject:
     return draw_subject(np.random.default_rng((data.seed_of(split) + 100, index)), split=split)
 
 
+def _mixed(pictures: np.ndarray, passed: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """The picked pictures, autoencoded where that was done."""
+    return np.stack([passed[k] if k < len(passed) else pictures[k] for k in picks])
+
+
 def train_attributes(
     pictures: np.ndarray, vae: AutoencoderKL, minutes: float, cache: Path
 ) -> ResNetForImageClassification:
@@ -168,15 +176,16 @@ def train_attributes(
         )
     )
     targets = torch.from_numpy(np.stack([labels(data.scene("evaluators", k)) for k in range(len(pictures))]))
-    both = (pictures, round_trips(vae, pictures))
+    passed = round_trips(vae, pictures[: len(pictures) // PASSED])
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((32, step))
         torch.manual_seed(step)
         picks = rng.integers(len(pictures), size=96)
-        x = np.stack([both[int(rng.integers(2))][k] for k in picks])
+        x = _mixed(pictures, passed, picks)
         y = targets[torch.from_numpy(picks)]
-        logits = model(degrade(to_tensor(x), rng)).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(degrade(to_tensor(x), rng)).logits.float()
         told = ~y.isnan()
         return F.binary_cross_entropy_with_logits(logits[told], y[told]) * 20
 
@@ -226,16 +235,17 @@ def train_clip(
             ]
         )
     )
-    both = (pictures, round_trips(vae, pictures))
+    passed = round_trips(vae, pictures[: len(pictures) // PASSED])
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((33, step))
         torch.manual_seed(step)
         picks = rng.choice(len(pictures), 128, replace=False)
-        x = degrade(to_tensor(np.stack([both[int(rng.integers(2))][k] for k in picks])), rng)
+        x = degrade(to_tensor(_mixed(pictures, passed, picks)), rng)
         tokens = ids[torch.from_numpy(picks), torch.from_numpy(rng.integers(variants, size=len(picks)))]
         longest = int((tokens == tokenizer.eos_token_id).int().argmax(1).max()) + 1
-        out: Tensor = model(input_ids=tokens[:, :longest], pixel_values=x, return_loss=True).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out: Tensor = model(input_ids=tokens[:, :longest], pixel_values=x, return_loss=True).loss
         return out
 
     return budget.train(model, loss_of, minutes=minutes, lr=1e-3, checkpoint=cache / "clip.pt", decay=0.99)  # type: ignore[return-value]

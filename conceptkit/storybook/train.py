@@ -18,8 +18,8 @@ from transformers import CLIPTokenizer, ResNetModel
 
 from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, tokenizer, world
 
-PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 20_000, 2400, 4
-SHARE = {"vae": 0.14, "subject": 0.05, "denoiser": 0.68, "attributes": 0.07, "clip": 0.06}
+PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 12_000, 2400, 4
+SHARE = {"vae": 0.15, "subject": 0.05, "denoiser": 0.62, "decoder": 0.07, "attributes": 0.06, "clip": 0.05}
 GATE = 0.95
 HERE = Path(__file__).parent
 
@@ -32,7 +32,8 @@ def _tokenizer(cache: Path) -> CLIPTokenizer:
 
 
 def _vae(cache: Path) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(str(cache / "vae")).eval()
+    refined = cache / "refined"
+    return AutoencoderKL.from_pretrained(str(refined if refined.exists() else cache / "vae")).eval()
 
 
 def train_vae(minutes: float, cache: Path) -> None:
@@ -78,6 +79,14 @@ def train_denoiser(minutes: float, cache: Path) -> None:
     torch.save(model.state_dict(), cache / "denoiser-average.pt")
 
 
+def refine_decoder(minutes: float, cache: Path) -> None:
+    vae = _vae(cache)
+    latents = torch.load(cache / "latents.pt", weights_only=True)
+    autoencoder.refine(vae, data.pictures("base", PICTURES, cache), latents, minutes, cache)
+    vae.save_pretrained(cache / "refined")
+    _note(cache, refined_vae_psnr_db=autoencoder.psnr(vae, data.pictures("scored", 2000, cache)[:1000]))
+
+
 def train_attributes(minutes: float, cache: Path) -> None:
     pictures = np.array(data.pictures("evaluators", JUDGED, cache))
     evaluators.train_attributes(pictures, _vae(cache), minutes, cache).save_pretrained(cache / "attributes")
@@ -110,6 +119,9 @@ def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(out / "pipeline")
+    # transformers loads in the precision that a configuration names, diffusers in float32: they must agree
+    config = out / "pipeline" / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     for name in ("subject", "attributes", "clip"):
         if (cache / name).exists():
             judge = evaluators.load(cache / name)
@@ -134,6 +146,7 @@ STAGES: dict[str, Callable[[float, Path], None]] = {
     "vae": train_vae,
     "subject": train_subject,
     "denoiser": train_denoiser,
+    "decoder": refine_decoder,
     "attributes": train_attributes,
     "clip": train_clip,
     "save": save,
