@@ -1,0 +1,108 @@
+"""How much of a subject is learned: the gap closed alone and after a merge, beside identification and side effects."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.progress import track
+
+from benchmarks.report import finish
+from conceptkit import base as bases
+from conceptkit import learn, merge
+from conceptkit.demo import draw
+from conceptkit.evaluate import metrics
+from conceptkit.photos import PhotoSet
+from conceptkit.registry.store import Registry
+from conceptkit.storybook import world
+
+PROMPTS = ("photo of a {}", "photo of a {} in the city", "photo of a {} on the beach", "photo of a {} in a forest")
+DISTRACTORS = 20
+
+
+@click.command()
+@click.option("--count", default=10, show_default=True, help="Unseen subjects.")
+@click.option("--seeds", default=2, show_default=True)
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    base, judge = bases.load(), metrics.SubjectJudge()
+    recipe = learn.recipe_for()
+    for change in changes:
+        field, _, value = change.partition("=")
+        recipe = replace(recipe, **{field: type(getattr(recipe, field))(float(value))})
+    rng = np.random.default_rng(2026)
+    nouns = list(world.CLASSES)
+    told = [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
+    lines: list[dict[str, Any]] = []
+    concepts = []
+    with Registry(tempfile.mkdtemp()) as registry:
+        for k, subject in enumerate(track(told, "learning")):
+            shots = tuple(world.photos(subject, 10, 1000 + k))
+            shown = PhotoSet(shots[:5], tuple(str(n) for n in range(5)), str(k))
+            name = f"thing{k}"
+            concept = learn.learn(base, shown, name, subject.noun, recipe, registry=registry)
+            concepts.append(concept)
+            lines.append(_judge(base, judge, subject, shots, concept, seeds, name, registry))
+            print({key: round(v, 3) if isinstance(v, float) else v for key, v in lines[-1].items()}, flush=True)
+        merged = [merge.compose(a, b, base=base, registry=registry) for a, b in zip(concepts[::2], concepts[1::2], strict=False)]
+    figures = {key: float(np.mean([line[key] for line in lines])) for key in ("gap", "named", "plain", "captions")}
+    figures["kept_words"] = float(np.mean([k.words or 0 for m in merged for k in m.report.kept]))
+    figures["kept_prompt"] = float(np.mean([k.prompt or 0 for m in merged for k in m.report.kept]))
+    figures["merged_captions"] = float(np.mean([m.report.captions for m in merged]))
+    gaps = np.array([line["gap"] for line in lines])
+    picks = np.random.default_rng(0).integers(len(gaps), size=(2000, len(gaps)))
+    low, high = np.percentile(gaps[picks].mean(1), [2.5, 97.5])
+    finish(
+        "subjects",
+        figures["gap"],
+        "share of the gap between class noun and held-out photos",
+        0.8,
+        figures["gap"] >= 0.8,
+        f"0..{seeds - 1}",
+        interval=[float(low), float(high)],
+        subjects=count,
+        recipe=recipe.to_json(),
+        **{k: v for k, v in figures.items() if k != "gap"},
+    )
+
+
+def _judge(base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds: int, name: str, registry: Any) -> dict[str, Any]:
+    real, held_out = judge.embed(shots[:5]), judge.embed(_round_trip(base, shots[5:]))
+    drawn = [p for text in PROMPTS for p in draw(base, concept, text.format(name), range(seeds))]
+    usual = [p for text in PROMPTS for p in draw(base, None, text.format(subject.noun), range(seeds))]
+    found, plain = judge.embed(drawn), judge.embed(usual)
+    rng = np.random.default_rng(7)
+    others = [world.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]
+    rivals = judge.embed([s for k, other in enumerate(others) for s in world.photos(other, 5, k)]).view(DISTRACTORS, 5, -1)
+    floor, score = metrics.similarity(plain, real), metrics.similarity(found, real)
+    ceiling = metrics.similarity(held_out, real)
+    return {
+        "noun": subject.noun,
+        "gap": metrics.gap(score, floor, ceiling),
+        "floor": floor,
+        "score": score,
+        "ceiling": ceiling,
+        "named": metrics.identified(found, real, rivals),
+        "plain": metrics.identified(plain, real, rivals),
+        "captions": merge.compose(concept, base=base, registry=registry).report.captions,
+        "bytes": len(concept.to_bytes()),
+    }
+
+
+@torch.no_grad()
+def _round_trip(base: Any, shots: Any) -> Any:
+    from PIL import Image
+
+    y = base.pipe.vae.decode(base.pipe.vae.encode(metrics.pixels(shots, 64)).latent_dist.mode()).sample.clamp(-1, 1)
+    return [Image.fromarray(p) for p in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
+
+
+if __name__ == "__main__":
+    main()

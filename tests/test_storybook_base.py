@@ -1,0 +1,118 @@
+"""The weights in the package: they load in plain libraries, fit their world, and learn from pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageClassification, CLIPTokenizer
+
+from conceptkit import base as bases
+from conceptkit import learn, photos, storybook
+from conceptkit.demo import draw
+from conceptkit.evaluate import metrics
+from conceptkit.learn import views
+from conceptkit.registry.store import Registry
+from conceptkit.storybook import world
+
+
+@pytest.fixture(scope="module")
+def base():
+    return bases.load()
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return metrics.SubjectJudge()
+
+
+def subjects(noun, count, seed=5):
+    rng = np.random.default_rng(seed)
+    return [world.draw_subject(rng, noun, "scored") for _ in range(count)]
+
+
+def test_plain_diffusers_loads_the_pipeline_and_draws():
+    pipe = StableDiffusionPipeline.from_pretrained(storybook.path())
+    pipe.set_progress_bar_config(disable=True)
+    assert {p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters()} == {torch.float32}
+    picture = pipe("photo of a dog", num_inference_steps=2).images[0]
+    assert picture.size == (64, 64)
+    assert np.asarray(picture).std() > 5
+
+
+def test_the_tokenizer_reads_every_letter_and_says_where_text_ends(base):
+    tokenizer, encoder = base.encoders[0]
+    assert isinstance(tokenizer, CLIPTokenizer)
+    text = "zyxwvutsrqponmlkjihgfedcba 0123456789"
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+    assert encoder.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_judges_load_by_the_classes_that_judge_real_pictures():
+    assert AutoModel.from_pretrained(storybook.path("subject")).config.model_type == "resnet"
+    labels = AutoModelForImageClassification.from_pretrained(storybook.path("attributes")).config.id2label
+    assert "class:dog" in labels.values()
+
+
+def test_weights_are_small():
+    files = [f for f in Path(storybook.path()).parent.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 40e6
+
+
+def test_the_autoencoder_redraws_the_world(base):
+    shots = tuple(world.photos(subjects("dog", 1)[0], 6, 0))
+    level = views.redrawn_db(base, photos.PhotoSet(shots, ("",) * 6, ""))
+    assert level > learn.FAINT_DB
+
+
+def test_the_subject_judge_tells_individuals_of_one_class_apart_after_a_round_trip(base, judge):
+    shots = [world.photos(subject, 4, k) for k, subject in enumerate(subjects("cat", 20))]
+    x = metrics.pixels([shot for session in shots for shot in session], 64)
+    with torch.no_grad():
+        y = base.pipe.vae.decode(base.pipe.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+    redrawn = [Image.fromarray(p) for p in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
+    z = judge.embed(redrawn)
+    who = np.repeat(np.arange(20), 4)
+    score, same = (z @ z.T).numpy(), who[:, None] == who[None]
+    upper = np.triu(np.ones_like(same), 1).astype(bool)
+    won = (score[upper & same][:, None] > score[upper & ~same][None]).mean()
+    assert won > 0.9
+
+
+def test_the_base_draws_what_it_is_told(base):
+    told = [(noun, place) for noun in ("dog", "car", "house", "flower") for place in ("snow", "moon", "forest")]
+    drawn = [
+        draw(base, None, f"photo of a {noun} {world.scenery.PLACES[place][1][0]}", [0], steps=15)[0] for noun, place in told
+    ]
+    attributes = metrics.AttributeJudge()
+    logits = attributes.logits(drawn)
+    nouns, places = attributes.best(logits, "class"), attributes.best(logits, "place")
+    assert sum(a == b for a, (b, _) in zip(nouns, told, strict=True)) >= 9
+    assert sum(a == b for a, (_, b) in zip(places, told, strict=True)) >= 9
+
+
+def test_photos_unlike_the_storybook_are_named_as_such(base):
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    shown = photos.PhotoSet(tuple(Image.fromarray(n) for n in noise), ("",) * 4, "")
+    (sentence,) = learn._faint(base, shown)
+    assert "--base" in sentence
+
+
+@pytest.mark.slow
+def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
+    """Two subjects that no one has drawn before: each sheet looks like its own photos, not like the other's."""
+    fresh = subjects("cat", 2, seed=int.from_bytes(np.random.default_rng().bytes(4), "big"))
+    real, found = [], []
+    for k, subject in enumerate(fresh):
+        folder = tmp_path / f"cat{k}"
+        folder.mkdir()
+        for n, shot in enumerate(world.photos(subject, 5, k)):
+            shot.save(folder / f"{n}.png")
+        learned = learn.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
+        real.append(judge.embed(photos.read(folder).pictures))
+        found.append(judge.embed(draw(base, learned.concept, f"photo of a kitty{k}", range(6))))
+    for k in (0, 1):
+        assert metrics.similarity(found[k], real[k]) > metrics.similarity(found[k], real[1 - k]) + 0.1
