@@ -10,6 +10,7 @@ from typing import Any
 class Recipe:
     """How one concept is learned.
 
+    aside: how far from its class noun the modifier token begins, in mean lengths of a token.
     token_steps: first the modifier token alone learns, at `token_lr` (Adam, per step, batch `batch`).
     steps: then the token stands still, its rows are known, and the delta learns at `lr`.
     rank: constraint rows s of the keyed delta, as many as its words have and at most 8; 0: full matrices.
@@ -21,11 +22,12 @@ class Recipe:
     """
 
     method: str
-    token_steps: int = 100
-    token_lr: float = 5e-3
-    steps: int = 200
-    lr: float = 2e-2
-    rank: int = 4
+    aside: float = 3.0
+    token_steps: int = 60
+    token_lr: float = 1e-3
+    steps: int = 240
+    lr: float = 3e-2
+    rank: int = 1
     batch: int = 8
     prior_batch: int = 4
     prior_weight: float = 1.0

@@ -19,7 +19,7 @@ from conceptkit.concept import Concept, apply
 from conceptkit.errors import BadBase, BadName, BadPhotos, BadRecipe, ConceptError, NameTaken
 from conceptkit.kv_delta import install, uninstall
 from conceptkit.learn import add, learn, losses, priors, recipe_for, views
-from conceptkit.learn.loop import _learn_token, first_rows
+from conceptkit.learn.loop import _learn_token, first_rows, hash_of
 from conceptkit.recipes import DEFAULT, RECIPES, Recipe
 from conceptkit.registry.store import Registry
 from tests import tiny
@@ -36,6 +36,11 @@ TINY = Recipe(
     views=6,
 )
 SEEDS = [0, 1, 2]
+
+
+def start(base, photos, name="my_dog", recipe=None):
+    """Where the word of `teach` begins."""
+    return first_rows(base, "dog", (recipe or TINY).aside, hash_of(0, name, photos.digest))
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +199,7 @@ def test_a_learned_concept_has_a_token_and_a_delta_with_one_shared_down(pico, sh
     assert concept.provenance == {"photos": list(shown.names), "photos_sha256": shown.digest, "seed": 0}
     assert concept.base == pico.fingerprint and concept.base_name == "pico"
     (rows,) = concept.tokens["<my_dog>"]
-    assert rows.shape == (1, 32) and not torch.equal(rows, first_rows(pico, "dog", 0)[0])
+    assert rows.shape == (1, 32) and not torch.equal(rows, start(pico, shown)[0])
     stored = Concept.from_bytes(concept.to_bytes())
     assert len(stored.to_bytes()) < 10_000
     with attach(pico.pipe, stored):
@@ -294,12 +299,21 @@ def test_the_token_stands_still_while_the_delta_learns(pico, shown):
     assert not torch.equal(ups(short), ups(long))
 
 
+def test_no_two_concepts_begin_at_one_place(pico, shown):
+    (mine,), (yours,) = start(pico, shown), start(pico, shown, name="your_dog")
+    table = pico.encoders[0][1].get_input_embeddings().weight.detach()
+    (dog,) = table[pico.encoders[0][0]("dog", add_special_tokens=False).input_ids].mean(0, keepdim=True)
+    away = mine[0] - dog, yours[0] - dog
+    assert torch.allclose(away[0].norm(), TINY.aside * table.norm(dim=1).mean())
+    assert abs(torch.cosine_similarity(*away, dim=0)) < 0.7
+
+
 def test_a_token_alone_and_a_delta_alone(pico, shown):
     word = teach(pico, shown, replace(TINY, steps=0))
     assert not word.delta and word.rows is None
     assert Concept.from_bytes(word.to_bytes()).tokens
     look = teach(pico, shown, replace(TINY, token_steps=0))
-    assert torch.equal(look.tokens["<my_dog>"][0], first_rows(pico, "dog", 0)[0]) and ups(look).any()
+    assert torch.equal(look.tokens["<my_dog>"][0], start(pico, shown)[0]) and ups(look).any()
 
 
 def test_full_matrices_are_learned_with_rank_0(pico, shown):
@@ -334,7 +348,7 @@ def test_sdxl_learns(shown):
     concept = teach(pico, shown, replace(TINY, token_steps=1, steps=1))
     assert tiny.snapshot(pico.pipe) == before
     assert [rows.shape[1] for rows in concept.tokens["<my_dog>"]] == [32, 48]
-    starts = first_rows(pico, "dog", 0)
+    starts = start(pico, shown)
     assert all(not torch.equal(a, b) for a, b in zip(concept.tokens["<my_dog>"], starts, strict=True))
     assert all(up.any() for up, _ in concept.delta.values())
 

@@ -66,7 +66,7 @@ def learn(
     _check(recipe)
     if present := getattr(base.pipe.encode_prompt, "attachment", None):
         carried = ", ".join(present.concepts)
-        raise ConceptError(f"this pipeline carries {carried}, which {name} would build on; detach first")
+        raise ConceptError(f"This pipeline carries {carried}, which {name} would build on; detach first")
     token = f"<{name}>"
     words = f"{token} {noun}" if noun else token
     begun = recipe.prior_size if noun and recipe.prior_weight and recipe.prior_batch else 0
@@ -79,7 +79,7 @@ def learn(
                 base, noun, recipe, registry, lambda done, _: tick(done, total, f"drawing {noun}s")
             )
         shape = metric.of_base(base, registry)
-        with add_tokens(base.pipe, {token: first_rows(base, noun, seed)}) as tokens:
+        with add_tokens(base.pipe, {token: first_rows(base, noun, recipe.aside, hash_of(seed, name, photos.digest))}) as tokens:
             lesson = _Lesson(base, views.pool(base, photos, words, recipe.views, seed), prior, recipe, seed)
             _learn_token(lesson, tokens, lambda k: tick(begun + k, total, "learning the word"))
             learned = tokens.read()
@@ -116,14 +116,18 @@ def _check(recipe: Recipe) -> None:
         raise BadRecipe("0 steps teach nothing; give at least one")
 
 
-def first_rows(base: Base, noun: str | None, seed: int) -> tuple[Tensor, ...]:
-    """Where a modifier token begins, per text encoder (1, d): at its class noun, a little aside."""
+def first_rows(base: Base, noun: str | None, aside: float, seed: int) -> tuple[Tensor, ...]:
+    """Where a modifier token begins, per text encoder (1, d): at its class noun, then `aside` mean token lengths off.
+
+    The way off is random, so that no two concepts share it: what the text encoder makes of it is the key by which
+    a delta finds its own words, and keys that point apart can be merged without loss.
+    """
     rows = []
     for tokenizer, encoder in encoders(base.pipe):
         table = encoder.get_input_embeddings().weight.detach().float().cpu()
         ids = tokenizer(noun or "thing", add_special_tokens=False).input_ids
-        aside = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed)) * table.std()
-        rows.append((table[ids].mean(0) + 0.3 * aside).unsqueeze(0))
+        away = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
+        rows.append((table[ids].mean(0) + aside * table.norm(dim=1).mean() * away / away.norm()).unsqueeze(0))
     return tuple(rows)
 
 
@@ -209,7 +213,7 @@ def _loss(
 
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, step: int) -> None:
     if not losses.finite(loss):
-        raise ConceptError(f"the loss is no number at step {step}; try again with a smaller learning rate")
+        raise ConceptError(f"The loss is no number at step {step}; try again with a smaller learning rate")
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
