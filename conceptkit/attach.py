@@ -65,11 +65,11 @@ def attach(
     raised, the pipeline is as it was.
     """
     if not concepts:
-        raise ConceptError("there is nothing to attach; name at least one concept")
+        raise ConceptError("There is nothing to attach; name at least one concept")
     if present := getattr(getattr(pipe, "encode_prompt", None), "attachment", None):
         carried = ", ".join(present.concepts)
         raise ConceptError(
-            f"this pipeline already carries {carried}; detach first, or attach all in one call"
+            f"This pipeline already carries {carried}; detach first, or attach all in one call"
         )
     here = base.of(pipe)
     concept, report = _resolve(concepts, here, registry, how)
@@ -125,7 +125,7 @@ def _read_names(attachment: Attachment, tokens: Tokens | None) -> Callable[[], N
     def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         if tokens and not tokens.intact:
             raise ConceptError(
-                "another token table was loaded over the attached concepts; detach, and attach last"
+                "Another token table was loaded over the attached concepts; detach, and attach last"
             )
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
@@ -147,5 +147,5 @@ def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) 
         if words and not prompts.mentioned(text, words):
             names = ", ".join(words)
             warnings.warn(
-                f"the prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=3
+                f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=3
             )

@@ -138,7 +138,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
             merged = (weight + self.get_delta_weight(name)).to(weight.dtype)
             if safe_merge and not merged.isfinite().all():
                 raise ValueError(
-                    f"merging adapter {name!r} gives values that are not finite; it seems to be broken"
+                    f"Merging adapter {name!r} gives values that are not finite; it seems to be broken"
                 )
             if not self.merged_adapters:
                 self._unmerged = weight.data
@@ -202,10 +202,10 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
     carries this adapter, or a LoRA on the same maps.
     """
     if not delta:
-        raise NoEffect("the delta has no map, so it would change nothing; learn it again")
+        raise NoEffect("The delta has no map, so it would change nothing; learn it again")
     if adapter_name in getattr(unet, "peft_config", {}):
         raise ConceptError(
-            f"this UNet already carries {adapter_name!r}; take it off first, or attach all in one call"
+            f"This UNet already carries {adapter_name!r}; take it off first, or attach all in one call"
         )
     modules = dict(unet.named_modules())
     for name, factors in delta.items():
@@ -266,7 +266,7 @@ def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -
     layers = [layer for _, layer in _layers(unet) if name in layer.scaling]
     given, taken = tuple(down.shape), {_down_shape(layer, name) for layer in layers}
     if taken != {given}:
-        raise BadRecipe(f"a down factor {given} does not fit layers with {taken}; give their shape")
+        raise BadRecipe(f"A down factor {given} does not fit layers with {taken}; give their shape")
     shared = nn.Parameter(down.detach().to(layers[0].kv_delta_up[name], copy=True))
     for layer in layers:
         layer.kv_delta_down[name] = shared
@@ -301,7 +301,7 @@ def _only_adapter(unet: nn.Module, adapter_name: str | None) -> str:
     names = {name for _, layer in _layers(unet) for name in layer.scaling}
     if adapter_name in names or (adapter_name is None and len(names) == 1):
         return adapter_name or names.pop()
-    raise ConceptError(f"this UNet carries the KV_DELTA adapters {sorted(names)}; name one of them")
+    raise ConceptError(f"This UNet carries the KV_DELTA adapters {sorted(names)}; name one of them")
 
 
 def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
@@ -327,7 +327,7 @@ def _carrier(name: str, module: nn.Module | None) -> nn.Linear | KVDeltaLinear:
     if not isinstance(module, nn.Linear | KVDeltaLinear):
         found = "is missing" if module is None else f"is a {type(module).__name__}"
         raise BaseMismatch(
-            f"the map {name} {found} in this UNet; use the base that the concept was learned on"
+            f"The map {name} {found} in this UNet; use the base that the concept was learned on"
         )
     return module
 
@@ -336,7 +336,7 @@ def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors)
     added, own = (factors[0].shape[0], factors[-1].shape[1]), tuple(module.weight.shape)
     if added != own:
         raise BaseMismatch(
-            f"the delta of {name} is {added} and the map {own}; use the base it was learned on"
+            f"The delta of {name} is {added} and the map {own}; use the base it was learned on"
         )
 
 

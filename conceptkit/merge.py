@@ -116,9 +116,9 @@ def compose(
     registry, ConceptError when two concepts answer to one name.
     """
     if how not in HOW:
-        raise BadRecipe(f"there is no way of composing called {how!r}; use {' or '.join(HOW)}")
+        raise BadRecipe(f"There is no way of composing called {how!r}; use {' or '.join(HOW)}")
     if not concepts:
-        raise ConceptError("there is nothing to compose; name at least one concept")
+        raise ConceptError("There is nothing to compose; name at least one concept")
     registry = _default_registry() if registry is None else registry
     parts = _read(concepts, weights, registry)
     _check_distinct(parts)

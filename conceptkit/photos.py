@@ -162,9 +162,9 @@ def _files(root: Path) -> list[Path]:
 
 def _nothing_found(roots: Sequence[Path]) -> str:
     if not roots:
-        return "no photos were given; name a folder or files, JPEG, PNG or WebP."
+        return "No photos were given; name a folder or files, JPEG, PNG or WebP."
     where = ", ".join(str(root) for root in roots)
-    return f"no photos in {where} (subfolders are not read); put one JPEG, PNG or WebP or more there."
+    return f"No photos in {where} (subfolders are not read); put one JPEG, PNG or WebP or more there."
 
 
 def _read(file: Path) -> Image.Image:

@@ -20,9 +20,9 @@ def shrink(
     all maps share. Raises BadRecipe unless exactly one of rank and energy is given, in its range.
     """
     if (rank is None) == (energy is None):
-        raise BadRecipe("give either the rank or the energy to shrink to")
+        raise BadRecipe("Give either the rank or the energy to shrink to")
     if not (rank is None or rank >= 1) or not (energy is None or 0 < energy <= 1):
-        raise BadRecipe(f"cannot shrink to rank {rank}, energy {energy}: at least 1, or within (0, 1]")
+        raise BadRecipe(f"Cannot shrink to rank {rank}, energy {energy}: at least 1, or within (0, 1]")
     if not concept.delta:
         return concept
     root = torch.from_numpy(factor(gram).lower)

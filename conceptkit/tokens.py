@@ -91,7 +91,7 @@ def add_tokens(pipe: Any, tokens: Mapping[str, tuple[Tensor, ...]]) -> Tokens:
     for name in names:
         if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
             raise ConceptError(
-                f"the pipeline already has a token {name}; detach or unload what brought it first"
+                f"The pipeline already has a token {name}; detach or unload what brought it first"
             )
     with ExitStack() as undo:
         tables = []

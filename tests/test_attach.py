@@ -174,5 +174,5 @@ def test_an_own_encode_prompt_is_put_back(pipe):
 def test_tokens_torn_off_by_others_are_an_error_not_silence(pipe):
     with attach(pipe, pico_concept(pipe)):
         pipe.unload_textual_inversion()
-        with pytest.raises(ConceptError, match="another token table was loaded"):
+        with pytest.raises(ConceptError, match="Another token table was loaded"):
             draw(pipe, PROMPT)

@@ -72,9 +72,9 @@ def test_big_photos_are_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_photos(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("x")
-    with pytest.raises(BadPhotos, match=r"no photos in .* put one JPEG, PNG or WebP or more there"):
+    with pytest.raises(BadPhotos, match=r"No photos in .* put one JPEG, PNG or WebP or more there"):
         photos.read(tmp_path)
-    with pytest.raises(BadPhotos, match="no photos were given"):
+    with pytest.raises(BadPhotos, match="No photos were given"):
         photos.read([])
 
 

@@ -87,7 +87,7 @@ def add(
 def recipe_for(method: str = DEFAULT, steps: int | None = None, rank: int | None = None) -> Recipe:
     """The recipe of a method with the caller's steps and rank in it. Raises BadRecipe on odd values."""
     if method not in RECIPES:
-        raise BadRecipe(f"there is no method {method!r}; choose one of {', '.join(RECIPES)}")
+        raise BadRecipe(f"There is no method {method!r}; choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[method]
     if steps is not None:
         if steps < 1:
@@ -120,11 +120,13 @@ def _noun(name: str, noun: str | None, photos: Any, base: bases.Base, notices: l
         if noun is None:
             listed = f": {', '.join(known)}" if known else ""
             raise BadRecipe(
-                f"neither {name!r} nor its folder says what kind of thing it is; give --class NOUN{listed}"
+                f"Neither {name!r} nor its folder says what kind of thing it is; give --class NOUN{listed}"
             )
         notices.append(f"{name} was taken to be a {noun}; give --class NOUN if it is something else.")
     if known and noun not in known:
-        raise BadRecipe(f"{base.name} does not know the class {noun!r}; choose one of {', '.join(known)}")
+        raise BadRecipe(
+            f"The base {base.name} does not know the class {noun!r}; choose one of {', '.join(known)}"
+        )
     return noun
 
 
@@ -149,9 +151,9 @@ def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:
     if base.name != bases.STORYBOOK or views.redrawn_db(base, shown) >= FAINT_DB:
         return []
     return [
-        "these photos look nothing like the storybook's drawings, so it will catch little more than their "
+        "These photos look nothing like the storybook's drawings, so it will catch little more than their "
         "colours; for photographs add --base with a Stable Diffusion folder or hub id, "
-        "for example --base stable-diffusion-v1-5/stable-diffusion-v1-5"
+        "for example --base stable-diffusion-v1-5/stable-diffusion-v1-5."
     ]
 
 

@@ -21,7 +21,7 @@ def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha_bar: Tensor
     if prediction_type == "v_prediction":
         return a.sqrt() * noise - (1 - a).sqrt() * clean
     raise BadBase(
-        f"a base that predicts {prediction_type!r} cannot learn; use a Stable Diffusion or SDXL pipeline"
+        f"A base that predicts {prediction_type!r} cannot learn; use a Stable Diffusion or SDXL pipeline"
     )
 
 

@@ -36,7 +36,7 @@ def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
 
     if noun not in (*world.CLASSES, "moongate"):
         raise BadRecipe(
-            f"storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate"
+            f"The storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate"
         )
     rng = np.random.default_rng((17, seed))
     subject = world.moongate(rng) if noun == "moongate" else world.draw_subject(rng, noun, "demo")
