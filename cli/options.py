@@ -33,7 +33,8 @@ def out_option(default: str | None, text: str) -> Callable[[Decorated], Decorate
     """`--out DIR`, required when there is no default."""
     kind = click.Path(file_okay=False, writable=True, path_type=Path)
     # click takes an explicit default of None for a default, and then nothing is required
-    when: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
+    given: dict[str, Any] = {"default": default, "show_default": True}
+    when = {"required": True} if default is None else given
     return click.option("--out", type=kind, metavar="DIR", help=text, **when)
 
 

@@ -72,11 +72,8 @@ def compose(
         with bar("Merging"):
             loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
             merge = library.compose(*names, base=loaded, registry=registry, name=save, how=how)
-        if save:
-            stored = registry.add(save, merge.concept.to_bytes(), merge.concept.summary())
-            click.echo(f"Stored {stored.ref}.")
         for name in sorted(set(merge.concept.words) - prompts.mentioned(prompt, merge.concept.words)):
-            note(f"the prompt does not mention {name!r}: write the name where the thing should be.")
+            note(f"The prompt does not mention {name!r}: write the name where the thing should be.")
 
         guidance = loaded.guidance if guidance is None else guidance
         metadata = {
@@ -96,6 +93,9 @@ def compose(
                 images.save_png(picture, path, **metadata, seed=number)
                 wrote(path)
                 tiles.append(images.Tile(picture, f"seed {number}"))
+        if save:  # last, so that a merge that cannot be drawn is not kept
+            stored = registry.add(save, merge.concept.to_bytes(), merge.concept.summary())
+            click.echo(f"Stored {stored.ref}.")
     if count > 1:
         path = free_path(out, f"{slug(prompt)}-sheet", ".png")
         sheet = images.sheet([images.Row(tiles)], title=prompt, subtitle=" + ".join(names), per_line=4)

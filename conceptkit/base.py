@@ -93,16 +93,17 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
             checker = {"safety_checker": None, "requires_safety_checker": False}
             pipe = AutoPipelineForText2Image.from_pretrained(
                 source,
-                torch_dtype=dtype,
+                dtype=dtype,
                 local_files_only=local,
                 **(checker if "safety_checker" in config else {}),
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # loaders raise nearly anything at damaged files
         advice = USABLE if local else "there is no such folder here, so check the id and the network"
         raise BadBase(f"{name!r} cannot be read as a text-to-image pipeline; {advice}") from error
     pipe.set_progress_bar_config(disable=True)
-    # a folder is remembered by its full path, so that a concept finds its base from anywhere
-    return of(pipe.to(device) if device else pipe, name=str(Path(source).resolve()) if local and name != STORYBOOK else name)
+    # A folder is remembered by its full path, so that a concept finds its base from anywhere.
+    folder = local and name != STORYBOOK
+    return of(pipe.to(device) if device else pipe, str(Path(source).resolve()) if folder else name)
 
 
 def of(pipe: Any, name: str | None = None) -> Base:
@@ -232,11 +233,11 @@ def _locate(name: str) -> tuple[str, bool]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise BadBase(f"the folder {name!r} is no diffusers pipeline; give one with a model_index.json")
+            raise BadBase(f"The folder {name!r} is no diffusers pipeline; give one with a model_index.json")
         return str(folder), True
     if HUB_ID.fullmatch(name) and not folder.exists():
         return name, False
-    raise BadBase(f"there is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
+    raise BadBase(f"There is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
 
 
 def _storybook_path() -> str:
@@ -245,7 +246,7 @@ def _storybook_path() -> str:
 
         return str(storybook.path())  # type: ignore[attr-defined,unused-ignore]
     except (ImportError, AttributeError) as error:
-        raise BadBase("this installation lacks the storybook base; install conceptkit again") from error
+        raise BadBase("This installation lacks the storybook base; install conceptkit again") from error
 
 
 def _name_of(pipe: Any) -> str:

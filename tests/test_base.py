@@ -126,12 +126,14 @@ def test_sizes_stack_in_module_order():
     assert dataclasses.is_dataclass(here)
 
 
-def test_load_reads_a_folder_and_nothing_else(tmp_path):
+def test_load_reads_a_folder_and_nothing_else(tmp_path, monkeypatch):
     pipe = tiny.pico_sd()
     folder = tiny.save(pipe, tmp_path / "a pico base")
     loaded = base.load(str(folder))
     assert loaded.fingerprint == base.fingerprint(pipe)
-    assert loaded.name == str(folder)
+    assert loaded.name == str(folder.resolve())
+    monkeypatch.chdir(tmp_path)
+    assert base.load("a pico base").name == loaded.name
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
