@@ -83,13 +83,13 @@ def score(
     return {name: float(np.mean(hits)) for name, hits in right.items() if hits}
 
 
-def draw(base: bases.Base, prompts: Sequence[str], batch: int = 25) -> list[Image.Image]:
+def draw(base: bases.Base, prompts: Sequence[str], guidance: float, batch: int = 25) -> list[Image.Image]:
     pictures: list[Image.Image] = []
     for start in track(range(0, len(prompts), batch), "drawing"):
         chunk = list(prompts[start : start + batch])
         seeds = [torch.Generator("cpu").manual_seed(start + k) for k in range(len(chunk))]
         pictures += base.pipe(
-            chunk, num_inference_steps=STEPS, guidance_scale=base.guidance, generator=seeds
+            chunk, num_inference_steps=STEPS, guidance_scale=guidance, generator=seeds
         ).images
     return pictures
 
@@ -97,8 +97,8 @@ def draw(base: bases.Base, prompts: Sequence[str], batch: int = 25) -> list[Imag
 @click.command()
 @click.option("--count", default=500, show_default=True)
 @click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
-@click.option("--guidance", type=float, default=None)
-def main(count: int, folder: str, guidance: float | None) -> None:
+@click.option("--guidance", default=bases.STORYBOOK_GUIDANCE, show_default=True)
+def main(count: int, folder: str, guidance: float) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     base = bases.load(folder)
     judge = AttributeJudge()
@@ -107,9 +107,7 @@ def main(count: int, folder: str, guidance: float | None) -> None:
     for pair in (False, True):
         told = scenes(count, pair)
         ceiling |= score(judge, told, [world.render(scene) for scene in told])
-        if guidance is not None:
-            bases.STORYBOOK_GUIDANCE = guidance
-        found |= score(judge, told, draw(base, [prompt(scene) for scene in told]))
+        found |= score(judge, told, draw(base, [prompt(scene) for scene in told], guidance))
     for name, bar in BARS.items():
         print(f"{name:13} {found[name]:.3f}  (bar {bar:.2f}, renders {ceiling[name]:.3f})")
     holds = all(found[name] >= bar for name, bar in BARS.items())

@@ -1,11 +1,11 @@
-"""How much of a subject is learned: the gap closed alone and after a merge, beside identification and side effects."""
+"""How much of a subject is learned: gap closed, alone and after a merge; identification and side effects."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,7 +22,12 @@ from conceptkit.photos import PhotoSet
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import world
 
-PROMPTS = ("photo of a {}", "photo of a {} in the city", "photo of a {} on the beach", "photo of a {} in a forest")
+PROMPTS = (
+    "photo of a {}",
+    "photo of a {} in the city",
+    "photo of a {} on the beach",
+    "photo of a {} in a forest",
+)
 DISTRACTORS = 20
 
 
@@ -47,12 +52,36 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
             shots = tuple(world.photos(subject, 10, 1000 + k))
             shown = PhotoSet(shots[:5], tuple(str(n) for n in range(5)), str(k))
             name = f"thing{k}"
+            begun = time.process_time()
             concept = learn.learn(base, shown, name, subject.noun, recipe, registry=registry)
+            seconds = time.process_time() - begun
             concepts.append(concept)
-            lines.append(_judge(base, judge, subject, shots, concept, seeds, name, registry))
-            print({key: round(v, 3) if isinstance(v, float) else v for key, v in lines[-1].items()}, flush=True)
-        merged = [merge.compose(a, b, base=base, registry=registry) for a, b in zip(concepts[::2], concepts[1::2], strict=False)]
-    figures = {key: float(np.mean([line[key] for line in lines])) for key in ("gap", "named", "plain", "captions")}
+            lines.append(
+                _judge(base, judge, subject, shots, concept, seeds, name, registry) | {"cpu_seconds": seconds}
+            )
+            print(
+                {
+                    key: round(v, 3) if isinstance(v, float) else v
+                    for key, v in lines[-1].items()
+                    if key != "real"
+                },
+                flush=True,
+            )
+        merged = []
+        for k in range(0, count - 1, 2):
+            merge_of = merge.compose(*concepts[k : k + 2], base=base, registry=registry)
+            merged.append(merge_of)
+            for line, concept in zip(lines[k : k + 2], concepts[k : k + 2], strict=True):
+                drawn = [
+                    p
+                    for text in PROMPTS
+                    for p in draw(base, merge_of, text.format(concept.name), range(seeds))
+                ]
+                score = metrics.similarity(judge.embed(drawn), line.pop("real"))
+                line["merged"] = metrics.gap(score, line["floor"], line["ceiling"])
+    keys = ("gap", "named", "plain", "captions", "cpu_seconds")
+    figures = {key: float(np.mean([line[key] for line in lines])) for key in keys}
+    figures["merged_gap"] = float(np.mean([line["merged"] for line in lines if "merged" in line]))
     figures["kept_words"] = float(np.mean([k.words or 0 for m in merged for k in m.report.kept]))
     figures["kept_prompt"] = float(np.mean([k.prompt or 0 for m in merged for k in m.report.kept]))
     figures["merged_captions"] = float(np.mean([m.report.captions for m in merged]))
@@ -73,14 +102,18 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
     )
 
 
-def _judge(base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds: int, name: str, registry: Any) -> dict[str, Any]:
+def _judge(
+    base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds: int, name: str, registry: Any
+) -> dict[str, Any]:
     real, held_out = judge.embed(shots[:5]), judge.embed(_round_trip(base, shots[5:]))
     drawn = [p for text in PROMPTS for p in draw(base, concept, text.format(name), range(seeds))]
     usual = [p for text in PROMPTS for p in draw(base, None, text.format(subject.noun), range(seeds))]
     found, plain = judge.embed(drawn), judge.embed(usual)
     rng = np.random.default_rng(7)
     others = [world.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]
-    rivals = judge.embed([s for k, other in enumerate(others) for s in world.photos(other, 5, k)]).view(DISTRACTORS, 5, -1)
+    rivals = judge.embed([s for k, other in enumerate(others) for s in world.photos(other, 5, k)]).view(
+        DISTRACTORS, 5, -1
+    )
     floor, score = metrics.similarity(plain, real), metrics.similarity(found, real)
     ceiling = metrics.similarity(held_out, real)
     return {
@@ -93,6 +126,7 @@ def _judge(base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds:
         "plain": metrics.identified(plain, real, rivals),
         "captions": merge.compose(concept, base=base, registry=registry).report.captions,
         "bytes": len(concept.to_bytes()),
+        "real": real,
     }
 
 
@@ -100,7 +134,9 @@ def _judge(base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds:
 def _round_trip(base: Any, shots: Any) -> Any:
     from PIL import Image
 
-    y = base.pipe.vae.decode(base.pipe.vae.encode(metrics.pixels(shots, 64)).latent_dist.mode()).sample.clamp(-1, 1)
+    y = base.pipe.vae.decode(base.pipe.vae.encode(metrics.pixels(shots, 64)).latent_dist.mode()).sample.clamp(
+        -1, 1
+    )
     return [Image.fromarray(p) for p in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
 
 

@@ -22,8 +22,17 @@ READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", 
 READABLE |= {".tif", ".tiff", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm"}
 UNREADABLE = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".svg", ".xcf", ".jxl"}
 
-ZOOM_OUT = (1 / 3, 1.0)  # of the canvas, two views in three
-ZOOM_IN = (1.2, 1.4)  # of the canvas, one view in three
+
+@dataclass(frozen=True)
+class Framing:
+    """How views are scaled: `still` of them show the whole photo; of the others two in three are zoomed out
+    to a share of the canvas, one in three is zoomed in. The defaults are Custom Diffusion's."""
+
+    zoom_out: tuple[float, float] = (1 / 3, 1.0)
+    zoom_in: tuple[float, float] = (1.2, 1.4)
+    still: float = 0.0
+
+
 FAR_BELOW = 0.6
 FAR_WORDS = ("a far away ", "very small ")
 NEAR_WORDS = ("zoomed in ", "close up ")
@@ -42,7 +51,7 @@ class PhotoSet:
 
     def for_size(self, size: int) -> PhotoSet:
         """The same set, no larger than views of `size` pixels can show, which makes `augment` fast."""
-        most = math.ceil(ZOOM_IN[1] * size)
+        most = math.ceil(Framing().zoom_in[1] * size)
         return replace(self, pictures=tuple(_at_most(picture, most) for picture in self.pictures))
 
 
@@ -90,7 +99,13 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def augment(
-    picture: Image.Image, size: int, rng: np.random.Generator, latent_cell: int, *, hflip: bool = True
+    picture: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    latent_cell: int,
+    *,
+    hflip: bool = True,
+    framing: Framing | None = None,
 ) -> View:
     """One random view of a photo, with Custom Diffusion's scale augmentation (arXiv 2212.04488, section 3.2).
 
@@ -100,8 +115,7 @@ def augment(
     width of one latent in pixels. Takes exactly seven numbers from `rng`, whatever the picture.
     """
     kind, amount, across, x, y, mirror, word = rng.random(7)
-    low, high = ZOOM_OUT if kind < 2 / 3 else ZOOM_IN
-    scale = low + (high - low) * amount
+    scale = _scale(framing or Framing(), kind, amount)
     side = max(1, round(scale * size))
     # A long photo is cropped near its middle, where the subject is: at most half of what is spare is moved.
     patch = np.asarray(_resized_crop(picture, side, across=0.25 + 0.5 * across), dtype=np.float32) / 127.5 - 1
@@ -200,6 +214,13 @@ def _resized_crop(picture: Image.Image, side: int, across: float) -> Image.Image
     left, top = ((length - short) * across for length in picture.size)
     box = (left, top, left + short, top + short)
     return picture.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def _scale(framing: Framing, kind: float, amount: float) -> float:
+    if kind < framing.still:
+        return 1.0
+    low, high = framing.zoom_out if kind - framing.still < (1 - framing.still) * 2 / 3 else framing.zoom_in
+    return low + (high - low) * amount
 
 
 def _mask(box: tuple[int, int, int, int], size: int, cell: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class SubjectJudge:
-    """Who is it? Any transformers image model with a pooled output: the storybook's, or DINO by hub id."""
+    """Who is it? The storybook's own embedder, in the place that DINO has for real photos."""
 
     def __init__(self, source: str | None = None) -> None:
         from transformers import AutoModel
@@ -63,6 +63,11 @@ class AttributeJudge:
         """For each picture the likeliest attribute of a group, "class", "place", "colour" or "state:dog"."""
         members = [k for k, name in enumerate(self.names) if name.startswith(group + ":")]
         return [self.names[members[int(k)]].removeprefix(group + ":") for k in logits[:, members].argmax(1)]
+
+    def familiar(self, pictures: Sequence[Image.Image]) -> float:
+        """How sure the judge is that pictures show some class it knows: mean largest probability, 0 to 1."""
+        known = [k for k, name in enumerate(self.names) if name.startswith("class:")]
+        return float(self.logits(pictures)[:, known].sigmoid().amax(1).mean())
 
 
 def pixels(pictures: Sequence[Image.Image], size: int) -> Tensor:

@@ -15,7 +15,6 @@ from conceptkit import base as bases
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
 from conceptkit.errors import BadRecipe
-from conceptkit.learn import views
 from conceptkit.learn.loop import learn
 from conceptkit.recipes import DEFAULT, RECIPES, Recipe
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Learned", "add", "learn"]
 
 PREVIEWS = 4
-FAINT_DB = 25.0
-"""A base whose autoencoder redraws photos worse than this cannot show them; its own pictures reach 28."""
+FAMILIAR = 0.5
+"""Where the storybook's judge is less sure than this of any class, photos are not of its world."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +147,17 @@ COMMON_NOUNS = tuple(_COMMON.split())
 
 
 def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:
-    if base.name != bases.STORYBOOK or views.redrawn_db(base, shown) >= FAINT_DB:
+    """One sentence for photos in which the storybook's attribute judge finds none of its classes."""
+    if base.name != bases.STORYBOOK:
+        return []
+    from conceptkit.evaluate.metrics import AttributeJudge
+
+    if AttributeJudge().familiar([pictures.square(photo, 64) for photo in shown.pictures]) >= FAMILIAR:
         return []
     return [
-        "These photos look nothing like the storybook's drawings, so it will catch little more than their "
-        "colours; for photographs add --base with a Stable Diffusion folder or hub id, "
+        "These photos look nothing like the storybook's drawings, "
+        "so it will catch little more than their colours; "
+        "for photographs add --base with a Stable Diffusion folder or hub id, "
         "for example --base stable-diffusion-v1-5/stable-diffusion-v1-5."
     ]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from conceptkit import metric
-from conceptkit.base import Base, encoders
+from conceptkit.base import Base, encoders, kv_maps
 from conceptkit.compose import Factor, closed_form, factor
 from conceptkit.concept import Concept, Factors
 from conceptkit.contexts import constraint_rows
@@ -79,7 +79,9 @@ def learn(
                 base, noun, recipe, registry, lambda done, _: tick(done, total, f"drawing {noun}s")
             )
         shape = metric.of_base(base, registry)
-        with add_tokens(base.pipe, {token: first_rows(base, noun, recipe.aside, hash_of(seed, name, photos.digest))}) as tokens:
+        with add_tokens(
+            base.pipe, {token: first_rows(base, noun, recipe.aside, hash_of(seed, name, photos.digest))}
+        ) as tokens:
             lesson = _Lesson(base, views.pool(base, photos, words, recipe.views, seed), prior, recipe, seed)
             _learn_token(lesson, tokens, lambda k: tick(begun + k, total, "learning the word"))
             learned = tokens.read()
@@ -117,17 +119,18 @@ def _check(recipe: Recipe) -> None:
 
 
 def first_rows(base: Base, noun: str | None, aside: float, seed: int) -> tuple[Tensor, ...]:
-    """Where a modifier token begins, per text encoder (1, d): at its class noun, then `aside` mean token lengths off.
+    """Where a modifier token begins, per text encoder (1, d): `aside` lengths of its class noun away from it.
 
-    The way off is random, so that no two concepts share it: what the text encoder makes of it is the key by which
-    a delta finds its own words, and keys that point apart can be merged without loss.
+    The direction is random, so that no two concepts share it: what the text encoder makes of it is the key by
+    which a delta finds its own words, and keys that point apart can be merged without loss.
     """
     rows = []
     for tokenizer, encoder in encoders(base.pipe):
         table = encoder.get_input_embeddings().weight.detach().float().cpu()
         ids = tokenizer(noun or "thing", add_special_tokens=False).input_ids
         away = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
-        rows.append((table[ids].mean(0) + aside * table.norm(dim=1).mean() * away / away.norm()).unsqueeze(0))
+        near = table[ids].mean(0)
+        rows.append((near + aside * near.norm() * away / away.norm()).unsqueeze(0))
     return tuple(rows)
 
 
@@ -160,13 +163,18 @@ def _learn_delta(
     install(base.unet, {name: _nothing(o, base.width, down) for name, o in base.sizes.items()})
     try:
         gram = shape.gram.float().to(base.device)
+        ordinary = sum(
+            float(((w.weight.float() @ gram) * w.weight).sum()) for w in kv_maps(base.unet).values()
+        )
+        read = torch.eye(base.width, device=base.device) if down is None else down
+        lr = recipe.lr if recipe.rank else recipe.full_lr
         values = [p.requires_grad_() for name, p in base.unet.named_parameters() if name.endswith(LEARNED)]
-        optimiser = torch.optim.AdamW(values, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        optimiser = torch.optim.AdamW(values, lr=lr, weight_decay=0.0, betas=(0.9, 0.99))
         for step in range(recipe.steps):
-            optimiser.param_groups[0]["lr"] = recipe.lr * _ramp(step, recipe.steps)
+            optimiser.param_groups[0]["lr"] = lr * _ramp(step, recipe.steps)
             loss = _loss(lesson, ("delta", step), own, prior)
-            if recipe.leak and down is not None:
-                loss = loss + recipe.leak * losses.leak(torch.cat(values), down, gram) / shape.size**2
+            if recipe.leak:
+                loss = loss + recipe.leak * losses.leak(torch.cat(values), read, gram) / ordinary
             _descend(optimiser, loss, step)
             tick(step + 1)
         return dict(read_delta(base.unet, ADAPTER))
@@ -198,7 +206,7 @@ def _loss(
         clean = torch.cat([clean, lesson.prior.latents[others].to(clean)])
         told = conditions.together(told, prior[others.to(prior.hidden.device)])
     schedule = base.pipe.scheduler
-    t = torch.randint(schedule.config.num_train_timesteps, (len(clean),), generator=dice)
+    t = losses.spread(len(clean), schedule.config.num_train_timesteps, dice)
     noise = torch.randn(clean.shape, generator=dice).to(clean)
     bars = schedule.alphas_cumprod[t].to(clean)
     noisy = losses.add_noise(clean, noise, bars)

@@ -32,13 +32,13 @@ def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def masked_mse(predicted: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """Squared error averaged over the cells where mask (n, h, w) is 1 and over all channels; a scalar.
+    """Squared error averaged over all cells where mask (n, h, w) is 1 and over all channels; a scalar.
 
-    Each picture counts the same however small its box is. (The reference sums channels and divides by a
-    one-channel mask, which weighs the subject 4 to 1 against the prior; here the recipe's weight says it.)
+    Each cell counts the same, so that a small and noisy view does not outweigh a large one. (The reference
+    sums channels and divides by a one-channel mask: the subject weighs 4 to 1; here the recipe says it.)
     """
     error = (predicted.float() - wanted.float()).square().mean(dim=1)
-    return ((error * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)).mean()
+    return (error * mask).sum() / mask.sum().clamp_min(1)
 
 
 def leak(ups: Tensor, down: Tensor, gram: Tensor) -> Tensor:
@@ -48,6 +48,12 @@ def leak(ups: Tensor, down: Tensor, gram: Tensor) -> Tensor:
     """
     moment = down @ gram.to(down) @ down.T
     return ((ups.T @ ups) * moment).sum()
+
+
+def spread(count: int, steps: int, dice: torch.Generator) -> Tensor:
+    """`count` timesteps in 0 .. steps - 1, one in each equal part, in random order: (count,) int64."""
+    parts = torch.randperm(count, generator=dice) + torch.rand(count, generator=dice)
+    return (parts / count * steps).long().clamp(max=steps - 1)
 
 
 def prior_weighted(subject: Tensor, prior: Tensor | None, weight: float) -> Tensor:

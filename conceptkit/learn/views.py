@@ -9,9 +9,22 @@ import torch
 from torch import Tensor
 
 from conceptkit.base import Base
-from conceptkit.photos import PhotoSet, augment, square
+from conceptkit.photos import Framing, PhotoSet, augment
 
-CONTEXTS = ("photo of a {}", "a photo of a {}", "a {}", "a picture of a {}")
+# Half of the prompts go on after the subject: what is learned at the end of text is silent in longer ones.
+CONTEXTS = (
+    "photo of a {}",
+    "a photo of a {}",
+    "a {}",
+    "a picture of a {}",
+    "photo of a {} as it is",
+    "a photo of a {} seen here",
+    "a {} in this photo",
+    "a picture of a {} today",
+)
+SMALL = 256
+GENTLE = Framing(zoom_out=(0.7, 1.0), zoom_in=(1.1, 1.3), still=0.4)
+"""For bases of small pictures, where a subject at a third of the canvas is a smudge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +47,8 @@ def pool(base: Base, photos: PhotoSet, words: str, count: int, seed: int) -> Poo
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
     small = photos.for_size(size)
     rng = np.random.default_rng((seed, 1))
-    views = [augment(small.pictures[k % len(small)], size, rng, cell) for k in range(count)]
+    framing = GENTLE if size < SMALL else Framing()
+    views = [augment(small.pictures[k % len(small)], size, rng, cell, framing=framing) for k in range(count)]
     texts = [_prompt(view.prefix, CONTEXTS[int(rng.integers(len(CONTEXTS)))], words) for view in views]
     prompts = tuple(dict.fromkeys(texts))
     pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
@@ -58,21 +72,3 @@ def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
     parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in pixels.split(batch)]
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     return ((torch.cat(parts).float() - shift) * vae.config.scaling_factor).to(base.device)
-
-
-@torch.no_grad()
-def redrawn_db(base: Base, photos: PhotoSet) -> float:
-    """How well the base's autoencoder redraws the photos: mean peak signal-to-noise ratio in dB."""
-    size = picture_size(base)
-    pixels = torch.from_numpy(
-        np.stack([np.asarray(square(p, size), dtype=np.float32) for p in photos.pictures])
-    )
-    x = pixels.permute(0, 3, 1, 2) / 127.5 - 1
-    vae = base.pipe.vae
-    y = (
-        vae.decode(vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode())
-        .sample.float()
-        .cpu()
-        .clamp(-1, 1)
-    )
-    return float((10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)).clamp_min(1e-10))).mean())

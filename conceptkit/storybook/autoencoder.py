@@ -76,7 +76,7 @@ def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
 
 
 def refine(vae: AutoencoderKL, pictures: np.ndarray, latents: Tensor, minutes: float, cache: Path) -> None:
-    """Train the decoder further, in place, on latents that stand still: a UNet trained on them stays valid."""
+    """Train the decoder further, in place, on fixed latents: a UNet trained on them stays valid."""
     batch, crop, cells = 32, 32, 8
     way_back = nn.ModuleDict({"post": vae.post_quant_conv, "decoder": vae.decoder})
 

@@ -1,4 +1,4 @@
-"""A hundred pictures of the base for the model card: `python -m conceptkit.storybook.samples`. None is chosen."""
+"""A hundred pictures for the model card, none chosen: `python -m conceptkit.storybook.samples`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ COUNT, BATCH, STEPS = 100, 20, 25
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "samples.png", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "samples.png", show_default=True
+)
 def main(out: Path) -> None:
     """Draw the captions of the first hundred held-out scenes with the seeds 0 to 99."""
     base = bases.load()
