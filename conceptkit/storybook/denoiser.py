@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from conceptkit.storybook import budget
@@ -83,21 +83,21 @@ def timesteps(count: int, anywhere: float = 0.2) -> Tensor:
 
 
 def train(
+    text: CLIPTextModel,
     latents: Tensor,
     ids: Tensor,
-    tokenizer: CLIPTokenizer,
     minutes: float,
     cache: Path,
     batch: int = 24,
     lr: float = 1e-3,
-) -> nn.ModuleDict:
-    """latents float16 (n, 8, 16, 16); ids int (n, variants, length)."""
+    start: UNet2DConditionModel | None = None,
+) -> UNet2DConditionModel:
+    """latents float16 (n, 8, 16, 16); ids int (n, variants, length). The text encoder stands still."""
     torch.manual_seed(5)
-    model = nn.ModuleDict(
-        {"text": text_encoder(tokenizer), "unet": unet().to(memory_format=torch.channels_last)}
-    )
+    model = (start or unet()).to(memory_format=torch.channels_last)
     schedule = scheduler()
     n, variants = ids.shape[:2]
+    text.requires_grad_(False).eval()
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((41, step))
@@ -108,12 +108,11 @@ def train(
         noise = torch.randn_like(clean)
         t = timesteps(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            context = model["text"](input_ids=words).last_hidden_state
+            with torch.no_grad():
+                context = text(input_ids=words).last_hidden_state
             noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
-            predicted = model["unet"](noisy, t, context).sample
+            predicted = model(noisy, t, context).sample
         return v_loss(predicted, clean, noise, t, schedule)
 
-    trained = budget.train(
-        model, loss_of, minutes=minutes, lr=lr, checkpoint=cache / "denoiser.pt", decay=0.999
-    )
+    trained = budget.train(model, loss_of, minutes=minutes, lr=lr, checkpoint=cache / "unet.pt", decay=0.999)
     return trained  # type: ignore[return-value]

@@ -14,12 +14,20 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPTokenizer, ResNetModel
+from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 
-from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, tokenizer, world
+from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, reader, tokenizer, world
 
 PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 12_000, 2400, 4
-SHARE = {"vae": 0.15, "subject": 0.05, "denoiser": 0.62, "decoder": 0.07, "attributes": 0.06, "clip": 0.05}
+SHARE = {
+    "vae": 0.14,
+    "subject": 0.04,
+    "text": 0.02,
+    "denoiser": 0.64,
+    "decoder": 0.06,
+    "attributes": 0.06,
+    "clip": 0.04,
+}
 GATE = 0.95
 HERE = Path(__file__).parent
 
@@ -67,16 +75,31 @@ def train_subject(minutes: float, cache: Path) -> None:
         )
 
 
-def train_denoiser(minutes: float, cache: Path) -> None:
+def _ids(cache: Path) -> np.ndarray:
+    return data.tokenised("base", PICTURES, VARIANTS, _tokenizer(cache), cache)
+
+
+def _text(cache: Path) -> CLIPTextModel:
+    encoder = denoiser.text_encoder(_tokenizer(cache))
+    encoder.load_state_dict(torch.load(cache / "text.pt", weights_only=True))
+    return encoder
+
+
+def train_text(minutes: float, cache: Path) -> None:
+    """The text encoder learns to read the captions before anything is drawn from them."""
     words = _tokenizer(cache)
-    ids = torch.from_numpy(data.tokenised("base", PICTURES, VARIANTS, words, cache))
+    torch.manual_seed(5)
+    encoder = reader.train(denoiser.text_encoder(words), _ids(cache)[:, 0], words, minutes, cache)
+    torch.save(encoder.state_dict(), cache / "text.pt")
+
+
+def train_denoiser(minutes: float, cache: Path) -> None:
     store = cache / "latents.pt"
     if not store.exists():
-        pictures, vae = data.pictures("base", PICTURES, cache), _vae(cache)
-        torch.save(autoencoder.encode(vae, pictures), store)
+        torch.save(autoencoder.encode(_vae(cache), data.pictures("base", PICTURES, cache)), store)
     latents = torch.load(store, weights_only=True)
-    model = denoiser.train(latents, ids, words, minutes, cache)
-    torch.save(model.state_dict(), cache / "denoiser-average.pt")
+    model = denoiser.train(_text(cache), latents, torch.from_numpy(_ids(cache)), minutes, cache)
+    torch.save(model.state_dict(), cache / "unet-average.pt")
 
 
 def refine_decoder(minutes: float, cache: Path) -> None:
@@ -102,17 +125,18 @@ def train_clip(minutes: float, cache: Path) -> None:
 def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
     """Write the pipeline and the judges in float16 safetensors, and the captions that composing preserves."""
     words = _tokenizer(cache)
-    model = torch.nn.ModuleDict({"text": denoiser.text_encoder(words), "unet": denoiser.unet()})
-    average = cache / "denoiser-average.pt"
-    if average.exists():
-        model.load_state_dict(torch.load(average, weights_only=True))
-    else:
-        model.load_state_dict(torch.load(cache / "denoiser.pt", weights_only=True)["average"])
+    unet = denoiser.unet()
+    average = cache / "unet-average.pt"
+    unet.load_state_dict(
+        torch.load(average, weights_only=True)
+        if average.exists()
+        else torch.load(cache / "unet.pt", weights_only=True)["average"]
+    )
     pipe = StableDiffusionPipeline(
         vae=_vae(cache),
-        text_encoder=model["text"],
+        text_encoder=_text(cache),
         tokenizer=words,
-        unet=model["unet"],
+        unet=unet,
         scheduler=denoiser.scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -145,6 +169,7 @@ def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
 STAGES: dict[str, Callable[[float, Path], None]] = {
     "vae": train_vae,
     "subject": train_subject,
+    "text": train_text,
     "denoiser": train_denoiser,
     "decoder": refine_decoder,
     "attributes": train_attributes,
