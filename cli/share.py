@@ -29,12 +29,12 @@ def export(names: tuple[str, ...], out: Path, base: str | None) -> None:
 
         from conceptkit import base as bases
         from conceptkit import merge as library
-        from conceptkit.concept import Concept
+        from conceptkit.concept import read
         from conceptkit.formats import diffusers
 
         with bar("Exporting"):
             if len(names) == 1:
-                what = Concept.from_bytes(registry.read(entries[0]))
+                what = read(registry, entries[0].ref)
             else:
                 loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
                 what = library.compose(*names, base=loaded, registry=registry).concept

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from conceptkit import base, prompts
-from conceptkit.concept import Concept
+from conceptkit.concept import Concept, read
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.kv_delta import ADAPTER, install, uninstall
 from conceptkit.tokens import Tokens, add_tokens
@@ -109,7 +109,7 @@ def _resolve(
     if isinstance(only, str):
         from conceptkit.registry.store import Registry
 
-        return Concept.from_bytes((registry or Registry()).read(only)), None
+        return read(registry or Registry(), only), None
     return getattr(only, "concept", only), getattr(only, "report", None)
 
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from conceptkit.errors import BadBlob
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
 
 Factors = tuple[Tensor, ...]
 Delta = Mapping[str, Factors]
@@ -176,8 +179,19 @@ def _compact(tensor: Tensor) -> Tensor:
     return half if (half.float() - full).norm() <= HALF_ERROR * full.norm() else full
 
 
+def read(registry: "Registry", name: str) -> Concept:
+    """What the registry holds under that name. Raises UnknownConcept, and BadBlob when it cannot be read."""
+    entry = registry.get(name)
+    data = registry.read(entry)
+    try:
+        return Concept.from_bytes(data)
+    except BadBlob as error:
+        again = f"remove it with `conceptkit rm {entry.ref}` and learn it again"
+        raise BadBlob(f"{entry.ref} is stored as bytes that are not a concept; {again}") from error
+
+
 def _damaged(what: str) -> str:
-    return f"these bytes are not a concept ({what}); import or learn it again"
+    return f"These bytes are not a concept ({what}); import or learn it again"
 
 
 def _expect(condition: bool, what: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from conceptkit import metric
 from conceptkit.base import Base, check_fits, load
 from conceptkit.compose import MAX_CONDITION, RIDGE, balanced, closed_form, factor
-from conceptkit.concept import Concept, Delta, Factors, apply, delta_dense, delta_rows
+from conceptkit.concept import Concept, Delta, Factors, apply, delta_dense, delta_rows, read
 from conceptkit.contexts import constraint_rows, context_prompts, word_features
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.metric import Metric
@@ -262,7 +262,7 @@ def _read(
     for given, weight in zip(concepts, weights, strict=True):
         if isinstance(given, str):
             entry = registry.get(given)
-            parts.append(_Part(entry.ref, Concept.from_bytes(registry.read(entry)), weight))
+            parts.append(_Part(entry.ref, read(registry, entry.ref), weight))
         else:
             concept = given.concept if isinstance(given, Merge) else given
             parts.append(_Part(concept.name, concept, weight))

@@ -74,22 +74,3 @@ def test_export_writes_what_plain_diffusers_reads(stored, folder, tmp_path):
     assert {"pytorch_lora_weights.safetensors", "README.md"} < names
     again = run("export", "my_dog", "--out", tmp_path / "one")
     assert again.exit_code == 2 and "already holds files" in again.stderr
-
-
-def test_another_base_is_one_sentence(stored, tmp_path):
-    other = tiny.save(tiny.pico_sd(d=48), tmp_path / "other")
-    result = run("compose", "my_dog", "--prompt", "my_dog", "--base", other, "--out", tmp_path / "out")
-    assert result.exit_code == 2 and result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
-
-
-def test_a_folder_that_is_no_pipeline_is_one_sentence(stored, tmp_path):
-    result = run("compose", "my_dog", "--prompt", "my_dog", "--base", tmp_path, "--out", tmp_path / "out")
-    assert result.exit_code == 2 and str(tmp_path) in result.stderr and result.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_damaged_concept_is_one_sentence(folder, tmp_path):
-    with Registry() as registry:
-        registry.add("my_dog", b"not safetensors", {"kind": "subject"})
-    result = run("compose", "my_dog", "--prompt", "my_dog", "--base", folder)
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1
