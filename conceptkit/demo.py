@@ -123,9 +123,7 @@ def run(out: Path, tick: Tick) -> Path:
     figures: list[_Figures] = []
     with Registry(out / "home") as registry:
         for number, part in enumerate(PARTS):
-            more, line = _one(
-                base, judge, part, registry, out, lambda a, b, text, n=number: tick(n * b + a, 3 * b, text)
-            )
+            more, line = _one(base, judge, part, registry, out, _part_of(tick, number))
             rows += more
             figures.append(line)
         tick(2, 3, "drawing both")
@@ -158,6 +156,11 @@ def run(out: Path, tick: Tick) -> Path:
         enlarge="lanczos",
     )
     return save_png(page, out / "contact_sheet.png", concepts=names, prompts=list(TOGETHER), steps=STEPS)
+
+
+def _part_of(tick: Tick, number: int) -> Tick:
+    """The progress of one part of three, told as progress of the whole."""
+    return lambda done, total, text: tick(number * total + done, 3 * total, text)
 
 
 def _one(
