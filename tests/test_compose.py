@@ -150,7 +150,7 @@ def test_principal_rows_hold_the_energy_in_the_metric():
     assert torch.linalg.matrix_rank(torch.cat([picked, directions]), rtol=1e-9) == 3
     products = picked @ metric.solve(picked).T
     assert abs(float(products[0, 1])) < 1e-9 * float(products[0, 0])
-    held = products.trace() / (rows @ metric.solve(rows).T).trace()
+    held = len(rows) * products.trace() / (rows @ metric.solve(rows).T).trace()
     assert 0.9999 <= float(held) <= 1
     heavy = principal_rows(rows, metric, torch.cat([torch.ones(1), torch.zeros(39)]), most=1)
     assert relative_error(heavy * float(rows[0, 0] / heavy[0, 0]), rows[:1]) < 1e-9
