@@ -115,7 +115,9 @@ def test_photos_unlike_the_storybook_are_named_as_such(base):
 @pytest.mark.slow
 def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
     """Two subjects that no one has drawn before: each sheet looks like its own photos."""
-    fresh = subjects("cat", 2, seed=int.from_bytes(np.random.default_rng().bytes(4), "big"))
+    seed = int.from_bytes(np.random.default_rng().bytes(4), "big")
+    print(f"subjects of seed {seed}")  # pytest shows it when the test fails
+    fresh = subjects("cat", 2, seed=seed)
     real, found = [], []
     for k, subject in enumerate(fresh):
         folder = tmp_path / f"cat{k}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,11 +104,3 @@ def identified(found: Tensor, real: Tensor, distractors: Tensor) -> float:
     """
     gallery = F.normalize(torch.cat([real.mean(0, keepdim=True), distractors.mean(1)]), dim=1)
     return float((found @ gallery.T).argmax(1).eq(0).float().mean())
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    from scipy.stats import binomtest
-
-    interval: Any = binomtest(successes, trials).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)

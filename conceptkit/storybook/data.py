@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from conceptkit.storybook.world import Scene, draw_scene, draw_subject, photos, 
 
 _SEEDS = {"base": 11, "evaluators": 12, "scored": 13, "demo": 14}
 _CHUNK = 250
+SESSION = 6  # photos of one subject
 Job = tuple[str, int, int]  # split, first and last index
 
 
@@ -44,7 +44,7 @@ def _draw_sessions(job: Job) -> np.ndarray:
     out = []
     for k in range(start, stop):
         subject = draw_subject(np.random.default_rng((_SEEDS[split] + 100, k)), split=split)
-        out.append(np.stack([np.asarray(p) for p in photos(subject, Sessions.LENGTH, k)]))
+        out.append(np.stack([np.asarray(p) for p in photos(subject, SESSION, k)]))
     return np.stack(out)
 
 
@@ -72,20 +72,11 @@ def pictures(split: str, count: int, cache: Path) -> np.ndarray:
     return _cached(path, (count, SIZE, SIZE, 3), _draw_scenes, jobs, f"drawing {split}")
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """Photo sessions: uint8 (subjects, 6, 64, 64, 3)."""
-
-    LENGTH = 6
-
-
 def sessions(split: str, count: int, cache: Path) -> np.ndarray:
     """Six photos each of `count` subjects of a split, uint8 (count, 6, 64, 64, 3)."""
     jobs = [(split, k, min(k + 25, count)) for k in range(0, count, 25)]
     path = cache / f"sessions-{split}-{count}.npy"
-    return _cached(
-        path, (count, Sessions.LENGTH, SIZE, SIZE, 3), _draw_sessions, jobs, f"photographing {split}"
-    )
+    return _cached(path, (count, SESSION, SIZE, SIZE, 3), _draw_sessions, jobs, f"photographing {split}")
 
 
 def tokenised(split: str, count: int, variants: int, tokenizer: object, cache: Path) -> np.ndarray:

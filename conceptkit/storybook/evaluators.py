@@ -168,7 +168,7 @@ def _mixed(pictures: np.ndarray, passed: np.ndarray, picks: np.ndarray) -> np.nd
 def train_attributes(
     pictures: np.ndarray, vae: AutoencoderKL, minutes: float, cache: Path
 ) -> ResNetForImageClassification:
-    """One sigmoid per public attribute, on the evaluators' own pictures, half of them autoencoded."""
+    """One sigmoid per public attribute, on the evaluators' own pictures, one in PASSED autoencoded."""
     torch.manual_seed(3)
     model = ResNetForImageClassification(
         _trunk(

@@ -14,7 +14,7 @@ VOCABULARY = 2000
 
 
 def train(texts: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """Learn about 2,000 tokens, every byte among them, and save them where `from_pretrained` finds them."""
+    """Learn up to 2,000 tokens, every byte among them, and save them where `from_pretrained` finds them."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,7 +1,7 @@
 """Make the storybook base and its judges: `python -m conceptkit.storybook.train --minutes 120 --cache DIR`.
 
-The stages run in order; each keeps a checkpoint in the cache and is skipped when it is finished, so that the
-command can be stopped and started again. Weights are written at the end, or any time with `--stage save`.
+The stages run in order; each keeps a checkpoint in the cache and trains no longer than its minutes, so that
+the command can be stopped and started again. Weights are written at the end, or any time with `--stage save`.
 """
 
 from __future__ import annotations

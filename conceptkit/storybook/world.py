@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -124,7 +124,6 @@ class Scene:
     framing: str | None = None
     relation: str | None = None
     seed: int = 0
-    dropped: frozenset[str] = field(default_factory=frozenset)
 
 
 SPLITS: dict[str, range] = {
