@@ -94,6 +94,10 @@ POSES: dict[str, tuple[Point, float, Point, tuple[Point, ...], Point]] = {
 }
 
 
+# a rabbit's puff: radii across and up
+SCUTS = ((0.13, 0.13), (0.27, 0.25), (0.14, 0.34), (0.36, 0.13))
+
+
 def _tail(c: Canvas, kind: int, root: Point, paint: Paint, tip: RGB, up: bool) -> None:
     x, y = root
     lift = -1.0 if up else 0.25
@@ -183,12 +187,13 @@ def quadruped(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
     (bx, by), turn, (hx, hy), feet, root = POSES[state]
     long, high = ((0.56, 0.28), (0.6, 0.36), (0.68, 0.3))[build]
     if s.noun == "rabbit":
-        long, high, tail = long * 0.86, high * 1.12, 3
-    if s.noun == "cat" and tail == 3:
-        tail = 0
+        long, high = long * 0.86, high * 1.12
     r = {"dog": 0.33, "cat": 0.36, "rabbit": 0.3}[s.noun]
     asleep = state == "sleeping"
-    _tail(c, tail, root, paint, s.second, up=not asleep and state != "sitting")
+    if s.noun == "rabbit":
+        c.body(disc(root[0] - 0.1, root[1], *SCUTS[tail]), Paint(s.second))
+    else:
+        _tail(c, tail, root, paint, s.second, up=not asleep and state != "sitting")
     co, si = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     for k, (fx, fy) in enumerate(feet):
         lx = long * (-0.72, -0.5, 0.5, 0.72)[k]

@@ -19,7 +19,9 @@ GLASS: RGB = (190, 226, 240)
 
 def _puffs(c: Canvas, x: float, y: float, size: float, colour: RGB = (236, 236, 240)) -> None:
     for k in range(3):
-        c.fill(disc(x + 0.16 * k * size, y - 0.3 * k * size, (0.13 + 0.05 * k) * size, n=16), colour)
+        ring = disc(x + 0.16 * k * size, y - 0.3 * k * size, (0.13 + 0.05 * k) * size, n=16)
+        c.fill(ring, colour)
+        c.line([*ring, ring[0]], shade(colour, 0.72), 0.04)  # white steam over snow would vanish without it
 
 
 def car(c: Canvas, s: Subject, state: str, paint: Paint) -> None:
