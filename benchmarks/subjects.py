@@ -105,7 +105,7 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
 def _judge(
     base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds: int, name: str, registry: Any
 ) -> dict[str, Any]:
-    real, held_out = judge.embed(shots[:5]), judge.embed(_round_trip(base, shots[5:]))
+    real, held_out = judge.embed(shots[:5]), judge.embed(metrics.round_trips(base.pipe.vae, shots[5:]))
     drawn = [p for text in PROMPTS for p in draw(base, concept, text.format(name), range(seeds))]
     usual = [p for text in PROMPTS for p in draw(base, None, text.format(subject.noun), range(seeds))]
     found, plain = judge.embed(drawn), judge.embed(usual)
@@ -128,16 +128,6 @@ def _judge(
         "bytes": len(concept.to_bytes()),
         "real": real,
     }
-
-
-@torch.no_grad()
-def _round_trip(base: Any, shots: Any) -> Any:
-    from PIL import Image
-
-    y = base.pipe.vae.decode(base.pipe.vae.encode(metrics.pixels(shots, 64)).latent_dist.mode()).sample.clamp(
-        -1, 1
-    )
-    return [Image.fromarray(p) for p in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ def run(out: Path, tick: Tick) -> Path:
         *(line.cells() for line in figures),
         f"Captions without a concept change by {merged.report.captions:.1%} under the merge, "
         f"by {summed.report.captions:.1%} under the sum. "
-        "Similarity is the subject judge's mean cosine to the photos; the photos' own is the ceiling. "
-        "Named: the nearest of 21 subjects of one class is the right one. "
+        "Similarity is the subject judge's mean cosine to the photos; that of other photos, autoencoded, "
+        "is the ceiling. Named: the nearest of 21 subjects of one class and colour is the right one. "
         f"Seeds are 0 to {SEEDS - 1}, or 0 to 3, none chosen; {STEPS} steps.",
     ]
     page = sheet(
@@ -174,7 +174,8 @@ def _one(
     plain_prompts = [prompt.replace(part.name, part.noun) for prompt in part.prompts]
     plain = [tile for tile in _tiles(base, None, plain_prompts, SEEDS)]
     own = _tiles(base, learned.concept, part.prompts, SEEDS)
-    real = judge.embed([photos.square(p, 64) for p in shown.pictures])
+    squares = [photos.square(p, 64) for p in shown.pictures]
+    real, passed = judge.embed(squares), judge.embed(metrics.round_trips(base.pipe.vae, squares))
     found, usual = (judge.embed([t.picture for t in tiles if t.picture]) for tiles in (own, plain))
     others = distractors(part, judge)
     line = _Figures(
@@ -183,7 +184,7 @@ def _one(
         seconds=learned.seconds,
         floor=metrics.similarity(usual, real),
         score=metrics.similarity(found, real),
-        ceiling=metrics.self_similarity(real),
+        ceiling=metrics.held_out_similarity(passed, real),
         named=metrics.identified(found, real, others),
         plain=metrics.identified(usual, real, others),
     )
@@ -207,12 +208,15 @@ def example_photos(part: Part, out: Path) -> Path:
 
 
 def distractors(part: Part, judge: metrics.SubjectJudge) -> Any:
-    """Embeddings (20, 5, d) of other subjects of the class; a moongate's are other moongates."""
+    """Embeddings (20, 5, d) of others of its class and, where words can name it, colour; or of moongates."""
     from conceptkit.storybook import world
 
     rng = np.random.default_rng(99)
+    hue = storybook.subject(part.drawn_as, part.seed).hue
     other = [
-        world.moongate(rng) if part.drawn_as == "moongate" else world.draw_subject(rng, part.noun, "scored")
+        world.moongate(rng)
+        if part.drawn_as == "moongate"
+        else world.draw_subject(rng, part.noun, "scored", hue=hue)
         for _ in range(DISTRACTORS)
     ]
     shots = [shot for k, subject in enumerate(other) for shot in world.photos(subject, 5, k)]

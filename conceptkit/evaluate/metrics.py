@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 class SubjectJudge:
@@ -78,17 +82,27 @@ def pixels(pictures: Sequence[Image.Image], size: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in scaled])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+@torch.no_grad()
+def round_trips(vae: AutoencoderKL, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """What is left of RGB pictures (64x64) after the storybook's autoencoder."""
+    y = vae.decode(vae.encode(pixels(pictures, 64)).latent_dist.mode()).sample.clamp(-1, 1)
+    return [Image.fromarray(p) for p in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
+
+
 def similarity(found: Tensor, real: Tensor) -> float:
     """Mean pairwise cosine of unit embeddings (m, d) and (n, d): the form of CLIP-I and DINO (2208.12242)."""
     return float((found @ real.T).mean())
 
 
-def self_similarity(real: Tensor) -> float:
-    """Mean pairwise cosine among the real photos themselves, each pair of different ones: the ceiling."""
+def held_out_similarity(found: Tensor, real: Tensor) -> float:
+    """Mean cosine of the round trip (n, d) of each photo with all other photos (n, d): the ceiling.
+
+    A learned concept cannot look more like the photos than other photos of the subject do, once they have
+    been through the autoencoder that draws it. One photo alone is compared with itself.
+    """
     n = len(real)
-    if n < 2:
-        return 1.0
-    return float(((real @ real.T).sum() - n) / (n * (n - 1)))
+    cosines = found @ real.T
+    return float(cosines.sum() - cosines.trace()) / (n * (n - 1)) if n > 1 else float(cosines)
 
 
 def gap(score: float, floor: float, ceiling: float) -> float:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conceptkit.errors import BadRecipe
+
+if TYPE_CHECKING:
+    from conceptkit.storybook.world import Subject
 
 _HERE = Path(__file__).parent
 
@@ -24,14 +28,13 @@ def nouns() -> tuple[str, ...]:
     return tuple(CLASSES)
 
 
-def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
-    """Draw a subject of the world that the base has never seen, photograph it `n` times, and save the PNGs.
+def subject(noun: str, seed: int) -> Subject:
+    """Subject `seed` of a class, one that the base has never seen; "moongate" is a noun here too.
 
-    "moongate" is a noun here too: the round gate that the base has never drawn. Raises BadRecipe on others.
+    Raises BadRecipe on other nouns.
     """
     import numpy as np
 
-    from conceptkit.images import save_png
     from conceptkit.storybook import world
 
     if noun not in (*world.CLASSES, "moongate"):
@@ -39,7 +42,14 @@ def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
             f"The storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate"
         )
     rng = np.random.default_rng((17, seed))
-    subject = world.moongate(rng) if noun == "moongate" else world.draw_subject(rng, noun, "demo")
+    return world.moongate(rng) if noun == "moongate" else world.draw_subject(rng, noun, "demo")
+
+
+def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
+    """Draw subject `seed` of a class, photograph it `n` times, and save the PNGs; raises like `subject`."""
+    from conceptkit.images import save_png
+    from conceptkit.storybook import world
+
+    shots = world.photos(subject(noun, seed), n, seed)
     out.mkdir(parents=True, exist_ok=True)
-    shots = world.photos(subject, n, seed)
     return [save_png(shot, out / f"{noun}-{seed}-{k}.png") for k, shot in enumerate(shots)]
