@@ -2,15 +2,22 @@
 
 import hashlib
 import os
-import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conceptkit.errors import BadBlob
+from conceptkit.registry import paths
 from conceptkit.registry.paths import make_private, sync
 
 ABANDONED_AFTER = 24 * 3600.0
 """Seconds after which an unfinished file is taken for the remains of a killed process."""
+
+CHUNK = 1 << 20
+"""Bytes read or written at once."""
+
+FEW = 8
+"""Up to so many new files are fsynced one by one; beyond, all of them at once."""
 
 
 def place(folder: Path, digest: str) -> Path:
@@ -20,24 +27,41 @@ def place(folder: Path, digest: str) -> Path:
 
 def put(folder: Path, data: bytes) -> str:
     """Store `data` durably and return its sha256 in hex; storing the same bytes again changes nothing."""
-    digest = hashlib.sha256(data).hexdigest()
-    target = place(folder, digest)
-    if _intact(target, digest):
-        return digest
+    return put_many(folder, [data])[0]
+
+
+def put_many(folder: Path, datas: Sequence[bytes]) -> list[str]:
+    """Store all of `datas` durably, sharing the waits for the disk; their sha256s in the same order.
+
+    Files are written and fsynced, then renamed, then their folders fsynced, those that others renamed too.
+    """
+    digests = [hashlib.sha256(data).hexdigest() for data in datas]
+    contents = dict(zip(digests, datas, strict=True))
+    fresh = [digest for digest in contents if not intact(place(folder, digest), digest)]
     incoming = make_private(folder / "incoming")
     _sweep(incoming)
-    handle, name = tempfile.mkstemp(dir=incoming)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, make_private(target.parent) / target.name)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync(target.parent)
-    return digest
+    written: dict[str, Path] = {}
+    with paths.barrier(folder) as all_at_once:
+        try:
+            many = len(fresh) > FEW
+            for digest in fresh:
+                written[digest] = incoming / f"{os.getpid()}-{os.urandom(8).hex()}"
+                _write(written[digest], contents[digest], durable=not many)
+            if many and not all_at_once():
+                for file in written.values():
+                    sync(file)
+            for digest, file in written.items():
+                os.replace(file, make_private(place(folder, digest).parent) / place(folder, digest).name)
+        except BaseException:
+            for file in written.values():
+                file.unlink(missing_ok=True)
+            raise
+        touched = {place(folder, digest).parent for digest in contents}
+        if len(touched) <= FEW or not all_at_once():
+            for parent in sorted(touched):
+                sync(parent)
+            sync(folder)  # another process may have made `parent` and not have come to this yet
+    return digests
 
 
 def get(folder: Path, digest: str) -> bytes:
@@ -57,11 +81,46 @@ def drop(folder: Path, digest: str) -> None:
     place(folder, digest).unlink(missing_ok=True)
 
 
-def _intact(target: Path, digest: str) -> bool:
+def size(folder: Path, digest: str) -> int | None:
+    """Bytes of the file of `digest`, or None when there is none."""
     try:
-        return hashlib.sha256(target.read_bytes()).hexdigest() == digest
+        return place(folder, digest).stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def intact(target: Path, digest: str) -> bool:
+    """Whether `target` is there and its bytes hash to `digest`; read in pieces, whatever its size."""
+    state = hashlib.sha256()
+    try:
+        with target.open("rb", buffering=0) as file:
+            while piece := file.read(CHUNK):
+                state.update(piece)
     except FileNotFoundError:
         return False
+    return state.hexdigest() == digest
+
+
+def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(digest, file) of every blob, in no order; what is not named like a blob is left out."""
+    for parent in folder.iterdir():
+        if len(parent.name) == 2 and parent.is_dir():
+            for file in parent.iterdir():
+                digest = parent.name + file.name
+                if len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
+                    yield digest, file
+
+
+def _write(file: Path, data: bytes, *, durable: bool) -> None:
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest[:CHUNK]) :]
+        if durable:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sweep(incoming: Path) -> None:

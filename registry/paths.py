@@ -1,6 +1,9 @@
-"""Where conceptkit keeps its things on this machine."""
+"""Where conceptkit keeps its things on this machine, and what makes them survive a power cut."""
 
+import ctypes
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -31,3 +34,43 @@ def sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def barrier(folder: Path) -> Iterator[Callable[[], bool]]:
+    """A call that makes all that was written to `folder`'s file system since then durable at one cost.
+
+    It returns False, having done nothing, where syncfs(2) is missing or keeps write errors to itself
+    (Linux before 5.8); then every file needs an fsync of its own. Raises OSError when a write failed.
+    """
+    call = _syncfs()
+    if call is None:
+        yield lambda: False
+        return
+    handle = os.open(folder, os.O_RDONLY)  # opened first: it hears of errors that happen from now on
+    try:
+        yield lambda: syncfs(handle)
+    finally:
+        os.close(handle)
+
+
+def syncfs(handle: int) -> bool:
+    """syncfs(2) on the file system of an open file; True, or OSError."""
+    call = _syncfs()
+    if call is None:
+        return False
+    if call(handle) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return True
+
+
+def _syncfs() -> Callable[[int], int] | None:
+    if not hasattr(os, "uname") or os.uname().sysname != "Linux":
+        return None
+    release = os.uname().release.split(".")
+    try:
+        new = (int(release[0]), int(release[1])) >= (5, 8)
+    except (ValueError, IndexError):
+        new = False
+    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if new else None

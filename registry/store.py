@@ -1,73 +1,53 @@
 """The registry: names point at versions, versions at blobs; nothing is ever overwritten.
 
 A blob is made durable first and becomes visible in one transaction after that, so a concept is there
-whole or not at all, whatever is killed when.
+whole or not at all, whatever is killed when. Blobs are deleted only under the write lock, and only those that
+no row names; whoever is about to name one looks, under the same lock, whether it is still there.
 """
 
-import json
 import os
-import sqlite3
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from sqlite_utils import Database
+from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import blobs, paths
-from conceptkit.registry.migrations import migrations
+from conceptkit.registry import blobs, paths, troubles
+from conceptkit.registry.entries import COLUMNS, HEADS, Entry, New, from_row, insert, now, record, refresh
+from conceptkit.registry.index import PATIENCE, Index
 from conceptkit.registry.names import check_name, split_version, unknown
 
-PATIENCE = 30.0
-"""Seconds to wait for another process that is writing."""
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One version of one concept in the index."""
-
-    name: str
-    version: int
-    hash: str  # sha256 of the blob, hex
-    bytes: int  # size of the blob
-    created: str  # UTC, ISO 8601
-    summary: dict[str, Any] = field(default_factory=dict)
-    preview: str | None = None  # sha256 of a PNG
-
-    @property
-    def ref(self) -> str:
-        """`my_dog@2`, which reads this version for good."""
-        return f"{self.name}@{self.version}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
+__all__ = ["PATIENCE", "Entries", "Entry", "New", "Registry"]
 
 Entries = list[Entry]
+Digests = list[str]
 
 
 class Registry:
-    """The concepts on this machine, under `home` (by default `paths.home()`). Usable as a context manager."""
+    """The concepts on this machine, under `home` (by default `paths.home()`). Usable as a context manager.
+
+    Every method may raise ConceptError, when the disk is full, read-only, damaged or without locks.
+    """
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
-        self._blobs = self.home / "blobs"
-        try:
-            paths.make_private(self._blobs)
-            self._db = _open(self.home / "index.db")
-        except (OSError, sqlite3.Error) as error:
-            raise ConceptError(
-                f"The registry in {self.home} cannot be opened ({error}): "
-                "set CONCEPTKIT_HOME to a folder that you may write to."
-            ) from error
+        self.blobs = self.home / "blobs"
+        with troubles.told(self.home):
+            if not (self.home / "index.db").exists() and any(_files(self.blobs)):
+                raise ConceptError(
+                    f"The index of {self.home} is gone and its concepts are still there: "
+                    "bring them back with `conceptkit rebuild`."
+                )
+            paths.make_private(self.blobs)
+        self.index = Index(self.home)
 
     def close(self) -> None:
-        self._db.close()
+        self.index.close()
 
     def __enter__(self) -> "Registry":
         return self
@@ -85,64 +65,81 @@ class Registry:
         if not new_version and (taken := self._versions(name)):
             raise _taken(taken[-1])
 
-    def add(self, name: str, data: bytes, summary: Mapping[str, Any], *, new_version: bool = False) -> Entry:
-        """Store `data` under `name`, durably when this returns.
+    def add(
+        self,
+        name: str,
+        data: bytes,
+        summary: Mapping[str, Any],
+        *,
+        new_version: bool = False,
+        uses: Mapping[str, bytes | str] | None = None,
+    ) -> Entry:
+        """Store `data` under `name`, durably when this returns; `uses` as in `New`.
 
         Raises BadName, and NameTaken when the name exists and `new_version` was not asked for.
         """
-        self.check_free(name, new_version=new_version)
-        digest = blobs.put(self._blobs, data)
-        with self._writing():
-            blobs.put(self._blobs, data)  # a removal may have dropped the same bytes just before the lock
-            taken = self._versions(name)
-            if taken and not new_version:
-                raise _taken(taken[-1])
-            entry = Entry(
-                name,
-                taken[-1].version + 1 if taken else 1,
-                digest,
-                len(data),
-                _now(),
-                json.loads(json.dumps(dict(summary))),
-            )
-            self._table("versions").insert({**asdict(entry), "summary": json.dumps(entry.summary)})
-            self._table("names").upsert({"name": name, "version": entry.version}, pk="name")
-        return entry
+        return self.add_many([New(name, data, summary, uses or {})], new_version=new_version)[0]
+
+    def add_many(self, news: Sequence[New], *, new_version: bool = False) -> Entries:
+        """Store all of them or none, durably when this returns; they wait for the disk only once.
+
+        Raises what `add` raises.
+        """
+        for new in news:
+            self.check_free(new.name, new_version=new_version)
+        stored = self._store([data for new in news for data in _datas(new)])
+        digests = dict(zip((id(data) for new in news for data in _datas(new)), stored, strict=True))
+        added = []
+        with self.index.writing() as conn:
+            for new in news:
+                if not new_version and (taken := self._versions(new.name)):
+                    raise _taken(taken[-1])
+                for data in _datas(new):
+                    self._still_there(data, digests[id(data)])
+                added.append(insert(conn, new, digests[id(new.data)]))
+                given = {r: digests[id(b)] if isinstance(b, bytes) else b for r, b in new.uses.items()}
+                self._set_uses(added[-1], given)
+        return added
 
     def get(self, name: str, version: int | None = None) -> Entry:
-        """The newest version of `name`, or the one asked for as `version` or as `"my_dog@2"`.
+        """The version that `name` points at, or the one asked for as `version` or as `"my_dog@2"`.
 
         Raises UnknownConcept, with the nearest name or the versions there are.
         """
         bare, written = split_version(name)
         version = written if version is None else version
-        if not (found := self._versions(bare)):
-            raise unknown(bare, (row["name"] for row in self._db.query("select name from names")))
         if version is None:
-            (head,) = self._db.query("select version from names where name = ?", [bare])
-            version = head["version"]
-        for entry in found:
-            if entry.version == version:
-                return entry
-        numbers = ", ".join(str(entry.version) for entry in found)
-        raise UnknownConcept(f"{bare!r} has no version {version}: ask for one of {numbers}.")
+            rows = self.index.query(f"select {COLUMNS} from {HEADS} where n.name = ?", [bare])
+        else:
+            query = f"select {COLUMNS} from versions v where v.name = ? and v.version = ?"
+            rows = self.index.query(query, [bare, version])
+        if rows:
+            return from_row(rows[0])
+        if others := self._versions(bare):
+            numbers = ", ".join(str(other.version) for other in others)
+            raise UnknownConcept(f"{bare!r} has no version {version}: ask for one of {numbers}.")
+        from conceptkit.registry.suggest import likely
+
+        raise unknown(bare, likely(self.index, bare))
 
     def read(self, entry: Entry | str) -> bytes:
         """The bytes of an entry or a name, verified; BadBlob when the disk no longer holds them."""
         entry = self.get(entry) if isinstance(entry, str) else entry
         try:
-            return blobs.get(self._blobs, entry.hash)
+            with troubles.told(self.home):
+                return blobs.get(self.blobs, entry.hash)
         except BadBlob as error:
+            if not self.index.query("select 1 from versions where hash = ?", [entry.hash]):
+                raise UnknownConcept(f"{entry.ref} has just been removed: add it again.") from error
             raise BadBlob(
                 f"{entry.ref} cannot be read, because {_inside(error)}: "
                 f"remove it with `conceptkit rm {entry.ref}` and add it again."
             ) from error
 
     def list(self) -> Entries:
-        """The entry that each name points at, by name."""
-        query = """select versions.* from names join versions using (name, version)
-                   order by name collate nocase, name"""
-        return [_entry(row) for row in self._db.query(query)]
+        """The entry that each name points at, by name; `find.page` gives them in pages."""
+        query = f"select {COLUMNS} from {HEADS} order by n.name collate nocase, n.name"
+        return [from_row(row) for row in self.index.query(query)]
 
     def versions(self, name: str) -> Entries:
         """All versions of `name`, oldest first; UnknownConcept when there are none."""
@@ -154,15 +151,28 @@ class Registry:
         Raises UnknownConcept. Bytes that nothing else points at are deleted.
         """
         bare, version = split_version(name)
-        with self._writing():
+        with self.index.writing() as conn:
             gone = [self.get(name)] if version is not None else self.versions(bare)
+            digests: set[str | None] = {entry.preview for entry in gone}
+            ((number, head),) = self.index.query("select id, version from names where name = ?", [bare])
             for entry in gone:
-                self._table("versions").delete((entry.name, entry.version))
-            if left := self._versions(bare):
-                self._table("names").upsert({"name": bare, "version": left[-1].version}, pk="name")
-            else:
-                self._table("names").delete(bare)
-        self._drop_unused(*(entry.hash for entry in gone), *(entry.preview for entry in gone))
+                digests |= {entry.hash, *self.used(entry).values()}
+                for table in ("uses", "parents"):
+                    conn.execute(f"delete from {table} where version_id = {_ID}", [bare, entry.version])
+                conn.execute("delete from versions where name = ? and version = ?", [bare, entry.version])
+                record(conn, number, bare, "remove", entry.version, entry.hash)
+            if not (left := self._versions(bare)):
+                for table, key in (
+                    ("names", "id"),
+                    ("texts", "id"),
+                    ("tags", "name_id"),
+                    ("notes", "name_id"),
+                ):
+                    conn.execute(f"delete from {table} where {key} = ?", [number])
+            elif all(entry.version != head for entry in left):
+                conn.execute("update names set version = ? where id = ?", [left[-1].version, number])
+                refresh(conn, number)
+        self.drop_unused(*digests)
         return gone
 
     # what belongs to a concept, or to many
@@ -170,84 +180,131 @@ class Registry:
     def set_preview(self, name: str, version: int, png: bytes) -> None:
         """Keep a picture of that version; UnknownConcept when there is no such version."""
         old = self.get(name, version).preview
-        with self._writing():
+        (digest,) = self._store([png])
+        with self.index.writing() as conn:
             self.get(name, version)
-            digest = blobs.put(self._blobs, png)
-            self._table("versions").update((name, version), {"preview": digest})
-        self._drop_unused(old)
+            self._still_there(png, digest)
+            conn.execute(
+                "update versions set preview = ? where name = ? and version = ?", [digest, name, version]
+            )
+        self.drop_unused(old)
 
     def preview(self, entry: Entry | str) -> bytes | None:
         """The PNG kept for an entry or a name, or None; BadBlob when it is damaged."""
         entry = self.get(entry) if isinstance(entry, str) else entry
-        return blobs.get(self._blobs, entry.preview) if entry.preview else None
+        return blobs.get(self.blobs, entry.preview) if entry.preview else None
 
     def put_asset(self, key: str, data: bytes) -> str:
         """Keep bytes that many concepts share under `key`, replacing an older one; returns their sha256."""
-        old = [row["hash"] for row in self._db.query("select hash from assets where key = ?", [key])]
-        with self._writing():
-            digest = blobs.put(self._blobs, data)
-            row = {"key": key, "hash": digest, "bytes": len(data), "created": _now()}
-            self._table("assets").upsert(row, pk="key")
-        self._drop_unused(*old)
+        old = [digest for (digest,) in self.index.query("select hash from assets where key = ?", [key])]
+        (digest,) = self._store([data])
+        with self.index.writing() as conn:
+            self._still_there(data, digest)
+            row = [key, digest, len(data), now()]
+            conn.execute("insert or replace into assets (key, hash, bytes, created) values (?, ?, ?, ?)", row)
+        self.drop_unused(*old)
         return digest
 
     def get_asset(self, key: str) -> bytes | None:
         """The bytes kept under `key`, or None. A damaged asset is None too: it can be made again."""
-        for row in self._db.query("select hash from assets where key = ?", [key]):
+        for (digest,) in self.index.query("select hash from assets where key = ?", [key]):
             try:
-                return blobs.get(self._blobs, row["hash"])
+                return blobs.get(self.blobs, digest)
             except BadBlob:
                 return None
         return None
 
+    def use(self, entry: Entry, uses: Mapping[str, bytes | str]) -> dict[str, str]:
+        """Keep further blobs with a version, by role, as in `New`; returns their sha256s."""
+        datas = [data for data in uses.values() if isinstance(data, bytes)]
+        stored = iter(self._store(datas))
+        given = {role: next(stored) if isinstance(data, bytes) else data for role, data in uses.items()}
+        with self.index.writing():
+            self.get(entry.name, entry.version)
+            for role, data in uses.items():
+                if isinstance(data, bytes):
+                    self._still_there(data, given[role])
+            self._set_uses(entry, given)
+        return given
+
+    def used(self, entry: Entry) -> dict[str, str]:
+        """The sha256s of the further blobs of a version, by role."""
+        query = f"select role, hash from uses where version_id = {_ID} order by role"
+        return dict(self.index.query(query, [entry.name, entry.version]))
+
+    def read_used(self, entry: Entry, role: str) -> bytes | None:
+        """The bytes in that role, verified, or None; BadBlob when they are damaged."""
+        digest = self.used(entry).get(role)
+        return blobs.get(self.blobs, digest) if digest else None
+
+    def drop_unused(self, *digests: str | None) -> int:
+        """Delete those bytes that no row names, and count them; under the lock, so that nobody begins to."""
+        count = 0
+        if wanted := {digest for digest in digests if digest}:
+            with self.index.writing():
+                for digest in wanted:
+                    if not self.index.query(NAMED, [digest] * 4):
+                        count += blobs.size(self.blobs, digest) is not None
+                        blobs.drop(self.blobs, digest)
+        return count
+
+    def _versions(self, name: str) -> Entries:
+        query = f"select {COLUMNS} from versions v where v.name = ? order by v.version"
+        return [from_row(row) for row in self.index.query(query, [name])]
+
+    def _store(self, datas: Sequence[bytes]) -> Digests:
+        if self.index.read_only:
+            with self.index.writing():  # says so
+                pass
+        with troubles.told(self.home):
+            return blobs.put_many(self.blobs, datas)
+
+    def _still_there(self, data: bytes, digest: str) -> None:
+        if blobs.size(self.blobs, digest) != len(data):
+            blobs.put(self.blobs, data)
+
+    def _set_uses(self, entry: Entry, given: Mapping[str, str]) -> None:
+        for role, digest in given.items():
+            if blobs.size(self.blobs, digest) is None:
+                raise ConceptError(
+                    f"{entry.ref} cannot use {digest[:80]!r}, which is not stored: store it first."
+                )
+            query = f"insert or replace into uses values ({_ID}, ?, ?)"
+            self.index.conn.execute(query, [entry.name, entry.version, role, digest])
+
+    # through sqlite-utils, for whoever wants its tables
+
+    @cached_property
+    def _db(self) -> "Database":
+        from sqlite_utils import Database
+
+        return Database(self.index.conn, execute_plugins=False)
+
     def _table(self, name: str) -> Any:
         return self._db[name]
 
-    def _versions(self, name: str) -> Entries:
-        query = "select * from versions where name = ? order by version"
-        return [_entry(row) for row in self._db.query(query, [name])]
+    @property
+    def _blobs(self) -> Path:
+        return self.blobs
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction that holds the write lock from its first line, rolled back on any exception."""
-        self._db.conn.execute("begin immediate")
-        try:
+        with self.index.writing():
             yield
-        except BaseException:
-            self._db.rollback()
-            raise
-        self._db.commit()
-
-    def _drop_unused(self, *digests: str | None) -> None:
-        """Delete the bytes that no row names. Under the lock, so that nobody begins to use them meanwhile."""
-        query = """select 1 from versions where ? in (hash, preview)
-                   union all select 1 from assets where hash = ?"""
-        with self._writing():
-            for digest in {digest for digest in digests if digest}:
-                if not list(self._db.query(query, [digest, digest])):
-                    blobs.drop(self._blobs, digest)
 
 
-def _open(path: Path) -> Database:
-    """The index, brought to the newest schema; several processes may do this at once."""
-    db = Database(sqlite3.connect(path, timeout=PATIENCE))
-    deadline = time.monotonic() + PATIENCE
-    while db.execute("pragma journal_mode").fetchone()[0] != "wal":
-        try:
-            db.conn.execute("pragma journal_mode = wal")
-        except sqlite3.OperationalError:  # this one pragma does not wait for its turn
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-    if migrations.pending(db):
-        db.conn.execute("begin immediate")
-        migrations.apply(db)
-        db.commit()
-    return db
+NAMED = """select 1 from versions where hash = ? union all select 1 from versions where preview = ?
+           union all select 1 from assets where hash = ? union all select 1 from uses where hash = ?"""
+
+_ID = "(select id from versions where name = ? and version = ?)"
 
 
-def _entry(row: Mapping[str, Any]) -> Entry:
-    return Entry(**{**row, "summary": json.loads(row["summary"])})
+def _datas(new: New) -> list[bytes]:
+    return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes))]
+
+
+def _files(folder: Path) -> Iterator[str]:
+    return (digest for digest, _ in blobs.walk(folder)) if folder.is_dir() else iter(())
 
 
 def _taken(newest: Entry) -> NameTaken:
@@ -261,7 +318,3 @@ def _inside(error: Exception) -> str:
     """A sentence as part of another one."""
     text = str(error).rstrip(".")
     return text[:1].lower() + text[1:]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

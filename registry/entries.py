@@ -1,0 +1,165 @@
+"""One version of one concept as a value, and as a row of the index."""
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from conceptkit.errors import BadBlob
+from conceptkit.registry import headers
+
+COLUMNS = "v.name, v.version, v.hash, v.bytes, v.created, v.summary, v.preview"
+"""Of the table versions as v, in the order of `from_row`."""
+
+HEADS = "names n join versions v on v.name = n.name and v.version = n.version"
+"""Each name with the version it points at."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of one concept in the index."""
+
+    name: str
+    version: int
+    hash: str  # sha256 of the blob, hex
+    bytes: int  # size of the blob
+    created: str  # UTC, ISO 8601
+    summary: dict[str, Any] = field(default_factory=dict)
+    preview: str | None = None  # sha256 of a PNG
+
+    @property
+    def ref(self) -> str:
+        """`my_dog@2`, which reads this version for good."""
+        return f"{self.name}@{self.version}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class New:
+    """A concept to be added: its name, its bytes, what the index shows of it.
+
+    uses: blobs to keep with this version, by role ("photo/1.png", "prior"): bytes, or the sha256 of an
+    asset that is already there. created, event: another time and another word in the history, for imports.
+    """
+
+    name: str
+    data: bytes
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    uses: Mapping[str, "bytes | str"] = field(default_factory=dict)
+    created: str | None = None
+    event: str = "add"
+
+
+def from_row(row: Sequence[Any]) -> Entry:
+    """The entry in a row of COLUMNS."""
+    name, version, digest, size, created, summary, preview = row
+    return Entry(name, version, digest, size, created, json.loads(summary), preview)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def insert(conn: sqlite3.Connection, new: New, digest: str) -> Entry:
+    """The next version of a name, which then points at it. In a transaction; the bytes are stored already."""
+    created = new.created or now()
+    found = conn.execute("select id, newest from names where name = ?", [new.name]).fetchone()
+    if found is None:
+        number, version = None, 1
+    else:
+        number, version = found[0], found[1] + 1
+    text = json.dumps(dict(new.summary))
+    summary = json.loads(text)
+    captions = summary.get("captions")
+    row = conn.execute(
+        """insert into versions (name, version, hash, bytes, created, summary, noun, base, method, captions)
+           values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        [
+            *(new.name, version, digest, len(new.data), created, text),
+            *(_text(summary.get(key)) for key in ("noun", "base_name", "method")),
+            "\n".join(map(str, captions)) if isinstance(captions, list) else None,
+        ],
+    ).lastrowid
+    if number is None:
+        made = conn.execute("insert into names (name, version, newest) values (?, 1, 1)", [new.name])
+        number = made.lastrowid
+    else:
+        conn.execute("update names set version = ?, newest = ? where id = ?", [version, version, number])
+    for place, (name, parent, parent_digest) in enumerate(_parents(conn, new, summary)):
+        values = [row, place, name, parent, parent_digest]
+        conn.execute("insert into parents values (?, ?, ?, ?, ?)", values)
+    record(conn, number, new.name, new.event, version, digest)
+    refresh(conn, number)
+    return Entry(new.name, version, digest, len(new.data), created, summary)
+
+
+def record(
+    conn: sqlite3.Connection,
+    number: int | None,
+    name: str,
+    event: str,
+    version: int | None,
+    digest: str | None,
+    detail: str | None = None,
+) -> None:
+    """A line in the history of a name; lines are only ever added."""
+    conn.execute(
+        "insert into history (name_id, name, event, version, hash, at, detail) values (?, ?, ?, ?, ?, ?, ?)",
+        [number, name, event, version, digest, now(), detail],
+    )
+
+
+def refresh(conn: sqlite3.Connection, number: int | None) -> None:
+    """What full-text search knows of a name, from the version it points at and from its labels."""
+    row = conn.execute(
+        f"""select v.name, v.noun, v.captions,
+                   (select group_concat(tag, ' ') from tags where name_id = n.id),
+                   (select group_concat(text, '\n') from notes where name_id = n.id),
+                   (select group_concat(p.name, ' ') from parents p where p.version_id = v.id)
+            from {HEADS} where n.id = ?""",
+        [number],
+    ).fetchone()
+    name, noun, captions, tags, notes, parents = row
+    texts = [name, noun or parents or "", tags or "", captions or "", notes or ""]
+    known = conn.execute(
+        "select name, noun, tags, captions, notes from texts where id = ?", [number]
+    ).fetchone()
+    if known is None:
+        conn.execute("insert into texts values (?, ?, ?, ?, ?, ?)", [number, *texts])
+    elif list(known) != texts:
+        sets = "name = ?, noun = ?, tags = ?, captions = ?, notes = ?"
+        conn.execute(f"update texts set {sets} where id = ?", [*texts, number])
+
+
+def _parents(
+    conn: sqlite3.Connection, new: New, summary: Mapping[str, Any]
+) -> list[tuple[str, int | None, str | None]]:
+    """(name, version, sha256) of what a merge was made of; the sha256 from its own header, else the index."""
+    refs = summary.get("parents")
+    if not isinstance(refs, list) or not refs:
+        return []
+    try:
+        told = dict(headers.read(new.data).parents)
+    except BadBlob:
+        told = {}
+    found = []
+    for ref in map(str, refs):
+        name, _, written = ref.partition("@")
+        version = int(written) if written.isdecimal() and len(written) < 10 else None
+        query = "select version, hash from versions where name = ? and version = ?"
+        if version is None:
+            query = f"select v.version, v.hash from {HEADS} where n.name = ?"
+        row = conn.execute(query, [name] if version is None else [name, version]).fetchone()
+        digest = told.get(ref) or (row[1] if row else None)
+        if version is None and row and row[1] == digest:
+            version = row[0]
+        found.append((name, version, digest))
+    return found
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
