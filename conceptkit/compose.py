@@ -8,17 +8,37 @@ of all concepts and G (d, d) the second moment of the features of ordinary capti
     = B A  with  A = M^-1 C G^-1 (s, d),  B = R^T (O, s),  M = C G^-1 C^T (s, s):
 
 of rank s, with a right factor that all maps share. Nothing of size (O, d) is built.
+
+With G = L L^T the rows are whitened once for each concept, W = C L^-T; then M = W W^T and A = M^-1 W L^-1.
+Everything is read off the singular values of W, whose condition is the square root of that of M.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import brentq
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 RIDGE = 1e-4
+"""Of the mean eigenvalue of G: far below what captions differ by, far above rounding of their features."""
 MAX_CONDITION = 1e3
+"""Beyond it a thousandth of a row's direction is magnified to the size of the row, which features that move
+with their context, and half precision, do not know to a thousandth. Rows that point anywhere at random reach
+it at s/d = 0.88 (Marchenko and Pastur's edge, ((1 + sqrt(s/d)) / (1 - sqrt(s/d)))^2)."""
+CROWDED = 0.5
+"""Share of the d directions from which rows get in each other's way: at random ones the price of a row, what
+it moves ordinary captions by, is 1 / (1 - s/d) times that of the row alone, so here it has doubled."""
+PRICE = 2.0
+"""The mean price of a row that is paid beyond CROWDED: the one at CROWDED."""
+FULL = 0.9
+"""Share from which the hard problem leaves ordinary captions no direction of their own: see MAX_CONDITION."""
+SPAN_ENERGY = 0.01
+"""Beyond FULL, D reads only the weakest directions of G, those with this share of all its energy: whatever
+the concepts need, ordinary captions are hardly read by what is added (SPEED, 2503.07392)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +56,14 @@ class Factor:
         """rows L^-T: (m, d) -> (m, d), whose plain inner products are those in the metric of G^-1."""
         return _tensor(solve_triangular(self.lower, _array(rows).T, lower=True).T)
 
+    def read(self, white: Tensor) -> Tensor:
+        """white L^-1: (m, d) -> (m, d); of whitened rows it is rows G^-1."""
+        return _tensor(solve_triangular(self.lower, _array(white).T, lower=True, trans="T").T)
+
+    def colour(self, white: Tensor) -> Tensor:
+        """white L^T: (m, d) -> (m, d), the rows that were whitened."""
+        return white.double() @ _tensor(self.lower).T
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -43,12 +71,16 @@ class Solution:
 
     condition: of M with its rows scaled to one length, before damping; infinite for dependent rows.
     damping: 0 when the constraints hold exactly; else see `closed_form`.
+    problem: "exact", "damped", or "span" when D reads only the weakest directions of G.
+    shared: how many rows were so close to others that they share one constraint.
     """
 
     down: Tensor
     up: Tensor
     condition: float
     damping: float
+    problem: str = "exact"
+    shared: int = 0
 
 
 def gram(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -106,19 +138,67 @@ def closed_form(
     with the least damping that brings the condition back to the bound. No row comes first: equal rows with
     different targets get their mean, however long the rows are or whichever concept they come from.
     """
-    rows, targets = rows.double(), targets.double()
-    white = metric.whiten(rows)
-    length = white.norm(dim=1)
-    length = torch.where(length > 0, length, 1.0)
-    correlation = ((white @ white.T) / torch.outer(length, length)).fill_diagonal_(1.0)
-    spectrum = torch.linalg.eigvalsh(correlation).clamp(min=0)
-    least, largest = float(spectrum[0]), float(spectrum[-1])
-    condition = largest / least if least > largest * torch.finfo(torch.float64).eps else float("inf")
-    damping = max(0.0, (largest - max_condition * least) / (max_condition - 1))
-    damped = correlation + damping * torch.eye(len(rows), dtype=torch.float64)
-    # M^-1 belongs to the small factor: s^2 d operations there, s^2 O in the other.
-    down = torch.linalg.solve(damped, metric.solve(rows) / length.unsqueeze(1)) / length.unsqueeze(1)
-    return Solution(down, targets.T.contiguous(), condition, damping)
+    white, condition, damping = _inverse(metric.whiten(rows), max_condition)
+    problem = "damped" if damping > 0 else "exact"
+    return Solution(metric.read(white), targets.T, condition, damping, problem)
+
+
+def merge_rows(
+    white: Tensor, targets: Tensor, metric: Factor, max_condition: float = MAX_CONDITION
+) -> Solution:
+    """The merge for whitened rows W (s, d) and targets R (s, O), at any number of rows.
+
+    Rows so close that two of them alone would break the bound on the condition first become one constraint:
+    the mean of what they ask for, each at the length of one. Then it is the problem of `closed_form`; from
+    s/d > CROWDED on with as much damping as brings the price of a row down to PRICE; and from s/d > FULL on
+    D = D' E^T, where E spans what `weak_span` finds, is the only thing that is looked for.
+    """
+    together = near_rows(white, max_condition)
+    unit = together @ white.double()
+    crowd = len(unit) / white.shape[1]
+    if crowd > FULL:
+        sizes, span = weak_span(metric)
+        inner, condition, damping = _inverse(metric.colour(unit) @ (span / sizes), max_condition)
+        down, problem = inner @ (span / sizes).T, "span"
+    else:
+        inner, condition, damping = _inverse(unit, max_condition, PRICE if crowd > CROWDED else None)
+        down, problem = metric.read(inner), "damped" if damping > 0 else "exact"
+    shared = len(white) - len(unit)
+    return Solution(together.T @ down, targets.T, condition, damping, problem, shared)
+
+
+def near_rows(white: Tensor, max_condition: float = MAX_CONDITION) -> Tensor:
+    """T (g, s): T W are the means of rows of W that nearly coincide, each at length 1 and with its sign.
+
+    Two unit rows of inner product c have the condition (1 + c) / (1 - c); groups are complete: any two of
+    their rows are that close, whatever the order of the rows.
+    """
+    length = white.double().norm(dim=1)
+    unit = white.double() / torch.where(length > 0, length, 1.0).unsqueeze(1)
+    likeness = (unit @ unit.T).clamp(-1, 1)
+    of = np.arange(len(unit))
+    if len(unit) > 1:
+        apart = 1 - likeness.abs().fill_diagonal_(1.0).numpy()
+        tree = linkage(squareform(apart, checks=False), method="complete")
+        of = fcluster(tree, 2 / (max_condition + 1), criterion="distance") - 1
+        of = np.unique(of, return_inverse=True)[1]
+    first = [int(np.argmax(of == group)) for group in range(of.max() + 1)]
+    sign = torch.where(likeness[torch.arange(len(of)), torch.tensor(first)[of]] < 0, -1.0, 1.0)
+    member = (torch.arange(len(first)).unsqueeze(1) == torch.from_numpy(of)).double()
+    scale = torch.where(length > 0, 1 / length.clamp(min=1e-300), 0.0)
+    return member / member.sum(dim=1, keepdim=True) * (sign * scale)
+
+
+def weak_span(metric: Factor, share: float = SPAN_ENERGY) -> tuple[Tensor, Tensor]:
+    """The weakest directions of G: (sizes (q,), E (d, q)), sizes^2 their energies, at most `share` of all.
+
+    At least one direction, the weakest, whatever it holds.
+    """
+    lower = _tensor(metric.lower)
+    values, vectors = torch.linalg.eigh(lower @ lower.T)
+    values = values.clamp(min=metric.ridge * 0.5)
+    q = max(1, int((values.cumsum(0) <= share * values.sum()).sum()))
+    return values[:q].sqrt(), vectors[:, :q]
 
 
 def balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +215,47 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     """||found - wanted|| / ||wanted||; 0 when both vanish."""
     missed, size = float((found - wanted).norm()), float(wanted.norm())
     return missed / size if size > 0 else (float("inf") if missed > 0 else 0.0)
+
+
+def _inverse(white: Tensor, bound: float, price: float | None = None) -> tuple[Tensor, float, float]:
+    """(N (K + damping I)^-1 N W, condition of K, damping), with K = N W W^T N and N W rows of length 1.
+
+    Through the singular values of N W = P S Q^T: the inverse is P S / (S^2 + damping) Q^T. Rows of zeros ask
+    for nothing and get zeros.
+    """
+    length = white.norm(dim=1)
+    there = length > 0
+    result = torch.zeros_like(white, dtype=torch.float64)
+    if not there.any():
+        return result, 1.0, 0.0
+    unit = white[there].double() / length[there].unsqueeze(1)
+    left, sizes, right = torch.linalg.svd(unit, full_matrices=False)
+    spectrum = torch.zeros(len(unit), dtype=torch.float64)
+    spectrum[: len(sizes)] = sizes.square()
+    largest, least = float(spectrum[0]), float(spectrum[-1])
+    condition = largest / least if least > largest * torch.finfo(torch.float64).eps else float("inf")
+    damping = max(0.0, (largest - bound * least) / (bound - 1))
+    if price is not None:
+        damping = max(damping, _affordable(spectrum.numpy(), price))
+    shrunk = torch.where(sizes > 0, sizes / (sizes.square() + damping), 0.0)
+    result[there] = (left * shrunk) @ right / length[there].unsqueeze(1)
+    return result, condition, damping
+
+
+def _affordable(spectrum: np.ndarray, price: float) -> float:
+    """The least damping at which a row costs ordinary captions `price` times what it costs alone, on average.
+
+    With unit rows and targets that know nothing of one another that is the mean of s^2 / (s^2 + damping)^2.
+    """
+
+    def excess(damping: float) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            paid = np.nan_to_num(spectrum / (spectrum + damping) ** 2, nan=0.0, posinf=np.inf)
+        return float(min(paid.mean(), 1e300)) - price
+
+    if excess(0.0) <= 0:
+        return 0.0
+    return float(brentq(excess, 0.0, float(spectrum.sum()) + 1.0, xtol=1e-12))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

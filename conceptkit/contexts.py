@@ -124,9 +124,10 @@ def constraint_rows(concept: Concept, base: Base, metric: Factor) -> Tensor:
     """The concept's constraint rows (s, d): the ones it carries, or the principal features of its words.
 
     Modifier and noun positions over all fit prompts, k <= MOST_ROWS for each of its names by ENERGY in the
-    metric of G^-1.
+    metric of G^-1. Rows that it carries are features of the base it was learned on: on a relative of
+    it, whose text encoder may read its words in another way, they are found anew.
     """
-    rows = concept.rows
+    rows = concept.rows if concept.base.exact == base.fingerprint.exact else None
     most = MOST_ROWS * max(1, len(concept.words))
     if rows is not None and len(rows) <= most:
         return rows.double()

@@ -1,104 +1,64 @@
-"""Several concepts in one: the closed-form merge, and a report of what each of them keeps."""
+"""Several concepts in one: merged in one of many ways, with a report of what each of them keeps."""
 
-import hashlib
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from conceptkit import metric
+from conceptkit import metric, orders, parts, prepared, report
 from conceptkit.base import Base, check_fits, load
-from conceptkit.compose import MAX_CONDITION, RIDGE, balanced, closed_form, factor
-from conceptkit.concept import Concept, Delta, Factors, apply, delta_dense, delta_rows, read
-from conceptkit.contexts import constraint_rows, context_prompts, word_features
+from conceptkit.baselines import BASELINES, add
+from conceptkit.compose import MAX_CONDITION, RIDGE, merge_rows
+from conceptkit.concept import Concept, Delta
+from conceptkit.contexts import constraint_rows, context_prompts
+from conceptkit.effects import only
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.metric import Metric
+from conceptkit.parts import Part
+from conceptkit.prepared import Prepared, prepare
+from conceptkit.report import NO_CONSTRAINTS, Kept, Report, Solved
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
 
-__all__ = ["HOW", "Kept", "Merge", "Report", "compose", "constraint_rows", "context_prompts"]
+__all__ = ["HOW", "Kept", "Merge", "Report", "compose", "constraint_rows", "context_prompts", "rebuild"]
 
-HOW = ("constrained", "sum")
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a concept keeps: 1 - ||(D - D_i) X|| / ||D_i X|| over held-out prompts X that contain it.
-
-    words: at its own words. prompt: at all positions. None when the concept adds nothing there to keep.
-    """
-
-    name: str
-    words: float | None
-    prompt: float | None
-
-    def text(self) -> str:
-        return f"{_percent(self.words)} on its own words, {_percent(self.prompt)} over whole prompts"
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a merge came out.
-
-    captions: ||D Y|| / ||W0 Y|| over held-out captions Y that mention no concept.
-    condition, damping: of the constraint rows, see `compose.closed_form`; None: dependent, or no constraints.
-    rows, width: s constraint rows where there is room for d.
-    """
-
-    how: str
-    kept: tuple[Kept, ...]
-    captions: float
-    condition: float | None
-    damping: float
-    rows: int
-    width: int
-    notices: tuple[str, ...] = ()
-
-    def text(self) -> str:
-        """A few lines for the terminal."""
-        lines = [f"{kept.name} keeps {kept.text()}" for kept in self.kept]
-        lines.append(f"captions without a concept change by {self.captions:.1%}")
-        return "\n".join([*lines, *self.notices])
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+HOW = tuple(orders.WAYS)
 
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """A merge is a concept, and a report about it."""
+    """A merge is a concept, a report about it, and what it was made of."""
 
     concept: Concept
     report: Report
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """A concept in a merge, at its strength; `source` is how it was named."""
+class _Kitchen:
+    """All that a way of merging may look at; `sizes` are the key and value maps that some part changes."""
 
-    source: str
-    concept: Concept
-    weight: float
-
-    @property
-    def delta(self) -> Delta:
-        return self.concept.delta if self.weight == 1 else _scaled(self.concept.delta, self.weight)
+    parts: Sequence[Part]
+    prepared: Sequence[Prepared]
+    base: Base
+    ordinary: Metric
+    registry: "Registry"
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
 class _Joined:
-    """What a way of merging makes of the parts; `counts` says how many of the rows are whose."""
+    """What a way of merging makes of the parts, and the share of each in it."""
 
     delta: Delta
+    shares: Sequence[Delta]
     rows: Tensor | None = None
-    counts: tuple[int, ...] = ()
-    condition: float | None = None
-    damping: float = 0.0
+    solved: Solved = NO_CONSTRAINTS
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
 
 def compose(
@@ -108,184 +68,259 @@ def compose(
     name: str | None = None,
     weights: Sequence[float] | None = None,
     how: str = "constrained",
+    shared: str = orders.SHARED[0],
 ) -> Merge:
     """Merge concepts, or names in the registry, into one delta of low rank; one alone stays as it is.
 
-    `weights` scale what each concept adds. `how`: "constrained" is the closed form, "sum" the naive addition.
-    Raises BaseMismatch when a concept does not fit the base, UnknownConcept for a name that is not in the
-    registry, ConceptError when two concepts answer to one name.
+    A name may carry a strength, "my_dog:0.8"; `weights` give one for each concept. `how` is a row of
+    `orders.WAYS`; `shared` says what end of text and padding read when it is "routed" (`orders.SHARED`).
+    Raises BadRecipe on bad weights or an unknown way, BaseMismatch when a concept does not fit the base,
+    UnknownConcept for a name that is not in the registry, ConceptError when two concepts answer to one name.
     """
-    if how not in HOW:
-        raise BadRecipe(f"There is no way of composing called {how!r}; use {' or '.join(HOW)}")
-    if not concepts:
-        raise ConceptError("There is nothing to compose; name at least one concept")
+    orders.check_way(how)
+    if shared not in orders.SHARED:
+        raise BadRecipe(f"There is no sharing called {shared!r}; use one of {', '.join(orders.SHARED)}")
+    orders.read([given for given in concepts if isinstance(given, str)])  # before anything is loaded
     registry = _default_registry() if registry is None else registry
-    parts = _read(concepts, weights, registry)
-    _check_distinct(parts)
-    base = load(parts[0].concept.base_name) if base is None else base
-    fits = [check_fits(p.concept.base, base, p.concept.name, p.concept.base_name) for p in parts]
+    if base is None and concepts:
+        base = load(_base_of(concepts[0], registry))
+    most = None if base is None or how == "routed" else base.width
+    chosen = parts.gather(concepts, weights, registry, most)
+    assert base is not None
+    fits = [check_fits(p.concept.base, base, p.concept.name, p.concept.base_name) for p in chosen]
+    _check_whole(chosen)
     ordinary = metric.of_base(base, registry)
-
-    if len(parts) == 1:
-        joined = _Joined(parts[0].delta, parts[0].concept.rows)
+    ready = [prepare(part.concept, base, ordinary, registry, part.digest) for part in chosen]
+    sizes = {map: o for map, o in base.sizes.items() if any(map in part.delta for part in chosen)}
+    kitchen = _Kitchen(chosen, ready, base, ordinary, registry, sizes)
+    if how == "routed":
+        joined = _routed(kitchen, shared)
+    elif len(chosen) == 1:
+        joined = _Joined(chosen[0].delta, [chosen[0].delta], chosen[0].concept.rows)
     else:
-        joined = _constrained(parts, base, ordinary) if how == "constrained" else _Joined(_sum(parts))
-    concept = _as_concept(parts, joined, base, name, how)
-    return Merge(concept, _report(parts, concept, joined, base, ordinary, how, [fit for fit in fits if fit]))
+        joined = _WAYS[how](kitchen)
+    concept = _as_concept(kitchen, joined, name, how)
+    notices = [*filter(None, fits), *_wide(kitchen)]
+    return Merge(concept, _report(kitchen, joined, concept, how, shared, notices), tuple(chosen))
 
 
-def _constrained(parts: list[_Part], base: Base, ordinary: Metric) -> _Joined:
+def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None = None) -> Merge:
+    """Compose a stored merge again, from its parts and its recipe: the same bytes, or a reason why not.
+
+    Raises ConceptError when it is no merge, when a part is gone from the registry, or has other bytes now.
+    """
+    from conceptkit.concept import read
+
+    registry = _default_registry() if registry is None else registry
+    merge = read(registry, name)
+    told, recipe = merge.provenance, merge.recipe
+    if "parent_sha256" not in told:
+        raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
+    refs = [
+        _same(registry, ref, sha) for ref, sha in zip(told["parents"], told["parent_sha256"], strict=True)
+    ]
+    return compose(
+        *refs,
+        base=base or load(merge.base_name),
+        registry=registry,
+        name=merge.name,
+        weights=told.get("weights", recipe.get("weights")),
+        how=told.get("how", recipe.get("method", "constrained")),
+        shared=recipe.get("shared", orders.SHARED[0]),
+    )
+
+
+def _same(registry: "Registry", ref: str, digest: str) -> str:
+    """The reference under which these very bytes are stored."""
+    bare = ref.partition("@")[0]
+    for entry in registry.versions(bare):
+        if entry.hash == digest and ref in (entry.ref, bare):
+            return entry.ref
+    raise ConceptError(f"{ref} is not the concept that was merged any more; the merge itself is whole")
+
+
+def _constrained(kitchen: _Kitchen) -> _Joined:
     """The closed form over all concepts' rows at once; maps that no concept changes stay out of it."""
-    shape = factor(ordinary.gram)
-    rows = [constraint_rows(part.concept, base, shape) for part in parts]
-    sizes = {name: o for name, o in base.sizes.items() if any(name in part.delta for part in parts)}
-    stacked, counts = torch.cat(rows), tuple(len(own) for own in rows)
-    if not sizes:
-        return _Joined({}, stacked, counts)
-    targets = torch.cat([delta_rows(part.delta, sizes, own) for part, own in zip(parts, rows, strict=True)])
-    solution = closed_form(stacked, targets, shape)
-    down, up = balanced(solution.down, solution.up)
-    shared = down.float()
-    delta = {
-        name: (block.float(), shared)
-        for name, block in zip(sizes, up.split(list(sizes.values())), strict=True)
-    }
-    condition = solution.condition if math.isfinite(solution.condition) else None
-    return _Joined(delta, stacked, counts, condition, solution.damping)
+    ready = kitchen.prepared
+    rows, white = torch.cat([p.rows for p in ready]), torch.cat([p.white for p in ready])
+    counts = [len(p.rows) for p in ready]
+    recipe = {"rows": counts, "ridge": RIDGE, "max_condition": MAX_CONDITION}
+    wide = [_beyond(part.delta, kitchen.base.sizes) for part in kitchen.parts]
+    if not kitchen.sizes:
+        return _Joined(add(wide), wide, rows, recipe=recipe)
+    targets = prepared.joined(ready, [part.weight for part in kitchen.parts], kitchen.sizes)
+    solution = merge_rows(white, white.new_zeros(len(white), 0), kitchen.ordinary.factor)
+    delta = prepared.factors_of(targets, solution.down)
+    solved = Solved(
+        solution.condition,
+        solution.damping,
+        solution.problem,
+        solution.shared,
+        len(rows) - solution.shared,
+        _missed(targets, rows @ solution.down.T),
+    )
+    shares = [{**share, **rest} for share, rest in zip(_blocks(delta, counts), wide, strict=True)]
+    recipe |= {"problem": solution.problem}
+    return _Joined({**delta, **add(wide)}, shares, rows, solved, recipe)
 
 
-def _sum(parts: list[_Part]) -> Delta:
-    """D_1 + D_2 + ...: low ranks side by side, full matrices added where a concept has one."""
-    names = dict.fromkeys(name for part in parts for name in part.delta)
-    return {name: _add([part.delta[name] for part in parts if name in part.delta]) for name in names}
+def _blocks(delta: Delta, counts: Sequence[int]) -> list[Delta]:
+    """Each concept's share of a merge: its rows' columns of up and rows of down."""
+    shared = next(iter(delta.values()))[1].split(list(counts))
+    columns = {name: up.split(list(counts), dim=1) for name, (up, _) in delta.items()}
+    return [{name: (columns[name][i], down) for name in delta} for i, down in enumerate(shared)]
 
 
-def _add(summands: list[Factors]) -> Factors:
-    if all(len(factors) == 2 for factors in summands):
-        ups, downs = zip(*summands, strict=True)
-        return torch.cat(ups, dim=1), torch.cat(downs)
-    return (torch.stack([delta_dense(factors) for factors in summands]).sum(dim=0),)
+def _missed(targets: Mapping[str, Tensor], met: Tensor) -> float:
+    """||D C^T - R^T|| / ||R|| with D C^T = R^T met^T: through R R^T (s, s)."""
+    moment = sum((block.double() @ block.double().T for block in targets.values()), torch.zeros(()).double())
+    slack = met - torch.eye(len(met), dtype=met.dtype)
+    size = float(moment.trace())
+    return (max(0.0, float(((slack @ moment) * slack).sum())) / size) ** 0.5 if size > 0 else 0.0
 
 
-def _scaled(delta: Delta, weight: float) -> Delta:
-    return {name: (weight * factors[0], *factors[1:]) for name, factors in delta.items()}
+def _baseline(how: str) -> Callable[[_Kitchen], _Joined]:
+    def join(kitchen: _Kitchen) -> _Joined:
+        """What is not keys and values is added up exactly, whatever is done to those."""
+        whole = [part.delta for part in kitchen.parts]
+        narrow = [only(delta, kitchen.base.sizes) for delta in whole]
+        delta = {**BASELINES[how](narrow), **add([_beyond(d, kitchen.base.sizes) for d in whole])}
+        share = 1 / len(whole) if how == "average" else 1.0
+        return _Joined(delta, [parts.scaled(part, share) for part in whole])
+
+    return join
 
 
-def _as_concept(parts: list[_Part], joined: _Joined, base: Base, name: str | None, how: str) -> Concept:
+def _joint(kitchen: _Kitchen) -> _Joined:
+    """The delta of the concept that was learned of all of them together, when the registry has one."""
+    from conceptkit.concept import read
+
+    tokens = {token for part in kitchen.parts for token in part.concept.tokens}
+    for entry in kitchen.registry.list():
+        if set(entry.summary.get("tokens") or ()) == tokens and len(kitchen.parts) > 1:
+            concept = read(kitchen.registry, entry.ref)
+            if "parent_sha256" not in concept.provenance:
+                check_fits(concept.base, kitchen.base, concept.name, concept.base_name)
+                return _Joined(
+                    concept.delta,
+                    [part.delta for part in kitchen.parts],
+                    concept.rows,
+                    recipe={"joint": entry.ref, "joint_sha256": entry.hash},
+                )
+    names = " and ".join(part.concept.name for part in kitchen.parts)
+    raise ConceptError(f"No concept was learned of {names} together; learn one jointly, or leave out --how")
+
+
+def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
+    """The deltas side by side, to be read apart: which of their ranks are whose is in the recipe."""
+    from conceptkit.routing import side_by_side
+
+    delta, ranks = side_by_side([part.delta for part in kitchen.parts], kitchen.base.sizes)
+    names = [part.concept.name for part in kitchen.parts]
+    tokens = {name: sorted(part.concept.tokens) for name, part in zip(names, kitchen.parts, strict=True)}
+    recipe = {"ranks": ranks, "routes": tokens, "shared": shared}
+    return _Joined(delta, [part.delta for part in kitchen.parts], recipe=recipe)
+
+
+_WAYS: Mapping[str, Callable[[_Kitchen], _Joined]] = MappingProxyType(
+    {"constrained": _constrained, "joint": _joint, **{how: _baseline(how) for how in BASELINES}}
+)
+
+
+def _beyond(delta: Delta, sizes: Mapping[str, int]) -> Delta:
+    return {name: factors for name, factors in delta.items() if name not in sizes}
+
+
+def _wide(kitchen: _Kitchen) -> list[str]:
+    """One sentence for each part that changes more than keys and values, when there are others."""
+    told = []
+    for part in kitchen.parts if len(kitchen.parts) > 1 else ():
+        if more := len(_beyond(part.delta, kitchen.base.sizes)):
+            told.append(
+                f"{part.concept.name} also changes {more} maps beside keys and values of cross-attention: "
+                "they are added to the others' exactly, and no figure here speaks of them"
+            )
+    return told
+
+
+def _as_concept(kitchen: _Kitchen, joined: _Joined, name: str | None, how: str) -> Concept:
     """The result in the precision in which it is stored: what is measured and drawn is what is kept."""
-    if len(parts) == 1:
-        only = parts[0].concept
-        return replace(only, name=name or only.name, delta=joined.delta)
+    chosen = kitchen.parts
+    lineage = {
+        "how": how,
+        "parents": [part.source for part in chosen],
+        "parent_sha256": [part.digest for part in chosen],
+        "weights": [part.weight for part in chosen],
+    }
+    if len(chosen) == 1 and how != "routed":
+        only_one = chosen[0].concept
+        if chosen[0].weight == 1 and name in (None, only_one.name):
+            return only_one
+        stronger = replace(
+            only_one,
+            name=name or only_one.name,
+            delta=joined.delta,
+            provenance={**only_one.provenance, **lineage},
+        )
+        return Concept.from_bytes(stronger.to_bytes())
     concept = Concept(
-        name=name or "-".join(part.concept.name for part in parts)[:64],
+        name=name or "-".join(part.concept.name for part in chosen)[:64],
         kind="merge",
         noun=None,
-        base=base.fingerprint,
-        base_name=base.name,
-        tokens={token: rows for part in parts for token, rows in part.concept.tokens.items()},
-        words={word: text for part in parts for word, text in part.concept.words.items()},
+        base=kitchen.base.fingerprint,
+        base_name=kitchen.base.name,
+        tokens={token: rows for part in chosen for token, rows in part.concept.tokens.items()},
+        words={word: text for part in chosen for word, text in part.concept.words.items()},
         delta=joined.delta,
-        recipe={
-            "method": how,
-            "weights": [part.weight for part in parts],
-            "rows": list(joined.counts),
-            "ridge": RIDGE,
-            "max_condition": MAX_CONDITION,
-        },
-        provenance={
-            "parents": [part.source for part in parts],
-            "parent_sha256": [hashlib.sha256(part.concept.to_bytes()).hexdigest() for part in parts],
-        },
+        recipe={"method": how, "weights": lineage["weights"], **joined.recipe},
+        provenance=lineage,
         rows=joined.rows,
     )
     return Concept.from_bytes(concept.to_bytes())
 
 
 def _report(
-    parts: list[_Part],
-    merged: Concept,
-    joined: _Joined,
-    base: Base,
-    ordinary: Metric,
-    how: str,
-    notices: list[str],
+    kitchen: _Kitchen, joined: _Joined, concept: Concept, how: str, shared: str, notices: list[str]
 ) -> Report:
-    kept = []
-    for part in parts:
-        features, own = word_features(part.concept, base, "held-out")
-        everywhere = features.hidden.flatten(0, 1)
-        kept.append(
-            Kept(
-                part.concept.name,
-                _kept(merged.delta, part.delta, features.hidden[own]),
-                _kept(merged.delta, part.delta, everywhere),
-            )
-        )
-    if joined.damping > 0:
-        names = " and ".join(part.concept.name for part in parts)
-        notices = [*notices, f"words of {names} nearly coincide on this base, so each gives way a little"]
-    return Report(
-        how=how,
-        kept=tuple(kept),
-        captions=_norm(merged.delta, ordinary.held_out) / ordinary.size,
-        condition=joined.condition,
-        damping=joined.damping,
-        rows=0 if joined.rows is None else len(joined.rows),
-        width=base.width,
-        notices=tuple(notices),
+    names = [part.concept.name for part in kitchen.parts]
+    sizes, dtype = kitchen.base.sizes, kitchen.base.dtype
+    alone = [only(part.delta, sizes) for part in kitchen.parts]
+    if how == "routed":
+        width = kitchen.base.width
+        return report.measure_routed(names, alone, kitchen.prepared, width, shared, dtype, notices)
+    merged = only(concept.delta, sizes)
+    shares = [only(share, sizes) for share in joined.shares]
+    return report.measure(
+        how,
+        names,
+        merged,
+        alone,
+        shares,
+        kitchen.prepared,
+        kitchen.ordinary,
+        joined.solved,
+        dtype,
+        notices,
     )
 
 
-def _kept(found: Delta, wanted: Delta, rows: Tensor) -> float | None:
-    """1 - ||(D - D_i) X|| / ||D_i X||, map by map, so that nothing of size (X, O) is held."""
-    size = _norm(wanted, rows)
-    return 1 - _norm(found, rows, minus=wanted) / size if size > 0 else None
+def _check_whole(chosen: Sequence[Part]) -> None:
+    """A routed merge is drawn by its routes, which no sum of deltas has."""
+    for part in chosen:
+        if part.concept.recipe.get("method") == "routed" and len(chosen) > 1:
+            parents = ", ".join(map(str, part.concept.provenance.get("parents", ())))
+            raise ConceptError(
+                f"{part.source} is routed and cannot be merged further; compose its parts {parents}"
+            )
 
 
-def _norm(delta: Delta, rows: Tensor, minus: Delta = MappingProxyType({})) -> float:
-    """||(D - D') X|| over all maps."""
-    nothing = rows.new_zeros(())
-    squares = 0.0
-    for name in dict.fromkeys([*delta, *minus]):
-        made, wanted = (apply(part[name], rows) if name in part else nothing for part in (delta, minus))
-        squares += float((made - wanted).square().sum())
-    return squares**0.5
-
-
-def _read(
-    concepts: Sequence[Concept | Merge | str], weights: Sequence[float] | None, registry: "Registry"
-) -> list[_Part]:
-    weights = [1.0] * len(concepts) if weights is None else [float(weight) for weight in weights]
-    if len(weights) != len(concepts) or not all(math.isfinite(weight) for weight in weights):
-        raise BadRecipe(f"{len(concepts)} concepts need as many finite weights, not {weights}")
-    parts = []
-    for given, weight in zip(concepts, weights, strict=True):
-        if isinstance(given, str):
-            entry = registry.get(given)
-            parts.append(_Part(entry.ref, read(registry, entry.ref), weight))
-        else:
-            concept = given.concept if isinstance(given, Merge) else given
-            parts.append(_Part(concept.name, concept, weight))
-    return parts
-
-
-def _check_distinct(parts: list[_Part]) -> None:
-    seen: dict[str, str] = {}
-    for part in parts:
-        for label in (*part.concept.words, *part.concept.tokens):
-            if label in seen:
-                raise ConceptError(
-                    f"{seen[label]} and {part.source} both answer to {label}; "
-                    "compose one of them, or learn one under another name"
-                )
-            seen[label] = part.source
+def _base_of(first: Concept | Merge | str, registry: "Registry") -> str:
+    if isinstance(first, str):
+        return str(registry.get(orders.split_weight(first)[0]).summary.get("base_name") or "storybook")
+    return getattr(first, "concept", first).base_name
 
 
 def _default_registry() -> "Registry":
     from conceptkit.registry.store import Registry
 
     return Registry()
-
-
-def _percent(share: float | None) -> str:
-    return "nothing to lose" if share is None else f"{max(share, 0):.0%}"

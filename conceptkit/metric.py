@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import safetensors.torch
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base import Base, Features, captions, encode, kv_maps
-from conceptkit.compose import gram
+from conceptkit.compose import RIDGE, Factor, factor, gram
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -26,6 +26,24 @@ EMPTY_SHARE = 0.1
 MOST_CAPTIONS = 500
 HELD_OUT = 10
 """One caption in so many is kept back for measuring what a merge does to captions it was not fitted on."""
+AUDITED = 32
+"""As many of the captions kept back are also watched one by one."""
+FORMAT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Some held-out captions one by one: the features of their words (m, d), of which caption each is (m,), and
+    ||W0 Y|| of each caption."""
+
+    texts: tuple[str, ...]
+    rows: Tensor
+    caption: Tensor
+    sizes: Tensor
+
+    def total(self, squares: Tensor) -> Tensor:
+        """Squares of every row (m,) summed up caption by caption, as lengths (n,)."""
+        return torch.zeros(len(self.texts)).double().index_add(0, self.caption, squares.double()).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +51,39 @@ class Metric:
     """Statistics of a base over captions without any concept.
 
     gram: G (d, d), weighted mean of x x^T over the fit captions' features, with the weights above.
+    factor: the Cholesky factor of G and its ridge, in which merges compute.
     held_out: Y (d, d) with Y^T Y the plain mean of y y^T over all positions of the held-out captions.
-    size: ||W0 Y||, what the base's own maps make of them.
+    size: ||W0 Y||, what the base's own maps make of them. key: names these numbers, for what is made of them.
     """
 
     gram: Tensor
+    factor: Factor
     held_out: Tensor
     size: float
+    audit: Audit
+    key: str = ""
 
     def to_bytes(self) -> bytes:
-        tensors = {"gram": self.gram, "held_out": self.held_out, "size": torch.tensor([self.size])}
-        return safetensors.torch.save({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+        half = {"gram": self.gram, "held_out": self.held_out, "audit": self.audit.rows}
+        tensors = {name: tensor.float().contiguous() for name, tensor in half.items()}
+        tensors |= {
+            "lower": torch.from_numpy(self.factor.lower),
+            "caption": self.audit.caption,
+            "sizes": self.audit.sizes.double(),
+            "scale": torch.tensor([self.size, self.factor.ridge], dtype=torch.float64),
+        }
+        about = json.dumps({"texts": self.audit.texts, "key": self.key}, sort_keys=True)
+        return safetensors.torch.save(tensors, {"conceptkit": about})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Metric":
-        tensors = safetensors.torch.load(data)
-        return cls(tensors["gram"].double(), tensors["held_out"].double(), float(tensors["size"]))
+        held = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"])
+        size, ridge = held["scale"].tolist()
+        audit = Audit(tuple(about["texts"]), held["audit"].double(), held["caption"], held["sizes"])
+        shape = Factor(held["lower"].numpy(), ridge)
+        return cls(held["gram"].double(), shape, held["held_out"].double(), size, audit, about["key"])
 
 
 def of_base(base: Base, registry: "Registry | None" = None, texts: list[str] | None = None) -> Metric:
@@ -57,7 +92,7 @@ def of_base(base: Base, registry: "Registry | None" = None, texts: list[str] | N
     key = f"gram/{base.fingerprint.exact}/{_digest(texts)}"
     stored = registry.get_asset(key) if registry else None
     if stored is None:
-        stored = measure(base, texts).to_bytes()
+        stored = replace(measure(base, texts), key=key).to_bytes()
         if registry:
             registry.put_asset(key, stored)
     # Read back even when new, so that the first merge and the hundredth compute with the same numbers.
@@ -70,8 +105,9 @@ def measure(base: Base, texts: list[str]) -> Metric:
     kept_back = [text for text in texts[HELD_OUT - 1 :: HELD_OUT] if text] or fit
     empty = encode(base.pipe, [""])
     moment = (1 - EMPTY_SHARE) * _mean(base, fit) + EMPTY_SHARE * gram(empty.hidden, position_weights(empty))
-    held_out = _root(_mean(base, kept_back, even=True))
-    return Metric(moment, held_out, _size(base, held_out))
+    moment = moment.float().double()  # as it is stored, so that the factor is that of what is stored
+    held_out = root(_mean(base, kept_back, even=True))
+    return Metric(moment, factor(moment), held_out, _size(base, held_out), _audit(base, kept_back[:AUDITED]))
 
 
 def position_weights(features: Features) -> Tensor:
@@ -94,21 +130,34 @@ def _mean(base: Base, texts: list[str], even: bool = False, batch: int = 32) -> 
     return moment / total
 
 
-def _root(moment: Tensor) -> Tensor:
+def root(moment: Tensor) -> Tensor:
     """Y (d, d) with Y^T Y = the moment: d features that stand for any number of them in every norm."""
     values, vectors = torch.linalg.eigh(moment)
     return values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
 
 
+def _audit(base: Base, texts: list[str]) -> Audit:
+    """The features of each caption's words; those of its beginning and padding are much the same in all."""
+    features = encode(base.pipe, texts)
+    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
+    spoken = (place > 0) & (place < features.eot.unsqueeze(1))
+    rows, caption = features.hidden[spoken], spoken.nonzero()[:, 0]
+    squares = sum(_read(linear, rows).square().sum(dim=1) for linear in kv_maps(base.unet).values())
+    sizes = torch.zeros(len(texts)).double().index_add(0, caption, squares.double().cpu()).sqrt()
+    return Audit(tuple(texts), rows, caption, sizes)
+
+
 def _size(base: Base, rows: Tensor) -> float:
     """||W0 Y|| over all maps, where the base is."""
-    parts = []
-    for linear in kv_maps(base.unet).values():
-        weight = linear.weight.detach().float()
-        parts.append(float((rows.to(weight) @ weight.T).square().sum()))
-    return sum(parts) ** 0.5
+    return sum(float(_read(linear, rows).square().sum()) for linear in kv_maps(base.unet).values()) ** 0.5
+
+
+def _read(linear: torch.nn.Linear, rows: Tensor) -> Tensor:
+    weight = linear.weight.detach().float()
+    return rows.to(weight) @ weight.T
 
 
 def _digest(texts: list[str]) -> str:
     weights = [WORD_WEIGHT, BOS_WEIGHT, PADDING_WEIGHT, EMPTY_SHARE, MOST_CAPTIONS, HELD_OUT]
+    weights += [RIDGE, AUDITED, FORMAT]
     return hashlib.sha256(json.dumps([weights, texts]).encode()).hexdigest()[:16]

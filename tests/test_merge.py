@@ -110,7 +110,7 @@ def test_one_alone_is_itself(pico, pair):
     assert compose(pair[0], base=pico, name="other").concept.name == "other"
     half = compose(pair[0], base=pico, weights=[0.5]).concept.delta
     name = next(iter(half))
-    assert torch.allclose(half[name][0], pair[0].delta[name][0] / 2)
+    assert torch.allclose(half[name][0], pair[0].delta[name][0] / 2, rtol=2e-3)
 
 
 def test_two_of_one_class_give_way_evenly(pico, pair):
@@ -123,7 +123,7 @@ def test_two_of_one_class_give_way_evenly(pico, pair):
         delta={name: (-up.flip(0), down) for name, (up, down) in pair[0].delta.items()},
     )
     one, other = (compose(*order, base=pico) for order in ((pair[0], twin), (twin, pair[0])))
-    assert one.report.damping > 0
+    assert 0 < one.report.missed < 1
     assert "nearly coincide" in one.report.text()
     first = {kept.name: kept.words for kept in one.report.kept}
     second = {kept.name: kept.words for kept in other.report.kept}
@@ -203,7 +203,7 @@ def test_the_report_speaks_and_is_json(pico, pair):
 def test_what_cannot_be_composed_is_one_sentence(pico, pair):
     with pytest.raises(BadRecipe, match="'blend'"):
         compose(*pair, base=pico, how="blend")
-    with pytest.raises(BadRecipe, match="2 concepts need as many finite weights"):
+    with pytest.raises(BadRecipe, match="2 concepts need as many weights"):
         compose(*pair, base=pico, weights=[1])
     with pytest.raises(ConceptError, match="both answer to"):
         compose(pair[0], pair[0], base=pico)

@@ -1,0 +1,101 @@
+"""The parts of a merge: concepts, read, at their strength, and fit to stand side by side."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conceptkit.concept import Concept, Delta, read
+from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.orders import check_weight, split_weight
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A concept in a merge; `source` is how it was named, `digest` the sha256 of its bytes."""
+
+    source: str
+    concept: Concept
+    weight: float
+    digest: str
+
+    @property
+    def delta(self) -> Delta:
+        return self.concept.delta if self.weight == 1 else scaled(self.concept.delta, self.weight)
+
+
+def scaled(delta: Delta, weight: float) -> Delta:
+    """The delta times a weight; what maps share stays shared."""
+    return {name: (weight * factors[0], *factors[1:]) for name, factors in delta.items()}
+
+
+def gather(
+    concepts: Sequence[Any], weights: Sequence[float] | None, registry: "Registry", most: int | None = None
+) -> list[Part]:
+    """Concepts, merges, or names in the registry ("my_dog", "my_dog@2:0.8") as parts.
+
+    `weights` go with the concepts one by one; a name that carries a weight of its own may not be given two.
+    `most`: as many can be merged at all. Raises BadRecipe, UnknownConcept, BadBlob, and ConceptError when two
+    parts answer to one name or there are too many.
+    """
+    if not concepts:
+        raise ConceptError("There is nothing to compose; name at least one concept")
+    if weights is not None and len(weights) != len(concepts):
+        raise BadRecipe(f"{len(concepts)} concepts need as many weights, not {len(weights)}")
+    if most is not None and len(concepts) > most:
+        raise ConceptError(
+            f"{len(concepts)} concepts are more than the {most} directions that this base's words can take; "
+            f"compose at most {most} of them, or use --how routed (how='routed')"
+        )
+    ordered = []
+    for i, given in enumerate(concepts):
+        name, weight = split_weight(given) if isinstance(given, str) else (_name(given), 1.0)
+        if weights is not None:
+            if weight != 1:
+                raise BadRecipe(f"{name} has two weights, {weight:g} and {weights[i]:g}; give one")
+            weight = check_weight(name, _number(name, weights[i]))
+        ordered.append((given, name, weight))
+    parts = []
+    seen: dict[str, str] = {}
+    for given, name, weight in ordered:
+        part = _part(given, name, weight, registry)
+        _check_distinct(part, seen)
+        parts.append(part)
+    return parts
+
+
+def _part(given: Any, name: str, weight: float, registry: "Registry") -> Part:
+    if isinstance(given, str):
+        entry = registry.get(name)
+        return Part(entry.ref, read(registry, entry.ref), weight, entry.hash)
+    # In the precision in which it would be stored, so that a merge can be made again from the registry.
+    data = getattr(given, "concept", given).to_bytes()
+    return Part(name, Concept.from_bytes(data), weight, hashlib.sha256(data).hexdigest())
+
+
+def _check_distinct(part: Part, seen: dict[str, str]) -> None:
+    """Nothing may be there twice: a name, a version of it, or a concept and a merge that already holds it."""
+    for label in (*part.concept.words, *part.concept.tokens):
+        other = seen.get(label)
+        if other == part.source:
+            raise ConceptError(f"{part.source} is named twice; name it once, with a weight if it is too weak")
+        if other:
+            raise ConceptError(
+                f"{other} and {part.source} both answer to {label}; "
+                "compose one of them, or learn one under another name"
+            )
+    seen |= dict.fromkeys((*part.concept.words, *part.concept.tokens), part.source)
+
+
+def _name(given: Any) -> str:
+    return str(getattr(given, "concept", given).name)
+
+
+def _number(name: str, weight: object) -> float:
+    try:
+        return float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise BadRecipe(f"{weight!r} is no weight for {name}; give a number") from None

@@ -1,0 +1,241 @@
+"""What came of a merge: what each concept keeps, who disturbs whom, and what happens to everything else."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from conceptkit import effects
+from conceptkit.concept import Delta
+from conceptkit.effects import Pairings
+from conceptkit.metric import Metric
+from conceptkit.prepared import Prepared
+
+MOST_LINES = 12
+"""Concepts of which the terminal shows a line each; of more it shows those that keep least."""
+MOST_PAIRED = 100
+"""Concepts up to which everybody's effect on everybody is worked out: N^2 figures to look at."""
+AUDIT_FACTOR = 2.0
+AUDIT_LEAST = 0.05
+"""A caption is reported when the merge moves it AUDIT_FACTOR times as far as the part that moves it most, and
+by AUDIT_LEAST of what the base makes of it: adapters that are harmless alone can be made to act together."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a concept keeps: 1 - ||(D - D_i) X|| / ||D_i X|| over held-out prompts X that contain it.
+
+    words: at its own words. prompt: at all positions. None when the concept adds nothing there to keep.
+    """
+
+    name: str
+    words: float | None
+    prompt: float | None
+
+    def text(self) -> str:
+        return f"{_percent(self.words)} on its own words, {_percent(self.prompt)} over whole prompts"
+
+
+@dataclass(frozen=True)
+class Solved:
+    """How the constraints were met, see `compose.merge_rows`; `missed` is ||D C^T - R^T|| / ||R||."""
+
+    condition: float | None = None
+    damping: float = 0.0
+    problem: str = "none"
+    shared: int = 0
+    rows: int = 0
+    missed: float = 0.0
+
+
+NO_CONSTRAINTS = Solved()
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a merge came out.
+
+    captions: ||D Y|| / ||W0 Y|| over held-out captions Y that mention no concept.
+    condition, damping: of the constraint rows, see `compose.closed_form`; None: dependent, or no constraints.
+    rows, width: s constraint rows where there is room for d. problem, missed: see `Solved`.
+    interference: [i][j] is what j's share of the merge adds at i's own words, by what i alone adds there.
+    audit: captions that the merge moves far more than any of its parts. precision: in which all this is so.
+    """
+
+    how: str
+    kept: tuple[Kept, ...]
+    captions: float
+    condition: float | None
+    damping: float
+    rows: int
+    width: int
+    notices: tuple[str, ...] = ()
+    problem: str = "none"
+    missed: float = 0.0
+    interference: tuple[tuple[float, ...], ...] = ()
+    audit: tuple[str, ...] = ()
+    precision: str = "float32"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(kept.name for kept in self.kept)
+
+    def text(self) -> str:
+        """A few lines for the terminal."""
+        least = sorted(self.kept, key=lambda kept: 1.0 if kept.words is None else kept.words)
+        shown = self.kept if len(self.kept) <= MOST_LINES else least[:MOST_LINES]
+        lines = [f"{kept.name} keeps {kept.text()}" for kept in shown]
+        if len(shown) < len(self.kept):
+            rest = least[MOST_LINES:]
+            worst, best = _percent(rest[0].words), _percent(rest[-1].words)
+            lines.append(f"{len(rest)} more keep {worst} to {best} on their own words")
+        lines.append(f"captions without a concept change by {self.captions:.1%}")
+        if self.rows:
+            condition = "dependent" if self.condition is None else f"of condition {self.condition:.3g}"
+            share = f"{self.rows} of {self.width} directions are taken (s/d = {self.rows / self.width:.2f})"
+            lines.append(f"{share}, {condition}")
+        audit = [f'audit: "{caption}" is moved far more than by any part alone' for caption in self.audit]
+        return "\n".join([*lines, *self.notices, *audit])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    how: str,
+    names: Sequence[str],
+    merged: Delta,
+    alone: Sequence[Delta],
+    shares: Sequence[Delta],
+    prepared: Sequence[Prepared],
+    ordinary: Metric,
+    solved: Solved,
+    dtype: torch.dtype,
+    notices: Sequence[str] = (),
+) -> Report:
+    """Measure a merge in the precision it is drawn in.
+
+    alone: each concept's own delta at its strength; shares: what each contributes to the merge; prepared: the
+    prompts that each is measured on.
+    """
+    single = len(alone) == 1
+    whole = effects.loaded(merged, dtype)
+    parts = [effects.loaded(delta, dtype) for delta in alone]
+    total = effects.pair(whole, whole)
+    own = [effects.pair(part, part) for part in parts]
+    across = [total if single else effects.pair(whole, part) for part in parts]
+    kept = tuple(_kept(*each, total) for each in zip(names, across, own, prepared, strict=True))
+    watched = ordinary.audit
+    moved = watched.total(effects.products(total, watched.rows).clamp(min=0))
+    each = [watched.total(effects.products(pairing, watched.rows).clamp(min=0)) for pairing in own]
+    finite = solved.condition if solved.condition is not None and math.isfinite(solved.condition) else None
+    return Report(
+        how=how,
+        kept=kept,
+        captions=math.sqrt(effects.squared(total, ordinary.held_out)) / ordinary.size,
+        condition=finite,
+        damping=solved.damping,
+        rows=solved.rows,
+        width=ordinary.gram.shape[0],
+        notices=(*notices, *_cost(solved, names)),
+        problem=solved.problem,
+        missed=solved.missed,
+        interference=() if single else _interference(shares, own, prepared, dtype),
+        audit=() if single else _suspicious(moved, torch.stack(each), ordinary),
+        precision=str(dtype).removeprefix("torch."),
+    )
+
+
+def measure_routed(
+    names: Sequence[str],
+    alone: Sequence[Delta],
+    prepared: Sequence[Prepared],
+    width: int,
+    shared: str,
+    dtype: torch.dtype,
+    notices: Sequence[str] = (),
+) -> Report:
+    """The same for routing, on prompts that name one concept: exact at its words, nothing at other ones."""
+    kept = []
+    for name, delta, its in zip(names, alone, prepared, strict=True):
+        part = effects.loaded(delta, dtype)
+        pairing = effects.pair(part, part)
+        own, end, rest = (effects.squared(pairing, rows) for rows in (its.own, its.end, its.rest))
+        lost = rest + (end if shared == "drop" else 0.0)
+        size = own + end + rest
+        kept.append(Kept(name, 1.0 if own > 0 else None, 1 - math.sqrt(lost / size) if size > 0 else None))
+    nothing = tuple(tuple(float(i == j) for j in range(len(names))) for i in range(len(names)))
+    return Report(
+        how="routed",
+        kept=tuple(kept),
+        captions=0.0,
+        condition=None,
+        damping=0.0,
+        rows=0,
+        width=width,
+        notices=tuple(notices),
+        interference=nothing if 1 < len(names) <= MOST_PAIRED else (),
+        precision=str(dtype).removeprefix("torch."),
+    )
+
+
+def _kept(name: str, across: Pairings, own: Pairings, its: Prepared, total: Pairings) -> Kept:
+    places = (its.own, its.end, its.rest)
+    if across is total:
+        lost = [0.0, 0.0, 0.0]
+    else:
+        lost = [effects.missed(total, across, own, rows) for rows in places]
+    size = [effects.squared(own, rows) for rows in places]
+    return Kept(name, _share(lost[0], size[0]), _share(sum(lost), sum(size)))
+
+
+def _interference(
+    shares: Sequence[Delta], own: Sequence[Pairings], prepared: Sequence[Prepared], dtype: torch.dtype
+) -> tuple[tuple[float, ...], ...]:
+    if len(shares) > MOST_PAIRED:
+        return ()
+    contributions = []
+    for share in shares:
+        part = effects.loaded(share, dtype)
+        contributions.append(effects.pair(part, part))
+    table = []
+    for alone, its in zip(own, prepared, strict=True):
+        size = effects.squared(alone, its.own)
+        added = [effects.squared(other, its.own) for other in contributions]
+        table.append(tuple(math.sqrt(square / size) if size > 0 else 0.0 for square in added))
+    return tuple(table)
+
+
+def _suspicious(moved: torch.Tensor, each: torch.Tensor, ordinary: Metric) -> tuple[str, ...]:
+    """moved (n,): how far the merge moves each caption; each (N, n): how far its parts do alone."""
+    sizes = ordinary.audit.sizes
+    far = (moved > AUDIT_FACTOR * each.amax(dim=0)) & (moved > AUDIT_LEAST * sizes)
+    worst = sorted(far.nonzero().flatten().tolist(), key=lambda i: -float(moved[i] / sizes[i]))
+    return tuple(ordinary.audit.texts[i] for i in worst[:3])
+
+
+def _cost(solved: Solved, names: Sequence[str]) -> list[str]:
+    """What it took to have them all in one delta, in a sentence each."""
+    said = []
+    who = " and ".join(names) if len(names) <= 3 else f"these {len(names)} concepts"
+    if solved.shared or (solved.problem == "damped" and solved.missed > 0.005):
+        said.append(
+            f"words of {who} nearly coincide on this base, so each gives way a little "
+            f"(they miss {solved.missed:.0%} of what they ask for)"
+        )
+    if solved.problem == "span":
+        said.append(
+            f"{solved.rows} rows leave ordinary captions no room, so the merge acts only in directions that "
+            f"captions hardly use; its concepts miss {solved.missed:.0%} of what they ask for"
+        )
+    return said
+
+
+def _share(lost: float, size: float) -> float | None:
+    return 1 - math.sqrt(lost / size) if size > 0 else None
+
+
+def _percent(share: float | None) -> str:
+    return "nothing to lose" if share is None else f"{max(share, 0):.0%}"
