@@ -1,10 +1,12 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from conceptkit.cli.find import filter_options, filters
 from conceptkit.cli.options import debug_option, echo_json, json_option, wrote
 from conceptkit.errors import ConceptError
 
@@ -13,26 +15,34 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
+@filter_options
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most so many.")
+@click.option("--after", metavar="NAME", help="Begin behind that name, for the next page.")
+@click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
 @json_option
 @debug_option
-def list_(as_json: bool) -> None:
+def list_(limit: int, after: str | None, everything: bool, as_json: bool, **values: Any) -> None:
     """List your concepts.
 
     \b
     Example:
-      conceptkit list
+      conceptkit list --class dog --favourite
     """
+    from conceptkit.registry import find
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
-        entries = registry.list()
-    if as_json:
-        echo_json([entry.to_json() for entry in entries])
-    elif not entries:
-        click.echo("No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
+        found = find.page(registry, filters(values), after=after, limit=None if everything else limit + 1)
+        entries = found if everything else found[:limit]
+        marks = find.labels(registry, entries)
+    if not entries and not as_json:
+        some = after or any(values.values())
+        none = "No concept is like that: `conceptkit list` shows what there is."
+        click.echo(none if some else "No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
     else:
-        head = ("NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED")
-        echo_table([head, *(_row(entry) for entry in entries)])
+        echo_entries(entries, marks, as_json)
+    if len(found) > len(entries):
+        click.echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
 
 
 @click.command()
@@ -54,17 +64,25 @@ def show(name: str, preview: Path | None, as_json: bool) -> None:
     Example:
       conceptkit show my_dog --preview my_dog.png
     """
+    from conceptkit.registry import find, labels
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
         entry = registry.get(name)
         versions = registry.versions(entry.name)
+        marks = find.labels(registry, [entry])[entry.name]
+        marks["notes"] = [note.text for note in labels.notes(registry, entry.name)]
         picture = registry.preview(entry) if preview else None
     if as_json:
-        echo_json(entry.to_json() | {"versions": [other.version for other in versions]})
+        echo_json(entry.to_json() | {"versions": [other.version for other in versions]} | marks)
     else:
         click.echo(entry.ref)
-        echo_table([(f"  {key}", value) for key, value in _facts(entry, versions).items() if value])
+        facts = _facts(entry, versions) | {
+            "tags": ", ".join(marks["tags"]),
+            "favourite": "yes" if marks["favourite"] else "",
+            "notes": " / ".join(" ".join(note.split()) for note in marks["notes"]),
+        }
+        echo_table([(f"  {key}", value) for key, value in facts.items() if value])
     if preview:
         if picture is None:
             raise ConceptError(
@@ -101,6 +119,17 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
 
 
+def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
+    """A listing; `marks` as `registry.find.labels` returns them."""
+    if as_json:
+        echo_json([entry.to_json() | marks[entry.name] for entry in entries])
+        return
+    head = ("NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED", "TAGS")
+    table = [head, *(_row(entry, marks[entry.name]) for entry in entries)]
+    tagged = any(row[-1] for row in table[1:])
+    echo_table(table if tagged else [row[:-1] for row in table])
+
+
 def echo_table(rows: list[tuple[str, ...]]) -> None:
     """Rows of equal length as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -113,7 +142,7 @@ def size(count: int) -> str:
     return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
 
 
-def _row(entry: "Entry") -> tuple[str, ...]:
+def _row(entry: "Entry", marks: Mapping[str, Any]) -> tuple[str, ...]:
     about = entry.summary
     what = about.get("noun") or " + ".join(map(str, about.get("parents") or ())) or "-"
     base = about.get("base_name") or "-"
@@ -125,6 +154,7 @@ def _row(entry: "Entry") -> tuple[str, ...]:
         base,
         size(entry.bytes),
         entry.created[:10],
+        " ".join((["★"] if marks["favourite"] else []) + marks["tags"]),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from conceptkit import __version__
-from conceptkit.cli import concepts, demo, learn, pictures, share, storybook
+from conceptkit.cli import concepts, demo, find, history, keep, learn, pictures, share, storybook
 from conceptkit.cli.options import DEBUG, debug_option
 from conceptkit.errors import ConceptError
 
@@ -64,6 +64,20 @@ for command in (
     concepts.list_,
     concepts.show,
     concepts.rm,
+    find.search,
+    find.tag,
+    find.note,
+    find.favourite,
+    history.rename,
+    history.history_,
+    history.rollback,
+    history.lineage_,
+    keep.verify,
+    keep.gc,
+    keep.stats,
+    keep.backup,
+    keep.restore,
+    keep.rebuild,
     share.export,
     demo.demo,
     storybook.storybook,

@@ -111,6 +111,16 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
                     yield digest, file
 
 
+def abandoned(incoming: Path) -> Iterator[Path]:
+    """Unfinished files that nobody will finish, going by their age."""
+    for file in incoming.iterdir() if incoming.is_dir() else ():
+        try:
+            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
+                yield file
+        except FileNotFoundError:
+            pass  # another process finished it or swept it first
+
+
 def _write(file: Path, data: bytes, *, durable: bool) -> None:
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
@@ -124,9 +134,5 @@ def _write(file: Path, data: bytes, *, durable: bool) -> None:
 
 
 def _sweep(incoming: Path) -> None:
-    for file in incoming.iterdir():
-        try:
-            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
-                file.unlink()
-        except FileNotFoundError:
-            pass  # another process finished it or swept it first
+    for file in abandoned(incoming):
+        file.unlink(missing_ok=True)

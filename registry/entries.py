@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from conceptkit.errors import BadBlob
 from conceptkit.registry import headers
 
 COLUMNS = "v.name, v.version, v.hash, v.bytes, v.created, v.summary, v.preview"
@@ -52,6 +51,7 @@ class New:
     uses: Mapping[str, "bytes | str"] = field(default_factory=dict)
     created: str | None = None
     event: str = "add"
+    points: bool = True  # whether a name that is here already then points at this version
 
 
 def from_row(row: Sequence[Any]) -> Entry:
@@ -64,8 +64,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def insert(conn: sqlite3.Connection, new: New, digest: str) -> Entry:
-    """The next version of a name, which then points at it. In a transaction; the bytes are stored already."""
+def insert(
+    conn: sqlite3.Connection, new: New, digest: str, header: headers.Header | None, size: int | None = None
+) -> Entry:
+    """The next version of a name, which points at it if it should. In a transaction; the bytes are stored already.
+
+    header: what the bytes say of themselves, None when that is nothing; size: of bytes that are not at hand.
+    """
+    size = len(new.data) if size is None else size
     created = new.created or now()
     found = conn.execute("select id, newest from names where name = ?", [new.name]).fetchone()
     if found is None:
@@ -79,7 +85,7 @@ def insert(conn: sqlite3.Connection, new: New, digest: str) -> Entry:
         """insert into versions (name, version, hash, bytes, created, summary, noun, base, method, captions)
            values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
-            *(new.name, version, digest, len(new.data), created, text),
+            *(new.name, version, digest, size, created, text),
             *(_text(summary.get(key)) for key in ("noun", "base_name", "method")),
             "\n".join(map(str, captions)) if isinstance(captions, list) else None,
         ],
@@ -88,13 +94,15 @@ def insert(conn: sqlite3.Connection, new: New, digest: str) -> Entry:
         made = conn.execute("insert into names (name, version, newest) values (?, 1, 1)", [new.name])
         number = made.lastrowid
     else:
-        conn.execute("update names set version = ?, newest = ? where id = ?", [version, version, number])
-    for place, (name, parent, parent_digest) in enumerate(_parents(conn, new, summary)):
+        conn.execute("update names set newest = ? where id = ?", [version, number])
+        if new.points:
+            conn.execute("update names set version = ? where id = ?", [version, number])
+    for place, (name, parent, parent_digest) in enumerate(_parents(conn, header, summary)):
         values = [row, place, name, parent, parent_digest]
         conn.execute("insert into parents values (?, ?, ?, ?, ?)", values)
     record(conn, number, new.name, new.event, version, digest)
     refresh(conn, number)
-    return Entry(new.name, version, digest, len(new.data), created, summary)
+    return Entry(new.name, version, digest, size, created, summary)
 
 
 def record(
@@ -136,16 +144,13 @@ def refresh(conn: sqlite3.Connection, number: int | None) -> None:
 
 
 def _parents(
-    conn: sqlite3.Connection, new: New, summary: Mapping[str, Any]
+    conn: sqlite3.Connection, header: headers.Header | None, summary: Mapping[str, Any]
 ) -> list[tuple[str, int | None, str | None]]:
     """(name, version, sha256) of what a merge was made of; the sha256 from its own header, else the index."""
     refs = summary.get("parents")
     if not isinstance(refs, list) or not refs:
         return []
-    try:
-        told = dict(headers.read(new.data).parents)
-    except BadBlob:
-        told = {}
+    told = dict(header.parents) if header else {}
     found = []
     for ref in map(str, refs):
         name, _, written = ref.partition("@")

@@ -41,6 +41,14 @@ def read_file(file: Path) -> Header:
         return _header(handle.read(length), size)
 
 
+def read_if_any(data: bytes) -> Header | None:
+    """The header in these bytes, or None when they are no concept."""
+    try:
+        return read(data)
+    except BadBlob:
+        return None
+
+
 def _header(text: bytes, size: int) -> Header:
     try:
         outer = json.loads(text)

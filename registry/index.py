@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 class Index:
     """A connection to `home/index.db`. Raises ConceptError whenever it cannot be used, in one sentence."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.path = home, home / "index.db"
+    def __init__(self, home: Path, file: str = "index.db") -> None:
+        self.home, self.path = home, home / file
         self.read_only = False
         self.reader_waits = 0  # times that a read found the index locked
         self.writer_waits = 0
@@ -85,7 +85,7 @@ class Index:
 
     def _open_to_read(self, error: OSError | sqlite3.Error) -> sqlite3.Connection:
         """A home on a read-only disk: with its log where SQLite can, else only when the log is empty."""
-        log = self.path.with_name("index.db-wal")
+        log = self.path.with_name(f"{self.path.name}-wal")
         options = ["mode=ro"] + ([] if log.exists() and log.stat().st_size else ["mode=ro&immutable=1"])
         for option in options:
             conn = _connect(f"{self.path.as_uri()}?{option}")

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import blobs, paths, troubles
+from conceptkit.registry import blobs, headers, paths, troubles
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, New, from_row, insert, now, record, refresh
 from conceptkit.registry.index import PATIENCE, Index
 from conceptkit.registry.names import check_name, split_version, unknown
@@ -89,6 +89,7 @@ class Registry:
             self.check_free(new.name, new_version=new_version)
         stored = self._store([data for new in news for data in _datas(new)])
         digests = dict(zip((id(data) for new in news for data in _datas(new)), stored, strict=True))
+        told = {id(new.data): headers.read_if_any(new.data) for new in news if new.summary.get("parents")}
         added = []
         with self.index.writing() as conn:
             for new in news:
@@ -96,7 +97,7 @@ class Registry:
                     raise _taken(taken[-1])
                 for data in _datas(new):
                     self._still_there(data, digests[id(data)])
-                added.append(insert(conn, new, digests[id(new.data)]))
+                added.append(insert(conn, new, digests[id(new.data)], told.get(id(new.data))))
                 given = {r: digests[id(b)] if isinstance(b, bytes) else b for r, b in new.uses.items()}
                 self._set_uses(added[-1], given)
         return added

@@ -1,0 +1,110 @@
+"""`conceptkit rename`, `history`, `rollback` and `lineage`: what became of a name. No torch in here."""
+
+import click
+
+from conceptkit.cli.options import debug_option, echo_json, json_option, note
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@debug_option
+def rename(old: str, new: str) -> None:
+    """Give a concept another name.
+
+    All its versions, tags, notes and its history go with it.
+
+    \b
+    Example:
+      conceptkit rename my_dog rex
+    """
+    from conceptkit.registry import headers, history
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        entry = history.rename(registry, old, new)
+        header = headers.read_if_any(registry.read(entry))
+    click.echo(f"{old} is now {entry.ref}.")
+    if header and new not in header.words:
+        note(f"In prompts it keeps the word that it was taught: {', '.join(header.words)}.")
+
+
+@click.command("history")
+@click.argument("name")
+@json_option
+@debug_option
+def history_(name: str, as_json: bool) -> None:
+    """Show what a name has pointed at.
+
+    \b
+    Example:
+      conceptkit history my_dog
+    """
+    from conceptkit.cli.concepts import echo_table
+    from conceptkit.registry import history
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        events = history.history(registry, name)
+    if as_json:
+        echo_json([event.to_json() for event in events])
+        return
+    head = ("WHEN", "WHAT", "VERSION", "HASH", "")
+    rows = [
+        (e.at[:19].replace("T", " "), e.event, f"{e.name}@{e.version}", (e.hash or "")[:12], e.detail or "")
+        for e in events
+    ]
+    echo_table([head, *rows])
+
+
+@click.command()
+@click.argument("name")
+@click.argument("version", type=int, required=False)
+@json_option
+@debug_option
+def rollback(name: str, version: int | None, as_json: bool) -> None:
+    """Let a name point at an older version.
+
+    Without VERSION it is the one before. Nothing is deleted; going forward again works the same way.
+
+    \b
+    Example:
+      conceptkit rollback my_dog 1
+    """
+    from conceptkit.registry import history
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        entry = history.rollback(registry, name, version)
+    if as_json:
+        echo_json(entry.to_json())
+    else:
+        click.echo(f"{entry.name} points at version {entry.version} now.")
+
+
+@click.command("lineage")
+@click.argument("name")
+@json_option
+@debug_option
+def lineage_(name: str, as_json: bool) -> None:
+    """Show what a merge was made of.
+
+    And below the tree, what was made of it.
+
+    \b
+    Example:
+      conceptkit lineage together
+    """
+    from conceptkit.registry import lineage
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        node = lineage.tree(registry, name)
+        made = lineage.children(registry, registry.get(name))
+    if as_json:
+        echo_json(node.to_json() | {"merged_into": made})
+        return
+    for line in lineage.lines(node):
+        click.echo(line)
+    if made:
+        click.echo(f"Merged into {', '.join(made)}.")
