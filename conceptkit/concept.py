@@ -1,7 +1,9 @@
 """A concept: a name, its tokens, what it adds to a base, where it came from. Immutable; safe bytes both ways.
 
-A delta maps the name of a cross-attention map to the factors whose product (o, d) is added to that map:
+A delta maps the name of a linear map of the UNet to the factors whose product (o, d) is added to that map:
 `(weight,)` is the full matrix, `(up, down)` are (o, r) and (r, d). Maps that share one `down` store it once.
+Most deltas lie on keys and values of cross-attention alone; maps of a text encoder have its name in front,
+"text_encoder.encoder.layers.0.self_attn.q_proj".
 """
 
 import json
@@ -27,6 +29,8 @@ KINDS = ("subject", "style", "merge")
 FORMAT = 1
 SKETCH_SIZE = 64
 HALF_ERROR = 1e-3
+READS_TEXT = ("attn2.to_k", "attn2.to_v")
+"""Endings of the maps that read text features; the others of a wide delta read what the layer before made."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def _encoders(tensors: Mapping[str, Tensor], prefix: str, take: Callable[[str], 
 
 
 def _check_shapes(delta: Delta, tokens: Mapping[str, Factors], rows: Tensor | None) -> None:
-    widths = {factors[-1].shape[1] for factors in delta.values()}
+    widths = {factors[-1].shape[1] for name, factors in delta.items() if name.endswith(READS_TEXT)}
     widths |= set() if rows is None else {rows.shape[1]}
     _expect(len(widths) <= 1, "its maps read features of different widths")
     for name, factors in delta.items():

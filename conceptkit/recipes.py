@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from conceptkit.errors import BadRecipe
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "adapter": ("keyed", "kv", "lora", "unet"),
+    "targets": ("kv", "attn", "attn+ff"),
+    "begin": ("aside", "noun", "rare"),
+    "sude_weight": ("code", "paper"),
+    "precision": ("no", "bf16"),
+}
+
+
+def _off(value: Any) -> Any:
+    """A field that a recipe may leave off; it is not written down then."""
+    return field(default=value, metadata={"off": True})
 
 
 @dataclass(frozen=True)
@@ -12,13 +28,27 @@ class Recipe:
 
     aside: how far from its class noun the modifier token begins, in lengths of the noun's embedding.
     token_steps: first the modifier token alone learns, at `token_lr` (Adam, per step, batch `batch`).
-    steps: then the token stands still, its rows are known, and the delta learns at `lr` (full: `full_lr`).
-    rank: constraint rows s of the keyed delta, as many as its words have and at most 8; 0: full matrices.
+    steps: then the look learns at `lr` (full matrices: `full_lr`), while the token stands still.
+    rank: of the delta; keyed: constraint rows, as many as its words have and at most 8; 0: full matrices.
     batch, prior_batch: views of the subject and class pictures in one step; a step shows both.
     prior_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
     prior_size, prior_steps, prior_guidance: the class pictures that the frozen base draws.
     leak: weight of tr(D G D^T) / tr(W0 G W0^T), what the delta does to captions without the concept.
     views: augmented views encoded beforehand; the loop draws from them.
+
+    adapter: where the look is learned: "keyed" values at the concept's own rows, a "kv" delta, a "lora" on
+        `targets`, or every linear map of the "unet" in full. text_rank: of a LoRA on the text encoders.
+    begin: the token begins "aside" of its class noun, at the "noun", or as a "rare" one of the vocabulary.
+    vectors: of the token. token_goes_on: it learns on beside the look (Custom Diffusion, 2212.04488).
+    edges: weight of what the delta does at BOS, EOT and padding of the concept's own prompts, as for `leak`.
+    detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys
+        are those of the class noun (Perfusion, 2305.01644), values learn.
+    sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper".
+    validate: steps between two looks at the validation loss, 0 for none; the best of them is kept.
+    patience: looks without a better one before learning stops; 0: never.
+    accumulate: parts in which a batch goes through. precision: of the forward pass, "no" or "bf16".
+    checkpointing: activations are computed twice instead of kept.
+    extract: rank to which the learned delta is cut at the end; 0: as it was learned.
     """
 
     method: str
@@ -37,12 +67,108 @@ class Recipe:
     prior_guidance: float = 3.0
     leak: float = 0.0
     views: int = 96
+    adapter: str = _off("keyed")
+    targets: str = _off("kv")
+    text_rank: int = _off(0)
+    begin: str = _off("aside")
+    vectors: int = _off(1)
+    token_goes_on: bool = _off(False)
+    edges: float = _off(0.0)
+    detach_bos: bool = _off(False)
+    lock_keys: bool = _off(False)
+    sude: float = _off(0.0)
+    sude_weight: str = _off("code")
+    validate: int = _off(0)
+    patience: int = _off(0)
+    accumulate: int = _off(1)
+    precision: str = _off("no")
+    checkpointing: bool = _off(False)
+    extract: int = _off(0)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What is left off is left out, so that a new option changes no byte of concepts without it."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if not f.metadata or getattr(self, f.name) != f.default
+        }
 
 
+# Steps and rates are meant for the storybook base; published ones are for bases a hundred times its size.
 RECIPES: dict[str, Recipe] = {
     "custom": Recipe("custom"),
+    "custom-diffusion": Recipe(
+        "custom-diffusion",
+        adapter="kv",
+        begin="rare",
+        token_steps=0,
+        token_goes_on=True,
+        detach_bos=True,
+        rank=0,
+        steps=250,
+        lr=2e-3,
+    ),
+    "dreambooth": Recipe(
+        "dreambooth", adapter="lora", targets="attn", begin="rare", token_steps=0, rank=4, steps=300, lr=1e-3
+    ),
+    "dreambooth-full": Recipe(
+        "dreambooth-full", adapter="unet", begin="rare", token_steps=0, rank=0, steps=250, full_lr=1e-4
+    ),
+    "textual-inversion": Recipe(
+        "textual-inversion", begin="noun", token_steps=400, token_lr=5e-3, steps=0, rank=0, prior_weight=0.0
+    ),
 }
 DEFAULT = "custom"
+SUDE = {"lora": 0.4, "unet": 0.4, "kv": 2.0, "keyed": 2.0}
+"""The published w_s, which belong to the weight of the authors' code: DreamBooth's and Custom Diffusion's."""
+
+
+def recipe_for(
+    method: str = DEFAULT,
+    steps: int | None = None,
+    rank: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a method with the caller's steps, rank and other fields in it; texts become numbers.
+
+    Raises BadRecipe on a method or field that does not exist, and on odd values.
+    """
+    if method not in RECIPES:
+        raise BadRecipe(f"There is no method {method!r}; choose one of {', '.join(RECIPES)}")
+    recipe = RECIPES[method]
+    if steps is not None:
+        if steps < 1:
+            raise BadRecipe(f"{steps} steps teach nothing; give at least one")
+        share = recipe.token_steps / (recipe.token_steps + recipe.steps)
+        recipe = replace(recipe, token_steps=round(steps * share), steps=steps - round(steps * share))
+    if rank is not None:
+        if not recipe.steps and rank:
+            raise BadRecipe(
+                f"{method} learns a word and no delta, so rank {rank} means nothing; leave it out"
+            )
+        recipe = replace(recipe, rank=rank)
+    for name, value in (changes or {}).items():
+        recipe = replace(recipe, **{name: _value(recipe, name, value)})
+    return recipe
+
+
+def _value(recipe: Recipe, name: str, value: Any) -> Any:
+    """The value in the type of its field."""
+    known = [f.name for f in fields(Recipe) if f.name != "method"]
+    if name not in known:
+        raise BadRecipe(f"A recipe has no field {name!r}; choose one of {', '.join(known)}")
+    kind = type(getattr(recipe, name))
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                str(value).lower()
+            ]
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError
+        found = kind(float(value)) if kind is int else kind(value)
+    except (KeyError, ValueError, OverflowError) as error:
+        wanted = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
+        raise BadRecipe(f"{name} = {value!r} makes no sense; give {wanted}") from error
+    if name in CHOICES and found not in CHOICES[name]:
+        raise BadRecipe(f"{name} = {value!r} is unknown; choose one of {', '.join(CHOICES[name])}")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from conceptkit import photos as pictures
 from conceptkit.attach import attach
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.loop import learn
-from conceptkit.recipes import DEFAULT, RECIPES, Recipe
+from conceptkit.recipes import DEFAULT, recipe_for
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from conceptkit.concept import Concept
     from conceptkit.registry.store import Entry, Registry
 
-__all__ = ["Learned", "add", "learn"]
+__all__ = ["Learned", "add", "learn", "recipe_for"]
 
 PREVIEWS = 4
 FAMILIAR = 0.5
@@ -81,19 +81,6 @@ def add(
     sheet.save(png, format="PNG")
     registry.set_preview(name, entry.version, png.getvalue())
     return Learned(entry, concept, sheet, time.monotonic() - begun, len(data), notices)
-
-
-def recipe_for(method: str = DEFAULT, steps: int | None = None, rank: int | None = None) -> Recipe:
-    """The recipe of a method with the caller's steps and rank in it. Raises BadRecipe on odd values."""
-    if method not in RECIPES:
-        raise BadRecipe(f"There is no method {method!r}; choose one of {', '.join(RECIPES)}")
-    recipe = RECIPES[method]
-    if steps is not None:
-        if steps < 1:
-            raise BadRecipe(f"{steps} steps teach nothing; give at least one")
-        share = recipe.token_steps / (recipe.token_steps + recipe.steps)
-        recipe = replace(recipe, token_steps=round(steps * share), steps=steps - round(steps * share))
-    return recipe if rank is None else replace(recipe, rank=rank)
 
 
 def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:

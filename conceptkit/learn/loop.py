@@ -1,29 +1,36 @@
-"""The learning loop: photos on one side, a concept on the other.
+"""The learning loop: photos on one side, concepts on the other; what varies between methods is the recipe.
 
-First the modifier token learns alone (Textual Inversion, 2208.01618). Then it stands still: the features of
-the concept's words over many contexts are known, their principal rows C become the keys of the delta, and
-only its values learn (Custom Diffusion, 2212.04488, with the delta written as D = V M^-1 C G^-1). What is
-learned so acts where the composer's constraints are, and as little as possible on other captions.
+First the modifier token learns alone (Textual Inversion, 2208.01618). Then the look learns, wherever the
+recipe's adapter puts it. By default the token stands still meanwhile: the features of the concept's words in
+many contexts are known, their principal rows C become the keys of the delta, and only its values learn
+(Custom Diffusion, 2212.04488, with the delta written as D = V M^-1 C G^-1). What is learned so acts where the
+composer's constraints are, and as little as possible on other captions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptkit import metric
-from conceptkit.base import Base, encoders, kv_maps
-from conceptkit.compose import Factor, closed_form, factor
-from conceptkit.concept import Concept, Factors
-from conceptkit.contexts import constraint_rows
+from conceptkit.base import Base, encode
+from conceptkit.compose import Factor, closed_form, factor, gram
+from conceptkit.concept import Concept, Delta
+from conceptkit.contexts import constraint_rows, context_prompts
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.kv_delta import ADAPTER, install, read_delta, uninstall
-from conceptkit.learn import conditions, losses, priors, views
+from conceptkit.learn import adapters, checkpoints, lesson, losses, parts, preflight, priors, views, words
+from conceptkit.learn.checkpoints import Keeper, State
+from conceptkit.learn.crew import find
+from conceptkit.learn.lesson import Lesson
+from conceptkit.learn.locking import class_rows, lock_keys
+from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.subjects import Subject
+from conceptkit.learn.validation import HELD_OUT_FROM, SAMPLES, Watch
 from conceptkit.photos import PhotoSet
 from conceptkit.recipes import Recipe
 from conceptkit.tokens import Tokens, add_tokens
@@ -33,18 +40,39 @@ if TYPE_CHECKING:
 
 Tick = Callable[[int, int, str], None]
 
-LEARNED = (f"kv_delta_up.{ADAPTER}", f"kv_delta_weight.{ADAPTER}")
-
 
 @dataclass(frozen=True, eq=False)
-class _Lesson:
-    """All that a step reads: the pool of views and the prior set."""
+class Outcome:
+    """What was learned: `whole` is all of it, `parts` each subject by itself, the same where there is one.
 
-    base: Base
-    pool: views.Pool
-    prior: priors.PriorSet | None
-    recipe: Recipe
-    seed: int
+    curve: (step, validation loss); kept: the step that was kept, or None without validation.
+    """
+
+    whole: Concept
+    parts: tuple[Concept, ...]
+    curve: tuple[tuple[int, float], ...] = ()
+    kept: int | None = None
+
+
+@dataclass(eq=False)
+class _Stage:
+    """A stretch of steps in which the same parameters learn. name: "token" or "delta", part of the dice."""
+
+    name: str
+    steps: int
+    groups: list[tuple[list[nn.Parameter], float]]
+    betas: tuple[float, float]
+    ramp: Callable[[int, int], float]
+    with_prior: bool
+    read: Callable[[], lesson.Told]
+    more: Callable[[], Tensor] | None
+    tick: Callable[[int], None]
+    before: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group, _ in self.groups for p in group]
 
 
 def learn(
@@ -60,131 +88,308 @@ def learn(
 ) -> Concept:
     """Teach `base` the subject of the photos; the base is as it was afterwards, whatever happens.
 
-    Same seed, machine and versions: same bytes. Raises BadRecipe for values that make no sense, ConceptError
-    when the pipeline carries concepts, or the loss is no number any more.
+    Same seed, machine and versions: same bytes. Raises BadRecipe for values that make no sense, BadBase for
+    a base that cannot learn, ConceptError when the pipeline carries concepts, or the loss is no number.
     """
-    _check(recipe)
-    if present := getattr(base.pipe.encode_prompt, "attachment", None):
-        carried = ", ".join(present.concepts)
-        raise ConceptError(f"This pipeline carries {carried}, which {name} would build on; detach first")
-    token = f"<{name}>"
-    words = f"{token} {noun}" if noun else token
-    begun = recipe.prior_size if noun and recipe.prior_weight and recipe.prior_batch else 0
-    total = begun + recipe.token_steps + recipe.steps
-    with torch.random.fork_rng(devices=[]), _frozen(base):
-        torch.manual_seed(seed)
-        prior = None
-        if noun and begun:
-            prior = priors.of_class(
-                base, noun, recipe, registry, lambda done, _: tick(done, total, f"drawing {noun}s")
-            )
-        shape = metric.of_base(base, registry)
-        with add_tokens(
-            base.pipe, {token: first_rows(base, noun, recipe.aside, hash_of(seed, name, photos.digest))}
-        ) as tokens:
-            lesson = _Lesson(base, views.pool(base, photos, words, recipe.views, seed), prior, recipe, seed)
-            _learn_token(lesson, tokens, lambda k: tick(begun + k, total, "learning the word"))
-            learned = tokens.read()
-        concept = Concept(
-            name=name,
-            kind="subject",
-            noun=noun,
-            base=base.fingerprint,
-            base_name=base.name,
-            tokens=learned,
-            words={name: words},
-            delta={},
-            recipe=recipe.to_json(),
-            provenance={"photos": list(photos.names), "photos_sha256": photos.digest, "seed": seed},
+    subject = Subject(name, noun, photos)
+    return learn_together(base, [subject], recipe, seed=seed, registry=registry, tick=tick).whole
+
+
+def learn_together(
+    base: Base,
+    subjects: Sequence[Subject],
+    recipe: Recipe,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    registry: Registry | None = None,
+    tick: Tick = lambda done, total, text: None,
+    prior: priors.PriorSet | None = None,
+    keeper: Keeper | None = None,
+) -> Outcome:
+    """Teach `base` one or several subjects in one run, as `learn` does one.
+
+    name: of the joint concept. prior: pictures to hold on to, instead of what the base draws of the classes.
+    keeper: where checkpoints go, and the one to go on from.
+    """
+    preflight.check(base, subjects, recipe)
+    keeper, crew = keeper or Keeper(), find()
+    if crew.size * recipe.accumulate > recipe.batch:
+        raise BadRecipe(
+            f"A batch of {recipe.batch} has no {recipe.accumulate} parts for each of {crew.size} processes; "
+            "give a larger batch"
         )
-        if not recipe.steps:
-            return concept
-        keys = factor(shape.gram)
-        rows = constraint_rows(concept, base, keys)
-        rows = rows[: recipe.rank] if recipe.rank else rows
-        with add_tokens(base.pipe, learned):
-            begun += recipe.token_steps
-            delta = _learn_delta(
-                lesson, rows, keys, shape, lambda k: tick(begun + k, total, "learning the look")
+    wants_prior = bool(recipe.prior_weight and recipe.prior_batch)
+    classes = len({s.noun for s in subjects if s.noun})
+    begun = recipe.prior_size * classes if wants_prior and prior is None else 0
+    total = begun + recipe.token_steps + recipe.steps
+    with torch.random.fork_rng(devices=[]), _frozen(base), _lean(base, recipe):
+        torch.manual_seed(seed)
+        if begun:
+            nouns = " and ".join(dict.fromkeys(f"{s.noun}s" for s in subjects if s.noun))
+            prior = priors.of_subjects(
+                base, subjects, recipe, registry, lambda done, _: tick(done, total, f"drawing {nouns}"), crew
             )
-    return Concept(**{**vars(concept), "delta": delta, "rows": rows.float()})
+        with crew.in_turn():
+            shape = metric.of_base(base, registry)
+        first = {s.token: words.begin(base, s, recipe, seed) for s in subjects}
+        with add_tokens(base.pipe, {token: rows for token, (rows, _) in first.items()}) as tokens:
+            taught = Lesson(
+                base,
+                tuple(subjects),
+                views.joined([_pool(base, s, recipe, seed) for s in subjects]),
+                prior if wants_prior else None,
+                recipe,
+                seed,
+                schedule_of(base.pipe.scheduler),
+                crew,
+            )
+            watch = _watch(taught)
+            _learn_token(taught, tokens, keeper, watch, lambda k: tick(begun + k, total, "learning the word"))
+            learned = tokens.read()
+        identifiers = {s.name: found for s in subjects if (found := first[s.token][1])}
+        concepts = [_concept(base, s, recipe, seed, learned, identifiers) for s in subjects]
+        if recipe.steps:
+            begun += recipe.token_steps
+            concepts, delta = _learn_look(
+                taught,
+                concepts,
+                factor(shape.gram),
+                shape,
+                keeper,
+                watch,
+                lambda k: tick(begun + k, total, "learning the look"),
+            )
+        else:
+            delta = {}
+    whole = parts.together(concepts, delta, name, recipe, seed)
+    return Outcome(whole, tuple(concepts), tuple(watch.curve), watch.best_step)
 
 
-def _check(recipe: Recipe) -> None:
-    for name, value in (("token_steps", recipe.token_steps), ("steps", recipe.steps), ("rank", recipe.rank)):
-        if value < 0:
-            raise BadRecipe(f"{name} = {value} makes no sense; give 0 or more")
-    if recipe.steps + recipe.token_steps == 0:
-        raise BadRecipe("0 steps teach nothing; give at least one")
-
-
-def first_rows(base: Base, noun: str | None, aside: float, seed: int) -> tuple[Tensor, ...]:
-    """Where a modifier token begins, per text encoder (1, d): `aside` lengths of its class noun away from it.
-
-    The direction is random, so that no two concepts share it: what the text encoder makes of it is the key by
-    which a delta finds its own words, and keys that point apart can be merged without loss.
-    """
-    rows = []
-    for tokenizer, encoder in encoders(base.pipe):
-        table = encoder.get_input_embeddings().weight.detach().float().cpu()
-        ids = tokenizer(noun or "thing", add_special_tokens=False).input_ids
-        away = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
-        near = table[ids].mean(0)
-        rows.append((near + aside * near.norm() * away / away.norm()).unsqueeze(0))
-    return tuple(rows)
-
-
-def _learn_token(lesson: _Lesson, tokens: Tokens, tick: Callable[[int], None]) -> None:
-    """Textual inversion with the class noun: only the new rows move."""
-    recipe, pipe = lesson.recipe, lesson.base.pipe
-    if not recipe.token_steps:
-        return
-    optimiser = torch.optim.AdamW(
-        [row.requires_grad_() for row in tokens.rows], lr=recipe.token_lr, weight_decay=0.0
+def _concept(
+    base: Base,
+    subject: Subject,
+    recipe: Recipe,
+    seed: int,
+    learned: dict[str, tuple[Tensor, ...]],
+    identifiers: dict[str, str],
+) -> Concept:
+    """A concept of the word alone."""
+    provenance: dict[str, Any] = {
+        "photos": list(subject.photos.names),
+        "photos_sha256": subject.photos.digest,
+        "seed": seed,
+    }
+    if subject.name in identifiers:
+        provenance["identifier"] = identifiers[subject.name]
+    return Concept(
+        name=subject.name,
+        kind=subject.kind,
+        noun=subject.noun,
+        base=base.fingerprint,
+        base_name=base.name,
+        tokens={subject.token: learned[subject.token]},
+        words={subject.name: subject.words},
+        delta={},
+        recipe=recipe.to_json(),
+        provenance=provenance,
     )
-    for step in range(recipe.token_steps):
-        optimiser.param_groups[0]["lr"] = recipe.token_lr * (1 - step / recipe.token_steps) ** 0.5
-        own = conditions.read(pipe, lesson.pool.prompts)
-        _descend(optimiser, _loss(lesson, ("token", step), own, None), step)
-        tick(step + 1)
-    for row in tokens.rows:
+
+
+def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int) -> views.Pool:
+    """The subject's views; what it is judged on is not among them."""
+    photos, captions, masks = subject.photos, views.contexts_of(subject), subject.masks
+    if recipe.validate and len(photos) >= HELD_OUT_FROM:
+        photos = replace(photos, pictures=photos.pictures[:-1], names=photos.names[:-1])
+        captions, masks = captions[:-1], masks[:-1]
+    return views.pool(
+        base, photos, subject.words, recipe.views, seed, kind=subject.kind, captions=captions, masks=masks
+    )
+
+
+def _watch(taught: Lesson) -> Watch:
+    """The validation of a run: the photos held out, or all of them, with noise that never changes."""
+    recipe = taught.recipe
+    if not recipe.validate:
+        return Watch()
+    shown = []
+    for subject in taught.subjects:
+        photos, captions = subject.photos, views.contexts_of(subject)
+        if len(photos) >= HELD_OUT_FROM:
+            photos = replace(photos, pictures=photos.pictures[-1:], names=photos.names[-1:])
+            captions = captions[-1:]
+        shown.append(views.still(taught.base, photos, subject.words, subject.kind, captions))
+    plain = replace(recipe, batch=SAMPLES, sude=0.0, accumulate=1)
+    judged = replace(taught, pool=views.joined(shown), prior=None, recipe=plain)
+    judged = replace(judged, crew=type(taught.crew)())
+    drawn = lesson.draw(judged, ("validation", 0), with_prior=False)
+    even = torch.arange(SAMPLES) % len(judged.pool.latents)
+
+    @torch.no_grad()
+    def measure() -> float:
+        read = lesson.reader(judged, with_prior=False, token_learns=False, encoder_learns=False)
+        return float(lesson.loss(judged, replace(drawn, picks=even), read()))
+
+    return Watch(recipe.validate, recipe.patience, measure)
+
+
+def _learn_token(
+    taught: Lesson, tokens: Tokens, keeper: Keeper, watch: Watch, tick: Callable[[int], None]
+) -> None:
+    """Textual inversion with the class noun: only the new rows move."""
+    recipe = taught.recipe
+    rows = list(tokens.rows)
+    if recipe.token_steps and not keeper.is_past("token"):
+        stage = _Stage(
+            name="token",
+            steps=recipe.token_steps,
+            groups=[(_learning(rows), recipe.token_lr)],
+            betas=(0.9, 0.999),
+            ramp=lambda step, steps: (1 - step / steps) ** 0.5,
+            with_prior=False,
+            read=lesson.reader(taught, with_prior=False, token_learns=True, encoder_learns=False),
+            more=None,
+            tick=tick,
+        )
+        _run(taught, stage, keeper, watch)
+    elif keeper.resumed is not None and keeper.is_past("token"):
+        with torch.no_grad():
+            for k, row in enumerate(rows):
+                row.copy_(keeper.resumed.tensors[f"token.{k}"])
+    for row in rows:
         row.requires_grad_(False)
 
 
-def _learn_delta(
-    lesson: _Lesson, rows: Tensor, keys: Factor, shape: metric.Metric, tick: Callable[[int], None]
-) -> dict[str, Any]:
-    """The values at the constraint rows; text features are read once, for nothing upstream learns."""
-    recipe, base = lesson.recipe, lesson.base
-    with torch.no_grad():
-        own = conditions.read(base.pipe, lesson.pool.prompts).detach()
-        prior = conditions.read(base.pipe, lesson.prior.prompts).detach() if lesson.prior else None
-    down = key_factor(rows, keys).float().to(base.device) if recipe.rank else None
-    install(base.unet, {name: _nothing(o, base.width, down) for name, o in base.sizes.items()})
-    try:
-        gram = shape.gram.float().to(base.device)
-        ordinary = sum(
-            float(((w.weight.float() @ gram) * w.weight).sum()) for w in kv_maps(base.unet).values()
+def _learn_look(
+    taught: Lesson,
+    concepts: list[Concept],
+    keys: Factor,
+    shape: metric.Metric,
+    keeper: Keeper,
+    watch: Watch,
+    tick: Callable[[int], None],
+) -> tuple[list[Concept], Delta]:
+    """The concepts with their looks, and the delta that all of them share."""
+    recipe, base = taught.recipe, taught.base
+    keyed = recipe.adapter == "keyed"
+    if keyed:
+        rows = [constraint_rows(concept, base, keys) for concept in concepts]
+        rows = [own[: recipe.rank] if recipe.rank else own for own in rows]
+        concepts = [replace(c, rows=own.float()) for c, own in zip(concepts, rows, strict=True)]
+    down = None
+    if keyed and recipe.rank:
+        down = key_factor(torch.cat(rows), keys).float().to(base.device)
+    wanted = None
+    if recipe.lock_keys:
+        of_class = [class_rows(c, base, own) for c, own in zip(concepts, rows, strict=True)]
+        wanted = torch.cat(of_class) - torch.cat(rows)
+    learned = {token: values for concept in concepts for token, values in concept.tokens.items()}
+    with add_tokens(base.pipe, learned) as tokens, ExitStack() as undo:
+        goes_on, encoder = recipe.token_goes_on, bool(recipe.text_rank)
+        # Text that nothing upstream of will change is read before the adapter is there.
+        read = None if encoder else lesson.reader(taught, True, goes_on, False)
+        look = undo.enter_context(adapters.put_on(base, recipe, taught.seed, down))
+        groups = list(look.groups)
+        if wanted is not None:
+            groups = [(lock_keys(look, group, wanted), lr) for group, lr in groups]
+        if goes_on:
+            groups.append((_learning(list(tokens.rows)), recipe.token_lr))
+        stage = _Stage(
+            name="delta",
+            steps=recipe.steps,
+            groups=groups,
+            betas=(0.9, 0.99),
+            ramp=_ramp,
+            with_prior=True,
+            read=read or lesson.reader(taught, True, goes_on, True),
+            more=_penalty(taught, concepts, look, shape),
+            tick=tick,
+            before=recipe.token_steps,
+            kept={f"token.{k}": row for k, row in enumerate(tokens.rows)},
         )
-        read = torch.eye(base.width, device=base.device) if down is None else down
-        lr = recipe.lr if recipe.rank else recipe.full_lr
-        values = [p.requires_grad_() for name, p in base.unet.named_parameters() if name.endswith(LEARNED)]
-        optimiser = torch.optim.AdamW(values, lr=lr, weight_decay=0.0, betas=(0.9, 0.99))
-        for step in range(recipe.steps):
-            optimiser.param_groups[0]["lr"] = lr * _ramp(step, recipe.steps)
-            loss = _loss(lesson, ("delta", step), own, prior)
-            if recipe.leak:
-                loss = loss + recipe.leak * losses.leak(torch.cat(values), read, gram) / ordinary
-            _descend(optimiser, loss, step)
-            tick(step + 1)
-        return dict(read_delta(base.unet, ADAPTER))
-    finally:
-        uninstall(base.unet, ADAPTER)
+        _run(taught, stage, keeper, watch)
+        delta, learned = look.read(), tokens.read()
+    if recipe.extract:
+        delta = adapters.cut(delta, recipe.extract)
+    if goes_on:
+        concepts = [replace(c, tokens={token: learned[token] for token in c.tokens}) for c in concepts]
+    if not keyed and not encoder:
+        concepts = [replace(c, rows=constraint_rows(c, base, keys).float()) for c in concepts]
+    return parts.apart(concepts, delta, keys, base), delta
 
 
-def _nothing(o: int, d: int, down: Tensor | None) -> Factors:
-    """A delta (o, d) of zeros, over `down` (s, d) or full."""
-    return (torch.zeros(o, d),) if down is None else (torch.zeros(o, len(down)), down)
+def _run(taught: Lesson, stage: _Stage, keeper: Keeper, watch: Watch) -> None:
+    """Steps, from where the keeper says, to the end or until validation gets no better."""
+    parameters, crew = stage.parameters, taught.crew
+    optimiser = torch.optim.AdamW(
+        [{"params": group, "lr": lr} for group, lr in stage.groups], weight_decay=0.0, betas=stage.betas
+    )
+    begin = 0
+    if (state := keeper.at(stage.name)) is not None:
+        watch.best = checkpoints.restore(state.tensors, parameters, optimiser)
+        watch.curve, watch.best_step, begin = list(state.curve), state.best, state.step
+    else:
+        watch.best, watch.best_step = None, None
+    for step in range(begin, stage.steps):
+        if watch.look(stage.before + step, parameters):
+            break
+        for group, (_, lr) in zip(optimiser.param_groups, stage.groups, strict=True):
+            group["lr"] = lr * stage.ramp(step, stage.steps)
+        optimiser.zero_grad()
+        loss = _descend(taught, stage, step)
+        if not losses.finite(loss):
+            raise ConceptError(_no_number(step, keeper))
+        if crew.first:
+            tensors = checkpoints.capture(parameters, optimiser, watch.best) | stage.kept
+            keeper.keep(State(stage.name, step, tensors, watch.curve, watch.best_step))
+        crew.add_up(parameters)
+        optimiser.step()
+        stage.tick(step + 1)
+    else:
+        watch.look(stage.before + stage.steps, parameters, last=True)
+    watch.put_back(parameters)
+    optimiser.zero_grad()
+
+
+def _descend(taught: Lesson, stage: _Stage, step: int) -> Tensor:
+    """Gradients of one step's loss, and the loss over all processes."""
+    drawn = lesson.draw(taught, (stage.name, step), stage.with_prior)
+    total = torch.zeros(())
+    for part in range(taught.recipe.accumulate):
+        loss = lesson.loss(taught, drawn, stage.read(), part)
+        if stage.more is not None and part == 0 and taught.crew.first:
+            loss = loss + stage.more()
+        loss.backward()
+        total = total + loss.detach().cpu()
+    return taught.crew.total(total)
+
+
+def _penalty(
+    taught: Lesson, concepts: Sequence[Concept], look: adapters.Look, shape: metric.Metric
+) -> Callable[[], Tensor] | None:
+    """What the delta does to captions without the concept, and where its own prompts begin and end."""
+    recipe, base = taught.recipe, taught.base
+    terms: list[tuple[float, Tensor, float]] = []
+    if recipe.leak:
+        moment = shape.gram.float().to(base.device)
+        terms.append((recipe.leak, moment, adapters.ordinary(base, moment)))
+    if recipe.edges:
+        moment = _edges(base, concepts).float().to(base.device)
+        terms.append((recipe.edges, moment, adapters.ordinary(base, moment)))
+    if not terms:
+        return None
+
+    def more() -> Tensor:
+        return torch.stack([weight * look.spilt(moment) / size for weight, moment, size in terms]).sum()
+
+    return more
+
+
+def _edges(base: Base, concepts: Sequence[Concept]) -> Tensor:
+    """Second moment (d, d) of what stands at BOS, EOT and padding of the concepts' own prompts."""
+    features = encode(base.pipe, [text for concept in concepts for text in context_prompts(concept)])
+    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
+    return gram(features.hidden, ((place == 0) | (place >= features.eot.unsqueeze(1))).float())
 
 
 def key_factor(rows: Tensor, keys: Factor) -> Tensor:
@@ -192,51 +397,23 @@ def key_factor(rows: Tensor, keys: Factor) -> Tensor:
     return closed_form(rows, torch.zeros(len(rows), 1), keys).down
 
 
-def _loss(
-    lesson: _Lesson, key: tuple[str, int], own: conditions.Condition, prior: conditions.Condition | None
-) -> Tensor:
-    """One step's loss; its random numbers depend on the seed and the step alone."""
-    recipe, base, pool = lesson.recipe, lesson.base, lesson.pool
-    dice = torch.Generator().manual_seed(hash_of(lesson.seed, *key))
-    picks = torch.randint(len(pool.latents), (recipe.batch,), generator=dice)
-    clean, mask = pool.latents[picks], pool.masks[picks]
-    told = own[pool.prompt_of[picks].to(own.hidden.device)]
-    if prior is not None and lesson.prior is not None:
-        others = torch.randint(len(lesson.prior.latents), (recipe.prior_batch,), generator=dice)
-        clean = torch.cat([clean, lesson.prior.latents[others].to(clean)])
-        told = conditions.together(told, prior[others.to(prior.hidden.device)])
-    schedule = base.pipe.scheduler
-    t = losses.spread(len(clean), schedule.config.num_train_timesteps, dice)
-    noise = torch.randn(clean.shape, generator=dice).to(clean)
-    bars = schedule.alphas_cumprod[t].to(clean)
-    noisy = losses.add_noise(clean, noise, bars)
-    wanted = losses.target(schedule.config.prediction_type, clean, noise, bars)
-    found = conditions.predict(base.pipe, noisy.to(base.dtype), t.to(base.device), told)
-    n = recipe.batch
-    subject = losses.masked_mse(found[:n], wanted[:n], mask)
-    whole = torch.ones_like(found[n:, 0])
-    preserved = losses.masked_mse(found[n:], wanted[n:], whole) if len(found) > n else None
-    return losses.prior_weighted(subject, preserved, recipe.prior_weight)
+def _learning(rows: list[nn.Parameter]) -> list[nn.Parameter]:
+    for row in rows:
+        row.data = row.data.float()
+        row.requires_grad_()
+    return rows
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, step: int) -> None:
-    if not losses.finite(loss):
-        raise ConceptError(f"The loss is no number at step {step}; try again with a smaller learning rate")
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
+def _no_number(step: int, keeper: Keeper) -> str:
+    text = f"The loss is no number at step {step}; try again with a smaller learning rate"
+    if keeper.path is None or not keeper.path.is_file():
+        return text
+    return f"{text}, or go on from the last good state with --resume and a smaller --set lr"
 
 
 def _ramp(step: int, steps: int) -> float:
     """Up over a twentieth of the steps, level to the half, then straight down to zero."""
     return min(1.0, (step + 1) / max(1, steps // 20), 2 * (1 - step / steps))
-
-
-def hash_of(*parts: object) -> int:
-    """A stable 63-bit number for a generator."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
@@ -256,3 +433,20 @@ def _frozen(base: Base) -> Iterator[None]:
             p.requires_grad_(flag)
         for m, mode in modes:
             m.train(mode)
+
+
+@contextmanager
+def _lean(base: Base, recipe: Recipe) -> Iterator[None]:
+    """Activations of the UNet are computed twice instead of kept, if the recipe says so."""
+    if not recipe.checkpointing:
+        yield
+        return
+    kept = [(module, dict(vars(module))) for module in base.unet.modules()]
+    try:
+        base.unet.enable_gradient_checkpointing()
+        yield
+    finally:
+        for module, before in kept:
+            for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                vars(module).pop(name, None)
+                vars(module).update({name: before[name]} if name in before else {})

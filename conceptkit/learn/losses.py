@@ -31,14 +31,15 @@ def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
-def masked_mse(predicted: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+def masked_mse(predicted: Tensor, wanted: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
     """Squared error averaged over all cells where mask (n, h, w) is 1 and over all channels; a scalar.
 
     Each cell counts the same, so that a small and noisy view does not outweigh a large one. (The reference
     sums channels and divides by a one-channel mask: the subject weighs 4 to 1; here the recipe says it.)
+    `cells`: how many there are in the whole batch, where this is a part of it; the parts' losses add up.
     """
     error = (predicted.float() - wanted.float()).square().mean(dim=1)
-    return (error * mask).sum() / mask.sum().clamp_min(1)
+    return (error * mask).sum() / (mask.sum() if cells is None else cells).clamp_min(1)
 
 
 def leak(ups: Tensor, down: Tensor, gram: Tensor) -> Tensor:

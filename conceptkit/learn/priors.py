@@ -1,10 +1,10 @@
-"""Prior sets: what the frozen base draws for a class noun. Made once per base and class, shared by hash."""
+"""Prior sets keep a class as it is: drawn by the frozen base, once per base and class, or the user's own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from conceptkit.base import Base, captions
+from conceptkit.base import Base, captions, encoders
+from conceptkit.learn import views
+from conceptkit.learn.crew import Crew
+from conceptkit.learn.subjects import Subject
+from conceptkit.photos import PhotoSet
 from conceptkit.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -56,14 +60,67 @@ def of_class(
 ) -> PriorSet:
     """The class's prior set, from the registry or drawn now; `tick(done, total)` follows the drawing."""
     prompts = prompts_for(noun, base.name, recipe.prior_size)
-    told = json.dumps([prompts, recipe.prior_steps, recipe.prior_guidance])
-    key = f"prior/{base.fingerprint.exact}/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    told = json.dumps([prompts, recipe.prior_steps, recipe.prior_guidance, _sampler(base)])
+    key = f"prior/{weights_digest(base)}/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
     stored = registry.get_asset(key) if registry else None
     if stored is None:
         stored = PriorSet(_draw(base, prompts, recipe, tick), prompts).to_bytes()
         if registry:
             registry.put_asset(key, stored)
     return PriorSet.from_bytes(stored)
+
+
+def of_photos(base: Base, photos: PhotoSet, noun: str, captions: Sequence[str | None] = ()) -> PriorSet:
+    """Pictures of the class that the user has: whole, with their captions or "photo of a NOUN"."""
+    told = [text and text.replace("{", "{{").replace("}", "}}") for text in captions]
+    shown = views.still(base, photos, noun, captions=told)
+    return PriorSet(shown.latents.half().float().cpu(), tuple(shown.prompts[int(k)] for k in shown.prompt_of))
+
+
+def of_subjects(
+    base: Base,
+    subjects: Sequence[Subject],
+    recipe: Recipe,
+    registry: Registry | None,
+    tick: Callable[[int, int], None],
+    crew: Crew,
+) -> PriorSet | None:
+    """One set for all the classes of subjects, each class once; None where no subject has a class."""
+    nouns = list(dict.fromkeys(subject.noun for subject in subjects if subject.noun))
+    if not nouns:
+        return None
+    sets = []
+    for k, noun in enumerate(nouns):
+        with crew.in_turn():
+            sets.append(
+                of_class(
+                    base, noun, recipe, registry, lambda done, n, k=k: tick(k * n + done, len(nouns) * n)
+                )
+            )
+    return PriorSet(
+        torch.cat([one.latents for one in sets]), tuple(text for one in sets for text in one.prompts)
+    )
+
+
+def weights_digest(base: Base) -> str:
+    """16 hex digits over all weights that a drawing depends on, in half precision: UNet and text encoders.
+
+    The fingerprint of a base is of its key and value maps and token table alone, so that a fine-tune is known
+    for a relative; what it draws is another matter.
+    """
+    digest = hashlib.sha256()
+    for module in (base.unet, *(encoder for _, encoder in encoders(base.pipe))):
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _sampler(base: Base) -> str:
+    """The scheduler by what it draws with."""
+    scheduler = base.pipe.scheduler
+    kept = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return json.dumps([type(scheduler).__name__, kept], sort_keys=True, default=str)
 
 
 def _draw(base: Base, prompts: tuple[str, ...], recipe: Recipe, tick: Callable[[int, int], None]) -> Tensor:

@@ -1,0 +1,144 @@
+"""Where a look is learned: parameters laid on a base, read as a delta, and taken off without a trace.
+
+An adapter is a row of a table: which maps it lies on, and with which factors a map begins. All of them are
+KV_DELTA layers, whose product of factors is added to the map; a LoRA is one of rank r with alpha = r.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conceptkit.base import Base, kv_maps
+from conceptkit.concept import Delta, Factors
+from conceptkit.kv_delta import ADAPTER, KVDeltaLinear, install, read_delta, uninstall
+from conceptkit.learn import losses, targets
+from conceptkit.learn.dice import hash_of
+from conceptkit.recipes import Recipe
+
+UP, FULL, DOWN = (f"kv_delta_{kind}.{ADAPTER}" for kind in ("up", "weight", "down"))
+
+
+@dataclass(eq=False)
+class Look:
+    """Parameters that learn on a base.
+
+    groups: (parameters, learning rate). down: (s, d), the frozen keys that all maps share, or None.
+    """
+
+    base: Base
+    recipe: Recipe
+    places: dict[str, nn.Module]
+    groups: list[tuple[list[nn.Parameter], float]]
+    down: Tensor | None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group, _ in self.groups for p in group]
+
+    def read(self) -> Delta:
+        """What has been learned, under the names of the maps."""
+        delta: dict[str, Factors] = {}
+        for place, module in self.places.items():
+            for name, factors in read_delta(module, ADAPTER).items():
+                kept = tuple(factor.float() for factor in factors)
+                delta[f"{place}.{name}" if place else name] = kept
+        return dict(delta)
+
+    def spilt(self, moment: Tensor) -> Tensor:
+        """||D Y||^2 over features Y with this second moment (d, d), of all maps that read text; a scalar."""
+        reading = [layer for name, layer in layers(self.base.unet) if targets.READS_TEXT.search(name)]
+        if self.down is not None:
+            return losses.leak(
+                torch.cat([layer.kv_delta_up[ADAPTER] for layer in reading]), self.down, moment
+            )
+        if all(ADAPTER in layer.kv_delta_weight for layer in reading):
+            whole = torch.cat([layer.kv_delta_weight[ADAPTER] for layer in reading])
+            return losses.leak(whole, torch.eye(whole.shape[1], device=whole.device), moment)
+        return torch.stack([losses.leak(*layer.factors(ADAPTER), moment) for layer in reading]).sum()
+
+
+@contextmanager
+def put_on(base: Base, recipe: Recipe, seed: int, down: Tensor | None) -> Iterator[Look]:
+    """Lay the recipe's adapter on the base, without effect yet; everything is taken off at the end.
+
+    down: the keys (s, d) of a keyed adapter; None: full matrices, or factors that begin at random.
+    """
+    with ExitStack() as undo:
+        modules: dict[str, nn.Module] = {}
+        groups: list[tuple[list[nn.Parameter], float]] = []
+        for place, maps in targets.places(base, recipe).items():
+            module = getattr(base.pipe, place) if place else base.unet
+            rank = targets.rank(recipe, place)
+            shared = None if place else down
+            install(module, {n: _first(n, m.weight.shape, rank, shared, seed) for n, m in maps.items()})
+            undo.callback(uninstall, module, ADAPTER)
+            ends = (UP, FULL) if shared is not None else (UP, FULL, DOWN)
+            learned = [p for name, p in module.named_parameters() if name.endswith(ends)]
+            for parameter in learned:
+                parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
+                parameter.requires_grad_()
+            modules[place] = module
+            groups.append((learned, recipe.lr if rank or shared is not None else recipe.full_lr))
+        if recipe.detach_bos:
+            undo.enter_context(_deaf_at_bos(base.unet))
+        yield Look(base, recipe, modules, groups, down)
+
+
+def ordinary(base: Base, moment: Tensor) -> float:
+    """||W0 Y||^2 of the base's own maps over text features with this second moment."""
+    return sum(float(((w.weight.float() @ moment) * w.weight).sum()) for w in kv_maps(base.unet).values())
+
+
+def cut(delta: Delta, rank: int) -> Delta:
+    """The delta with each map cut to its `rank` largest singular directions: (o, r), (r, d)."""
+    return {name: _cut(factors, rank) for name, factors in delta.items()}
+
+
+def _cut(factors: Factors, rank: int) -> Factors:
+    dense = factors[0] if len(factors) == 1 else factors[0] @ factors[1]
+    if rank >= min(min(factor.shape) for factor in factors):
+        return factors
+    left, sizes, right = torch.linalg.svd(dense.double(), full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return (left[:, :rank] * root).float(), (root.unsqueeze(1) * right[:rank]).float()
+
+
+def _first(name: str, shape: Any, rank: int, down: Tensor | None, seed: int) -> Factors:
+    """Factors whose product is zero and has a gradient."""
+    o, d = shape
+    if down is not None:
+        return torch.zeros(o, len(down)), down
+    if not rank:
+        return (torch.zeros(o, d),)
+    dice = torch.Generator().manual_seed(hash_of(seed, "down", name))
+    return torch.zeros(o, rank), torch.randn(rank, d, generator=dice) / math.sqrt(d)
+
+
+def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:
+    """(path, layer) of those on a module that carry what is learned."""
+    return [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, KVDeltaLinear) and ADAPTER in layer.scaling
+    ]
+
+
+@contextmanager
+def _deaf_at_bos(unet: nn.Module) -> Iterator[None]:
+    """Keys and values at the first position are used, but nothing is learned from them."""
+
+    def without(_: nn.Module, __: Any, made: Tensor) -> Tensor:
+        return torch.cat([made[:, :1].detach(), made[:, 1:]], dim=1)
+
+    with ExitStack() as undo:
+        for name, layer in layers(unet):
+            if targets.READS_TEXT.search(name):
+                undo.callback(layer.register_forward_hook(without).remove)
+        yield

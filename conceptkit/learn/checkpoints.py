@@ -1,0 +1,193 @@
+"""Learning that was stopped goes on where it stood, and gives the same bytes as if it never had been.
+
+A checkpoint is what a step begins with: parameters, the optimiser's moments, the best state so far. Random
+numbers depend on the seed and the step alone, so that nothing else has to be kept. It is written whole or not
+at all, and only for a step whose loss is a number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.registry.paths import make_private, sync
+
+FORMAT = 1
+EVERY = 10.0
+"""Seconds between two checkpoints; more where writing one takes over a twentieth of that."""
+RATES = ("lr", "full_lr", "token_lr")
+"""Fields of a recipe that may change on the way; all others must be those that learning began with."""
+
+
+@dataclass(eq=False)
+class State:
+    """Where learning stands at the beginning of a step."""
+
+    stage: str
+    step: int
+    tensors: dict[str, Tensor]
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    best: int | None = None
+
+
+@dataclass(eq=False)
+class Keeper:
+    """Keeps checkpoints of one run in one file; without a path it keeps nothing.
+
+    about: what is being learned, JSON: a checkpoint of anything else is refused.
+    """
+
+    path: Path | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    every: float = EVERY
+    resumed: State | None = None
+    notices: list[str] = field(default_factory=list)
+    _due: float = 0.0
+
+    def resume(self) -> None:
+        """Read the checkpoint. Raises ConceptError when there is none, BadRecipe when of another run."""
+        if self.path is None or not self.path.is_file():
+            raise ConceptError("Nothing unfinished was found to go on with; leave --resume out")
+        about, self.resumed = _read(self.path)
+        differing = _differences(about, self.about)
+        hard = [text for name, text in differing.items() if name not in RATES]
+        if hard:
+            raise BadRecipe(
+                f"The checkpoint was made with {_list(hard)}; "
+                "give the same, or leave --resume out to begin anew"
+            )
+        if differing:
+            self.notices.append(
+                f"Learning goes on at other rates than it began: {_list(differing.values())}."
+            )
+
+    def at(self, stage: str) -> State | None:
+        """The checkpoint, when it was made in this stage."""
+        return self.resumed if self.resumed is not None and self.resumed.stage == stage else None
+
+    def is_past(self, stage: str) -> bool:
+        """Whether the checkpoint was made after this stage, the first of two."""
+        return self.resumed is not None and self.resumed.stage != stage
+
+    def keep(self, state: State) -> None:
+        """Write the state if one is due."""
+        if self.path is None or time.monotonic() < self._due:
+            return
+        begun = time.monotonic()
+        write(self.path, state, self.about)
+        ended = time.monotonic()
+        self._due = ended + max(self.every, 20 * (ended - begun) if self.every else 0.0)
+
+    def drop(self) -> None:
+        """What was learned is stored elsewhere now."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def path_for(home: Path, name: str) -> Path:
+    return home / "checkpoints" / f"{name}.safetensors"
+
+
+def write(path: Path, state: State, about: Mapping[str, Any]) -> None:
+    """Put the state on disk, durably, in one move."""
+    header = {
+        "format": FORMAT,
+        "about": dict(about),
+        "stage": state.stage,
+        "step": state.step,
+        "curve": state.curve,
+        "best": state.best,
+    }
+    data = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()},
+        {"conceptkit": json.dumps(header, sort_keys=True)},
+    )
+    folder = make_private(path.parent)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync(folder)
+
+
+def capture(
+    parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, best: Sequence[Tensor] | None
+) -> dict[str, Tensor]:
+    """All tensors that the next step depends on."""
+    tensors = {f"parameter.{k}": p.data for k, p in enumerate(parameters)}
+    for k, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{k}.{name}": value for name, value in moments.items()}
+    return tensors | {f"best.{k}": value for k, value in enumerate(best or ())}
+
+
+def restore(
+    tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+) -> list[Tensor] | None:
+    """Put captured tensors back; returns the best values so far."""
+    for k, parameter in enumerate(parameters):
+        parameter.data.copy_(tensors[f"parameter.{k}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimiser":
+            k, _, moment = rest.partition(".")
+            moments.setdefault(int(k), {})[moment] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    best = [tensors[f"best.{k}"] for k in range(len(parameters)) if f"best.{k}" in tensors]
+    return best or None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], State]:
+    try:
+        data = path.read_bytes()
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["conceptkit"])
+        if header["format"] != FORMAT:
+            raise ValueError(header["format"])
+        curve = [(int(step), float(value)) for step, value in header["curve"]]
+        return header["about"], State(header["stage"], header["step"], tensors, curve, header["best"])
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise ConceptError(
+            f"The checkpoint {path} cannot be read; delete it, or leave --resume out to begin anew"
+        ) from error
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> "steps = 240, not 300", of nested tables too."""
+    now = json.loads(json.dumps(now))
+    found: dict[str, str] = {}
+    for name in dict.fromkeys([*then, *now]):
+        before, after = then.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= _differences(before, after)
+        elif before != after:
+            found[name] = f"{name} = {_short(before)}, not {_short(after)}"
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "off" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."
+
+
+def _list(texts: Any) -> str:
+    return "; ".join(texts)

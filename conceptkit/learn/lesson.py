@@ -1,0 +1,178 @@
+"""One step of learning: what is drawn for it, what the UNet is told, and the loss it comes to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conceptkit.base import Base
+from conceptkit.learn import conditions, losses, priors, sude, views
+from conceptkit.learn.conditions import Condition
+from conceptkit.learn.crew import Crew
+from conceptkit.learn.dice import hash_of
+from conceptkit.learn.noise import Schedule
+from conceptkit.learn.subjects import Subject
+from conceptkit.recipes import Recipe
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """All that a step reads: the pool of views, the prior set, and how the base is noised."""
+
+    base: Base
+    subjects: tuple[Subject, ...]
+    pool: views.Pool
+    prior: priors.PriorSet | None
+    recipe: Recipe
+    seed: int
+    schedule: Schedule
+    crew: Crew = field(default_factory=Crew)
+
+    @property
+    def plain_prompts(self) -> tuple[str, ...]:
+        """The pool's prompts with each subject's class in its place."""
+        return tuple(self._plain(text) for text in self.pool.prompts)
+
+    def _plain(self, text: str) -> str:
+        for subject in self.subjects:
+            text = text.replace(subject.words, subject.noun or "")
+        return text
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Conditions of the pool's prompts and the prior's; for SuDe of the class's and the empty prompt."""
+
+    own: Condition
+    prior: Condition | None = None
+    plain: Condition | None = None
+    empty: Condition | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The random part of a step, for the whole batch: n views first, then m prior pictures.
+
+    picks (n,), others (m,): indices into pool and prior; t (n + m,); noise (n + m, c, h, w).
+    """
+
+    picks: Tensor
+    others: Tensor
+    t: Tensor
+    noise: Tensor
+
+
+def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
+    """A step's random numbers, which depend on the seed and the step alone."""
+    recipe, pool = lesson.recipe, lesson.pool
+    dice = torch.Generator().manual_seed(hash_of(lesson.seed, *key))
+    picks = torch.randint(len(pool.latents), (recipe.batch,), generator=dice)
+    others = torch.zeros(0, dtype=torch.int64)
+    if with_prior and lesson.prior is not None:
+        others = torch.randint(len(lesson.prior.latents), (recipe.prior_batch,), generator=dice)
+    count = len(picks) + len(others)
+    t = losses.spread(count, len(lesson.schedule), dice)
+    return Draw(picks, others, t, torch.randn((count, *pool.latents.shape[1:]), generator=dice))
+
+
+def reader(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns: bool) -> Callable[[], Told]:
+    """What tells the UNet its prompts; text features are read once where nothing upstream of them learns."""
+    pipe, recipe = lesson.base.pipe, lesson.recipe
+
+    def fixed(prompts: Sequence[str]) -> Callable[[], Condition]:
+        """The base's own words: no token is in them, and what is drawn from them has no gradient."""
+        with torch.no_grad():
+            found = conditions.read(pipe, prompts).detach()
+        return lambda: found
+
+    def live(prompts: Sequence[str]) -> Callable[[], Condition]:
+        return lambda: conditions.read(pipe, prompts)
+
+    def at_rest(prompts: Sequence[str]) -> Callable[[], Condition]:
+        """As they are now, without a gradient."""
+
+        def now() -> Condition:
+            with torch.no_grad():
+                return conditions.read(pipe, prompts).detach()
+
+        return now
+
+    own = (live if token_learns or encoder_learns else fixed)(lesson.pool.prompts)
+    prior = None
+    if with_prior and lesson.prior is not None:
+        prior = (live if encoder_learns else fixed)(lesson.prior.prompts)
+    plain = empty = None
+    if recipe.sude:
+        rest = at_rest if encoder_learns else fixed
+        plain, empty = rest(lesson.plain_prompts), rest([""])
+    return lambda: Told(own(), prior and prior(), plain and plain(), empty and empty())
+
+
+def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
+    """The loss of this process's share of a batch, of part `part` of it; the shares' losses add up."""
+    recipe, pool, crew = lesson.recipe, lesson.pool, lesson.crew
+    whole = len(drawn.picks)
+    if crew.size == recipe.accumulate == 1:
+        mine, theirs = slice(None), slice(None)
+        places: Any = slice(None)
+    else:
+        mine = crew.share(whole, part, recipe.accumulate)
+        theirs = crew.share(len(drawn.others), part, recipe.accumulate)
+        places = torch.cat([mine, whole + theirs])
+    picks, others, t = drawn.picks[mine], drawn.others[theirs], drawn.t[places]
+    n = len(picks)
+    clean, mask = pool.latents[picks], pool.masks[picks]
+    hidden = told.own[pool.prompt_of[picks].to(told.own.hidden.device)]
+    if told.prior is not None and lesson.prior is not None and len(others):
+        clean = torch.cat([clean, lesson.prior.latents[others].to(clean)])
+        hidden = conditions.together(hidden, told.prior[others.to(told.prior.hidden.device)])
+    noise = drawn.noise[places].to(clean)
+    noisy = lesson.schedule.add_noise(clean, noise, t)
+    wanted = lesson.schedule.target(clean, noise, t)
+    found = predict(lesson, noisy, t, hidden)
+    cells = pool.masks[drawn.picks].sum()
+    subject = losses.masked_mse(found[:n], wanted[:n], mask, cells)
+    preserved = None
+    if len(found) > n:
+        ones = torch.ones_like(found[n:, 0])
+        preserved = losses.masked_mse(found[n:], wanted[n:], ones, ones[:1].sum() * len(drawn.others))
+    total = losses.prior_weighted(subject, preserved, recipe.prior_weight)
+    if told.plain is not None and told.empty is not None:
+        total = total + recipe.sude * _inherited(lesson, found[:n], noisy[:n], t[:n], picks, told, whole)
+    return total
+
+
+def predict(lesson: Lesson, noisy: Tensor, t: Tensor, told: Condition) -> Tensor:
+    """The UNet's prediction at the steps t, in the precision that the recipe asks for."""
+    base = lesson.base
+    reduced = lesson.recipe.precision == "bf16"
+    with torch.autocast(base.device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
+        return conditions.predict(
+            base.pipe, noisy.to(base.dtype), lesson.schedule.told(t).to(base.device), told
+        )
+
+
+def _inherited(
+    lesson: Lesson, found: Tensor, noisy: Tensor, t: Tensor, picks: Tensor, told: Told, whole: int
+) -> Tensor:
+    """SuDe over these views, through the weights as they are now."""
+    assert told.plain is not None and told.empty is not None
+    schedule = lesson.schedule
+    device = told.plain.hidden.device
+    plain = told.plain[lesson.pool.prompt_of[picks].to(device)]
+    empty = told.empty[torch.zeros(len(picks), dtype=torch.int64, device=device)]
+    with torch.no_grad():
+        both = predict(
+            lesson, torch.cat([noisy, noisy]), torch.cat([t, t]), conditions.together(plain, empty)
+        )
+    of_class, of_nothing = both.float().chunk(2)
+    guesses = [schedule.as_noise(guess.float(), noisy, t) for guess in (found, of_class, of_nothing)]
+    weight = sude.weights(schedule.bars, t, lesson.recipe.sude_weight)
+    return sude.sude(guesses[0], guesses[1], guesses[2], weight, whole)

@@ -1,0 +1,49 @@
+"""Key locking (Perfusion, 2305.01644): attention finds a concept where it would find its class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from conceptkit.base import Base, encode, token_ids
+from conceptkit.concept import Concept
+from conceptkit.contexts import context_prompts, positions, word_features
+from conceptkit.learn import adapters
+from conceptkit.learn.adapters import Look
+
+
+def class_rows(concept: Concept, base: Base, rows: Tensor) -> Tensor:
+    """What the class noun has in place of the concept's constraint rows (s, d): (s, d).
+
+    The rows are combinations of the features of the concept's words over many prompts; these are the same
+    combinations of the noun's features in the same prompts, all words of the concept replaced by the noun.
+    """
+    features, own = word_features(concept, base)
+    (words,) = concept.words.values()
+    plain = [text.replace(words, concept.noun or "") for text in context_prompts(concept)]
+    read = encode(base.pipe, plain)
+    tokenizer = base.encoders[0][0]
+    (spelt,) = token_ids(base.pipe, tokenizer, [concept.noun or ""])
+    noun = spelt[1 : int((spelt == tokenizer.eos_token_id).int().argmax())]
+    there = positions(read.ids, noun)
+    means = [hidden[at].mean(0) for hidden, at in zip(read.hidden, there, strict=True)]
+    of_class = torch.stack([means[k] for k, at in enumerate(own) for _ in range(int(at.sum()))]).double()
+    combined = rows.double() @ torch.linalg.pinv(features.hidden[own].double())
+    return combined @ of_class
+
+
+def lock_keys(look: Look, group: list[nn.Parameter], difference: Tensor) -> list[nn.Parameter]:
+    """Set the values of all key maps for good, and return what is left to learn of a group.
+
+    difference: the class's rows less the concept's (s, d). At the concept's rows a key map W0 then gives what
+    it gives at the class's: the values are W0 difference^T (o, s).
+    """
+    held = set()
+    for name, layer in adapters.layers(look.base.unet):
+        if name.endswith("attn2.to_k"):
+            values = layer.kv_delta_up[adapters.ADAPTER]
+            weight = layer.get_base_layer().weight
+            values.data = (weight.double() @ difference.double().T.to(weight.device)).float()
+            values.requires_grad_(False)
+            held.add(id(values))
+    return [parameter for parameter in group if id(parameter) not in held]

@@ -1,0 +1,67 @@
+"""Subjects that were learned in one run: each as a concept of its own, and all of them as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from conceptkit.base import Base
+from conceptkit.compose import Factor, balanced, closed_form
+from conceptkit.concept import Concept, Delta, delta_rows
+from conceptkit.recipes import Recipe
+
+
+def apart(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: Base) -> list[Concept]:
+    """Each concept with its part of what was learned.
+
+    Alone it is all of the delta. Of several, each keeps what the delta adds at its own rows, and among all
+    changes that do so the one that moves ordinary captions least. A delta beyond keys and values cannot be
+    parted so, and every concept has the whole of it.
+    """
+    if len(concepts) == 1 or not all(name in base.sizes for name in delta):
+        return [replace(concept, delta=delta) for concept in concepts]
+    return [replace(concept, delta=_own(concept, delta, keys, base)) for concept in concepts]
+
+
+def together(
+    concepts: Sequence[Concept], delta: Delta, name: str | None, recipe: Recipe, seed: int
+) -> Concept:
+    """The joint concept; one alone is itself."""
+    if len(concepts) == 1:
+        return concepts[0]
+    first = concepts[0]
+    rows = [concept.rows for concept in concepts if concept.rows is not None]
+    return Concept(
+        name=name or "-".join(concept.name for concept in concepts)[:64],
+        kind="merge",
+        noun=None,
+        base=first.base,
+        base_name=first.base_name,
+        tokens={token: value for concept in concepts for token, value in concept.tokens.items()},
+        words={word: text for concept in concepts for word, text in concept.words.items()},
+        delta=delta,
+        recipe={**recipe.to_json(), "joint": True, "rows": [len(own) for own in rows]},
+        provenance={
+            "parents": [concept.name for concept in concepts],
+            "photos": {c.name: list(c.provenance["photos"]) for c in concepts},
+            "photos_sha256": {c.name: c.provenance["photos_sha256"] for c in concepts},
+            "seed": seed,
+        },
+        rows=torch.cat(rows) if len(rows) == len(concepts) else None,
+    )
+
+
+def _own(concept: Concept, delta: Delta, keys: Factor, base: Base) -> Delta:
+    assert concept.rows is not None
+    rows = concept.rows.double()
+    sizes = {name: o for name, o in base.sizes.items() if name in delta}
+    here = {name: tuple(factor.cpu() for factor in factors) for name, factors in delta.items()}
+    solution = closed_form(rows, delta_rows(here, sizes, rows), keys)
+    down, up = balanced(solution.down, solution.up)
+    shared = down.float()
+    return {
+        name: (block.float(), shared)
+        for name, block in zip(sizes, up.split(list(sizes.values())), strict=True)
+    }

@@ -1,0 +1,45 @@
+"""Where a modifier token begins: beside its class noun, at it, or as a rare token of the vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from conceptkit.base import Base, captions, encoders
+from conceptkit.identifiers import Candidate, choose
+from conceptkit.learn.dice import hash_of
+from conceptkit.learn.subjects import Subject
+from conceptkit.recipes import Recipe
+
+
+def begin(base: Base, subject: Subject, recipe: Recipe, seed: int) -> tuple[tuple[Tensor, ...], str | None]:
+    """The token's first rows, per text encoder (k, d), and the rare tokens they are copied from, if any."""
+    number = hash_of(seed, subject.name, subject.photos.digest)
+    if recipe.begin == "rare":
+        taken = choose(base.pipe, captions(base.name), number, recipe.vectors)
+        return _copied(base, taken), " ".join(candidate.text for candidate in taken)
+    aside = recipe.aside if recipe.begin == "aside" else 0.0
+    first = first_rows(base, subject.noun, aside, number)
+    more = [first_rows(base, subject.noun, aside, hash_of(number, k)) for k in range(1, recipe.vectors)]
+    return tuple(torch.cat(rows) for rows in zip(first, *more, strict=True)), None
+
+
+def first_rows(base: Base, noun: str | None, aside: float, seed: int) -> tuple[Tensor, ...]:
+    """One row per text encoder (1, d): `aside` lengths of its class noun away from it.
+
+    The direction is random, so that no two concepts share it: what the text encoder makes of it is the key by
+    which a delta finds its own words, and keys that point apart can be merged without loss.
+    """
+    rows = []
+    for tokenizer, encoder in encoders(base.pipe):
+        table = encoder.get_input_embeddings().weight.detach().float().cpu()
+        ids = tokenizer(noun or "thing", add_special_tokens=False).input_ids
+        away = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
+        near = table[ids].mean(0)
+        rows.append((near + aside * near.norm() * away / away.norm()).unsqueeze(0))
+    return tuple(rows)
+
+
+def _copied(base: Base, taken: list[Candidate]) -> tuple[Tensor, ...]:
+    tables = [encoder.get_input_embeddings().weight.detach().float().cpu() for _, encoder in base.encoders]
+    return tuple(table[[candidate.ids[k] for candidate in taken]].clone() for k, table in enumerate(tables))

@@ -1,0 +1,108 @@
+"""What the tests of learning share: a recipe of a few steps, photos of noise, a pico base."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conceptkit import base as bases
+from conceptkit import metric
+from conceptkit import photos as pictures
+from conceptkit.concept import Concept
+from conceptkit.learn import learn
+from conceptkit.learn.dice import hash_of
+from conceptkit.learn.loop import Outcome, learn_together
+from conceptkit.learn.subjects import Subject
+from conceptkit.learn.words import first_rows
+from conceptkit.recipes import DEFAULT, RECIPES, Recipe
+from conceptkit.registry.store import Registry
+from tests import tiny
+
+TINY = Recipe(
+    "custom",
+    token_steps=2,
+    steps=3,
+    rank=2,
+    batch=2,
+    prior_batch=2,
+    prior_size=4,
+    prior_steps=2,
+    views=6,
+)
+SEEDS = [0, 1, 2]
+
+
+def method(name: str, **more) -> Recipe:
+    """A method's recipe in a few steps."""
+    recipe = RECIPES[name]
+    short = {field: getattr(TINY, field) for field in ("batch", "prior_batch", "prior_size", "prior_steps")}
+    token, look = (2 if recipe.token_steps else 0), (3 if recipe.steps else 0)
+    rank = min(recipe.rank, 2)
+    return replace(recipe, **short, views=6, token_steps=token, steps=look, rank=rank, **more)
+
+
+def start(base, photos, name="my_dog", recipe=None):
+    """Where the word of `teach` begins."""
+    return first_rows(base, "dog", (recipe or TINY).aside, hash_of(0, name, photos.digest))
+
+
+def draw_photos(folder: Path, seeds) -> Path:
+    for seed in seeds:
+        pixels = np.random.default_rng(seed).integers(0, 255, (36, 44, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+    return folder
+
+
+def teach(pico: bases.Base, shown: pictures.PhotoSet, recipe: Recipe = TINY, **more) -> Concept:
+    return learn(pico, shown, "my_dog", more.pop("noun", "dog"), recipe, **more)
+
+
+def outcome(pico: bases.Base, shown: pictures.PhotoSet, recipe: Recipe = TINY, **more) -> Outcome:
+    about = {k: more.pop(k) for k in ("kind", "captions", "masks") if k in more}
+    subject = Subject("my_dog", more.pop("noun", "dog"), shown, **about)
+    return learn_together(pico, [subject], recipe, **more)
+
+
+def ups(concept: Concept) -> torch.Tensor:
+    return torch.cat([factors[0] for factors in concept.delta.values()])
+
+
+def values(concept: Concept) -> torch.Tensor:
+    """All that the delta holds, whatever its maps' widths, and the token's rows."""
+    parts = [factor.flatten() for factors in concept.delta.values() for factor in factors]
+    return torch.cat([*parts, *(row.flatten() for rows in concept.tokens.values() for row in rows)])
+
+
+@pytest.fixture(autouse=True)
+def few_captions(monkeypatch):
+    texts = bases.captions("any")[:40]
+    monkeypatch.setattr(metric, "captions", lambda name: texts)
+
+
+@pytest.fixture(autouse=True)
+def tiny_recipe(monkeypatch):
+    monkeypatch.setitem(RECIPES, DEFAULT, TINY)
+
+
+@pytest.fixture(scope="session")
+def pico() -> bases.Base:
+    return bases.of(tiny.pico_sd(), "pico")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return draw_photos(tmp_path_factory.mktemp("dog"), SEEDS)
+
+
+@pytest.fixture(scope="session")
+def shown(folder) -> pictures.PhotoSet:
+    return pictures.read(folder)
+
+
+@pytest.fixture
+def registry():
+    with Registry() as registry:
+        yield registry

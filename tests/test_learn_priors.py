@@ -1,0 +1,54 @@
+# ruff: noqa: F401, F811
+"""Prior sets are drawn once per base and class, or taken from the user."""
+
+from dataclasses import replace
+
+import safetensors.torch
+import torch
+
+from conceptkit import base as bases
+from conceptkit.learn import priors
+from tests import tiny
+from tests.learning import TINY, few_captions, folder, pico, registry, shown, teach, tiny_recipe
+
+
+def test_a_prior_set_is_drawn_once_and_shared(pico, shown, registry, monkeypatch):
+    drawn = []
+    draw = priors._draw
+    monkeypatch.setattr(priors, "_draw", lambda *a: drawn.append(a[1]) or draw(*a))
+    first = teach(pico, shown, registry=registry)
+    assert len(drawn) == 1 and len(drawn[0]) == TINY.prior_size
+    second = teach(pico, shown, registry=registry)
+    assert len(drawn) == 1
+    assert first.to_bytes() == second.to_bytes() == teach(pico, shown, registry=None).to_bytes()
+    teach(pico, shown, noun="cat", registry=registry)
+    teach(pico, shown, replace(TINY, prior_steps=3), registry=registry)
+    other = bases.of(tiny.pico_sd(seed=5), "pico")
+    teach(other, shown, registry=registry)
+    assert len(drawn) == 5, "another class, other steps or another base need a set of their own"
+
+
+def test_prior_prompts_name_the_class_and_are_as_many_as_asked():
+    prompts = priors.prompts_for("dog", "pico", 10)
+    assert len(prompts) == 10
+    assert all("dog" in prompt.split() for prompt in prompts)
+    assert priors.prompts_for("coffee cup", "pico", 3) == ("photo of a coffee cup",) * 3
+
+
+def test_prior_sets_come_back_from_their_bytes():
+    there = priors.PriorSet(torch.randn(3, 4, 8, 8).half().float(), ("a dog", "a café", "a dog"))
+    data = there.to_bytes()
+    back = priors.PriorSet.from_bytes(data)
+    assert torch.equal(back.latents, there.latents) and back.prompts == there.prompts
+    assert data == there.to_bytes()
+    assert set(safetensors.torch.load(data)) == {"latents"}
+
+
+def test_a_prior_set_does_not_depend_on_how_many_are_drawn_at_once(pico, monkeypatch):
+    tick = []
+    whole = priors._draw(pico, ("a dog",) * 5, TINY, lambda *at: None)
+    monkeypatch.setattr(priors, "BATCH", 2)
+    parts = priors._draw(pico, ("a dog",) * 5, TINY, lambda *at: tick.append(at))
+    assert torch.allclose(whole, parts, atol=1e-4)
+    assert tick == [(2, 5), (4, 5), (5, 5)]
+    assert not torch.allclose(whole[0], whole[1])

@@ -1,0 +1,92 @@
+# ruff: noqa: F401, F811
+"""What a recipe switches changes what is learned; recipes that make no sense are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conceptkit import metric
+from conceptkit.attach import attach
+from conceptkit.concept import Concept
+from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.kv_delta import install, uninstall
+from conceptkit.learn import losses, views
+from tests import tiny
+from tests.learning import TINY, few_captions, folder, pico, registry, shown, teach, tiny_recipe, ups
+
+
+@pytest.mark.parametrize(
+    "other", [{"prior_weight": 0.0}, {"prior_weight": 0.5}, {"leak": 5.0}, {"lr": 1e-3}, {"prior_size": 0}]
+)
+def test_the_prior_the_leak_and_the_rate_change_what_is_learned(pico, shown, other):
+    """The delta alone learns beside the prior, so the word is the same and the values are not."""
+    usual, changed = teach(pico, shown), teach(pico, shown, replace(TINY, **other))
+    assert torch.equal(usual.tokens["<my_dog>"][0], changed.tokens["<my_dog>"][0])
+    assert not torch.equal(ups(usual), ups(changed))
+
+
+def test_a_heavy_leak_holds_the_delta_back(pico, shown):
+    def spilt(concept: Concept) -> float:
+        (_, down) = next(iter(concept.delta.values()))
+        return float(losses.leak(ups(concept), down, metric.of_base(pico).gram))
+
+    free, held = (teach(pico, shown, replace(TINY, steps=12, leak=leak)) for leak in (0.0, 1e4))
+    assert spilt(held) < 0.5 * spilt(free)
+
+
+def test_the_mask_changes_what_is_learned(pico, shown, monkeypatch):
+    monkeypatch.setattr(views, "SMALL", 0)
+    usual = teach(pico, shown)
+    pool = views.pool
+
+    def unmasked(*args, **more):
+        found = pool(*args, **more)
+        return replace(found, masks=torch.ones_like(found.masks))
+
+    monkeypatch.setattr(views, "pool", unmasked)
+    whole = teach(pico, shown)
+    assert not torch.equal(usual.tokens["<my_dog>"][0], whole.tokens["<my_dog>"][0])
+    assert not torch.equal(ups(usual), ups(whole))
+
+
+def test_cells_outside_the_mask_give_no_gradient():
+    found, wanted = torch.randn(1, 4, 6, 6, requires_grad=True), torch.randn(1, 4, 6, 6)
+    mask = torch.zeros(1, 6, 6)
+    mask[0, 2:4, 2:4] = 1
+    losses.masked_mse(found, wanted, mask).backward()
+    assert torch.equal(found.grad.abs().sum(1).bool(), mask.bool())
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"steps": 0, "token_steps": 0}, "0 steps"),
+        ({"steps": -5}, "steps = -5"),
+        ({"token_steps": -1}, "token_steps = -1"),
+        ({"rank": -2}, "rank = -2"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(pico, shown, values, named):
+    with pytest.raises(BadRecipe, match=named):
+        teach(pico, shown, replace(TINY, **values))
+
+
+def test_a_pipeline_that_carries_concepts_is_no_base_to_learn_on(pico, shown):
+    with attach(pico.pipe, tiny.pico_concept(pico.pipe, "moongate", "gate")):
+        carrying = tiny.snapshot(pico.pipe, "a moongate")
+        with pytest.raises(ConceptError, match="carries moongate"):
+            teach(pico, shown)
+        assert tiny.snapshot(pico.pipe, "a moongate") == carrying
+
+
+def test_another_delta_on_the_unet_survives_the_refusal(pico, shown):
+    other = tiny.pico_concept(pico.pipe)
+    install(pico.unet, other.delta)
+    try:
+        carrying = tiny.state_hash(pico.unet)
+        with pytest.raises(ConceptError, match="already carries"):
+            teach(pico, shown)
+        assert tiny.state_hash(pico.unet) == carrying
+    finally:
+        uninstall(pico.unet)
