@@ -37,9 +37,21 @@ class BadBlob(ConceptError):
     """Stored bytes that are not what they should be."""
 
 
+class BadRegion(ConceptError):
+    """A part of the picture that cannot be read, is empty, or is claimed twice."""
+
+
 class NoEffect(ConceptError):
     """A concept that would change nothing."""
 
 
 class BadRecipe(ConceptError):
     """Hyper-parameters that make no sense together."""
+
+
+class BadKey(ConceptError):
+    """A signing key that is missing, damaged, or not what its name says."""
+
+
+class BadRemote(ConceptError):
+    """A remote that is unknown, cannot be reached, or holds what it should not."""
