@@ -67,7 +67,7 @@ def now() -> str:
 def insert(
     conn: sqlite3.Connection, new: New, digest: str, header: headers.Header | None, size: int | None = None
 ) -> Entry:
-    """The next version of a name, which points at it if it should. In a transaction; the bytes are stored already.
+    """The next version of a name, which points at it if it should. In a transaction; its bytes are stored.
 
     header: what the bytes say of themselves, None when that is nothing; size: of bytes that are not at hand.
     """

@@ -8,8 +8,8 @@ from conceptkit.registry.labels import number_of
 from conceptkit.registry.names import check_name, split_version
 from conceptkit.registry.store import Registry
 
-POINTING = ("add", "rollback", "import", "pull", "rebuild")
-"""The events after which a name points at their version."""
+POINTS = "event not in ('rename', 'remove') and event not like '% aside'"
+"""Of the events, those after which a name points at their version."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def rename(registry: Registry, old: str, new: str) -> Entry:
 def _before(registry: Registry, now: Entry) -> Entry:
     """What the name pointed at just before it first came to point at this version."""
     there = {entry.version: entry for entry in registry.versions(now.name)}
-    query = f"""select version from history where name_id = ? and event in ({", ".join("?" * len(POINTING))})
-                order by id"""
-    trail = [row[0] for row in registry.index.query(query, [number_of(registry, now.name), *POINTING])]
+    query = f"select version from history where name_id = ? and {POINTS} order by id"
+    trail = [row[0] for row in registry.index.query(query, [number_of(registry, now.name)])]
     earlier = trail[: trail.index(now.version)] if now.version in trail else trail
     for version in reversed(earlier):
         if version in there:

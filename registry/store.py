@@ -7,20 +7,15 @@ no row names; whoever is about to name one looks, under the same lock, whether i
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
 from conceptkit.registry import blobs, headers, paths, troubles
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, New, from_row, insert, now, record, refresh
 from conceptkit.registry.index import PATIENCE, Index
 from conceptkit.registry.names import check_name, split_version, unknown
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database
 
 __all__ = ["PATIENCE", "Entries", "Entry", "New", "Registry"]
 
@@ -38,7 +33,7 @@ class Registry:
         self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
         with troubles.told(self.home):
-            if not (self.home / "index.db").exists() and any(_files(self.blobs)):
+            if any(_files(self.blobs)) and not any(map(_size, self.home.glob("index.db*"))):
                 raise ConceptError(
                     f"The index of {self.home} is gone and its concepts are still there: "
                     "bring them back with `conceptkit rebuild`."
@@ -273,26 +268,6 @@ class Registry:
             query = f"insert or replace into uses values ({_ID}, ?, ?)"
             self.index.conn.execute(query, [entry.name, entry.version, role, digest])
 
-    # through sqlite-utils, for whoever wants its tables
-
-    @cached_property
-    def _db(self) -> "Database":
-        from sqlite_utils import Database
-
-        return Database(self.index.conn, execute_plugins=False)
-
-    def _table(self, name: str) -> Any:
-        return self._db[name]
-
-    @property
-    def _blobs(self) -> Path:
-        return self.blobs
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self.index.writing():
-            yield
-
 
 NAMED = """select 1 from versions where hash = ? union all select 1 from versions where preview = ?
            union all select 1 from assets where hash = ? union all select 1 from uses where hash = ?"""
@@ -306,6 +281,13 @@ def _datas(new: New) -> list[bytes]:
 
 def _files(folder: Path) -> Iterator[str]:
     return (digest for digest, _ in blobs.walk(folder)) if folder.is_dir() else iter(())
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _taken(newest: Entry) -> NameTaken:
