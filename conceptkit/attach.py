@@ -2,18 +2,23 @@
 
 import functools
 import inspect
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
-from conceptkit import base, prompts
-from conceptkit.concept import Concept, read
-from conceptkit.errors import ConceptError, NoEffect
+from conceptkit import base, prompts, regions
+from conceptkit.concept import Concept, Delta, read
+from conceptkit.effects import only
+from conceptkit.errors import BadRegion, ConceptError, NoEffect, UnknownConcept
 from conceptkit.kv_delta import ADAPTER, install, uninstall
+from conceptkit.orders import SHARED, split_weight
+from conceptkit.reading import Reading
 from conceptkit.tokens import Tokens, add_tokens
 
 if TYPE_CHECKING:
@@ -23,12 +28,35 @@ if TYPE_CHECKING:
 PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """What was asked for: who, how strong, merged in which way, kept apart in which way."""
+
+    concepts: tuple[Any, ...]
+    weights: tuple[float, ...] | None
+    how: str
+    shared: str
+    regions: Mapping[str, np.ndarray]
+    separate: bool
+    registry: "Registry | None"
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What an order comes to on a base: one concept, and the report of the merge that it is."""
+
+    concept: Concept
+    report: "Report | None"
+    notice: str | None
+
+
 @dataclass(eq=False)
 class Attachment:
     """What is on the pipeline; `detach`, or leaving a `with` block, restores the pipeline bit for bit.
 
     concept: the one that was attached, or the merge of several. report: of that merge.
     notice: one sentence when the concept was learned on a near relative of this base.
+    lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
     """
 
     pipe: Any
@@ -37,10 +65,68 @@ class Attachment:
     report: "Report | None"
     notice: str | None
     _undo: ExitStack
+    _order: _Order
+    lock: Any = field(default_factory=threading.RLock)
 
     def detach(self) -> None:
         """Take everything off; a second call does nothing."""
-        self._undo.close()
+        with self.lock:
+            self._undo.close()
+
+    def draw(self, *args: Any, **options: Any) -> Any:
+        """Call the pipeline while nobody can swap or detach: for servers with threads."""
+        with self.lock:
+            return self.pipe(*args, **options)
+
+    def swap(self, old: str, new: "str | Concept | Merge") -> None:
+        """Put `new` in the place of the concept that is called `old`; the others stay as they are.
+
+        Waits for a `draw` that is under way. Raises UnknownConcept when there is no such concept on the
+        pipeline, and whatever `attach` raises for `new`; then all is as it was before.
+        """
+        with self.lock:
+            if getattr(self.pipe.encode_prompt, "attachment", None) is not self:
+                raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
+            order = _exchanged(self._order, self.concepts, old, new)
+            before, found = self._order, _Found(self.concept, self.report, self.notice)
+            self._undo.close()
+            try:
+                here = base.of(self.pipe)
+                self._put(order, _find(order, here))
+            except BaseException:
+                self._put(before, found)
+                raise
+        if self.notice:
+            warnings.warn(self.notice, stacklevel=2)
+
+    def _put(self, order: _Order, found: _Found) -> None:
+        """Everything onto a bare pipeline, or nothing."""
+        concept = found.concept
+        changes = any(all(factor.any() for factor in factors) for factors in concept.delta.values())
+        if not changes and not concept.tokens:
+            raise NoEffect(
+                f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
+            )
+        unet = self.pipe.unet
+        with ExitStack() as undo:
+            tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
+            reading = _reading(self.pipe, concept, order)
+            if reading:
+                undo.callback(reading.listen(unet).remove)
+            if changes:
+                _install(undo, unet, concept, reading)
+            if reading and (order.regions or order.separate):
+                from conceptkit import separation
+
+                undo.callback(
+                    separation.separate(unet, reading)
+                    if order.separate
+                    else separation.confine(unet, reading, order.regions)
+                )
+            self.concept, self.report, self.notice = concept, found.report, found.notice
+            self.concepts, self._order = tuple(concept.words), order
+            undo.callback(_read_names(self, tokens, reading))
+            self._undo = undo.pop_all()
 
     def __enter__(self) -> "Attachment":
         return self
@@ -54,15 +140,21 @@ def attach(
     *concepts: "str | Concept | Merge",
     registry: "Registry | None" = None,
     how: str = "constrained",
+    weights: Sequence[float] | None = None,
+    shared: str = SHARED[0],
+    regions: Sequence[str] = (),
+    separate: bool = False,
 ) -> Attachment:
     """Put concepts on a pipeline, several of them composed in one call.
 
-        with attach(pipe, "my_dog", "moongate"):
+        with attach(pipe, "my_dog:0.8", "moongate", regions=["my_dog=left"]):
             pipe("my_dog in front of a moongate").images[0].save("both.png")
 
-    Strings are names in the registry; `how` is the way of composing. Raises BaseMismatch on another base,
-    NoEffect when nothing would change, ConceptError when the pipeline carries concepts already; whatever is
-    raised, the pipeline is as it was.
+    Strings are names in the registry, with a strength if wanted; `weights`, `how` and `shared` are those of
+    `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
+    it by where they begin to appear. Raises BaseMismatch on another base, BadRegion, NoEffect when nothing
+    would change, ConceptError when the pipeline carries concepts already; whatever is raised, the pipeline is
+    as it was.
     """
     if not concepts:
         raise ConceptError("There is nothing to attach; name at least one concept")
@@ -72,48 +164,122 @@ def attach(
             f"This pipeline already carries {carried}; detach first, or attach all in one call"
         )
     here = base.of(pipe)
-    concept, report = _resolve(concepts, here, registry, how)
+    order = _order(concepts, weights, how, shared, regions, separate, registry)
+    found = _find(order, here)
+    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order)
+    attachment._put(order, found)
+    if attachment.notice:
+        warnings.warn(attachment.notice, stacklevel=2)
+    return attachment
+
+
+def _order(
+    concepts: tuple[Any, ...],
+    weights: Sequence[float] | None,
+    how: str,
+    shared: str,
+    places: Sequence[str],
+    separate: bool,
+    registry: "Registry | None",
+) -> _Order:
+    if places and separate:
+        raise BadRegion("Give regions, or let the concepts separate themselves, but not both")
+    masks = regions.read(places)
+    return _Order(
+        concepts, None if weights is None else tuple(weights), how, shared, masks, separate, registry
+    )
+
+
+def _find(order: _Order, here: base.Base) -> _Found:
+    """One concept as it is, several as their merge, with what a user should know. Raises BadRegion."""
+    concept, report = _resolve(order, here)
+    regions.check(order.regions, tuple(concept.words))
     notices = (
         base.check_fits(concept.base, here, concept.name, concept.base_name),
         *getattr(report, "notices", ()),
     )
-    notice = "; ".join(text for text in notices if text) or None
-    changes = any(all(factor.any() for factor in factors) for factors in concept.delta.values())
-    if not changes and not concept.tokens:
-        raise NoEffect(
-            f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
-        )
-    with ExitStack() as undo:
-        tokens = undo.enter_context(add_tokens(pipe, concept.tokens)) if concept.tokens else None
-        if changes:
-            install(pipe.unet, concept.delta)
-            undo.callback(uninstall, pipe.unet, ADAPTER)
-        attachment = Attachment(pipe, tuple(concept.words), concept, report, notice, undo)
-        undo.callback(_read_names(attachment, tokens))
-        attachment._undo = undo.pop_all()
-    if notice:
-        warnings.warn(notice, stacklevel=2)
-    return attachment
+    return _Found(concept, report, "; ".join(text for text in notices if text) or None)
 
 
-def _resolve(
-    concepts: tuple[Any, ...], here: base.Base, registry: "Registry | None", how: str
-) -> "tuple[Concept, Report | None]":
-    """One concept as it is, several as their merge."""
-    if len(concepts) > 1:
+def _resolve(order: _Order, here: base.Base) -> "tuple[Concept, Report | None]":
+    (first, *more) = order.concepts
+    weighted = order.weights is not None or (isinstance(first, str) and split_weight(first)[1] != 1)
+    if more or weighted or order.how == "routed":
         from conceptkit.merge import compose
 
-        merge = compose(*(getattr(c, "concept", c) for c in concepts), base=here, registry=registry, how=how)
+        merge = compose(
+            *(getattr(c, "concept", c) for c in order.concepts),
+            base=here,
+            registry=order.registry,
+            weights=order.weights,
+            how=order.how,
+            shared=order.shared,
+        )
         return merge.concept, merge.report
-    (only,) = concepts
-    if isinstance(only, str):
+    if isinstance(first, str):
         from conceptkit.registry.store import Registry
 
-        return read(registry or Registry(), only), None
-    return getattr(only, "concept", only), getattr(only, "report", None)
+        return read(order.registry or Registry(), split_weight(first)[0]), None
+    return getattr(first, "concept", first), getattr(first, "report", None)
 
 
-def _read_names(attachment: Attachment, tokens: Tokens | None) -> Callable[[], None]:
+def _exchanged(order: _Order, present: Sequence[str], old: str, new: Any) -> _Order:
+    """The order with one concept for another; a merge that was attached is taken apart again."""
+    (first, *more) = order.concepts
+    if not more and len(getattr(first, "parts", ())) > 1:
+        weights = tuple(part.weight for part in first.parts)
+        parts = tuple(part.concept for part in first.parts)
+        shared = first.concept.recipe.get("shared", order.shared)
+        order = replace(order, concepts=parts, weights=weights, how=first.report.how, shared=shared)
+    names = [
+        split_weight(c)[0].partition("@")[0] if isinstance(c, str) else getattr(c, "concept", c).name
+        for c in order.concepts
+    ]
+    if old not in names:
+        listed = ", ".join(names)
+        raise UnknownConcept(
+            f"{old} came as part of {listed}; attach the parts by name to swap one of them"
+            if old in present
+            else f"There is no {old} to swap; attached are {listed}"
+        )
+    at = names.index(old)
+    weights = order.weights
+    if weights is not None:
+        given = split_weight(new) if isinstance(new, str) else (new, weights[at])
+        weights = (*weights[:at], given[1], *weights[at + 1 :])
+        new = given[0]
+    name = (
+        split_weight(new)[0].partition("@")[0] if isinstance(new, str) else getattr(new, "concept", new).name
+    )
+    places = {name if key == old else key: mask for key, mask in order.regions.items()}
+    concepts = (*order.concepts[:at], new, *order.concepts[at + 1 :])
+    return replace(order, concepts=concepts, weights=weights, regions=places)
+
+
+def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:
+    """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
+    routed = concept.recipe.get("method") == "routed"
+    if not (routed or order.regions or order.separate):
+        return None
+    spelt = {name: [text, *prompts.TOKEN.findall(text)] for name, text in concept.words.items()}
+    return Reading(pipe, spelt)
+
+
+def _install(undo: ExitStack, unet: Any, concept: Concept, reading: Reading | None) -> None:
+    """The delta, as an adapter; a routed one's keys and values as routes."""
+    delta: Delta = concept.delta
+    if reading and concept.recipe.get("method") == "routed":
+        from conceptkit.routing import install_routes
+
+        maps = base.kv_maps(unet)
+        undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))
+        delta = {name: factors for name, factors in delta.items() if name not in maps}
+    if delta:
+        install(unet, delta)
+        undo.callback(uninstall, unet, ADAPTER)
+
+
+def _read_names(attachment: Attachment, tokens: Tokens | None, reading: Reading | None) -> Callable[[], None]:
     """Make the pipeline's `encode_prompt` read concept names; the way back is returned."""
     own = attachment.pipe.__dict__
     before = {name: own[name] for name in ("encode_prompt",) if name in own}
@@ -130,8 +296,12 @@ def _read_names(attachment: Attachment, tokens: Tokens | None) -> Callable[[], N
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         _warn_unmentioned(given.get("prompt"), words)
-        bound.arguments.update({name: prompts.replace(text, words) for name, text in given.items()})
-        return original(*bound.args[1:], **bound.kwargs)
+        spelt = {name: prompts.replace(text, words) for name, text in given.items()}
+        bound.arguments.update(spelt)
+        encoded = original(*bound.args[1:], **bound.kwargs)
+        if reading:
+            reading.note(encoded[:2], _both(spelt, encoded))
+        return encoded
 
     def restore() -> None:
         own.pop("encode_prompt", None)
@@ -140,6 +310,16 @@ def _read_names(attachment: Attachment, tokens: Tokens | None) -> Callable[[], N
     encode_prompt.attachment = attachment  # type: ignore[attr-defined]
     own["encode_prompt"] = encode_prompt
     return restore
+
+
+def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
+    """The prompts behind the positive and the negative features; without a negative one it is empty."""
+    positive = spelt.get("prompt")
+    negative = spelt.get("negative_prompt")
+    told = [positive] if isinstance(positive, str) else positive and list(positive)
+    count = len(told) if told else 1
+    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
+    return told, against if told or negative else None
 
 
 def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The contexts a concept's words are read in: prompts, where its words stand in them, and their features."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def word_features(concept: Concept, base: Base, split: str = "fit") -> tuple[Fea
     """
     with add_tokens(base.pipe, concept.tokens) if concept.tokens else nullcontext():
         features = encode(base.pipe, context_prompts(concept, split))
-        spelt = [_spell(base, text) for text in concept.words.values()]
+        spelt = [spell(base.pipe, text) for text in concept.words.values()]
     own = torch.stack([positions(features.ids, ids) for ids in spelt]).any(dim=0)
     if not own.any():
         raise ConceptError(
@@ -141,9 +142,9 @@ def _templates(concept: Concept, text: str) -> dict[str, str]:
     return STYLES if concept.kind == "style" or text.endswith(" style") else SUBJECTS
 
 
-def _spell(base: Base, text: str) -> Tensor:
+def spell(pipe: Any, text: str) -> Tensor:
     """The ids of a text alone, without those of beginning and end."""
-    tokenizer = encoders(base.pipe)[0][0]
-    (ids,) = token_ids(base.pipe, tokenizer, [text])
+    tokenizer = encoders(pipe)[0][0]
+    (ids,) = token_ids(pipe, tokenizer, [text])
     end = int((ids == tokenizer.eos_token_id).int().argmax())
     return ids[1:end]

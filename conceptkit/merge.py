@@ -216,9 +216,8 @@ def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
     from conceptkit.routing import side_by_side
 
     delta, ranks = side_by_side([part.delta for part in kitchen.parts], kitchen.base.sizes)
-    names = [part.concept.name for part in kitchen.parts]
-    tokens = {name: sorted(part.concept.tokens) for name, part in zip(names, kitchen.parts, strict=True)}
-    recipe = {"ranks": ranks, "routes": tokens, "shared": shared}
+    routes = {word: i for i, part in enumerate(kitchen.parts) for word in part.concept.words}
+    recipe = {"ranks": ranks, "routes": routes, "shared": shared}
     return _Joined(delta, [part.delta for part in kitchen.parts], recipe=recipe)
 
 
