@@ -1,197 +1,86 @@
-"""KV_DELTA: a PEFT type that adds a delta to the cross-attention key and value maps, low rank or full.
+"""Deltas on a model and off again. Importing this module registers the PEFT types KV_DELTA and KEYED.
 
-Importing this module registers it: `unet.add_adapter(KVDeltaConfig(r=8))`, `get_peft_model`, saving, merging,
-`cross_attention_kwargs={"scale": ...}` and `peft.convert_to_lora` then work as for the types of PEFT itself.
+`unet.add_adapter(KVDeltaConfig(r=8))`, `get_peft_model`, saving, merging, `peft.convert_to_lora` and
+`cross_attention_kwargs={"scale": ...}` then work as for the types of PEFT itself.
 
 A delta maps the name of a map to `(weight,)` (o, d) or `(up, down)` (o, r), (r, d); their product is added.
 """
 
-import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from peft import PeftConfig, inject_adapter_in_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from conceptkit.concept import Delta, Factors
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
+from conceptkit.peft_types import (
+    ConceptPeftType,
+    KeyedConfig,
+    KeyedLinear,
+    KVDeltaConfig,
+    KVDeltaLinear,
+    carrier,
+)
 
-KV_MAPS = r".*\battn2\.to_[kv]"
+__all__ = [
+    "ADAPTER",
+    "ConceptPeftType",
+    "KVDeltaConfig",
+    "KVDeltaLinear",
+    "KeyedConfig",
+    "KeyedLinear",
+    "install",
+    "install_on",
+    "places",
+    "read_delta",
+    "share_down",
+    "uninstall",
+    "uninstall_from",
+]
+
 ADAPTER = "conceptkit"
-INIT_DOWN = ("gaussian", "orthonormal", "zero")
+ENCODERS = ("text_encoder", "text_encoder_2")
+"""Maps of these parts of a pipeline have the part's name in front; the others are the UNet's."""
 
 
-class ConceptPeftType(StrEnum):
-    """PEFT's own enum is closed; it looks types up by string, so the name must equal the value."""
-
-    KV_DELTA = "KV_DELTA"
-
-
-@dataclass
-class KVDeltaConfig(PeftConfig):
-    """r: rank, 0 for full matrices. target_modules: names or a regular expression, all K/V maps by default.
-
-    init_down: "gaussian" (variance 1/d), "orthonormal" rows, or "zero" for factors that are set afterwards.
-    freeze_down: train the up factors alone. Raises BadRecipe on values that make no sense.
-    """
-
-    r: int = 8
-    target_modules: list[str] | str | None = None
-    init_down: str = "gaussian"
-    freeze_down: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = ConceptPeftType.KV_DELTA
-        self.target_modules = KV_MAPS if self.target_modules is None else self.target_modules
-        if self.r < 0:
-            raise BadRecipe(f"r = {self.r} is no rank; give a positive one, or 0 for full matrices")
-        if self.init_down not in INIT_DOWN:
-            raise BadRecipe(f"init_down = {self.init_down!r} is unknown; use one of {', '.join(INIT_DOWN)}")
+def places(delta: Delta) -> dict[str, dict[str, Factors]]:
+    """The delta of each part of a pipeline, "unet" or a text encoder, by the names the maps have there."""
+    found: dict[str, dict[str, Factors]] = {}
+    for name, factors in delta.items():
+        place, _, rest = name.partition(".")
+        inside = place in ENCODERS
+        found.setdefault(place if inside else "unet", {})[rest if inside else name] = factors
+    return found
 
 
-class KVDeltaLinear(nn.Module, BaseTunerLayer):
-    """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full."""
-
-    adapter_layer_names = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
-    other_param_names = ("r", "scaling")
-
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: KVDeltaConfig) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
-        self.kv_delta_up = nn.ParameterDict()
-        self.kv_delta_down = nn.ParameterDict()
-        self.kv_delta_weight = nn.ParameterDict()
-        self.r: dict[str, int] = {}
-        self.scaling: dict[str, float] = {}
-        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
-        self.merged_adapters: list[str] = []
-        self._disable_adapters = False
-        self._active_adapter = [adapter_name]
-        self._unmerged: Tensor | None = None
-        self.update_layer(adapter_name, config)
-
-    def update_layer(self, adapter_name: str, config: KVDeltaConfig) -> None:
-        """Add an adapter whose effect is zero: the up factor, or the full weight, starts at 0."""
-        o, d, r = self.out_features, self.in_features, config.r
-        if r:
-            self.set_factors(adapter_name, (torch.zeros(o, r), _first_down(config.init_down, r, d)))
-        else:
-            self.set_factors(adapter_name, (torch.zeros(o, d),))
-        if config.freeze_down:
-            self.frozen_peft_weight_names[adapter_name] = ("kv_delta_down",)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def set_factors(self, adapter_name: str, factors: Factors) -> None:
-        """Replace an adapter's factors; a Parameter stays the same object, so layers can share one."""
-        for part in (self.kv_delta_up, self.kv_delta_down, self.kv_delta_weight):
-            if adapter_name in part:
-                del part[adapter_name]
-        if len(factors) == 1:
-            self.kv_delta_weight[adapter_name] = factors[0]
-        else:
-            self.kv_delta_up[adapter_name], self.kv_delta_down[adapter_name] = factors
-        self.r[adapter_name] = min(min(factor.shape) for factor in factors)
-        self.scaling.setdefault(adapter_name, 1.0)
-
-    def factors(self, adapter_name: str) -> Factors:
-        """The adapter's parameters as they are: (weight,) or (up, down)."""
-        if adapter_name in self.kv_delta_weight:
-            return (self.kv_delta_weight[adapter_name],)
-        return self.kv_delta_up[adapter_name], self.kv_delta_down[adapter_name]
-
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """(o, d), scaled, dense; what merging adds."""
-        factors = self.factors(adapter_name)
-        return self.scaling[adapter_name] * (factors[0] @ factors[1] if len(factors) == 2 else factors[0])
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        y = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return y
-        for name in self.active_adapters:
-            if name in self.scaling:
-                added = x
-                for factor in reversed(self.factors(name)):
-                    added = F.linear(self._cast_input_dtype(added, factor.dtype), factor)
-                y = y + (added * self.scaling[name]).to(y.dtype)
-        return y
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the active deltas to the map. Raises ValueError when `safe_merge` meets a value not finite."""
-        for name in check_adapters_to_merge(self, adapter_names) or ():
-            if name not in self.scaling:
-                continue
-            weight = self.base_layer.weight
-            merged = (weight + self.get_delta_weight(name)).to(weight.dtype)
-            if safe_merge and not merged.isfinite().all():
-                raise ValueError(
-                    f"Merging adapter {name!r} gives values that are not finite; it seems to be broken"
+def install_on(pipe: Any, delta: Delta, adapter_name: str = ADAPTER) -> None:
+    """Put a delta on all the parts of a pipeline that it has maps of; errors are those of `install`."""
+    if not delta:
+        raise NoEffect("The delta has no map, so it would change nothing; learn it again")
+    done: list[nn.Module] = []
+    try:
+        for place, part in places(delta).items():
+            module = getattr(pipe, place, None)
+            if module is None:
+                raise BaseMismatch(
+                    f"The delta has maps of a {place}, which this pipeline lacks; use its base"
                 )
-            if not self.merged_adapters:
-                self._unmerged = weight.data
-            weight.data = merged
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Put the kept map back: subtracting a delta would not restore it bit for bit."""
-        if self._unmerged is not None:
-            self.base_layer.weight.data = self._unmerged.to(self.base_layer.weight)
-        self._unmerged, self.merged_adapters = None, []
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        if adapter in self.scaling:
-            self.scaling[adapter] = float(scale)
-
-    def scale_layer(self, scale: float) -> None:
-        for name in self.scaling.keys() & set(self.active_adapters):
-            self.scaling[name] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        for name in self.scaling.keys() & set(self.active_adapters):
-            self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return True
+            install(module, part, adapter_name)
+            done.append(module)
+    except BaseException:
+        for module in done:
+            uninstall(module, adapter_name)
+        raise
 
 
-class KVDeltaModel(BaseTuner):
-    """Puts KVDeltaLinear layers into a model; PEFT makes one of these for every KVDeltaConfig."""
-
-    prefix = "kv_delta_"
-    tuner_layer_cls = KVDeltaLinear
-
-    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        for name, module in model.named_modules():
-            if self._check_target_module_exists(peft_config, name):
-                try:
-                    _carrier(name, module)
-                except ConceptError:
-                    self.peft_config.pop(next(k for k, v in self.peft_config.items() if v is peft_config))
-                    raise
-
-    def _create_and_replace(
-        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
-    ) -> None:
-        if isinstance(target, KVDeltaLinear):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer = KVDeltaLinear(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+def uninstall_from(pipe: Any, adapter_name: str | None = None) -> None:
+    """Take an adapter off every part of a pipeline, or all of them."""
+    for place in ("unet", *ENCODERS):
+        if (module := getattr(pipe, place, None)) is not None:
+            uninstall(module, adapter_name)
 
 
 def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
@@ -209,7 +98,7 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
         )
     modules = dict(unet.named_modules())
     for name, factors in delta.items():
-        _check_shape(name, _carrier(name, modules.get(name)), factors)
+        _check_shape(name, carrier(name, modules.get(name)), factors)
     trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     rank = max(min(min(factor.shape) for factor in factors) for factors in delta.values())
     config = KVDeltaConfig(r=rank, target_modules=list(delta), init_down="zero", inference_mode=True)
@@ -267,9 +156,9 @@ def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -
     given, taken = tuple(down.shape), {_down_shape(layer, name) for layer in layers}
     if taken != {given}:
         raise BadRecipe(f"A down factor {given} does not fit layers with {taken}; give their shape")
-    shared = nn.Parameter(down.detach().to(layers[0].kv_delta_up[name], copy=True))
+    shared = nn.Parameter(down.detach().to(layers[0].ups[name], copy=True))
     for layer in layers:
-        layer.kv_delta_down[name] = shared
+        layer.downs[name] = shared
         layer.set_adapter(layer.active_adapters)
     return shared
 
@@ -306,30 +195,7 @@ def _only_adapter(unet: nn.Module, adapter_name: str | None) -> str:
 
 def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
     """(r, d), or () when the adapter is full."""
-    return tuple(layer.kv_delta_down[adapter_name].shape) if adapter_name in layer.kv_delta_down else ()
-
-
-def _first_down(init: str, r: int, d: int) -> Tensor:
-    """(r, d)."""
-    if init == "zero":
-        return torch.zeros(r, d)
-    down = torch.randn(r, d) / math.sqrt(d)
-    return nn.init.orthogonal_(down) if init == "orthonormal" else down
-
-
-def _carrier(name: str, module: nn.Module | None) -> nn.Linear | KVDeltaLinear:
-    """The module, once it is known that a delta can go onto it."""
-    if isinstance(module, BaseTunerLayer) and not isinstance(module, KVDeltaLinear):
-        # Stacked, the keys of both get renamed, and a reload would silently drop them.
-        raise ConceptError(
-            f"{name} already carries a LoRA; unload or fuse it first (pipe.unload_lora_weights())"
-        )
-    if not isinstance(module, nn.Linear | KVDeltaLinear):
-        found = "is missing" if module is None else f"is a {type(module).__name__}"
-        raise BaseMismatch(
-            f"The map {name} {found} in this UNet; use the base that the concept was learned on"
-        )
-    return module
+    return tuple(layer.downs[adapter_name].shape) if adapter_name in layer.downs else ()
 
 
 def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors) -> None:
@@ -338,9 +204,3 @@ def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors)
         raise BaseMismatch(
             f"The delta of {name} is {added} and the map {own}; use the base it was learned on"
         )
-
-
-_TYPE: Any = ConceptPeftType.KV_DELTA
-PEFT_TYPE_TO_CONFIG_MAPPING[_TYPE] = KVDeltaConfig
-PEFT_TYPE_TO_TUNER_MAPPING[_TYPE] = KVDeltaModel
-PEFT_TYPE_TO_PREFIX_MAPPING[_TYPE] = KVDeltaModel.prefix

@@ -55,11 +55,9 @@ class Look:
         """||D Y||^2 over features Y with this second moment (d, d), of all maps that read text; a scalar."""
         reading = [layer for name, layer in layers(self.base.unet) if targets.READS_TEXT.search(name)]
         if self.down is not None:
-            return losses.leak(
-                torch.cat([layer.kv_delta_up[ADAPTER] for layer in reading]), self.down, moment
-            )
-        if all(ADAPTER in layer.kv_delta_weight for layer in reading):
-            whole = torch.cat([layer.kv_delta_weight[ADAPTER] for layer in reading])
+            return losses.leak(torch.cat([layer.ups[ADAPTER] for layer in reading]), self.down, moment)
+        if all(len(layer.factors(ADAPTER)) == 1 for layer in reading):
+            whole = torch.cat([layer.factors(ADAPTER)[0] for layer in reading])
             return losses.leak(whole, torch.eye(whole.shape[1], device=whole.device), moment)
         return torch.stack([losses.leak(*layer.factors(ADAPTER), moment) for layer in reading]).sum()
 

@@ -41,7 +41,7 @@ def lock_keys(look: Look, group: list[nn.Parameter], difference: Tensor) -> list
     held = set()
     for name, layer in adapters.layers(look.base.unet):
         if name.endswith("attn2.to_k"):
-            values = layer.kv_delta_up[adapters.ADAPTER]
+            values = layer.ups[adapters.ADAPTER]
             weight = layer.get_base_layer().weight
             values.data = (weight.double() @ difference.double().T.to(weight.device)).float()
             values.requires_grad_(False)

@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-
 from conceptkit.base import Base, encoders
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.kv_delta import ADAPTER, KVDeltaLinear
+from conceptkit.kv_delta import ADAPTER
 from conceptkit.learn import targets
 from conceptkit.learn.noise import schedule_of
 from conceptkit.learn.subjects import Subject
+from conceptkit.peft_types import carrier
 from conceptkit.recipes import CHOICES, Recipe
 
 LEAST = {
@@ -116,10 +115,7 @@ def _check_layers(base: Base, recipe: Recipe) -> None:
         raise ConceptError(f"This UNet already carries {ADAPTER!r}; take it off before anything is learned")
     for place, maps in targets.places(base, recipe).items():
         for name, module in maps.items():
-            if isinstance(module, BaseTunerLayer) and not isinstance(module, KVDeltaLinear):
-                raise ConceptError(
-                    f"{name} already carries a LoRA; unload or fuse it first (pipe.unload_lora_weights())"
-                )
+            carrier(name, module)
             rank, most = targets.rank(recipe, place), min(module.weight.shape)
             if rank > most:
                 raise BadRecipe(f"Rank {rank} is larger than {name}, which has {most}; give at most {most}")
