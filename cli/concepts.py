@@ -53,9 +53,10 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     metavar="FILE",
     help="Write its preview as a PNG.",
 )
+@click.option("--rebuild", is_flag=True, help="Compose a merge again from its parts, and compare the bytes.")
 @json_option
 @debug_option
-def show(name: str, preview: Path | None, as_json: bool) -> None:
+def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
     """Show what is known of a concept.
 
     NAME is its newest version, NAME@2 an older one.
@@ -83,6 +84,8 @@ def show(name: str, preview: Path | None, as_json: bool) -> None:
             "notes": " / ".join(" ".join(note.split()) for note in marks["notes"]),
         }
         echo_table([(f"  {key}", value) for key, value in facts.items() if value])
+    if rebuild:
+        _rebuild(entry)
     if preview:
         if picture is None:
             raise ConceptError(
@@ -158,6 +161,28 @@ def _row(entry: "Entry", marks: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _parents(about: dict[str, Any]) -> list[str]:
+    """What it was merged from, with the strengths, as `compose` takes them."""
+    parents = list(map(str, about.get("parents") or ()))
+    weights = about.get("weights") or [1] * len(parents)
+    return [
+        ref if weight == 1 else f"{ref}:{weight:g}" for ref, weight in zip(parents, weights, strict=False)
+    ]
+
+
+def _rebuild(entry: "Entry") -> None:
+    from conceptkit.merge import rebuild
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        if rebuild(entry.ref, registry=registry).concept.to_bytes() != registry.read(entry):
+            raise ConceptError(
+                f"{entry.ref} composed again from its parts has other bytes, as on another machine or with other "
+                "versions of the libraries it may; the stored merge is whole"
+            )
+    click.echo("Composed again from its parts: the same bytes.", err=True)
+
+
 def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
     about = entry.summary
     facts = {
@@ -167,7 +192,7 @@ def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
         "method": about.get("method"),
         "rank": about.get("rank"),
         "tokens": ", ".join(about.get("tokens") or ()),
-        "merged from": ", ".join(map(str, about.get("parents") or ())),
+        "merged from": ", ".join(_parents(about)),
         "size": size(entry.bytes),
         "created": entry.created,
         "hash": entry.hash,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conceptkit import orders
 from conceptkit.cli.options import base_option, debug_option, free_path, note, out_option, wrote
 from conceptkit.cli.progress import bar
-from conceptkit.errors import BadPrompt
+from conceptkit.errors import BadPrompt, BadRegion
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,10 +24,32 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
 @click.option(
     "--how",
-    type=click.Choice(["constrained", "sum"]),
+    type=click.Choice(list(orders.WAYS)),
     default="constrained",
     show_default=True,
-    help="How to merge; 'sum' is naive addition, for comparison.",
+    help="How to merge; all but 'constrained' and 'routed' are there for comparison.",
+)
+@click.option(
+    "--shared",
+    type=click.Choice(orders.SHARED),
+    default=orders.SHARED[0],
+    show_default=True,
+    help="With --how routed: what the end of the prompt reads of the concepts in it.",
+)
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    metavar="NAME=WHERE",
+    help="Keep a concept in a part of the picture: left, top, right-third, ..., a box x0,y0,x1,y1 in "
+    "fractions, or a PNG that is white there.",
+)
+@click.option("--separate", is_flag=True, help="Let the concepts split the picture by themselves.")
+@click.option(
+    "--heatmap",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a picture of who disturbs whom.",
 )
 @click.option("--save", metavar="NAME", help="Keep the merge as a concept of its own.")
 @base_option
@@ -40,6 +63,10 @@ def compose(
     out: Path,
     seed: int,
     how: str,
+    shared: str,
+    regions: tuple[str, ...],
+    separate: bool,
+    heatmap: Path | None,
     save: str | None,
     base: str | None,
     steps: int,
@@ -47,7 +74,8 @@ def compose(
 ) -> None:
     """Draw concepts together in one picture.
 
-    Merges the concepts NAME... and draws the prompt; one name works too.
+    Merges the concepts NAME... and draws the prompt; one name works too. NAME:0.8 is one at 0.8 of its
+    strength.
 
     \b
     Example:
@@ -59,19 +87,26 @@ def compose(
         raise BadPrompt(
             "An empty prompt draws nothing in particular: say what to draw, with a concept's name in it."
         )
+    ordered = orders.read(names)
+    if regions and separate:
+        raise BadRegion("Give regions, or let the concepts separate themselves, but not both")
     with Registry() as registry:
-        entries = [registry.get(name) for name in names]
+        entries = [registry.get(name) for name in ordered]
         if save:
             registry.check_free(save)
 
         from conceptkit import base as bases
         from conceptkit import images, prompts
         from conceptkit import merge as library
+        from conceptkit import regions as places
         from conceptkit.attach import attach
 
+        places.read(regions)
         with bar("Merging"):
             loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
-            merge = library.compose(*names, base=loaded, registry=registry, name=save, how=how)
+            options = {"registry": registry, "name": save, "how": how, "shared": shared}
+            merge = library.compose(*names, base=loaded, **options)
+        apart = {"regions": regions} if regions else {"separate": True} if separate else {}
         for name in sorted(set(merge.concept.words) - prompts.mentioned(prompt, merge.concept.words)):
             note(f"The prompt does not mention {name!r}: write the name where the thing should be.")
 
@@ -81,14 +116,16 @@ def compose(
             "concepts": [entry.ref for entry in entries],
             "hashes": [entry.hash for entry in entries],
             "base": loaded.name,
+            "weights": list(ordered.values()),
             "how": how,
+            **apart,
             "steps": steps,
             "guidance": guidance,
         }
-        options = {"num_inference_steps": steps, "guidance_scale": guidance}
+        drawing = {"num_inference_steps": steps, "guidance_scale": guidance}
         tiles = []
-        with attach(loaded.pipe, merge):
-            for number, picture in draw(loaded.pipe, prompt, range(seed, seed + count), options):
+        with attach(loaded.pipe, merge, **apart):
+            for number, picture in draw(loaded.pipe, prompt, range(seed, seed + count), drawing):
                 path = free_path(out, f"{slug(prompt)}-{number}", ".png")
                 images.save_png(picture, path, **metadata, seed=number)
                 wrote(path)
@@ -101,7 +138,7 @@ def compose(
         sheet = images.sheet([images.Row(tiles)], title=prompt, subtitle=" + ".join(names), per_line=4)
         images.save_png(sheet, path, **metadata, seeds=list(range(seed, seed + count)))
         wrote(path)
-    click.echo(merge.report.text())
+    _tell(merge.report, heatmap)
 
 
 def draw(
@@ -121,6 +158,24 @@ def draw(
             generator = torch.Generator("cpu").manual_seed(seed)
             result = pipe(prompt, generator=generator, callback_on_step_end=after_step, **options)
             yield seed, result.images[0]
+
+
+def _tell(report: Any, file: Path | None) -> None:
+    """Who disturbs whom, where several are merged, and what each keeps."""
+    interference = getattr(report, "interference", ())
+    if interference:
+        from rich.console import Console
+
+        from conceptkit import heatmap
+
+        Console().print(heatmap.table(report.names, interference))
+        if file:
+            from conceptkit.images import save_png
+
+            wrote(save_png(heatmap.picture(report.names, interference), file, concepts=list(report.names)))
+    elif file:
+        note("There is no heat map, because nobody can disturb a concept that is alone.")
+    click.echo(report.text())
 
 
 def slug(prompt: str) -> str:

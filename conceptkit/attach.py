@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from conceptkit.merge import Merge, Report
     from conceptkit.registry.store import Registry
 
+ENCODERS = ("text_encoder", "text_encoder_2")
 PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
@@ -114,7 +115,7 @@ class Attachment:
             if reading:
                 undo.callback(reading.listen(unet).remove)
             if changes:
-                _install(undo, unet, concept, reading)
+                _install(undo, self.pipe, concept, reading)
             if reading and (order.regions or order.separate):
                 from conceptkit import separation
 
@@ -265,18 +266,26 @@ def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:
     return Reading(pipe, spelt)
 
 
-def _install(undo: ExitStack, unet: Any, concept: Concept, reading: Reading | None) -> None:
-    """The delta, as an adapter; a routed one's keys and values as routes."""
+def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | None) -> None:
+    """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
+    unet = pipe.unet
     if reading and concept.recipe.get("method") == "routed":
         from conceptkit.routing import install_routes
 
         maps = base.kv_maps(unet)
         undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))
         delta = {name: factors for name, factors in delta.items() if name not in maps}
-    if delta:
-        install(unet, delta)
-        undo.callback(uninstall, unet, ADAPTER)
+    for prefix, module in (*((f"{name}.", getattr(pipe, name, None)) for name in ENCODERS), ("", unet)):
+        there = {name.removeprefix(prefix): delta[name] for name in delta if _belongs(name, prefix)}
+        if there and module is not None:
+            install(module, there)
+            undo.callback(uninstall, module, ADAPTER)
+
+
+def _belongs(name: str, prefix: str) -> bool:
+    """Maps of a text encoder have its name in front, those of the UNet have nothing."""
+    return name.startswith(prefix) if prefix else not name.startswith(tuple(f"{e}." for e in ENCODERS))
 
 
 def _read_names(attachment: Attachment, tokens: Tokens | None, reading: Reading | None) -> Callable[[], None]:

@@ -146,6 +146,7 @@ class Concept:
             "bytes": len(self.to_bytes()),
             "tokens": sorted(self.tokens),
             "parents": list(self.provenance.get("parents", [])),
+            "weights": list(self.provenance.get("weights", [])),
         }
 
 
