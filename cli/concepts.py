@@ -177,8 +177,8 @@ def _rebuild(entry: "Entry") -> None:
     with Registry() as registry:
         if rebuild(entry.ref, registry=registry).concept.to_bytes() != registry.read(entry):
             raise ConceptError(
-                f"{entry.ref} composed again from its parts has other bytes, as on another machine or with other "
-                "versions of the libraries it may; the stored merge is whole"
+                f"{entry.ref} composed again from its parts has other bytes, as it may on another machine or "
+                "with other versions of the libraries; the stored merge is whole"
             )
     click.echo("Composed again from its parts: the same bytes.", err=True)
 

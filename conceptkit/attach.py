@@ -16,7 +16,7 @@ from conceptkit import base, prompts, regions
 from conceptkit.concept import Concept, Delta, read
 from conceptkit.effects import only
 from conceptkit.errors import BadRegion, ConceptError, NoEffect, UnknownConcept
-from conceptkit.kv_delta import ADAPTER, install, uninstall
+from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
 from conceptkit.orders import SHARED, split_weight
 from conceptkit.reading import Reading
 from conceptkit.tokens import Tokens, add_tokens
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from conceptkit.merge import Merge, Report
     from conceptkit.registry.store import Registry
 
-ENCODERS = ("text_encoder", "text_encoder_2")
 PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
@@ -276,16 +275,9 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | No
         maps = base.kv_maps(unet)
         undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))
         delta = {name: factors for name, factors in delta.items() if name not in maps}
-    for prefix, module in (*((f"{name}.", getattr(pipe, name, None)) for name in ENCODERS), ("", unet)):
-        there = {name.removeprefix(prefix): delta[name] for name in delta if _belongs(name, prefix)}
-        if there and module is not None:
-            install(module, there)
-            undo.callback(uninstall, module, ADAPTER)
-
-
-def _belongs(name: str, prefix: str) -> bool:
-    """Maps of a text encoder have its name in front, those of the UNet have nothing."""
-    return name.startswith(prefix) if prefix else not name.startswith(tuple(f"{e}." for e in ENCODERS))
+    if delta:
+        install_on(pipe, delta)
+        undo.callback(uninstall_from, pipe, ADAPTER)
 
 
 def _read_names(attachment: Attachment, tokens: Tokens | None, reading: Reading | None) -> Callable[[], None]:
