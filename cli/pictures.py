@@ -98,10 +98,12 @@ def compose(
         from conceptkit import base as bases
         from conceptkit import images, prompts
         from conceptkit import merge as library
-        from conceptkit import regions as places
         from conceptkit.attach import attach
 
-        places.read(regions)
+        if regions:
+            from conceptkit import regions as places
+
+            places.read(regions)
         with bar("Merging"):
             loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
             options = {"registry": registry, "name": save, "how": how, "shared": shared}

@@ -8,13 +8,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conceptkit.compose import (
+    CROWDED,
+    FULL,
+    MAX_CONDITION,
+    PRICE,
+    SPAN_ENERGY,
     Solution,
     balanced,
     closed_form,
     factor,
     gram,
+    merge_rows,
+    near_rows,
     principal_rows,
     relative_error,
+    weak_span,
 )
 
 
@@ -163,3 +171,105 @@ def test_balancing_changes_no_product():
     assert torch.allclose(new_up @ new_down, up @ down, rtol=1e-6)
     assert ((new_up.abs().amax(0) >= 1) | (new_up.abs().amax(0) == 0)).all()
     assert (new_up.abs().amax(0) < 2).all()
+
+
+def test_whitening_has_a_way_back_and_a_way_on():
+    moment, rows, _ = problem(9, 4, 1, seed=8)
+    metric = factor(moment)
+    white = metric.whiten(rows)
+    assert relative_error(metric.colour(white), rows) < 1e-10
+    assert relative_error(metric.read(white), metric.solve(rows)) < 1e-10
+    assert relative_error(white @ white.T, rows @ metric.solve(rows).T) < 1e-10
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 24), st.integers(1, 12), st.integers(1, 20), st.integers(0, 2**31))
+def test_few_rows_are_merged_by_the_closed_form(d, s, outputs, seed):
+    moment, rows, targets = problem(d, min(s, max(1, int(CROWDED * d))), outputs, seed)
+    metric = factor(moment)
+    found, plain = merge_rows(metric.whiten(rows), targets, metric), closed_form(rows, targets, metric)
+    if found.shared == 0:
+        assert agree(product(found), product(plain))
+        assert (found.problem, found.damping) == (plain.problem, plain.damping)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(6, 20), st.integers(1, 3), st.integers(2, 3), st.integers(0, 2**31))
+def test_rows_that_nearly_coincide_become_one_and_share_fairly(d, s, copies, seed):
+    moment, rows, _ = problem(d, s, 4, seed)
+    make = torch.Generator().manual_seed(seed)
+    lengths = 0.2 + torch.rand(copies, s, 1, generator=make).double()
+    signs = torch.where(torch.rand(copies, s, 1, generator=make) < 0.5, -1.0, 1.0).double()
+    asked = torch.randn(copies, s, 4, generator=make).double()
+    metric = factor(moment)
+    many = (lengths * signs * rows).flatten(0, 1)
+    found = merge_rows(metric.whiten(many), (lengths * signs * asked).flatten(0, 1), metric)
+    once = merge_rows(metric.whiten(rows), asked.mean(dim=0), metric)
+    if once.shared == 0:
+        assert found.shared == (copies - 1) * s
+        assert agree(product(found), product(once), 1e-6)
+        # The order of the rows, or of the concepts they come from, is no matter.
+        order = torch.randperm(len(many), generator=make)
+        wanted = (lengths * signs * asked).flatten(0, 1)
+        again = merge_rows(metric.whiten(many[order]), wanted[order], metric)
+        assert agree(product(again), product(found), 1e-6)
+
+
+def test_groups_are_complete_not_chains():
+    """Each of these rows is near the next, the first and the last are not near: they are not one group."""
+    angles = torch.arange(12) * 0.04
+    white = torch.stack([angles.cos(), angles.sin()], dim=1).double()
+    together = near_rows(white)
+    groups = (together != 0).double().T @ (together != 0).double()
+    likeness = white @ white.T
+    bound = (MAX_CONDITION - 1) / (MAX_CONDITION + 1)
+    assert 1 < len(together) < 12
+    assert (likeness[groups > 0] >= bound - 1e-9).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(10, 24), st.floats(CROWDED + 0.01, FULL), st.integers(0, 2**31))
+def test_a_crowd_pays_a_bounded_price(d, share, seed):
+    moment, rows, targets = problem(d, int(share * d), 6, seed)
+    metric = factor(moment)
+    found = merge_rows(metric.whiten(rows), targets, metric)
+    s = len(rows) - found.shared
+    if found.shared or not CROWDED < s / d <= FULL:
+        return
+    lengths = torch.stack([row @ metric.solve(row[None])[0] for row in rows])
+    expected = dense_kkt(moment, metric.ridge, rows, targets, found.damping * lengths)
+    assert agree(product(found), expected, 1e-6)
+    scaled = (rows @ metric.solve(rows).T) / torch.outer(lengths, lengths).sqrt()
+    values = torch.linalg.eigvalsh(scaled)
+    price = float((values / (values + found.damping) ** 2).mean())
+    assert price <= PRICE * (1 + 1e-6)
+    assert found.damping == 0 or price > 0.5 * PRICE or found.condition > MAX_CONDITION
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(4, 16), st.integers(1, 3), st.integers(0, 2**31))
+def test_beyond_the_limit_only_weak_directions_are_read(d, times, seed):
+    moment, _, _ = problem(d, 1, 1, seed)
+    make = torch.Generator().manual_seed(seed)
+    rows = torch.randn(times * d, d, generator=make, dtype=torch.float64)
+    targets = torch.randn(times * d, 5, generator=make, dtype=torch.float64)
+    metric = factor(moment)
+    found = merge_rows(metric.whiten(rows), targets, metric)
+    if (len(rows) - found.shared) / d <= FULL:
+        return
+    assert found.problem == "span"
+    sizes, span = weak_span(metric)
+    whole = torch.from_numpy(product(found))
+    assert relative_error(whole @ span @ span.T, whole) < 1e-8
+    energy = moment.double() + metric.ridge * torch.eye(d)
+    held = float((span.T @ energy @ span).trace() / energy.trace())
+    assert held <= SPAN_ENERGY + 1e-9 or len(sizes) == 1
+    # It is the KKT point of the damped problem among those: features seen through the span alone.
+    inner = rows @ span
+    lengths = (inner / sizes).square().sum(dim=1)
+    if found.shared == 0 and (lengths > 1e-8).all():
+        wide = metric.whiten(rows).norm(dim=1, keepdim=True)
+        unit = inner / wide
+        slack = found.damping * (unit / sizes).square().sum(dim=1)
+        expected = dense_kkt(torch.diag(sizes**2), 0.0, unit, targets / wide, slack)
+        assert agree(product(found) @ span.numpy(), expected, 1e-5)

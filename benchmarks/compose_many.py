@@ -1,0 +1,153 @@
+"""How concepts fare as more of them are merged, by every way; what becomes of prompts without any."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.progress import track
+
+from benchmarks.plot import curves
+from benchmarks.report import finish
+from benchmarks.storybook_base import prompt as prompt_of
+from benchmarks.storybook_base import scenes, score
+from benchmarks.taught import Taught, draw, round_trip, subjects, teach
+from conceptkit import base as bases
+from conceptkit.attach import attach
+from conceptkit.errors import ConceptError
+from conceptkit.evaluate import metrics
+from conceptkit.registry.store import Registry
+from conceptkit.storybook import world
+
+COUNTS = (1, 2, 5, 10, 20, 50)
+PROMPTS = ("photo of a {}", "photo of a {} on the beach")
+WAYS = ("constrained", "routed", "sum", "average", "svd", "ties")
+PROBED = 4
+"""Concepts that are drawn at every number merged: the first ones, always the same."""
+BAR = 0.01
+"""Accuracy of class and place that the base may lose on prompts without any concept."""
+
+
+def fidelity(
+    base: bases.Base,
+    judge: metrics.SubjectJudge,
+    probes: list[Taught],
+    bounds: list[tuple[float, float]],
+    seeds: int,
+    steps: int,
+) -> float:
+    """Mean share of the gap between class noun and photos that the probes close, with what is attached."""
+    gaps = []
+    for one, (floor, ceiling) in zip(probes, bounds, strict=True):
+        drawn = [p for text in PROMPTS for p in draw(base, text.format(one.name), range(seeds), steps)]
+        gaps.append(metrics.gap(metrics.similarity(judge.embed(drawn), one.real), floor, ceiling))
+    return float(np.mean(gaps))
+
+
+def accuracy(base: bases.Base, judge: metrics.AttributeJudge, count: int, steps: int) -> dict[str, float]:
+    """Class and place on prompts that name no concept."""
+    told = scenes(count, False)
+    drawn = [draw(base, prompt_of(scene), [k], steps)[0] for k, scene in enumerate(told)]
+    found = score(judge, told, drawn)
+    return {name: found[name] for name in ("class", "place") if name in found}
+
+
+@click.command()
+@click.option("--most", default=50, show_default=True, help="Concepts to teach.")
+@click.option("--seeds", default=4, show_default=True)
+@click.option("--plain", default=60, show_default=True, help="Prompts without a concept.")
+@click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), help="Only these.")
+@click.option("--steps", default=25, show_default=True, help="Denoising steps.")
+@click.option("--learning-steps", type=int, help="Training steps of each subject.  [default: the recipe's]")
+@click.option("--home", default="build/taught", show_default=True, help="Keeps what was taught.")
+@click.option("--plot", default="build/compose_many.png", show_default=True, help="Where the curves go.")
+def main(
+    most: int,
+    seeds: int,
+    plain: int,
+    ways: tuple[str, ...],
+    steps: int,
+    learning_steps: int | None,
+    home: str,
+    plot: str,
+) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    warnings.simplefilter("ignore")
+    base, judge, what = bases.load(), metrics.SubjectJudge(), metrics.AttributeJudge()
+    nouns = list(world.CLASSES)
+    told = subjects([nouns[k % len(nouns)] for k in range(most)], seed=4052)
+    lines: dict[str, list[dict[str, Any]]] = {way: [] for way in ways or WAYS}
+    with Registry(Path(home)) as registry:
+        taught = [
+            teach(base, judge, registry, f"many{k}", subject, 5000 + k, learning_steps)
+            for k, subject in enumerate(track(told, "teaching"))
+        ]
+        probes = taught[:PROBED]
+        bounds = []
+        for one in probes:
+            usual = [p for text in PROMPTS for p in draw(base, text.format(one.noun), range(seeds), steps)]
+            best = judge.embed(round_trip(base, one.shots[5:]))
+            bounds.append(
+                (metrics.similarity(judge.embed(usual), one.real), metrics.similarity(best, one.real))
+            )
+        bare = accuracy(base, what, plain, steps)
+        for way in lines:
+            for count in [c for c in COUNTS if c <= most]:
+                names = [one.name for one in taught[:count]]
+                few = min(count, PROBED)
+                try:
+                    attachment = attach(
+                        base.pipe, *names, registry=registry, how=way if count > 1 else "constrained"
+                    )
+                except ConceptError as error:
+                    print(f"{way} {count}: {error}")
+                    break
+                with attachment:
+                    close = fidelity(base, judge, probes[:few], bounds[:few], seeds, steps)
+                    right = accuracy(base, what, plain, steps)
+                    report = attachment.report
+                lines[way].append(
+                    {
+                        "count": count,
+                        "gap": close,
+                        "s/d": report.rows / report.width if report else None,
+                        "problem": report.problem if report else None,
+                        "words": float(np.mean([kept.words or 0 for kept in report.kept])) if report else 1.0,
+                        "captions": report.captions if report else None,
+                        "lost": {name: bare[name] - value for name, value in right.items()},
+                    }
+                )
+                print(way, lines[way][-1], flush=True)
+    curves(
+        "How well concepts fare in a merge of many",
+        "concepts merged",
+        "share of the gap between class noun and photos",
+        {way: [(line["count"], line["gap"]) for line in told_lines] for way, told_lines in lines.items()},
+    ).save(_folder(plot))
+    ours = lines.get("constrained") or next(iter(lines.values()))
+    lost = max((max(line["lost"].values()) for line in ours), default=float("nan"))
+    finish(
+        "compose_many",
+        lost,
+        "accuracy of class or place lost on prompts without a concept, constrained, at most",
+        BAR,
+        lost <= BAR,
+        f"0..{seeds - 1}",
+        base=bare,
+        by_way=lines,
+        plot=plot,
+    )
+
+
+def _folder(file: str) -> Path:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    return Path(file)
+
+
+if __name__ == "__main__":
+    main()

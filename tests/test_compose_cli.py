@@ -1,0 +1,98 @@
+"""`conceptkit compose` with strengths, ways, regions and heat maps, and merges that are composed again."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from conceptkit import base, images, metric
+from conceptkit.cli.main import main
+from conceptkit.registry.store import Registry
+from tests import tiny
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.pico_sd()
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory) -> Path:
+    return tiny.save(pipe, tmp_path_factory.mktemp("base") / "pico").resolve()
+
+
+@pytest.fixture(autouse=True)
+def place(pipe, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = base.captions("any")[:30]
+    monkeypatch.setattr(metric, "captions", lambda name: few)
+    with Registry() as registry:
+        for seed, (name, noun) in enumerate({"my_dog": "dog", "moongate": "gate"}.items()):
+            concept = tiny.pico_concept(pipe, name, noun, seed=seed)
+            concept = dataclasses.replace(concept, base_name=str(folder))
+            registry.add(name, concept.to_bytes(), concept.summary())
+
+
+PROMPT = ("--prompt", "my_dog by a moongate", "--steps", 1)
+
+
+def test_a_merge_with_strengths_is_shown_and_composed_again():
+    made = run("compose", "my_dog:0.8", "moongate@1", *PROMPT, "--save", "both", "--heatmap", "who.png")
+    assert made.exit_code == 0, made.output
+    assert "What each concept adds at the others' words" in made.stdout
+    assert "my_dog keeps" in made.stdout
+    assert images.read_metadata("who.png")["concepts"] == ["my_dog", "moongate"]
+    assert Image.open("who.png").width > 200
+    (picture,) = Path("pictures").glob("*.png")
+    metadata = images.read_metadata(picture)
+    assert metadata["weights"] == [0.8, 1.0] and metadata["concepts"] == ["my_dog@1", "moongate@1"]
+    shown = run("show", "both", "--rebuild")
+    assert shown.exit_code == 0, shown.output
+    assert "my_dog@1:0.8, moongate@1" in shown.stdout
+    assert "the same bytes" in shown.stderr
+    refused = run("show", "my_dog", "--rebuild")
+    assert refused.exit_code == 2 and "nothing to rebuild" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--how", "routed", "--shared", "sum"),
+        ("--region", "my_dog=left", "--region", "moongate=0.5,0,1,1"),
+        ("--separate",),
+    ],
+    ids=" ".join,
+)
+def test_ways_and_places_draw_other_pictures(options):
+    assert run("compose", "my_dog", "moongate", *PROMPT, "--steps", 7, "--out", "a").exit_code == 0
+    result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 7, "--out", "b", *options)
+    assert result.exit_code == 0, result.output
+    (plain,), (other,) = Path("a").iterdir(), Path("b").iterdir()
+    assert Image.open(plain).tobytes() != Image.open(other).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("my_dog:0", "moongate"), "The weight of my_dog is 0"),
+        (("my_dog:-1", "moongate"), "The weight of my_dog is -1"),
+        (("my_dog:nan", "moongate"), "The weight of my_dog is nan"),
+        (("my_dog:much", "moongate"), "'much' is no weight for my_dog"),
+        (("my_dog", "moongate", "--region", "my_dog=left", "--region", "moongate=left"), "share 50.0%"),
+        (("my_dog", "moongate", "--region", "my_cat=left"), "There is no my_cat in this picture"),
+        (("my_dog", "moongate", "--region", "my_dog=0,0,2,1"), "leaves the picture"),
+        (("my_dog", "moongate", "--region", "my_dog=left", "--separate"), "not both"),
+        (("my_dog", "moongate", "--how", "joint"), "No concept was learned of my_dog and moongate together"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, sentence):
+    result = run("compose", *arguments, *PROMPT)
+    assert result.exit_code == 2 and sentence in result.stderr, result.output
+    assert result.stderr.count("\n") == 1
+    assert not Path("pictures").exists()
