@@ -11,7 +11,19 @@ from typing import Any
 import click
 
 from conceptkit import __version__
-from conceptkit.cli import concepts, demo, find, history, keep, learn, pictures, share, storybook
+from conceptkit.cli import (
+    concepts,
+    demo,
+    find,
+    history,
+    keep,
+    keys,
+    learn,
+    pictures,
+    remotes,
+    share,
+    storybook,
+)
 from conceptkit.cli.options import DEBUG, debug_option
 from conceptkit.errors import ConceptError
 
@@ -79,6 +91,12 @@ for command in (
     keep.restore,
     keep.rebuild,
     share.export,
+    share.import_,
+    remotes.remote,
+    remotes.push,
+    remotes.pull,
+    remotes.sync,
+    keys.keys,
     demo.demo,
     storybook.storybook,
 ):

@@ -67,3 +67,20 @@ def turn(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[BinaryIO | None]:
+    """A file to read and append to that no other process has; None when one has it, or could have it."""
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+            return
+        yield handle

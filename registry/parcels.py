@@ -6,7 +6,6 @@ that is here already is left alone, and any other becomes a new version: two tha
 
 import hashlib
 import struct
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,7 +80,7 @@ def receive(registry: Registry, parcels: Sequence[Parcel], event: str) -> list[A
             known[parcel.name].add(digest)
             created = _utc(parcel.created)
             points = not here[parcel.name] or (
-                number == last[parcel.name] and (created or "") >= registry.get(parcel.name).created
+                number == last[parcel.name] and _later(created, digest, registry.get(parcel.name))
             )
             word = event if points else f"{event} aside"
             news[number] = New(parcel.name, parcel.data, summary, {}, created, word, points)
@@ -152,6 +151,11 @@ def _utc(created: Any) -> str | None:
         raise BadBlob(f"{created!r:.40} in it is no moment in time: ask for it again.") from None
 
 
+def _later(created: str | None, digest: str, entry: Entry) -> bool:
+    """Whether a version was made after `entry`; of one moment it is the larger hash, for all who look."""
+    return created is None or (created, digest) > (entry.created, entry.hash)
+
+
 def _versions(registry: Registry, name: str) -> list[Entry]:
     try:
         return registry.versions(name)
@@ -166,18 +170,18 @@ def _same(registry: Registry, name: str, digest: str) -> Entry:
     raise ConceptError(f"{name!r} was removed while it came in: try again.")
 
 
+def label(registry: Registry, name: str, tags: Iterable[str], notes: Iterable[str]) -> None:
+    """Add those tags and notes that a name does not have yet."""
+    had_tags, had_notes = labels_of(registry, name)
+    labels.tag(registry, name, sorted(set(tags) - set(had_tags)))
+    for text in dict.fromkeys(notes):
+        if text.strip() not in had_notes:
+            labels.note(registry, name, text)
+
+
 def _label(registry: Registry, parcels: Sequence[Parcel], arrivals: Sequence[Arrival]) -> None:
     """What a killed import left out is made good here by the next one, so this looks at old versions too."""
-    tags: dict[str, set[str]] = defaultdict(set)
-    notes: dict[str, dict[str, None]] = defaultdict(dict)
     for parcel, arrival in zip(parcels, arrivals, strict=True):
         if parcel.preview is not None and not arrival.entry.preview:
             registry.set_preview(arrival.entry.name, arrival.entry.version, parcel.preview)
-        tags[parcel.name].update(parcel.tags)
-        notes[parcel.name].update(dict.fromkeys(parcel.notes))
-    for name in tags:
-        had_tags, had_notes = labels_of(registry, name)
-        labels.tag(registry, name, sorted(tags[name] - set(had_tags)))
-        for text in notes[name]:
-            if text.strip() not in had_notes:
-                labels.note(registry, name, text)
+        label(registry, parcel.name, parcel.tags, parcel.notes)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import stat
+import sys
 import tarfile
 from pathlib import Path
 
@@ -422,7 +423,7 @@ def test_keys_that_are_none(mine, tmp_path):
 
 
 def test_a_missing_library_is_named(mine, yours, signed, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cryptography.hazmat.primitives.asymmetric", None)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
     with pytest.raises(ConceptError, match=r"pip install 'conceptkit\[signing\]'") as caught:
         signing.create(mine.home, "again")
     sentence(caught.value)
