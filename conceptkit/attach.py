@@ -5,7 +5,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ class Attachment:
     notice: str | None
     _undo: ExitStack
     _order: _Order
+    _base: base.Base
     lock: Any = field(default_factory=threading.RLock)
 
     def detach(self) -> None:
@@ -91,8 +92,9 @@ class Attachment:
             before, found = self._order, _Found(self.concept, self.report, self.notice)
             self._undo.close()
             try:
-                here = base.of(self.pipe)
-                self._put(order, _find(order, here))
+                with _reopened(order.registry) as registry:
+                    after = _find(replace(order, registry=registry), self._base)
+                self._put(order, after)
             except BaseException:
                 self._put(before, found)
                 raise
@@ -166,7 +168,7 @@ def attach(
     here = base.of(pipe)
     order = _order(concepts, weights, how, shared, regions, separate, registry)
     found = _find(order, here)
-    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order)
+    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
     attachment._put(order, found)
     if attachment.notice:
         warnings.warn(attachment.notice, stacklevel=2)
@@ -254,6 +256,11 @@ def _exchanged(order: _Order, present: Sequence[str], old: str, new: Any) -> _Or
     places = {name if key == old else key: mask for key, mask in order.regions.items()}
     concepts = (*order.concepts[:at], new, *order.concepts[at + 1 :])
     return replace(order, concepts=concepts, weights=weights, regions=places)
+
+
+def _reopened(registry: "Registry | None") -> "AbstractContextManager[Registry | None]":
+    """The same registry for this thread: its index can only be read by the thread that opened it."""
+    return nullcontext() if registry is None else type(registry)(registry.home)
 
 
 def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:

@@ -69,11 +69,13 @@ def compose(
     weights: Sequence[float] | None = None,
     how: str = "constrained",
     shared: str = orders.SHARED[0],
+    tick: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Merge:
     """Merge concepts, or names in the registry, into one delta of low rank; one alone stays as it is.
 
     A name may carry a strength, "my_dog:0.8"; `weights` give one for each concept. `how` is a row of
     `orders.WAYS`; `shared` says what end of text and padding read when it is "routed" (`orders.SHARED`).
+    `tick` hears of concepts that are read for the first time, a second each on a small base.
     Raises BadRecipe on bad weights or an unknown way, BaseMismatch when a concept does not fit the base,
     UnknownConcept for a name that is not in the registry, ConceptError when two concepts answer to one name.
     """
@@ -90,7 +92,11 @@ def compose(
     fits = [check_fits(p.concept.base, base, p.concept.name, p.concept.base_name) for p in chosen]
     _check_whole(chosen)
     ordinary = metric.of_base(base, registry)
-    ready = [prepare(part.concept, base, ordinary, registry, part.digest) for part in chosen]
+    ready = []
+    for i, part in enumerate(chosen):
+        tick(i, len(chosen), f"reading {part.concept.name}")
+        ready.append(prepare(part.concept, base, ordinary, registry, part.digest))
+    tick(len(chosen), len(chosen), "merging")
     sizes = {map: o for map, o in base.sizes.items() if any(map in part.delta for part in chosen)}
     kitchen = _Kitchen(chosen, ready, base, ordinary, registry, sizes)
     if how == "routed":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.compose import RIDGE, balanced, factor
-from conceptkit.concept import Concept, apply
+from conceptkit.concept import READS_TEXT, Concept, Delta, apply
 from conceptkit.errors import BadRecipe
 
 
@@ -17,35 +17,41 @@ def shrink(
 
     gram: S (d, d), the second moment of the base's text features. With D (O, d) all maps stacked and
     S = L L^T, D L is cut to its k largest singular directions V: D' = (D L V) (V^T L^-1), whose right factor
-    all maps share. Raises BadRecipe unless exactly one of rank and energy is given, in its range.
+    all maps share. Maps that do not read text features stay as they are. Raises BadRecipe unless exactly one
+    of rank and energy is given, in its range, and for a routed merge, whose ranks are its routes.
     """
     if (rank is None) == (energy is None):
         raise BadRecipe("Give either the rank or the energy to shrink to")
     if not (rank is None or rank >= 1) or not (energy is None or 0 < energy <= 1):
         raise BadRecipe(f"Cannot shrink to rank {rank}, energy {energy}: at least 1, or within (0, 1]")
-    if not concept.delta:
+    if concept.recipe.get("method") == "routed":
+        raise BadRecipe(
+            f"{concept.name} is routed, and each of its ranks is somebody's; shrink its parts instead"
+        )
+    read = {name: factors for name, factors in concept.delta.items() if name.endswith(READS_TEXT)}
+    if not read:
         return concept
     root = torch.from_numpy(factor(gram).lower)
-    values, directions = torch.linalg.eigh(_moment(concept, root))
+    values, directions = torch.linalg.eigh(_moment(read, root))
     values, directions = values.flip(0).clamp(min=0), directions.flip(1)
     if rank is None:
         held = values.cumsum(0) / values.sum()
         rank = int((held < energy).sum()) + 1
     kept = directions[:, : min(rank, int((values > values[0] * 1e-14).sum()))]
 
-    up = torch.cat([apply(factors, (root @ kept).T).T for factors in concept.delta.values()])
+    up = torch.cat([apply(factors, (root @ kept).T).T for factors in read.values()])
     down, up = balanced(torch.linalg.solve_triangular(root, kept.T, upper=False, left=False), up)
     shared = down.float()
-    blocks = up.float().split([len(factors[0]) for factors in concept.delta.values()])
-    delta = {name: (block, shared) for name, block in zip(concept.delta, blocks, strict=True)}
+    blocks = up.float().split([len(factors[0]) for factors in read.values()])
+    delta = {**concept.delta, **{name: (block, shared) for name, block in zip(read, blocks, strict=True)}}
     recipe = {**concept.recipe, "shrunk": {"rank": kept.shape[1], "ridge": RIDGE}}
     return replace(concept, delta=delta, recipe=recipe)
 
 
-def _moment(concept: Concept, root: Tensor) -> Tensor:
+def _moment(delta: Delta, root: Tensor) -> Tensor:
     """L^T D^T D L (d, d), summed map by map."""
     moment = torch.zeros_like(root)
-    for factors in concept.delta.values():
+    for factors in delta.values():
         made = apply(factors, root.T)
         moment += made @ made.T
     return moment

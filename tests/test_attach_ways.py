@@ -307,3 +307,26 @@ def test_owners_of_positions(pipe, pair):
         spelt = {"my_dog": ["<my_dog> dog", "<my_dog>"], "moongate": ["<moongate> gate", "<moongate>"]}
         (owners,) = Reading(pipe, spelt).owners(["a <my_dog> by a <moongate> gate"])
     assert owners[:9].tolist() == [OTHER, OTHER, 0, OTHER, OTHER, 1, 1, END, END]
+
+
+def test_another_thread_swaps_names_of_a_registry(pipe, pair):
+    registry = Registry()
+    for concept in (*pair, pico_concept(pipe, "my_cat", "cat", seed=5)):
+        registry.add(concept.name, concept.to_bytes(), concept.summary())
+    failures: list[BaseException] = []
+    with attach(pipe, "my_dog:0.5", "moongate", registry=registry) as attachment:
+
+        def swap():
+            try:
+                attachment.swap("my_dog", "my_cat:0.7")
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=swap)
+        thread.start()
+        thread.join()
+        assert not failures
+        assert set(attachment.concepts) == {"my_cat", "moongate"}
+        assert attachment.concept.provenance["weights"] == [0.7, 1.0]
+        attachment.swap("my_cat", "my_dog:0.5")
+        assert set(attachment.concepts) == {"my_dog", "moongate"}

@@ -368,3 +368,20 @@ def test_parts_of_a_merge_are_named(pico, trio):
     assert [part.concept.name for part in found.parts] == ["my_dog", "moongate"]
     assert parts.scaled(trio[0].delta, 2).keys() == trio[0].delta.keys()
     assert delta_rank(found.concept.delta) == sum(found.concept.recipe["rows"])
+
+
+def test_shrinking_and_exporting_know_what_they_cannot_keep(pico, trio, tmp_path):
+    from conceptkit.formats.diffusers import export
+    from conceptkit.shrink import shrink
+
+    ordinary = metric.of_base(pico)
+    wide = widened(trio[0], 1, pico)
+    small = shrink(wide, ordinary.gram, rank=1)
+    for name in set(wide.delta) - set(pico.sizes):
+        assert small.delta[name] is wide.delta[name]
+    assert all(delta_rank({name: small.delta[name]}) == 1 for name in pico.sizes)
+    routed = compose(*trio[:2], base=pico, how="routed")
+    with pytest.raises(BadRecipe, match="shrink its parts"):
+        shrink(routed.concept, ordinary.gram, rank=1)
+    with pytest.raises(ConceptError, match="is routed, which no LoRA can be"):
+        export(routed, tmp_path / "out")

@@ -36,6 +36,10 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[
         raise NoEffect(
             f"{concept.name} would change nothing: it has neither a delta nor a token; learn it again"
         )
+    if concept.recipe.get("method") == "routed":
+        raise ConceptError(
+            f"{concept.name} is routed, which no LoRA can be; export a merge that was made without --how routed"
+        )
     files: dict[str, bytes] = {}
     if concept.delta:
         files[LORA] = lora(concept)
