@@ -1,0 +1,168 @@
+"""Many processes on one registry: adding, renaming, removing, searching, loading, all at once.
+
+Every process keeps books of what was acknowledged to it; in the end the registry must hold exactly that.
+Reads that found the index locked are counted and must be none. Run
+`python -m benchmarks.registry_concurrency`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conceptkit.errors import UnknownConcept
+from conceptkit.registry import find, history, keep
+from conceptkit.registry.store import Registry
+
+DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
+SHARED = 5
+"""Names to which all processes add versions."""
+
+
+@dataclass
+class Books:
+    """What one process did and was told: its own names with their sha256s, its versions of shared ones."""
+
+    own: dict[str, list[str]] = field(default_factory=dict)
+    shared: list[tuple[str, int, str]] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)  # seconds each
+    reader_waits: int = 0
+    writer_waits: int = 0
+
+
+def work(home: Path, number: int, seconds: float, seed: int) -> Books:
+    """One process: a random mix for so many seconds."""
+    rng = random.Random(f"{seed}/{number}")
+    books = Books()
+    with Registry(home) as registry:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            action = rng.choice(
+                ["add", "add", "shared", "version", "rename", "rm", *["search", "load", "list"] * 4]
+            )
+            try:
+                _act(registry, action, number, rng, books)
+                books.done[action] += 1
+            except UnknownConcept as error:
+                if action != "load":  # another process may have removed what was to be loaded
+                    books.errors.append(f"{action}: {error}")
+                books.done["load of something just removed"] += 1
+            except Exception as error:
+                books.errors.append(f"{action}: {type(error).__name__}: {error}")
+        books.reader_waits, books.writer_waits = registry.index.reader_waits, registry.index.writer_waits
+    return books
+
+
+def _act(registry: Registry, action: str, number: int, rng: random.Random, books: Books) -> None:
+    data = rng.randbytes(rng.randint(100, 20_000))
+    digest = hashlib.sha256(data).hexdigest()
+    own = rng.choice(sorted(books.own)) if books.own else None
+    start = time.perf_counter()
+    if action == "add" or (own is None and action in ("version", "rename", "rm")):
+        name = f"w{number}_{sum(books.done.values())}"
+        registry.add(name, data, DOG)
+        books.own[name] = [digest]
+    elif action == "shared":
+        entry = registry.add(f"shared{rng.randrange(SHARED)}", data, DOG, new_version=True)
+        books.shared.append((entry.name, entry.version, entry.hash))
+    elif action == "version" and own:
+        registry.add(own, data, DOG, new_version=True)
+        books.own[own].append(digest)
+    elif action == "rename" and own:
+        new = f"{own.partition('-')[0]}-{sum(books.done.values())}"
+        history.rename(registry, own, new)
+        books.own[new] = books.own.pop(own)
+    elif action == "rm" and own:
+        registry.remove(own)
+        del books.own[own]
+    else:
+        near = f"w{rng.randrange(16)}"
+        if action == "search":
+            find.search(registry, rng.choice(["dog", "shared1", near]))
+        elif action == "list":
+            find.page(registry, limit=20)
+        elif page := find.page(registry, limit=20, after=near):
+            registry.read(rng.choice(page))
+        books.reads.append(time.perf_counter() - start)
+
+
+def measure(home: Path, processes: int, seconds: float, seed: int) -> dict[str, Any]:
+    """Run so many processes for so many seconds; counts of what went on and of what went wrong."""
+    Registry(home).close()
+    files = [home / f"books-{number}.json" for number in range(processes)]
+    pids = []
+    for number, file in enumerate(files):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                file.write_text(json.dumps(vars(work(home, number, seconds, seed))))
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    crashed = sum(os.waitpid(pid, 0)[1] != 0 for pid in pids)
+    books = [Books(**json.loads(file.read_text())) for file in files if file.exists()]
+    reads = sorted(second for book in books for second in book.reads)
+    done = sum((Counter(book.done) for book in books), Counter[str]())
+    with Registry(home) as registry:
+        lost = _lost(registry, books)
+        problems = keep.verify(registry).problems
+    return {
+        "operations": dict(done.most_common()),
+        "errors": [error for book in books for error in book.errors] + ["a process died"] * crashed,
+        "lost_updates": lost,
+        "reader_waits": sum(book.reader_waits for book in books),
+        "writer_waits": sum(book.writer_waits for book in books),
+        "read_ms": {f"p{p}": round(1000 * reads[len(reads) * p // 1000], 2) for p in (500, 990, 999)},
+        "problems": problems,
+    }
+
+
+def _lost(registry: Registry, books: list[Books]) -> list[str]:
+    """How the registry differs from what was acknowledged."""
+    there = {head.name: [e.hash for e in registry.versions(head.name)] for head in registry.list()}
+    told = {name: hashes for book in books for name, hashes in book.own.items()}
+    shared: dict[str, list[tuple[int, str]]] = {}
+    for book in books:
+        for name, version, digest in book.shared:
+            shared.setdefault(name, []).append((version, digest))
+    for name, versions in shared.items():
+        if sorted(version for version, _ in versions) != list(range(1, len(versions) + 1)):
+            return [f"the versions of {name} have gaps or come twice"]
+        told[name] = [digest for _, digest in sorted(versions)]
+    return [name for name in there.keys() | told.keys() if there.get(name) != told.get(name)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--home", type=Path, help="a folder on the disk to use")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.home) as name:
+        found = measure(Path(name), options.processes, options.seconds, options.seed)
+    for key, value in found.items():
+        print(f"{key}: {value}")
+
+    from benchmarks.report import finish  # last: it loads torch, and a process should be small
+
+    wrong = len(found["errors"]) + len(found["lost_updates"]) + len(found["problems"]) + found["reader_waits"]
+    load = {"processes": options.processes, "seconds": options.seconds}
+    bar = "no error, no lost update, no reader that waited"
+    finish("registry_concurrency", wrong, "failures", bar, wrong == 0, [options.seed], **load, **found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""Processes that write to a registry, killed at every step in turn and then at random moments.
+
+Killed at a step means: by SIGKILL just before that write, fsync, rename, unlink, mkdir or SQL statement.
+After each kill everything that was acknowledged must load, nothing that had not begun to commit may be
+visible, and `verify` must be clean. Run `python -m benchmarks.registry_crash [--random 1000] [OPERATION]...`.
+"""
+
+import argparse
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from conceptkit.registry import blobs, history, index, keep, labels, paths, places, share, sync
+from conceptkit.registry.remote import Remote
+from conceptkit.registry.store import New, Registry
+from tests.blobs import PNG, blob
+
+DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
+CALLS = ("write", "fsync", "replace", "rename", "unlink", "mkdir")
+"""Functions of os that change a disk."""
+
+BEGUN, COMMITTING, ACKNOWLEDGED = 1, 2, 3
+
+
+class Seen(NamedTuple):
+    """What a home holds, as others see it: (ref, sha256) of all versions, the refs that names point at."""
+
+    versions: frozenset[tuple[str, str]]
+    heads: frozenset[str]
+
+
+def see(home: Path) -> Seen:
+    """Also proves that all of it loads and that `verify` is clean."""
+    with Registry(home) as registry:
+        heads = registry.list()
+        versions = [entry for head in heads for entry in registry.versions(head.name)]
+        for entry in versions:
+            registry.read(entry)
+        if problems := keep.verify(registry).problems:
+            raise AssertionError(problems)
+        return Seen(frozenset((e.ref, e.hash) for e in versions), frozenset(e.ref for e in heads))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row: `prepare` a home, then `act` on it in a process that is killed; `see` says what is visible."""
+
+    name: str
+    prepare: Callable[[Path], None]
+    act: Callable[[Registry], object]
+    see: Callable[[Path], Any] = see
+    commits: str = "commit"  # the step that may make it visible
+
+
+def stock(home: Path) -> None:
+    """Two concepts and their older versions."""
+    with Registry(home) as registry:
+        for name in ("my_dog", "moongate"):
+            for data in (b"old", b"new"):
+                registry.add(name, name.encode() + data * 1000, DOG, new_version=True)
+
+
+def litter(home: Path) -> None:
+    """Concepts, and many blobs that nothing names."""
+    stock(home)
+    blobs.put_many(home / "blobs", [b"nobody's %d" % i for i in range(30)])
+
+
+def bundled(home: Path) -> None:
+    """Concepts, and a bundle with more of them, one of a name that is here already."""
+    stock(home)
+    with tempfile.TemporaryDirectory() as folder, Registry(folder) as other:
+        for name in ("my_dog", "teapot"):
+            other.add(name, blob(name), DOG)
+            other.set_preview(name, 1, PNG)
+            labels.tag(other, name, ["teal"])
+        share.export(other, share.chosen(other, ["my_dog", "teapot"]), home / "ours.bundle")
+
+
+def unsent(home: Path) -> None:
+    """A concept that is not at the remote yet."""
+    with Registry(home) as registry:
+        registry.add("my_dog", blob("my_dog"), DOG)
+        registry.set_preview("my_dog", 1, PNG)
+
+
+def push(registry: Registry) -> None:
+    place = registry.home / "remote"
+    with Remote("team", places.parse(str(place))) as remote:
+        remote.prepare()
+        sync.push(registry, remote)
+
+
+def see_remote(home: Path) -> tuple[Seen, Seen]:
+    """What is here, and what others get from the remote; also proves that pushing again goes on."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if (home / "remote").exists():
+            shutil.copytree(home / "remote", folder / "remote")
+        with Registry(home) as registry, Remote("team", places.parse(name + "/remote")) as remote:
+            remote.prepare()
+            with Registry(folder / "reader") as reader:
+                if refused := sync.pull(reader, remote).refused:
+                    raise AssertionError(refused)
+            visible = see(folder / "reader")
+            sync.push(registry, remote)
+            with Registry(folder / "reader") as reader:
+                sync.pull(reader, remote)
+                if {head.hash for head in reader.list()} != {head.hash for head in registry.list()}:
+                    raise AssertionError("a push that was killed cannot be gone on with")
+    return see(home), visible
+
+
+MERGE = {"kind": "merge", "parents": ["my_dog@2", "moongate@1"], "method": "constrained"}
+BATCH = [New(f"c{i}", b"concept %d" % i * 99, DOG) for i in range(20)]
+
+OPERATIONS = {
+    row.name: row
+    for row in (
+        Operation("first add", lambda home: None, lambda r: r.add("first", b"first" * 60_000, DOG)),
+        Operation("add", stock, lambda r: r.add("my_dog", b"third" * 60_000, DOG, new_version=True)),
+        Operation("merge", stock, lambda r: r.add("both", b"merged" * 50_000, MERGE)),
+        Operation("batch", stock, lambda r: r.add_many(BATCH)),
+        Operation("rm", stock, lambda r: r.remove("my_dog")),
+        Operation("rename", stock, lambda r: history.rename(r, "my_dog", "rex")),
+        Operation("rollback", stock, lambda r: history.rollback(r, "my_dog")),
+        Operation("gc", litter, lambda r: keep.gc(r, delete=True)),
+        Operation("import", bundled, lambda r: share.import_file(r, r.home / "ours.bundle")),
+        Operation("push", unsent, push, see_remote, commits="rename"),
+    )
+}
+"""What can be killed; rows are added here."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Where a child was when it died: the label of its last step, or None when it was done."""
+
+    step: str | None
+    progress: int
+
+
+def child(operation: Operation, home: Path, shared: mmap.mmap, die_at: int | None) -> None:
+    """Do the operation in this process; before step number `die_at`, die."""
+    count = 0
+
+    def step(label: str) -> None:
+        nonlocal count
+        shared[2:34] = label.encode()[:32].ljust(32)
+        if count == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if shared[0] and label == operation.commits:
+            shared[0] = max(shared[0], COMMITTING)
+        count += 1
+
+    for name in CALLS:
+        setattr(os, name, _announced(getattr(os, name), name, step))
+    paths.syncfs = _announced(paths.syncfs, "syncfs", step)
+    connect = index._connect
+
+    def traced(path: Path | str) -> Any:
+        conn = connect(path)
+        conn.set_trace_callback(lambda sql: step(named(sql)))
+        return conn
+
+    index._connect = traced
+    blobs.CHUNK = 1 << 16  # several writes to a file
+    with Registry(home) as registry:
+        shared[0] = BEGUN
+        operation.act(registry)
+        shared[0] = ACKNOWLEDGED
+
+
+def run(operation: Operation, home: Path, *, die_at: int | None = None, after: float | None = None) -> Hit:
+    """The operation in a forked process that dies at a step, or `after` seconds, or lives."""
+    shared = mmap.mmap(-1, 4096)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            child(operation, home, shared, die_at)
+            code = 0
+        finally:
+            os._exit(code)
+    if after is not None:
+        while not shared[0]:
+            time.sleep(0.0002)
+        time.sleep(after)
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if status not in (0, signal.SIGKILL):
+        raise AssertionError(f"{operation.name} failed by itself with status {status}")
+    label = bytes(shared[2:34]).decode(errors="replace").strip()
+    hit = Hit(label if status else None, shared[0])
+    shared.close()
+    return hit
+
+
+def judge(operation: Operation, home: Path, hit: Hit, before: Any, after: Any) -> None:
+    """Raises AssertionError when something acknowledged is gone, or something unacknowledged is there."""
+    seen = operation.see(home)
+    allowed = {BEGUN: [before], COMMITTING: [before, after], ACKNOWLEDGED: [after]}.get(
+        hit.progress, [before]
+    )
+    if seen not in allowed:
+        raise AssertionError(f"killed in {operation.name} at {hit}: {seen}")
+
+
+def homes(operation: Operation, folder: Path) -> tuple[Path, Any, Any]:
+    """(a prepared home to be copied, what is seen in it before, and after the operation)."""
+    template, done = folder / "template", folder / "done"
+    template.mkdir(mode=0o700)
+    operation.prepare(template)
+    shutil.copytree(template, done)
+    before = operation.see(template) if any(template.iterdir()) else Seen(frozenset(), frozenset())
+    if run(operation, done).step is not None:
+        raise AssertionError(f"{operation.name} did not end")
+    return template, before, operation.see(done)
+
+
+def at_every_step(operation: Operation, folder: Path) -> Counter[str]:
+    """Kill before step 0, 1, 2, ... until there are no more; how often each kind of step was hit."""
+    template, before, after = homes(operation, folder)
+    hits: Counter[str] = Counter()
+    for number in range(10_000):
+        home = folder / "home"
+        shutil.copytree(template, home)
+        hit = run(operation, home, die_at=number)
+        judge(operation, home, hit, before, after)
+        shutil.rmtree(home)
+        if hit.step is None:
+            break
+        hits[hit.step] += 1
+    shutil.rmtree(template)
+    shutil.rmtree(folder / "done")
+    return hits
+
+
+def at_random(operation: Operation, folder: Path, times: int, rng: random.Random) -> Counter[str]:
+    """Kill `times` times between the begin of the operation and its acknowledgement; hits as above."""
+    template, before, after = homes(operation, folder)
+    hits: Counter[str] = Counter()
+    window = _window(operation, template, folder)
+    while sum(hits.values()) < times:
+        home = folder / "home"
+        shutil.copytree(template, home)
+        hit = run(operation, home, after=rng.uniform(0, window))
+        judge(operation, home, hit, before, after)
+        shutil.rmtree(home)
+        if hit.step is not None and hit.progress < ACKNOWLEDGED:
+            hits[hit.step] += 1
+    shutil.rmtree(template)
+    shutil.rmtree(folder / "done")
+    return hits
+
+
+def _window(operation: Operation, template: Path, folder: Path) -> float:
+    """Seconds from the begin of the operation to its end, the median of five."""
+    seconds = []
+    for _ in range(5):
+        home = folder / "home"
+        shutil.copytree(template, home)
+        with Registry(home) as registry:
+            start = time.perf_counter()
+            operation.act(registry)
+            seconds.append(time.perf_counter() - start)
+        shutil.rmtree(home)
+    return sorted(seconds)[2]
+
+
+def named(sql: str) -> str:
+    """A short name for a kind of statement; those that SQLite makes up for full-text search are one kind."""
+    words = sql.lower().replace('"', "").split()
+    if words[0] == "--":
+        return "within full-text search"
+    if words[0] in ("savepoint", "release", "create", "drop", "alter", "pragma", "select"):
+        return words[0]
+    return " ".join(words[:3])
+
+
+def _announced(call: Callable[..., Any], label: str, step: Callable[[str], None]) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        step(label)
+        return call(*arguments, **options)
+
+    return wrapped
+
+
+def lines(title: str, hits: Counter[str]) -> Iterator[str]:
+    yield f"{title}: {sum(hits.values())} kills, every one of them left all or nothing"
+    for label, count in sorted(hits.items(), key=lambda item: -item[1]):
+        yield f"  {count:5}  {label}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("operations", nargs="*", choices=[*OPERATIONS, []], help="default: all")
+    parser.add_argument("--random", type=int, default=1000, help="random kills in all, shared out evenly")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--home", type=Path, help="a folder on the disk to use")
+    options = parser.parse_args()
+    chosen = [OPERATIONS[name] for name in options.operations or OPERATIONS]
+    rng = random.Random(options.seed)
+    stepped = struck = 0
+    with tempfile.TemporaryDirectory(dir=options.home) as name:
+        for operation in chosen:
+            hits = at_every_step(operation, Path(name))
+            stepped += sum(hits.values())
+            print(*lines(f"{operation.name}, at every step", hits), sep="\n", flush=True)
+        for operation in chosen:
+            hits = at_random(operation, Path(name), -(-options.random // len(chosen)), rng)
+            struck += sum(hits.values())
+            print(*lines(f"{operation.name}, at random moments", hits), sep="\n", flush=True)
+
+    from benchmarks.report import finish  # last: it loads torch, and a child should be small
+
+    kills = {"at_steps": stepped, "at_random_moments": struck, "operations": [o.name for o in chosen]}
+    finish("registry_crash", 0, "broken promises", 0, True, [options.seed], **kills)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
