@@ -170,6 +170,7 @@ def _tell(report: Any, file: Path | None) -> None:
 
         from conceptkit import heatmap
 
+        click.echo(f"{heatmap.TITLE}:")
         Console().print(heatmap.table(report.names, interference))
         if file:
             from conceptkit.images import save_png

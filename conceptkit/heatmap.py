@@ -28,7 +28,7 @@ def table(names: Sequence[str], interference: Matrix) -> "Table":
     from rich.text import Text
 
     shown = _worst(interference)
-    view = Table(title=TITLE, box=None, pad_edge=False, title_justify="left", title_style="")
+    view = Table(box=None, pad_edge=False)
     view.add_column("")
     for j in shown:
         view.add_column(names[j], justify="right", overflow="fold")

@@ -38,7 +38,7 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[
         )
     if concept.recipe.get("method") == "routed":
         raise ConceptError(
-            f"{concept.name} is routed, which no LoRA can be; export a merge that was made without --how routed"
+            f"{concept.name} is routed, which no LoRA can be; export one that was made without --how routed"
         )
     files: dict[str, bytes] = {}
     if concept.delta:
