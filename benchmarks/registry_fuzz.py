@@ -28,7 +28,7 @@ from conceptkit.errors import BadBlob, ConceptError
 from conceptkit.registry import find, history, labels, parcels, share, sync, validate
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob
-from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json
+from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json, spoil_pages
 
 LONGEST = 10.0
 """Seconds that one case may take."""
@@ -96,7 +96,7 @@ class Fuzz:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         shutil.copytree(self.seed / "blobs", home / "blobs")
-        (home / "index.db").write_bytes(spoil_bytes(self.dice, self.index))
+        (home / "index.db").write_bytes(spoil_pages(self.dice, self.index))
         with Registry(home) as registry:
             for entry in registry.list():
                 registry.get(entry.name)

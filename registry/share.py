@@ -144,7 +144,9 @@ def open_file(
     """What is in a bundle or a concept, and whose it is. Raises BadBlob; a wrong signature is one too."""
     if not bundle.is_bundle(handle):
         handle.seek(0)
-        data = handle.read(validate.LARGEST + 1)
+        start = handle.read(16)
+        validate.check_start(start)  # before a film of some gigabytes is read
+        data = start + handle.read(validate.LARGEST)
         return [Parcel(validate.check(data).name, data)], None
     announced = bundle.read(handle)
     signer = signing.who(home, announced.manifest, announced.signature) if announced.signature else None
@@ -176,7 +178,7 @@ def _unpacked(concepts: list[Any], blobs: dict[str, bytes]) -> list[Parcel]:
                 preview = None if picture is None else blobs[picture]
                 data = blobs[version["hash"]]
                 found.append(Parcel(concept["name"], data, version["created"], preview, tags, notes))
-        if used != set(blobs):
+        if not found or used != set(blobs):
             raise ValueError
     except (ValueError, LookupError, TypeError) as error:
         raise BadBlob(

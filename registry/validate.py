@@ -41,6 +41,12 @@ def check(data: bytes) -> headers.Header:
         ) from error
 
 
+def check_start(start: bytes) -> None:
+    """Raise BadBlob when a file that begins like this cannot be a concept."""
+    if not _starts(start):
+        raise BadBlob("These bytes are not a concept, because they do not begin with a header that fits.")
+
+
 def is_plain(text: object, longest: int = LONGEST_TEXT) -> bool:
     """Whether this is a text that can be shown: not too long, and without control characters."""
     return isinstance(text, str) and len(text) <= longest and not _UNSAFE.search(text)
@@ -54,8 +60,8 @@ def strict_json(text: bytes | str) -> Any:
 def _check(data: bytes) -> headers.Header:
     _expect(len(data) <= LARGEST, f"they are over {LARGEST:,} bytes")
     length = int.from_bytes(data[:8], "little")
-    fits = data[8:9] == b"{" and 2 <= length <= min(headers.LONGEST, len(data) - 8)
-    _expect(fits, "they do not begin with a header that fits")
+    _expect(_starts(data[:16]), "they do not begin with a header that fits")
+    _expect(length <= len(data) - 8, "they end before their header does")
     outer = strict_json(data[8 : 8 + length].decode("utf-8"))
     _expect(isinstance(outer, dict), "their header is not an object")
     metadata = outer.pop("__metadata__")
@@ -67,6 +73,10 @@ def _check(data: bytes) -> headers.Header:
     header = headers.read(data)
     _expect(header.summary["method"] is None or is_plain(header.summary["method"]), "their method is no text")
     return header
+
+
+def _starts(start: bytes) -> bool:
+    return start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= headers.LONGEST
 
 
 def _tensors(entries: Mapping[str, Any], body: memoryview) -> dict[str, tuple[int, int]]:

@@ -53,6 +53,19 @@ def spoil_bytes(dice: random.Random, data: bytes) -> bytes:
     return bytes(spoiled)
 
 
+def spoil_pages(dice: random.Random, data: bytes) -> bytes:
+    """A database with changes where something is written, since most of it is empty; or anywhere."""
+    if dice.randrange(4) == 0:
+        return spoil_bytes(dice, data)
+    spoiled = bytearray(data)
+    for _ in range(dice.choice((1, 1, 3, 20))):
+        place = dice.randrange(len(spoiled))
+        while not spoiled[place]:
+            place = dice.randrange(len(spoiled))
+        spoiled[place] = dice.choice((spoiled[place] ^ 1 << dice.randrange(8), dice.randrange(256)))
+    return bytes(spoiled)
+
+
 def spoil_json(dice: random.Random, value: Any) -> Any:
     """One value somewhere in it replaced, dropped, doubled, wrapped or counted up."""
     places: list[tuple[Any, Any]] = []

@@ -16,7 +16,7 @@ from conceptkit.errors import BadBlob, ConceptError
 from conceptkit.registry import bundle, parcels, share, sync, validate
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, about, blob, pack, sentence, tensors
-from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json
+from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json, spoil_pages
 
 SEEDS = st.integers(0, 2**32).map(random.Random)
 QUICK = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -90,7 +90,7 @@ def test_spoiled_index_files(whole, dice, tmp_path_factory):
     source = whole[0]
     home = tmp_path_factory.mktemp("spoiled")
     shutil.copytree(source / "blobs", home / "blobs")
-    (home / "index.db").write_bytes(spoil_bytes(dice, (source / "index.db").read_bytes()))
+    (home / "index.db").write_bytes(spoil_pages(dice, (source / "index.db").read_bytes()))
     try:
         with Registry(home) as registry:
             for entry in registry.list():
