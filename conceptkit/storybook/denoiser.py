@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.training_utils import compute_snr
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from conceptkit.storybook import budget
@@ -64,22 +64,41 @@ def unet() -> UNet2DConditionModel:
     )
 
 
-def v_loss(
-    predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, schedule: DDIMScheduler, gamma: float = 5.0
-) -> Tensor:
-    """v-prediction loss, weighted min(SNR + 1, gamma) / (SNR + 1), after Min-SNR (2303.09556, section 3.4).
+SCALES = {1: 1.0, 2: 2.0, 4: 4.0}
+"""How many cells wide the averages are that the loss looks at, and the weight of each."""
 
-    There the weight is min(SNR, gamma) / (SNR + 1), which teaches nothing at a zero terminal signal.
+
+def v_losses(predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, schedule: DDIMScheduler) -> Tensor:
+    """v-prediction losses (n,) of (n, 8, 16, 16), counted again averaged over 2x2 and 4x4 cells.
+
+    The minimum is the same, but what neighbouring cells have in common, the shape of things, is learned
+    before their detail (simple diffusion, 2301.11093, section 3.2).
     """
-    target = schedule.get_velocity(clean, noise, t)
-    snr = compute_snr(schedule, t)
-    weight = (snr + 1).clamp(max=gamma) / (snr + 1)
-    return (weight * (predicted.float() - target).square().mean((1, 2, 3))).mean()
+    error = predicted.float() - schedule.get_velocity(clean, noise, t)
+    return sum(  # type: ignore[return-value]
+        w * F.avg_pool2d(error, k).square().mean((1, 2, 3)) for k, w in SCALES.items()
+    )
 
 
-def timesteps(count: int, anywhere: float = 0.2) -> Tensor:
+class Level:
+    """What the loss usually is at each noise, so that no noise drowns the others (EDM2, 2312.02696, 2.2)."""
+
+    def __init__(self, bins: int = 20, decay: float = 0.98) -> None:
+        self.mean = torch.ones(bins)
+        self.decay = decay
+
+    def __call__(self, losses: Tensor, t: Tensor) -> Tensor:
+        """Mean of losses (n,) at timesteps (n,) in 0..999, each over the usual one of its bin."""
+        bins = t * len(self.mean) // 1000
+        usual = self.mean[bins]
+        for k, loss in zip(bins.tolist(), losses.detach(), strict=True):
+            self.mean[k] += (1 - self.decay) * (loss - self.mean[k])
+        return (losses / usual).mean()
+
+
+def timesteps(count: int, anywhere: float = 0.2, mean: float = 0.2) -> Tensor:
     """Timesteps, mostly where a picture takes shape: logit-normal (Esser et al. 2024, 3.1), some uniform."""
-    shaped = (1000 * torch.randn(count).sigmoid()).long().clamp(max=999)
+    shaped = (1000 * (mean + torch.randn(count)).sigmoid()).long().clamp(max=999)
     return torch.where(torch.rand(count) < anywhere, torch.randint(0, 1000, (count,)), shaped)
 
 
@@ -92,19 +111,28 @@ def train(
     batch: int = 48,
     lr: float = 1e-3,
     start: UNet2DConditionModel | None = None,
+    weights: np.ndarray | None = None,
 ) -> UNet2DConditionModel:
-    """latents float16 (n, 8, 16, 16); ids int (n, variants, length). The text encoder stands still."""
+    """latents float16 (n, 8, 16, 16); ids int (n, variants, length); weights (n,): how often each is seen.
+
+    The text encoder stands still.
+    """
     torch.manual_seed(5)
     model = (start or unet()).to(memory_format=torch.channels_last)
     model.set_attn_processor(AttnProcessor())  # on a CPU, the fused attention's backward is the slower one
     schedule = scheduler()
     n, variants = ids.shape[:2]
     text.requires_grad_(False).eval()
+    level = Level()
+    chance = (weights / weights.sum()).cumsum() if weights is not None else None
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((41, step))
         torch.manual_seed(step)
-        picks = torch.from_numpy(rng.integers(n, size=batch))
+        if chance is None:
+            picks = torch.from_numpy(rng.integers(n, size=batch))
+        else:
+            picks = torch.from_numpy(np.searchsorted(chance, rng.uniform(size=batch)).clip(max=n - 1))
         clean = latents[picks].float()
         words = ids[picks, torch.from_numpy(rng.integers(variants, size=batch))].long()
         noise = torch.randn_like(clean)
@@ -114,7 +142,7 @@ def train(
                 context = text(input_ids=words).last_hidden_state
             noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
             predicted = model(noisy, t, context).sample
-        return v_loss(predicted, clean, noise, t, schedule)
+        return level(v_losses(predicted, clean, noise, t, schedule), t)
 
     trained = budget.train(model, loss_of, minutes=minutes, lr=lr, checkpoint=cache / "unet.pt", decay=0.999)
     return trained  # type: ignore[return-value]

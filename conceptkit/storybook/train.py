@@ -98,7 +98,10 @@ def train_denoiser(minutes: float, cache: Path) -> None:
     if not store.exists():
         torch.save(autoencoder.encode(_vae(cache), data.pictures("base", PICTURES, cache)), store)
     latents = torch.load(store, weights_only=True)
-    model = denoiser.train(_text(cache), latents, torch.from_numpy(_ids(cache)), minutes, cache)
+    weights = data.weights("base", PICTURES, cache)
+    model = denoiser.train(
+        _text(cache), latents, torch.from_numpy(_ids(cache)), minutes, cache, weights=weights
+    )
     torch.save(model.state_dict(), cache / "unet-average.pt")
 
 
