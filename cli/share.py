@@ -112,10 +112,12 @@ def refusals(sentences: list[str]) -> None:
 
 
 def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
+    from conceptkit import orders
     from conceptkit.registry.store import Registry
 
+    ordered = orders.read(names)
     with Registry() as registry:
-        entries = [registry.get(name) for name in names]
+        entries = [registry.get(name) for name in ordered]
 
         from conceptkit import base as bases
         from conceptkit import merge as library
@@ -123,7 +125,7 @@ def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
         from conceptkit.formats import diffusers
 
         with bar("Exporting"):
-            if len(names) == 1:
+            if list(ordered.values()) == [1.0]:
                 what = read(registry, entries[0].ref)
             else:
                 loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
