@@ -23,6 +23,7 @@ from conceptkit.cli import (
     remotes,
     share,
     storybook,
+    tokens,
 )
 from conceptkit.cli.options import DEBUG, debug_option
 from conceptkit.errors import ConceptError
@@ -99,6 +100,7 @@ for command in (
     keys.keys,
     demo.demo,
     storybook.storybook,
+    tokens.tokens,
 ):
     main.add_command(command)
 

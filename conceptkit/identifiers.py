@@ -43,7 +43,7 @@ def candidates(pipe: Any, captions: Sequence[str], longest: int = LONGEST) -> li
     for entry, number in first.get_vocab().items():
         if not entry.endswith("</w>") or number in first.all_special_ids:
             continue
-        text = first.convert_tokens_to_string([entry]).strip()
+        text = first.decode([number]).strip()
         if not (0 < len(text) <= longest and text.isalpha() and text == text.lower()):
             continue
         ids = tuple(_one(tokenizer, text) for tokenizer in tokenizers)

@@ -123,6 +123,19 @@ SUDE = {"lora": 0.4, "unet": 0.4, "kv": 2.0, "keyed": 2.0}
 """The published w_s, which belong to the weight of the authors' code: DreamBooth's and Custom Diffusion's."""
 
 
+EARLY_STOP = {"validate": 20, "patience": 3}
+_ADAPTERS = {"keyed": "custom", "kv": "custom-diffusion", "lora": "dreambooth", "unet": "dreambooth-full"}
+"""The method whose numbers suit an adapter."""
+
+
+def of_adapter(method: str, adapter: str) -> dict[str, Any]:
+    """What to change of a method's recipe to learn with another adapter: its rank, rates and maps."""
+    if RECIPES[method].adapter == adapter:
+        return {}
+    suited = RECIPES[_ADAPTERS[adapter]]
+    return {name: getattr(suited, name) for name in ("adapter", "targets", "rank", "lr", "full_lr")}
+
+
 def recipe_for(
     method: str = DEFAULT,
     steps: int | None = None,

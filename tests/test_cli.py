@@ -59,7 +59,12 @@ def rooms(fake):
         progress(1, 2, "halfway")
         entry = registry.add(name, b"learned", SUMMARY, new_version=options["new_version"])
         return SimpleNamespace(
-            entry=entry, preview=picture, seconds=61.7, bytes=7, notices=["These look like photographs."]
+            entry=entry,
+            preview=picture,
+            seconds=61.7,
+            bytes=7,
+            notices=["These look like photographs."],
+            curve=None,
         )
 
     def pipe(prompt, *, generator, callback_on_step_end, **options):
@@ -202,6 +207,12 @@ def test_add(rooms, tmp_path):
         "seed": 0,
         "steps": 9,
         "rank": None,
+        "method": "custom",
+        "kind": "subject",
+        "changes": {},
+        "masks": None,
+        "prior_photos": None,
+        "resume": False,
     }
     assert "Learned my_dog@1 in 62 s; it takes 0.0 kB." in result.stdout
     assert "Note: These look like photographs." in result.stderr

@@ -106,7 +106,7 @@ def test_what_cannot_be_learned_is_refused_in_one_sentence(pico, folder, registr
 
 def test_a_taken_name_is_refused_before_anything_is_learned(pico, folder, registry, monkeypatch):
     registry.add("my_dog", b"bytes", {})
-    monkeypatch.setattr("conceptkit.learn.learn", lambda *a, **k: pytest.fail("learned in vain"))
+    monkeypatch.setattr("conceptkit.learn.learn_together", lambda *a, **k: pytest.fail("learned in vain"))
     with pytest.raises(NameTaken):
         add("my_dog", folder, base=pico, registry=registry)
 
@@ -129,7 +129,7 @@ def test_an_interruption_leaves_nothing_behind(pico, folder, registry, phase):
 @pytest.mark.parametrize("part", ["preview", "learn"])
 def test_a_failure_leaves_nothing_behind(pico, folder, registry, monkeypatch, part):
     before = tiny.snapshot(pico.pipe)
-    name = {"preview": "conceptkit.learn.preview", "learn": "conceptkit.learn.losses.masked_mse"}[part]
+    name = {"preview": "conceptkit.learn.preview", "learn": "conceptkit.learn.lesson.losses.masked_mse"}[part]
 
     def broken(*args, **more):
         raise RuntimeError("out of memory")

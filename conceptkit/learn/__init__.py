@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,12 @@ from conceptkit import base as bases
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
 from conceptkit.errors import BadRecipe
-from conceptkit.learn.loop import learn
-from conceptkit.recipes import DEFAULT, recipe_for
+from conceptkit.learn import crew, priors, sidecars, validation
+from conceptkit.learn.checkpoints import Keeper, path_for
+from conceptkit.learn.loop import Outcome, learn, learn_together
+from conceptkit.learn.nouns import noun_of
+from conceptkit.learn.subjects import Subject
+from conceptkit.recipes import DEFAULT, Recipe, recipe_for
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,16 +29,22 @@ if TYPE_CHECKING:
     from conceptkit.concept import Concept
     from conceptkit.registry.store import Entry, Registry
 
-__all__ = ["Learned", "add", "learn", "recipe_for"]
+__all__ = ["Learned", "add", "add_together", "learn", "recipe_for"]
 
 PREVIEWS = 4
 FAMILIAR = 0.5
 """Where the storybook's judge is less sure than this of any class, photos are not of its world."""
 
+Photos = Sequence[Path | str] | Path | str
+Progress = Callable[[int, int, str], None]
+
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What `add` brings back: the registry's entry, the concept, a preview, and what a user should know."""
+    """What `add` brings back: the registry's entry, the concept, a preview, and what a user should know.
+
+    curve: the validation loss as a picture, where there was one.
+    """
 
     entry: Entry
     concept: Concept
@@ -41,11 +52,12 @@ class Learned:
     seconds: float
     bytes: int
     notices: list[str]
+    curve: Image.Image | None = None
 
 
 def add(
     name: str,
-    photos: Sequence[Path | str] | Path | str,
+    photos: Photos,
     *,
     noun: str | None = None,
     base: str | bases.Base = bases.STORYBOOK,
@@ -55,41 +67,173 @@ def add(
     steps: int | None = None,
     rank: int | None = None,
     method: str = DEFAULT,
-    progress: Callable[[int, int, str], None] | None = None,
+    kind: str = "subject",
+    changes: Mapping[str, Any] | None = None,
+    masks: Path | str | None = None,
+    prior_photos: Photos | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> Learned:
     """Learn a subject from photos and store it under `name`.
 
-    Without `noun` the name or the photos' folder suggests one. Raises BadName, NameTaken, BadPhotos, BadBase
-    or BadRecipe before anything is learned; whatever is raised, no concept is stored.
+    Without `noun` the name or the photos' folder suggests one; a kind "style" has none.
+    changes: fields of the recipe. masks: a folder of pictures, white where the subject is.
+    prior_photos: pictures of the class to hold on to, instead of what the base draws.
+    resume: go on with learning that was stopped.
+
+    Raises BadName, NameTaken, BadPhotos, BadBase or BadRecipe before anything is learned; whatever is raised,
+    no concept is stored.
     """
+    (learned,) = _add(
+        {name: photos},
+        {} if noun is None else {name: noun},
+        None,
+        recipe_for(method, steps, rank, changes),
+        base=base,
+        registry=registry,
+        new_version=new_version,
+        seed=seed,
+        kind=kind,
+        masks=masks,
+        prior_photos=prior_photos,
+        resume=resume,
+        progress=progress,
+    )
+    return learned
+
+
+def add_together(
+    photos: Mapping[str, Photos],
+    *,
+    nouns: Mapping[str, str] | None = None,
+    name: str | None = None,
+    base: str | bases.Base = bases.STORYBOOK,
+    registry: Registry | None = None,
+    new_version: bool = False,
+    seed: int = 0,
+    steps: int | None = None,
+    rank: int | None = None,
+    method: str = DEFAULT,
+    changes: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> list[Learned]:
+    """Learn several subjects in one run (joint training, Custom Diffusion, 2212.04488, section 3.3).
+
+    photos, nouns: by the subjects' names. Each is stored as a concept of its own, and all of them as one
+    under `name`, by default their names joined by hyphens; that one comes last. Raises what `add` raises.
+    """
+    if len(photos) < 2:
+        raise BadRecipe(f"Learning together takes two or more things, not {len(photos)}; add one with add")
+    if unknown := sorted(set(nouns or {}) - set(photos)):
+        raise BadRecipe(f"A class was given for {unknown[0]}, which is not learned here; check the name")
+    return _add(
+        photos,
+        dict(nouns or {}),
+        name or "-".join(photos)[:64],
+        recipe_for(method, steps, rank, changes),
+        base=base,
+        registry=registry,
+        new_version=new_version,
+        seed=seed,
+        kind="subject",
+        masks=None,
+        prior_photos=None,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def _add(
+    photos: Mapping[str, Photos],
+    nouns: Mapping[str, str],
+    joint: str | None,
+    recipe: Recipe,
+    *,
+    base: str | bases.Base,
+    registry: Registry | None,
+    new_version: bool,
+    seed: int,
+    kind: str,
+    masks: Path | str | None,
+    prior_photos: Photos | None,
+    resume: bool,
+    progress: Progress | None,
+) -> list[Learned]:
+    """What `add` and `add_together` have in common: each subject as it was learned, the joint one last."""
     from conceptkit.registry.store import Registry
 
     begun = time.monotonic()
     registry = registry or Registry()
-    registry.check_free(name, new_version=new_version)
-    recipe = recipe_for(method, steps, rank)
-    shown = pictures.read(photos)
+    for name in (*photos, joint) if joint else photos:
+        registry.check_free(name, new_version=new_version)
+    shown = {name: pictures.read(where) for name, where in photos.items()}
     loaded = bases.load(base) if isinstance(base, str) else base
     notices: list[str] = []
-    noun = _noun(name, noun, photos, loaded, notices)
-    notices += _faint(loaded, shown)
-    concept = learn(loaded, shown, name, noun, recipe, seed=seed, registry=registry, tick=progress or _silent)
-    sheet = preview(loaded, concept, seed)
-    data = concept.to_bytes()
-    entry = registry.add(name, data, concept.summary(), new_version=new_version)
-    png = io.BytesIO()
-    sheet.save(png, format="PNG")
-    registry.set_preview(name, entry.version, png.getvalue())
-    return Learned(entry, concept, sheet, time.monotonic() - begun, len(data), notices)
+    subjects = []
+    for name, where in photos.items():
+        noun = nouns.get(name)
+        if kind != "style":
+            noun = noun_of(name, noun, where, loaded, notices)
+        told, cut = sidecars.captions(where, shown[name]), sidecars.masks(masks, shown[name])
+        subjects.append(Subject(name, noun, shown[name], kind, told, cut))
+        notices += _faint(loaded, shown[name])
+    prior = _prior(loaded, subjects[0], prior_photos)
+    keeper = Keeper(
+        path_for(registry.home, joint or next(iter(photos))), _about(loaded, subjects, recipe, seed)
+    )
+    if prior is not None:
+        keeper.about = {**keeper.about, "prior_photos": hashlib.sha256(prior.to_bytes()).hexdigest()}
+    if resume:
+        keeper.resume()
+    outcome = learn_together(
+        loaded,
+        subjects,
+        recipe,
+        name=joint,
+        seed=seed,
+        registry=registry,
+        tick=progress or _silent,
+        prior=prior,
+        keeper=keeper,
+    )
+    made = [*outcome.parts, outcome.whole] if joint else [outcome.whole]
+    curve = _curve(outcome)
+    learned = []
+    for concept in made:
+        sheet = preview(loaded, concept, seed)
+        entry = _store(registry, concept, sheet, new_version)
+        seconds = time.monotonic() - begun
+        size = len(concept.to_bytes())
+        learned.append(Learned(entry, concept, sheet, seconds, size, [*notices, *keeper.notices], curve))
+    if crew.find().first:
+        keeper.drop()
+    return learned
+
+
+def _store(registry: Registry, concept: Concept, sheet: Image.Image, new_version: bool) -> Entry:
+    """The concept's entry; of several processes the first one stores it."""
+    here = crew.find()
+    with here.in_turn():
+        if not here.first:
+            return registry.get(concept.name)
+        entry = registry.add(concept.name, concept.to_bytes(), concept.summary(), new_version=new_version)
+        png = io.BytesIO()
+        sheet.save(png, format="PNG")
+        registry.set_preview(concept.name, entry.version, png.getvalue())
+        return entry
 
 
 def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:
     """A row of pictures of the concept alone."""
     from conceptkit.images import grid
 
+    prompt = f"photo of a {' next to a '.join(concept.words)}"
+    if concept.kind == "style":
+        prompt = f"a picture in the style of {concept.name}"
     with attach(base.pipe, concept):
         drawn = base.pipe(
-            [f"photo of a {concept.name}"] * PREVIEWS,
+            [prompt] * PREVIEWS,
             num_inference_steps=25,
             guidance_scale=base.guidance,
             generator=[torch.Generator("cpu").manual_seed(seed + k) for k in range(PREVIEWS)],
@@ -97,40 +241,38 @@ def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:
     return grid(drawn, columns=PREVIEWS)
 
 
-def _noun(name: str, noun: str | None, photos: Any, base: bases.Base, notices: list[str]) -> str:
-    known = _nouns(base)
-    if noun is None:
-        folder = next((Path(p) for p in ([photos] if isinstance(photos, str | Path) else photos)), None)
-        where = folder if folder is None or folder.is_dir() else folder.parent
-        noun = pictures.suggest_noun(name, where, known or COMMON_NOUNS)
-        if noun is None:
-            listed = f": {', '.join(known)}" if known else ""
-            raise BadRecipe(
-                f"Neither {name!r} nor its folder says what kind of thing it is; give --class NOUN{listed}"
-            )
-        notices.append(f"{name} was taken to be a {noun}; give --class NOUN if it is something else.")
-    if known and noun not in known:
+def _prior(base: bases.Base, subject: Subject, photos: Photos | None) -> priors.PriorSet | None:
+    if photos is None:
+        return None
+    if subject.noun is None:
         raise BadRecipe(
-            f"The base {base.name} does not know the class {noun!r}; choose one of {', '.join(known)}"
+            f"{subject.name} has no class that pictures could hold on to; leave --prior-photos out"
         )
-    return noun
+    shown = pictures.read(photos)
+    return priors.of_photos(base, shown, subject.noun, sidecars.captions(photos, shown))
 
 
-def _nouns(base: bases.Base) -> tuple[str, ...]:
-    """The nouns of the storybook; a real base knows more than can be listed."""
-    if base.name != bases.STORYBOOK:
-        return ()
-    from conceptkit import storybook
+def _about(base: bases.Base, subjects: Sequence[Subject], recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What a checkpoint must agree on to be gone on with."""
+    beside = repr(
+        [(s.captions, [m and hashlib.sha256(m.tobytes()).hexdigest() for m in s.masks]) for s in subjects]
+    )
+    return {
+        "name": " + ".join(s.name for s in subjects),
+        "kind": subjects[0].kind,
+        "class": " + ".join(str(s.noun) for s in subjects),
+        "photos": " + ".join(s.photos.digest[:16] for s in subjects),
+        "captions and masks": hashlib.sha256(beside.encode()).hexdigest()[:16],
+        "base": base.fingerprint.exact,
+        "seed": seed,
+        "recipe": recipe.to_json(),
+    }
 
-    return storybook.nouns()
 
-
-_COMMON = """
-    dog cat bird horse fish rabbit bear duck car bike boat house gate chair table lamp teapot cup bowl vase
-    candle clock flower tree plant toy doll robot backpack bag shoe boot sneaker hat glasses sunglasses shirt
-    watch camera guitar person man woman boy girl face baby can bottle book statue castle bridge
-"""
-COMMON_NOUNS = tuple(_COMMON.split())
+def _curve(outcome: Outcome) -> Image.Image | None:
+    if not outcome.curve:
+        return None
+    return validation.picture(outcome.curve, outcome.kept, f"{outcome.whole.name}: validation loss")
 
 
 def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:

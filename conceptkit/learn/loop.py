@@ -305,7 +305,7 @@ def _learn_look(
             more=_penalty(taught, concepts, look, shape),
             tick=tick,
             before=recipe.token_steps,
-            kept={f"token.{k}": row for k, row in enumerate(tokens.rows)},
+            kept={f"token.{k}": row.detach().clone() for k, row in enumerate(tokens.rows)},
         )
         _run(taught, stage, keeper, watch)
         delta, learned = look.read(), tokens.read()
