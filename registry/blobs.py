@@ -21,8 +21,15 @@ FEW = 8
 
 
 def place(folder: Path, digest: str) -> Path:
-    """The file of `digest` (64 hex characters) under `folder`, whether it exists or not."""
+    """The file of `digest` under `folder`, whether it exists or not; BadBlob unless it is 64 hex digits."""
+    if not valid(digest):
+        raise BadBlob(f"{digest!r:.80} is not the name of a stored file: `conceptkit verify` looks for more.")
     return folder / digest[:2] / digest[2:]
+
+
+def valid(digest: object) -> bool:
+    """Whether this is a sha256 in lower-case hex, and so never a way out of the folder."""
+    return isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
 def put(folder: Path, data: bytes) -> str:
@@ -107,7 +114,7 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
         if len(parent.name) == 2 and parent.is_dir():
             for file in parent.iterdir():
                 digest = parent.name + file.name
-                if len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
+                if valid(digest):
                     yield digest, file
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from conceptkit.errors import ConceptError
 from conceptkit.registry import headers
 
 COLUMNS = "v.name, v.version, v.hash, v.bytes, v.created, v.summary, v.preview"
@@ -55,9 +56,17 @@ class New:
 
 
 def from_row(row: Sequence[Any]) -> Entry:
-    """The entry in a row of COLUMNS."""
+    """The entry in a row of COLUMNS. Raises ConceptError when the row is damaged."""
     name, version, digest, size, created, summary, preview = row
-    return Entry(name, version, digest, size, created, json.loads(summary), preview)
+    try:
+        about = json.loads(summary)
+        if not (isinstance(about, dict) and isinstance(name, str) and isinstance(created, str)):
+            raise ValueError("it is no entry")
+        return Entry(name, int(version), str(digest), int(size), created, about, preview)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConceptError(
+            f"The index is damaged (in its row of {name!r:.80}): make it anew with `conceptkit rebuild`."
+        ) from error
 
 
 def now() -> str:

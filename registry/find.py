@@ -52,7 +52,7 @@ _CONDITIONS = {
     "noun": "v.noun = ?",
     "method": "v.method = ?",
     "tag": "n.id in (select name_id from tags where tag = ?)",
-    "favourite": "n.favourite",
+    "favourite": "n.id in (select id from names where favourite)",
     "larger": "v.bytes >= ?",
     "smaller": "v.bytes <= ?",
     "since": "v.created >= ?",
@@ -67,10 +67,14 @@ def page(
 ) -> list[Entry]:
     """Current versions by name: the first `limit`, or those that follow the name `after`; None is all."""
     condition, values = filters.sql()
+    # the table whose index has both what is asked for and the order
+    t = "v" if filters.base or filters.noun or filters.method else "n"
     if after is not None:
-        condition += " and (n.name collate nocase, n.name) > (?, ?)"
-        values += [after, after]
-    query = f"select {COLUMNS} from {HEADS} where {condition} order by n.name collate nocase, n.name limit ?"
+        condition += f" and {t}.name collate nocase >= ? and ({t}.name collate nocase, {t}.name) > (?, ?)"
+        values += [after, after, after]
+    query = (
+        f"select {COLUMNS} from {HEADS} where {condition} order by {t}.name collate nocase, {t}.name limit ?"
+    )
     return [from_row(row) for row in registry.index.query(query, [*values, -1 if limit is None else limit])]
 
 

@@ -82,7 +82,9 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
         orphans += digest not in needed and not registry.index.query(NAMED, [digest] * 4)
         tick(done, len(there))
     for digest in needed.keys() - there.keys():
-        if registry.index.query(NAMED, [digest] * 4) and blobs.size(registry.blobs, digest) is None:
+        if not blobs.valid(digest):
+            problems.append(f"{needed[digest]} is said to be in {digest!r:.80}, which is no stored file.")
+        elif registry.index.query(NAMED, [digest] * 4) and blobs.size(registry.blobs, digest) is None:
             problems.append(
                 f"{needed[digest]} is missing: there is no {blobs.place(registry.blobs, digest)}."
             )
@@ -102,7 +104,7 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
         for start in range(0, len(digests), SLICE):
             registry.drop_unused(*digests[start : start + SLICE])
         with registry.index.writing() as conn, troubles.told(registry.home):
-            conn.execute("insert into texts_fts (texts_fts) values ('optimize')")
+            conn.execute("insert into texts_fts (texts_fts, rank) values ('merge', 500)")
             for file in blobs.abandoned(registry.blobs / "incoming"):
                 file.unlink(missing_ok=True)
     return Garbage(len(found), sum(sizes.values()), concepts, len(unfinished), delete)

@@ -236,7 +236,7 @@ class Registry:
     def drop_unused(self, *digests: str | None) -> int:
         """Delete those bytes that no row names, and count them; under the lock, so that nobody begins to."""
         count = 0
-        if wanted := {digest for digest in digests if digest}:
+        if wanted := {digest for digest in digests if digest and blobs.valid(digest)}:
             with self.index.writing():
                 for digest in wanted:
                     if not self.index.query(NAMED, [digest] * 4):

@@ -52,6 +52,7 @@ def damaged(error: BaseException) -> bool:
         "no such column",
         "corrupt",
         "unsupported file format",
+        "decode",
     )
     return isinstance(error, sqlite3.Error) and any(word in str(error) for word in said)
 

@@ -146,11 +146,12 @@ def test_pages_are_the_list(registry):
     wanted = [f"{letter}{i}" for letter in "aBbC" for i in range(7)]
     random.Random(0).shuffle(wanted)
     registry.add_many([New(name, name.encode(), DOG) for name in wanted])
-    leafed, after = [], None
-    while page := find.page(registry, after=after, limit=5):
-        leafed += page
-        after = page[-1].name
-    assert leafed == registry.list() == find.page(registry, limit=None)
+    for filters in (Filters(), Filters(noun="dog"), Filters(base="storybook", method="custom")):
+        leafed, after = [], None
+        while page := find.page(registry, filters, after=after, limit=5):
+            leafed += page
+            after = page[-1].name
+        assert leafed == registry.list() == find.page(registry, limit=None)
 
 
 # near names

@@ -299,6 +299,29 @@ def test_a_readable_index_keeps_its_rows_and_gets_its_search_back(stocked):
     assert [entry.name for entry in find.search(stocked, "pets")] == ["my_dog"]
 
 
+def test_an_index_from_elsewhere_names_no_file_outside(stocked, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("keep me")
+    path = "../" * 20 + str(victim)[1:]
+    stocked.index.conn.execute("update versions set hash = ?, preview = ? where name = 'both'", [path, path])
+    with pytest.raises(BadBlob):
+        stocked.read("both")
+    assert any("no stored file" in problem for problem in keep.verify(stocked).problems)
+    keep.gc(stocked, delete=True)
+    stocked.remove("both")
+    assert victim.read_text() == "keep me"
+
+
+def test_a_damaged_row_is_one_sentence(stocked):
+    for harm in ("summary = '{'", "summary = '[]'", "version = 'x'", "name = x'ff'", "created = x'ff'"):
+        stocked.index.conn.execute("savepoint s")
+        stocked.index.conn.execute(f"update versions set {harm} where name = 'both'")
+        with pytest.raises(ConceptError):
+            stocked.list()
+            stocked.get("both")
+        stocked.index.conn.execute("rollback to s")
+
+
 # headers
 
 
