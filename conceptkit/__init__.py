@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from conceptkit.errors import ConceptError
     from conceptkit.formats.diffusers import export
     from conceptkit.learn import add
-    from conceptkit.merge import Merge, compose
+    from conceptkit.merge import Merge, compose, rebuild
     from conceptkit.registry.store import Entry, Registry
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "compose",
     "export",
     "learn",
+    "rebuild",
     "storybook",
 ]
 
@@ -60,6 +61,7 @@ _ROOM_OF = {
     "attach": "conceptkit.attach",
     "compose": "conceptkit.merge",
     "export": "conceptkit.formats.diffusers",
+    "rebuild": "conceptkit.merge",
 }
 _ROOMS = {"learn", "storybook"}
 

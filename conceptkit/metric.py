@@ -33,8 +33,8 @@ FORMAT = 2
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Some held-out captions one by one: the features of their words (m, d), of which caption each is (m,), and
-    ||W0 Y|| of each caption."""
+    """Some held-out captions one by one: the features of their words (m, d), whose each is (m,), and ||W0 Y||
+    of each caption."""
 
     texts: tuple[str, ...]
     rows: Tensor
