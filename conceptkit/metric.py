@@ -33,7 +33,7 @@ FORMAT = 2
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Some held-out captions one by one: the features of their words (m, d), whose each is (m,), and ||W0 Y||
+    """Some held-out captions one by one: features of their words (m, d), the caption of each (m,), and ||W0 Y||
     of each caption."""
 
     texts: tuple[str, ...]
