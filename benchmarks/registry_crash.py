@@ -18,128 +18,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from conceptkit.registry import blobs, history, index, keep, labels, paths, places, share, sync
-from conceptkit.registry.remote import Remote
-from conceptkit.registry.store import New, Registry
-from tests.blobs import PNG, blob
+from benchmarks.registry_operations import OPERATIONS, Operation, Seen
+from conceptkit.registry import blobs, index, paths
+from conceptkit.registry.store import Registry
 
-DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
 CALLS = ("write", "fsync", "replace", "rename", "unlink", "mkdir")
 """Functions of os that change a disk."""
 
 BEGUN, COMMITTING, ACKNOWLEDGED = 1, 2, 3
-
-
-class Seen(NamedTuple):
-    """What a home holds, as others see it: (ref, sha256) of all versions, the refs that names point at."""
-
-    versions: frozenset[tuple[str, str]]
-    heads: frozenset[str]
-
-
-def see(home: Path) -> Seen:
-    """Also proves that all of it loads and that `verify` is clean."""
-    with Registry(home) as registry:
-        heads = registry.list()
-        versions = [entry for head in heads for entry in registry.versions(head.name)]
-        for entry in versions:
-            registry.read(entry)
-        if problems := keep.verify(registry).problems:
-            raise AssertionError(problems)
-        return Seen(frozenset((e.ref, e.hash) for e in versions), frozenset(e.ref for e in heads))
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One row: `prepare` a home, then `act` on it in a process that is killed; `see` says what is visible."""
-
-    name: str
-    prepare: Callable[[Path], None]
-    act: Callable[[Registry], object]
-    see: Callable[[Path], Any] = see
-    commits: str = "commit"  # the step that may make it visible
-
-
-def stock(home: Path) -> None:
-    """Two concepts and their older versions."""
-    with Registry(home) as registry:
-        for name in ("my_dog", "moongate"):
-            for data in (b"old", b"new"):
-                registry.add(name, name.encode() + data * 1000, DOG, new_version=True)
-
-
-def litter(home: Path) -> None:
-    """Concepts, and many blobs that nothing names."""
-    stock(home)
-    blobs.put_many(home / "blobs", [b"nobody's %d" % i for i in range(30)])
-
-
-def bundled(home: Path) -> None:
-    """Concepts, and a bundle with more of them, one of a name that is here already."""
-    stock(home)
-    with tempfile.TemporaryDirectory() as folder, Registry(folder) as other:
-        for name in ("my_dog", "teapot"):
-            other.add(name, blob(name), DOG)
-            other.set_preview(name, 1, PNG)
-            labels.tag(other, name, ["teal"])
-        share.export(other, share.chosen(other, ["my_dog", "teapot"]), home / "ours.bundle")
-
-
-def unsent(home: Path) -> None:
-    """A concept that is not at the remote yet."""
-    with Registry(home) as registry:
-        registry.add("my_dog", blob("my_dog"), DOG)
-        registry.set_preview("my_dog", 1, PNG)
-
-
-def push(registry: Registry) -> None:
-    place = registry.home / "remote"
-    with Remote("team", places.parse(str(place))) as remote:
-        remote.prepare()
-        sync.push(registry, remote)
-
-
-def see_remote(home: Path) -> tuple[Seen, Seen]:
-    """What is here, and what others get from the remote; also proves that pushing again goes on."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if (home / "remote").exists():
-            shutil.copytree(home / "remote", folder / "remote")
-        with Registry(home) as registry, Remote("team", places.parse(name + "/remote")) as remote:
-            remote.prepare()
-            with Registry(folder / "reader") as reader:
-                if refused := sync.pull(reader, remote).refused:
-                    raise AssertionError(refused)
-            visible = see(folder / "reader")
-            sync.push(registry, remote)
-            with Registry(folder / "reader") as reader:
-                sync.pull(reader, remote)
-                if {head.hash for head in reader.list()} != {head.hash for head in registry.list()}:
-                    raise AssertionError("a push that was killed cannot be gone on with")
-    return see(home), visible
-
-
-MERGE = {"kind": "merge", "parents": ["my_dog@2", "moongate@1"], "method": "constrained"}
-BATCH = [New(f"c{i}", b"concept %d" % i * 99, DOG) for i in range(20)]
-
-OPERATIONS = {
-    row.name: row
-    for row in (
-        Operation("first add", lambda home: None, lambda r: r.add("first", b"first" * 60_000, DOG)),
-        Operation("add", stock, lambda r: r.add("my_dog", b"third" * 60_000, DOG, new_version=True)),
-        Operation("merge", stock, lambda r: r.add("both", b"merged" * 50_000, MERGE)),
-        Operation("batch", stock, lambda r: r.add_many(BATCH)),
-        Operation("rm", stock, lambda r: r.remove("my_dog")),
-        Operation("rename", stock, lambda r: history.rename(r, "my_dog", "rex")),
-        Operation("rollback", stock, lambda r: history.rollback(r, "my_dog")),
-        Operation("gc", litter, lambda r: keep.gc(r, delete=True)),
-        Operation("import", bundled, lambda r: share.import_file(r, r.home / "ours.bundle")),
-        Operation("push", unsent, push, see_remote, commits="rename"),
-    )
-}
-"""What can be killed; rows are added here."""
 
 
 @dataclass(frozen=True)

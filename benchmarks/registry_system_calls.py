@@ -16,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import registry_crash
-from benchmarks.registry_crash import OPERATIONS, Hit, Operation
+from benchmarks.registry_crash import Hit
+from benchmarks.registry_operations import OPERATIONS, Operation
 
 CALLS = ("write", "pwrite64", "fsync", "fdatasync", "syncfs", "rename", "ftruncate", "unlink", "mkdir")
 WORKER = "import sys; from benchmarks.registry_system_calls import worker; worker(*sys.argv[1:])"

@@ -110,7 +110,7 @@ def intact(target: Path, digest: str) -> bool:
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """(digest, file) of every blob, in no order; what is not named like a blob is left out."""
-    for parent in folder.iterdir():
+    for parent in folder.iterdir() if folder.is_dir() else ():
         if len(parent.name) == 2 and parent.is_dir():
             for file in parent.iterdir():
                 digest = parent.name + file.name

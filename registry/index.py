@@ -9,7 +9,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,6 +131,15 @@ class Index:
             if count:
                 setattr(self, count, getattr(self, count) + 1)
             time.sleep(random.uniform(0.0005, 0.005))
+
+
+def has_index(home: Path) -> bool:
+    """Whether there is an index file, or a log of one, with anything in it."""
+    sizes = []
+    for file in home.glob("index.db*"):
+        with suppress(FileNotFoundError):  # a log goes when its last reader goes
+            sizes.append(file.stat().st_size)
+    return any(sizes)
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:

@@ -6,7 +6,7 @@ no row names; whoever is about to name one looks, under the same lock, whether i
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
 from conceptkit.registry import blobs, headers, paths, troubles
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, New, from_row, insert, now, record, refresh
-from conceptkit.registry.index import PATIENCE, Index
+from conceptkit.registry.index import PATIENCE, Index, has_index
 from conceptkit.registry.names import check_name, split_version, unknown
 
 __all__ = ["PATIENCE", "Entries", "Entry", "New", "Registry"]
@@ -33,7 +33,7 @@ class Registry:
         self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
         with troubles.told(self.home):
-            if any(_files(self.blobs)) and not any(map(_size, self.home.glob("index.db*"))):
+            if any(blobs.walk(self.blobs)) and not has_index(self.home):
                 raise ConceptError(
                     f"The index of {self.home} is gone and its concepts are still there: "
                     "bring them back with `conceptkit rebuild`."
@@ -277,17 +277,6 @@ _ID = "(select id from versions where name = ? and version = ?)"
 
 def _datas(new: New) -> list[bytes]:
     return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes))]
-
-
-def _files(folder: Path) -> Iterator[str]:
-    return (digest for digest, _ in blobs.walk(folder)) if folder.is_dir() else iter(())
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _taken(newest: Entry) -> NameTaken:
