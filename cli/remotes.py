@@ -1,5 +1,7 @@
 """`conceptkit remote`, `push`, `pull` and `sync`: places to share concepts at."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from conceptkit.cli.concepts import echo_table
@@ -7,6 +9,10 @@ from conceptkit.cli.options import debug_option, echo_json, json_option
 from conceptkit.cli.progress import bar
 from conceptkit.cli.share import refusals
 from conceptkit.errors import ConceptError
+
+if TYPE_CHECKING:
+    from conceptkit.registry.parcels import Arrival
+    from conceptkit.registry.sync import Sent
 
 
 @click.group()
@@ -140,7 +146,9 @@ def _exchange(name: str, names: tuple[str, ...], as_json: bool, *, pull: bool, p
     from conceptkit.registry.remotes import find
     from conceptkit.registry.store import Registry
 
-    arrivals, sent, refused = [], [], []
+    arrivals: list[Arrival] = []
+    sent: list[Sent] = []
+    refused: list[str] = []
     with Registry() as registry, Remote(name, find(registry.home, name)) as remote:
         if pull:
             with bar("Pulling") as tick:

@@ -1,7 +1,6 @@
 """Concepts to a file, and from files: bundles of several, and single ones as they are stored."""
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,8 @@ def chosen(
     found: dict[tuple[str, int], Entry] = {}
     for name in names:
         entry = registry.get(name)
-        heads_last = [other for other in registry.versions(entry.name) if other != entry] if every else []
-        for one in [*(heads_last if "@" not in name else []), entry]:
+        others = [other for other in registry.versions(entry.name) if other != entry] if every else []
+        for one in [*(others if "@" not in name else []), entry]:
             found[one.name, one.version] = one
         if parents:
             for ref in _ancestors(lineage.tree(registry, entry.ref)):
@@ -161,7 +160,9 @@ def from_bytes(data: bytes, home: Path) -> list[Parcel]:
 def _unpacked(concepts: list[Any], blobs: dict[str, bytes]) -> list[Parcel]:
     """The parcels of a manifest, which must use every blob of its bundle and name no concept twice."""
     try:
-        found, used, names = [], set(), set()
+        found: list[Parcel] = []
+        used: set[str] = set()
+        names: set[str] = set()
         for concept in concepts:
             if set(concept) != {"name", "tags", "notes", "versions"} or concept["name"] in names:
                 raise ValueError
@@ -192,7 +193,7 @@ def _regular(file: Path) -> BinaryIO:
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "is not a file" if file.exists() else "does not exist"
         raise ConceptError(f"{file} {kind}: name a bundle or a concept.")
-    return open(file, "rb", buffering=0 if os.name == "nt" else -1)
+    return file.open("rb")
 
 
 def _ancestors(node: lineage.Node) -> Iterator[str]:

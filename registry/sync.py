@@ -83,7 +83,8 @@ def push(
     else:
         listed = list(remote.all_records().values())
     there = {file for found in listed for file in found}
-    sent, refused = [], []
+    sent: list[Sent] = []
+    refused: list[str] = []
     for number, entry in enumerate(entries, 1):
         try:
             sent.append(Sent(entry, _push(registry, remote, entry, there)))
@@ -107,7 +108,8 @@ def pull(
     for name, found in listed.items():
         if not found and names:
             raise UnknownConcept(f"The remote {remote.name!r} has no concept named {name[:80]!r}.")
-    arrivals, refused = [], []
+    arrivals: list[Arrival] = []
+    refused: list[str] = []
     for number, (name, found) in enumerate(sorted(listed.items()), 1):
         try:
             arrivals += _fetch_name(registry, remote, name, found)
