@@ -143,7 +143,10 @@ def watch(home: Path) -> list[str]:
                 isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             )
             paths = [path] if written else []
-        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"):
+        elif event in ("os.remove", "os.rmdir"):
+            path, folder = arguments
+            paths = [path if folder in (None, -1) else f"{os.readlink(f'/proc/self/fd/{folder}')}/{path}"]
+        elif event in ("os.mkdir", "os.truncate", "os.chmod"):
             paths = [arguments[0]]
         elif event in ("os.rename", "os.link", "os.symlink", "shutil.move"):
             paths = list(arguments[:2])

@@ -1,6 +1,7 @@
 """What disks and SQLite say, as one sentence each with the next thing to do."""
 
 import errno
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,14 @@ def told(home: Path) -> Iterator[None]:
     """Errors of the system and of SQLite inside leave as ConceptError; all others as they are."""
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         raise ConceptError(sentence(error, home)) from error
 
 
-def sentence(error: OSError | sqlite3.Error, home: Path) -> str:
+def sentence(error: OSError | sqlite3.Error | UnicodeDecodeError, home: Path) -> str:
     """One sentence about `error` in the registry at `home`."""
-    text, number = str(error), getattr(error, "errno", None)
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error))[:200]  # SQLite may quote what is damaged
+    number = getattr(error, "errno", None)
     if number in FULL or "is full" in text:
         return f"The disk with {home} is full, and nothing was stored: free some room and try again."
     if number in READ_ONLY or "readonly" in text:
@@ -54,6 +56,8 @@ def damaged(error: BaseException) -> bool:
         "unsupported file format",
         "decode",
     )
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes names of tables in what it says
+        return True
     return isinstance(error, sqlite3.Error) and any(word in str(error) for word in said)
 
 
