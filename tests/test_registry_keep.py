@@ -250,6 +250,19 @@ def test_only_whole_backups_are_restored(stocked, tmp_path):
     assert contents(stocked) == before and not (stocked.home / "backups").exists()
 
 
+def test_a_backup_takes_the_place_of_a_damaged_index(home, stocked, tmp_path):
+    before = contents(stocked)
+    file = backup.backup(stocked, tmp_path / "index.db")
+    stocked.close()
+    for left in home.glob("index.db*"):
+        left.unlink()
+    (home / "index.db").write_bytes(b"garbage" * 9999)
+    assert "kept as" in run("restore", file)
+    assert (home / "backups" / "before-restore.db").read_bytes() == b"garbage" * 9999
+    with Registry(home) as registry:
+        assert contents(registry) == before and not keep.verify(registry).problems
+
+
 @pytest.mark.parametrize("loss", ["gone", "garbage", "empty"])
 def test_a_lost_index_is_rebuilt_from_the_headers(home, stocked, loss):
     heads = {entry.name: entry.hash for entry in stocked.list()}
