@@ -140,6 +140,8 @@ def refresh(conn: sqlite3.Connection, number: int | None) -> None:
             from {HEADS} where n.id = ?""",
         [number],
     ).fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError("malformed rows: a name points at no version")
     name, noun, captions, tags, notes, parents = row
     texts = [name, noun or parents or "", tags or "", captions or "", notes or ""]
     known = conn.execute(
