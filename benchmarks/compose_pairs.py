@@ -121,7 +121,7 @@ def score_pair(
         places = [f"{a.name}=left", f"{b.name}=right"] if placed else []
         with attach(base.pipe, a.name, b.name, registry=registry, regions=places, **options) as attachment:
             pictures = scorer.pictures(a.name, b.name)
-            kept = [one.words for one in attachment.report.kept] if attachment.report else []
+            kept = [one.words or 0.0 for one in attachment.report.kept] if attachment.report else []
         seen = scorer.likeness(pictures, real)
         scores, sides = assigned(seen)
         nearest = seen.argmax(axis=2)

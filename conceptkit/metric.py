@@ -33,8 +33,8 @@ FORMAT = 2
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Some held-out captions one by one: features of their words (m, d), the caption of each (m,), and ||W0 Y||
-    of each caption."""
+    """Some held-out captions one by one: features of their words (m, d), the caption of each (m,), and
+    ||W0 Y|| of each caption."""
 
     texts: tuple[str, ...]
     rows: Tensor
