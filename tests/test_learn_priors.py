@@ -52,3 +52,22 @@ def test_a_prior_set_does_not_depend_on_how_many_are_drawn_at_once(pico, monkeyp
     assert torch.allclose(whole, parts, atol=1e-4)
     assert tick == [(2, 5), (4, 5), (5, 5)]
     assert not torch.allclose(whole[0], whole[1])
+
+
+def test_a_prior_set_belongs_to_all_weights_that_it_was_drawn_with():
+    """A fine-tune may have the same keys, values and tokens, and draw something else."""
+    pipe = tiny.pico_sd()
+    usual = bases.of(pipe, "pico")
+    digest = priors.weights_digest(usual)
+    for module in (pipe.unet.conv_in, pipe.text_encoder.encoder.layers[0].mlp.fc1):
+        with torch.no_grad():
+            module.weight[0] += 0.5
+        changed = bases.of(pipe, "pico")
+        assert changed.fingerprint.exact == usual.fingerprint.exact
+        assert priors.weights_digest(changed) != digest
+        digest = priors.weights_digest(changed)
+    again = bases.of(tiny.pico_sd(), "pico")
+    assert priors.weights_digest(again) == priors.weights_digest(bases.of(tiny.pico_sd(), "pico"))
+    half = tiny.pico_sd()
+    half.unet.half()
+    assert priors.weights_digest(bases.of(half, "pico")) == priors.weights_digest(again)

@@ -168,7 +168,7 @@ def _add(
     for name in (*photos, joint) if joint else photos:
         registry.check_free(name, new_version=new_version)
     shown = {name: pictures.read(where) for name, where in photos.items()}
-    loaded = bases.load(base) if isinstance(base, str) else base
+    loaded = bases.load(base, device=crew.find().device) if isinstance(base, str) else base
     notices: list[str] = []
     subjects = []
     for name, where in photos.items():

@@ -28,6 +28,11 @@ class Crew:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device(self) -> str | None:
+        """Where this process computes, None where that is for the caller to say."""
+        return None if self.state is None else str(self.state.device)
+
     def share(self, count: int, part: int, parts: int) -> Tensor:
         """Indices of the samples that are this process's, of part `part` of its `parts`."""
         return torch.arange(self.rank * parts + part, count, self.size * parts)

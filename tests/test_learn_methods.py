@@ -1,0 +1,247 @@
+# ruff: noqa: F401, F811
+"""Every method learns what it says and nothing else; without its distinguishing term the gradients differ."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from conceptkit import base as bases
+from conceptkit.attach import attach
+from conceptkit.concept import Concept, delta_dense
+from conceptkit.formats.diffusers import lora
+from conceptkit.kv_delta import install_on, places, uninstall_from
+from conceptkit.learn import adapters, losses, targets
+from conceptkit.recipes import RECIPES, SUDE, of_adapter, recipe_for
+from tests import tiny
+from tests.learning import (
+    TINY,
+    few_captions,
+    folder,
+    method,
+    outcome,
+    pico,
+    registry,
+    shown,
+    start,
+    teach,
+    tiny_recipe,
+    values,
+)
+
+
+def maps(pico, preset):
+    return list(targets.find(pico.unet, preset))
+
+
+@pytest.mark.parametrize("name", ["custom-diffusion", "dreambooth", "dreambooth-full", "textual-inversion"])
+def test_every_method_learns_and_leaves_the_base_alone(pico, shown, name):
+    before = tiny.snapshot(pico.pipe)
+    concept = teach(pico, shown, method(name))
+    assert tiny.snapshot(pico.pipe) == before
+    assert concept.recipe["method"] == name
+    stored = Concept.from_bytes(concept.to_bytes())
+    plain = tiny.draw(pico.pipe, "a photo of a dog")
+    with attach(pico.pipe, stored):
+        assert not torch.equal(tiny.draw(pico.pipe, "a photo of a my_dog"), plain)
+    assert tiny.snapshot(pico.pipe) == before
+
+
+def test_textual_inversion_learns_its_vectors_and_nothing_else(pico, shown):
+    concept = teach(pico, shown, method("textual-inversion", vectors=3))
+    assert not concept.delta and concept.rows is None
+    (rows,) = concept.tokens["<my_dog>"]
+    (noun,) = start(pico, shown, recipe=replace(TINY, aside=0.0))
+    assert rows.shape == (3, 32)
+    assert not torch.equal(rows, noun.expand(3, -1)) and torch.allclose(rows, noun, atol=0.1)
+    assert not torch.equal(rows[0], rows[1]), "each vector learns by itself"
+
+
+def test_custom_diffusion_learns_token_and_maps_together(pico, shown):
+    recipe = method("custom-diffusion")
+    concept = teach(pico, shown, recipe)
+    assert {name: len(factors) for name, factors in concept.delta.items()} == dict.fromkeys(pico.sizes, 1)
+    still = teach(pico, shown, replace(recipe, token_goes_on=False))
+    moved, rare = concept.tokens["<my_dog>"][0], still.tokens["<my_dog>"][0]
+    assert not torch.equal(moved, rare)
+    table = pico.encoders[0][1].get_input_embeddings().weight
+    assert (table == rare).all(dim=1).any(), "it began as a token of the vocabulary"
+    assert concept.provenance["identifier"] == still.provenance["identifier"]
+    low = teach(pico, shown, replace(recipe, rank=2))
+    assert all((up.shape[1], down.shape[0]) == (2, 2) for up, down in low.delta.values())
+    assert len({id(down) for _, down in low.delta.values()}) == len(pico.sizes)
+
+
+def test_nothing_is_learned_from_keys_and_values_at_bos(pico, shown, monkeypatch):
+    """A prompt that is all BOS teaches nothing, and does without the option."""
+    recipe = method("custom-diffusion", token_goes_on=False)
+    read = adapters.put_on
+
+    def gradients(detach):
+        changed = replace(recipe, detach_bos=detach)
+        with adapters.put_on(pico, changed, 0, None) as look:
+            hidden = torch.randn(1, 1, pico.width, generator=torch.Generator().manual_seed(0))
+            made = pico.unet(torch.ones(1, 4, 8, 8), 10, hidden).sample
+            if not made.requires_grad:
+                return 0.0
+            made.square().sum().backward()
+            return float(sum(p.grad.abs().sum() for p in look.parameters if p.grad is not None))
+
+    assert gradients(True) == 0 and gradients(False) > 0
+    assert read is adapters.put_on
+    assert not torch.equal(
+        *(values(teach(pico, shown, replace(recipe, detach_bos=d))) for d in (True, False))
+    )
+
+
+@pytest.mark.parametrize(("preset", "count"), [("kv", 14), ("attn", 56), ("attn+ff", 70)])
+def test_dreambooth_lays_a_lora_on_the_maps_it_names(pico, shown, preset, count):
+    concept = teach(pico, shown, method("dreambooth", targets=preset))
+    assert list(concept.delta) == maps(pico, preset) and len(concept.delta) == count
+    assert all(up.shape[1] == down.shape[0] == 2 for up, down in concept.delta.values())
+    assert all(up.any() and down.any() for up, down in concept.delta.values())
+    again = Concept.from_bytes(concept.to_bytes())
+    assert list(again.delta) == sorted(concept.delta)
+
+
+def test_a_lora_is_exported_and_loaded_by_plain_diffusers(pico, shown, tmp_path):
+    concept = teach(pico, shown, method("dreambooth", targets="attn+ff"))
+    fresh = tiny.pico_sd()
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(lora(concept))
+    fresh.load_lora_weights(tmp_path)
+    told = tiny.draw(fresh, "a photo of a cat")
+    with attach(pico.pipe, concept), pytest.warns(UserWarning, match="mentions none"):
+        assert torch.allclose(tiny.draw(pico.pipe, "a photo of a cat"), told, atol=1e-5)
+
+
+def test_a_lora_on_the_text_encoders_too(shown):
+    pico = bases.of(tiny.pico_sdxl(), "pico-xl")
+    before = tiny.snapshot(pico.pipe)
+    concept = teach(pico, shown, method("dreambooth", text_rank=1, targets="kv"))
+    assert tiny.snapshot(pico.pipe) == before
+    split = places(concept.delta)
+    assert list(split) == ["unet", "text_encoder", "text_encoder_2"]
+    assert all(len(part) == 8 for place, part in split.items() if place != "unet")
+    # SDXL reads the last layer but one, so that the last one of its first encoder has nothing to learn
+    assert {bool(up.any()) for n, (up, _) in split["text_encoder"].items() if ".0." in n} == {True}
+    stored = Concept.from_bytes(concept.to_bytes())
+    plain = pico.pipe.encode_prompt(prompt="a dog", do_classifier_free_guidance=False)[0]
+    install_on(pico.pipe, stored.delta)
+    read = pico.pipe.encode_prompt(prompt="a dog", do_classifier_free_guidance=False)[0]
+    uninstall_from(pico.pipe)
+    assert not torch.equal(read, plain)
+    assert tiny.snapshot(pico.pipe) == before
+
+
+def test_full_fine_tuning_reaches_every_linear_map_and_is_cut_to_low_rank(pico, shown):
+    whole = teach(pico, shown, method("dreambooth-full"))
+    linear = {name for name, module in pico.unet.named_modules() if isinstance(module, nn.Linear)}
+    assert set(whole.delta) == linear and all(len(factors) == 1 for factors in whole.delta.values())
+    assert sum(bool(factors[0].any()) for factors in whole.delta.values()) == len(linear)
+    low = teach(pico, shown, method("dreambooth-full", extract=2))
+    assert {f[0].shape[1] for n, f in low.delta.items()} == {2}
+    for name, factors in low.delta.items():
+        left, sizes, right = torch.linalg.svd(whole.delta[name][0])
+        best = left[:, :2] * sizes[:2] @ right[:2]
+        assert torch.allclose(delta_dense(factors), best, atol=1e-6)
+
+
+def test_full_fine_tuning_is_what_moving_the_weights_would_be(pico, shown):
+    """A full delta beside a map gets the gradient that the map itself would get."""
+    latents, hidden = torch.ones(1, 4, 8, 8), torch.ones(1, 5, pico.width)
+    with adapters.put_on(pico, method("dreambooth-full"), 0, None) as look:
+        pico.unet(latents, 10, hidden).sample.square().sum().backward()
+        found = {
+            name: layer.factors(adapters.ADAPTER)[0].grad.clone()
+            for name, layer in adapters.layers(pico.unet)
+        }
+        assert len(look.parameters) == len(found)
+    fresh = tiny.pico_sd().unet
+    fresh(latents, 10, hidden).sample.square().sum().backward()
+    for name, grad in found.items():
+        assert torch.allclose(grad, fresh.get_submodule(name).weight.grad, atol=1e-4), name
+
+
+def test_prior_preservation_changes_dreambooth(pico, shown):
+    with_prior, without = (teach(pico, shown, method("dreambooth", prior_weight=w)) for w in (1.0, 0.0))
+    assert not torch.equal(values(with_prior), values(without))
+
+
+def test_each_photo_set_has_a_rare_token_that_is_no_common_word(pico, shown):
+    concept = teach(pico, shown, method("dreambooth"))
+    identifier = concept.provenance["identifier"]
+    seen = {word for text in bases.captions("pico") for word in text.split()}
+    assert 1 <= len(identifier) <= 3 and identifier not in seen
+    assert concept.words == {"my_dog": "<my_dog> dog"}
+
+
+@pytest.mark.parametrize("kind", ["custom", "textual-inversion", "dreambooth"])
+def test_a_style_has_no_class(pico, shown, kind):
+    recipe = TINY if kind == "custom" else method(kind)
+    made = outcome(pico, shown, recipe, kind="style", noun=None)
+    concept = made.whole
+    assert concept.kind == "style" and concept.noun is None and concept.words == {"my_dog": "<my_dog>"}
+    with attach(pico.pipe, concept):
+        tiny.draw(pico.pipe, "a dog in the style of my_dog")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
+def test_sude_changes_what_is_learned_on_every_kind_of_base(shown, prediction):
+    if prediction == "flow":
+        pipe = tiny.pico_sd()
+        pipe.register_modules(scheduler=FlowMatchEulerDiscreteScheduler())
+    else:
+        pipe = tiny.pico_sd(prediction=prediction)
+    base = bases.of(pipe, "pico")
+    recipe = method("dreambooth", prior_weight=0.0)
+    plain, pulled, other = (
+        values(teach(base, shown, replace(recipe, sude=weight, sude_weight=variant)))
+        for weight, variant in ((0.0, "code"), (5.0, "code"), (5.0, "paper"))
+    )
+    assert not torch.equal(plain, pulled) and not torch.equal(pulled, other)
+    assert torch.isfinite(pulled).all()
+
+
+@pytest.mark.parametrize("name", ["custom", "custom-diffusion", "textual-inversion", "dreambooth"])
+def test_sude_goes_on_top_of_any_method_and_one_photo_is_enough(pico, shown, name):
+    one = replace(shown, pictures=shown.pictures[:1], names=shown.names[:1])
+    recipe = TINY if name == "custom" else method(name)
+    concept = teach(pico, one, replace(recipe, sude=1.0))
+    assert concept.recipe["sude"] == 1.0
+    assert not torch.equal(values(concept), values(teach(pico, one, recipe)))
+
+
+def test_penalties_at_edges_hold_the_delta_back(pico, shown):
+    from conceptkit.learn.loop import _edges
+
+    def spilt(concept):
+        moment = _edges(pico, [concept]).float()
+        return float(sum(losses.leak(delta_dense(f), torch.eye(32), moment) for f in concept.delta.values()))
+
+    recipe = method("custom-diffusion", token_goes_on=False)
+    free, held = (teach(pico, shown, replace(recipe, steps=10, edges=edges)) for edges in (0.0, 1e5))
+    assert spilt(held) < 0.5 * spilt(free)
+
+
+def test_locked_keys_are_those_of_the_class(pico, shown):
+    from conceptkit.learn.locking import class_rows
+
+    concept = teach(pico, shown, replace(TINY, lock_keys=True))
+    of_class = class_rows(concept, pico, concept.rows).float()
+    free = teach(pico, shown, TINY)
+    for name, linear in bases.kv_maps(pico.unet).items():
+        up, down = concept.delta[name]
+        made = concept.rows @ (linear.weight + up @ down).T
+        wanted = of_class @ linear.weight.T
+        if name.endswith("to_k"):
+            assert torch.allclose(made, wanted, atol=2e-3)
+        assert up.any() and not torch.equal(up, free.delta[name][0])
+
+
+def test_an_adapter_brings_its_numbers():
+    recipe = recipe_for("dreambooth", changes=of_adapter("dreambooth", "unet"))
+    assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
+    assert of_adapter("custom", "keyed") == {}
+    assert set(SUDE) == {r.adapter for r in RECIPES.values()}

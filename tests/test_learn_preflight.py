@@ -1,0 +1,123 @@
+# ruff: noqa: F401, F811
+"""What must fail fails before anything is drawn, in one sentence that names the value."""
+
+from dataclasses import replace
+
+import pytest
+from peft import LoraConfig
+
+from conceptkit import base as bases
+from conceptkit.errors import BadBase, BadRecipe, ConceptError
+from conceptkit.learn import priors, views
+from conceptkit.recipes import recipe_for
+from tests import tiny
+from tests.learning import (
+    TINY,
+    few_captions,
+    folder,
+    method,
+    outcome,
+    pico,
+    registry,
+    shown,
+    teach,
+    tiny_recipe,
+)
+
+
+@pytest.fixture
+def at_rest(monkeypatch):
+    """Nothing may be drawn or encoded."""
+    for module, name in ((priors, "_draw"), (views, "encode")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("work was begun"))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"batch": 0}, "batch = 0"),
+        ({"views": 0}, "views = 0"),
+        ({"prior_batch": -1}, "prior_batch = -1"),
+        ({"prior_size": -3}, "prior_size = -3"),
+        ({"prior_weight": -1.0}, "prior_weight = -1.0"),
+        ({"lr": 0.0}, "lr = 0.0"),
+        ({"token_lr": float("nan")}, "token_lr = nan"),
+        ({"leak": float("inf")}, "leak = inf"),
+        ({"rank": 17}, "Rank 17 is larger than down_blocks.*which has 16"),
+        ({"adapter": "magic"}, "adapter = 'magic'"),
+        ({"adapter": "lora", "rank": 0}, "LoRA of rank 0"),
+        ({"adapter": "unet"}, "rank 2 means nothing"),
+        ({"adapter": "kv", "lock_keys": True}, "lock_keys"),
+        ({"accumulate": 3}, "batch of 2 has no 3 parts"),
+        ({"patience": 2}, "patience = 2"),
+        ({"vectors": 70}, "70 vectors and the class 'dog' leave no room"),
+    ],
+)
+def test_numbers_that_make_no_sense(pico, shown, at_rest, values, named):
+    with pytest.raises(BadRecipe, match=named) as error:
+        teach(pico, shown, replace(TINY, **values))
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_on_the_maps_is_told_before_any_work(shown, at_rest):
+    pipe = tiny.pico_sd()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]), "style")
+    with pytest.raises(ConceptError, match="attn2.to_k already carries a LoRA"):
+        teach(bases.of(pipe, "pico"), shown)
+
+
+def test_a_base_that_predicts_something_else(shown, at_rest):
+    with pytest.raises(BadBase, match="'magic'"):
+        teach(bases.of(tiny.pico_sd(prediction="magic"), "pico"), shown)
+
+
+def test_one_photo_without_a_class_has_nothing_to_hold_on_to(pico, shown, at_rest):
+    one = replace(shown, pictures=shown.pictures[:1], names=shown.names[:1])
+    with pytest.raises(BadRecipe, match="One photo of my_dog and no class noun"):
+        teach(pico, one, noun=None)
+    with pytest.raises(BadRecipe, match="SuDe draws my_dog"):
+        teach(pico, shown, replace(TINY, sude=1.0), noun=None)
+
+
+def test_a_style_with_a_class(pico, shown, at_rest):
+    with pytest.raises(BadRecipe, match="style my_dog was given the class 'dog'"):
+        outcome(pico, shown, kind="style")
+
+
+@pytest.mark.parametrize("noun", ["coffee cup", "hippopotamus"])
+def test_a_class_of_several_tokens_works(pico, shown, noun):
+    concept = teach(pico, shown, method("dreambooth"), noun=noun)
+    assert concept.words == {"my_dog": f"<my_dog> {noun}"} and concept.rows is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"magic": 1}, "no field 'magic'; choose one of aside"),
+        ({"method": "x"}, "no field 'method'"),
+        ({"batch": "many"}, "batch = 'many' makes no sense; give a whole number"),
+        ({"batch": "2.5"}, "batch = '2.5'"),
+        ({"lr": "fast"}, "lr = 'fast' makes no sense; give a number"),
+        ({"detach_bos": "maybe"}, "detach_bos = 'maybe' makes no sense; give yes or no"),
+        ({"begin": "here"}, "begin = 'here' is unknown; choose one of aside, noun, rare"),
+    ],
+)
+def test_fields_that_cannot_be_set(changes, named):
+    with pytest.raises(BadRecipe, match=named):
+        recipe_for(changes=changes)
+
+
+def test_fields_are_set_from_texts():
+    recipe = recipe_for(
+        "dreambooth", changes={"lr": "1e-4", "batch": "4", "detach_bos": "yes", "begin": "noun"}
+    )
+    assert (recipe.lr, recipe.batch, recipe.detach_bos, recipe.begin) == (1e-4, 4, True, "noun")
+    with pytest.raises(BadRecipe, match="learns a word and no delta, so rank 4"):
+        recipe_for("textual-inversion", rank=4)
+    assert recipe_for("textual-inversion", steps=7).token_steps == 7
+    assert recipe_for("dreambooth", steps=7).steps == 7
+
+
+def test_what_a_recipe_leaves_off_is_left_out():
+    assert "sude" not in TINY.to_json() and replace(TINY, sude=1.0).to_json()["sude"] == 1.0
+    assert set(TINY.to_json()) <= {field for field in vars(TINY)}

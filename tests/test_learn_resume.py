@@ -1,0 +1,176 @@
+# ruff: noqa: F401, F811
+"""Killed at any step and resumed, learning gives the bytes that it would have given without."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.learn import add, checkpoints, losses
+from conceptkit.learn.checkpoints import Keeper
+from conceptkit.recipes import RECIPES
+from tests import tiny
+from tests.learning import (
+    TINY,
+    few_captions,
+    folder,
+    method,
+    outcome,
+    pico,
+    registry,
+    shown,
+    tiny_recipe,
+)
+
+LONG = replace(TINY, token_steps=3, steps=4)
+
+
+class Stopped(BaseException):
+    """As Ctrl-C, or a power cut that leaves the disk as it is."""
+
+
+def stop_at(count):
+    def tick(done, total, text):
+        if done == count:
+            raise Stopped
+
+    return tick
+
+
+@pytest.mark.parametrize("recipe", ["custom", "custom-diffusion", "keyed on the move", "validated"])
+def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, recipe):
+    given = {
+        "custom": replace(LONG, prior_weight=0.0),
+        "custom-diffusion": method("custom-diffusion", prior_weight=0.0),
+        "keyed on the move": replace(LONG, token_goes_on=True, prior_weight=0.0),
+        "validated": replace(LONG, validate=2, patience=2, prior_weight=0.0),
+    }[recipe]
+    never = outcome(pico, shown, given)
+    last = given.token_steps + given.steps - 1
+    for step in sorted({1, given.token_steps, given.token_steps + 1, last} - {0}):
+        path = tmp_path / f"{step}.safetensors"
+        with pytest.raises(Stopped):
+            outcome(pico, shown, given, keeper=Keeper(path, every=0.0), tick=stop_at(step))
+        keeper = Keeper(path, every=0.0)
+        keeper.resume()
+        again = outcome(pico, shown, given, keeper=keeper)
+        assert again.whole.to_bytes() == never.whole.to_bytes(), step
+        assert again.curve == never.curve and again.kept == never.kept
+
+
+PROCESS = """
+import sys, torch
+from conceptkit import base as bases, metric
+from conceptkit.learn import add
+from tests import tiny
+from tests.learning import TINY
+texts = bases.captions("any")[:40]
+metric.captions = lambda name: texts
+from conceptkit.learn import checkpoints
+from conceptkit.recipes import RECIPES
+from dataclasses import replace
+checkpoints.Keeper.every = 0.0
+import conceptkit.learn as library
+library.Keeper = lambda path, about: checkpoints.Keeper(path, about, every=0.0)
+RECIPES["custom"] = replace(TINY, token_steps=6, steps=6, prior_weight=0.0)
+
+def tick(done, total, text):
+    print(done, flush=True)
+
+pico = bases.of(tiny.pico_sd(), "pico")
+made = add("my_dog", sys.argv[1], noun="dog", base=pico, resume="resume" in sys.argv, progress=tick)
+print(made.entry.hash, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_for_real_goes_on(folder, tmp_path):
+    def run(home, *words, kill_at=None):
+        environment = os.environ | {"CONCEPTKIT_HOME": str(tmp_path / home), "PYTHONPATH": os.getcwd()}
+        command = [sys.executable, "-c", PROCESS, str(folder), *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        lines = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if kill_at is not None and lines[-1] == str(kill_at):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        return lines
+
+    whole = run("whole")[-1]
+    assert len(whole) == 64
+    run("killed", kill_at=3)
+    resumed = run("killed", "resume", kill_at=9)
+    assert int(resumed[0]) >= 3, "it went on, and did not begin anew"
+    assert run("killed", "resume")[-1] == whole
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir()), "what was learned needs no checkpoint"
+
+
+def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry, monkeypatch):
+    monkeypatch.setitem(RECIPES, "custom", replace(LONG, prior_weight=0.0))
+    more = {"base": pico, "registry": registry}
+    with pytest.raises(Stopped):
+        add("my_dog", folder, progress=stop_at(5), **more)
+    for given, named in (
+        ({"steps": 30}, "token_steps = 3, not 13; steps = 4, not 17"),
+        ({"seed": 4}, "seed = 0, not 4"),
+        ({"noun": "cat"}, "class = dog, not cat"),
+        ({"changes": {"sude": 1}}, "sude = off, not 1.0"),
+    ):
+        with pytest.raises(BadRecipe, match=named) as error:
+            add("my_dog", folder, resume=True, **given, **more)
+        assert "\n" not in str(error.value)
+    learned = add("my_dog", folder, resume=True, changes={"lr": 1e-3}, **more)
+    changed = f"other rates than it began with: lr = {TINY.lr}, not 0.001"
+    assert any(changed in text for text in learned.notices)
+    with pytest.raises(ConceptError, match="Nothing unfinished"):
+        add("my_dog", folder, resume=True, new_version=True, **more)
+
+
+def test_a_damaged_checkpoint_is_told(pico, folder, registry):
+    path = checkpoints.path_for(registry.home, "my_dog")
+    path.parent.mkdir()
+    path.write_bytes(b"half a checkpoint")
+    with pytest.raises(ConceptError, match="cannot be read; delete it"):
+        add("my_dog", folder, base=pico, registry=registry, resume=True)
+
+
+def test_when_the_loss_is_no_number_the_last_good_state_is_there(pico, shown, tmp_path, monkeypatch):
+    recipe = replace(LONG, prior_weight=0.0)
+    path, true, calls = tmp_path / "kept.safetensors", losses.prior_weighted, iter(range(99))
+
+    def broken(*args):
+        return true(*args) * (float("nan") if next(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(losses, "prior_weighted", broken)
+    with pytest.raises(ConceptError, match="no number at step 2; .*last good state with --resume"):
+        outcome(pico, shown, recipe, keeper=Keeper(path, every=0.0))
+    monkeypatch.setattr(losses, "prior_weighted", true)
+    keeper = Keeper(path, every=0.0)
+    keeper.resume()
+    assert (keeper.resumed.stage, keeper.resumed.step) == ("delta", 1)
+    assert all(torch.isfinite(value).all() for value in keeper.resumed.tensors.values())
+    assert (
+        outcome(pico, shown, recipe, keeper=keeper).whole.to_bytes()
+        == outcome(pico, shown, recipe).whole.to_bytes()
+    )
+
+
+def test_a_checkpoint_costs_little_of_the_time(tmp_path, monkeypatch):
+    """The next one is due after ten seconds, or twenty times what writing takes."""
+    keeper, written = Keeper(tmp_path / "x", {}), []
+    monkeypatch.setattr(checkpoints, "write", lambda *a: written.append(a))
+    clock = iter([0.0, 0.0, 3.0, 40.0, 62.9, 63.1, 63.1, 63.2])
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    keeper._due = -1.0
+    state = checkpoints.State("token", 0, {})
+    for _ in range(4):
+        keeper.keep(state)
+    assert len(written) == 2

@@ -1,0 +1,86 @@
+# ruff: noqa: F401, F811
+"""Early stopping: the loss on fixed noise, the best step kept, the curve as a picture."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from conceptkit.learn import validation
+from conceptkit.learn.validation import Watch
+from tests.learning import (
+    TINY,
+    few_captions,
+    folder,
+    method,
+    outcome,
+    pico,
+    registry,
+    shown,
+    tiny_recipe,
+    values,
+)
+
+
+def test_the_best_step_is_kept_and_learning_stops_when_it_gets_no_better():
+    told = iter([3.0, 2.0, 2.5, 2.6, 0.0])
+    row = torch.nn.Parameter(torch.zeros(2))
+    watch, steps = Watch(2, 2, lambda: next(told)), 0
+    for step in range(20):
+        if watch.look(step, [row]):
+            break
+        row.data += 1
+        steps = step + 1
+    assert steps == 6 and watch.best_step == 2
+    assert watch.curve == [(0, 3.0), (2, 2.0), (4, 2.5), (6, 2.6)]
+    watch.put_back([row])
+    assert row.tolist() == [2, 2]
+
+
+def test_without_patience_it_only_keeps_the_best():
+    told = iter([3.0, 1.0, 2.0, 4.0])
+    row = torch.nn.Parameter(torch.zeros(1))
+    watch = Watch(1, 0, lambda: next(told))
+    assert not any(watch.look(step, [row]) for step in range(3))
+    assert not watch.look(3, [row], last=True) and watch.best_step == 1
+
+
+def test_the_last_photo_is_judged_on_and_not_learned_from(pico, shown, monkeypatch):
+    seen = []
+    from conceptkit.learn import views
+
+    pool, still = views.pool, views.still
+    monkeypatch.setattr(
+        views, "pool", lambda b, p, *a, **k: seen.append(("learned", p.names)) or pool(b, p, *a, **k)
+    )
+    monkeypatch.setattr(
+        views, "still", lambda b, p, *a, **k: seen.append(("judged", p.names)) or still(b, p, *a, **k)
+    )
+    made = outcome(pico, shown, replace(TINY, validate=1, prior_weight=0.0))
+    assert seen == [("learned", shown.names[:2]), ("judged", shown.names[2:])]
+    assert [step for step, _ in made.curve] == list(range(6)) and made.kept in range(6)
+    few = replace(shown, pictures=shown.pictures[:2], names=shown.names[:2])
+    seen.clear()
+    outcome(pico, few, replace(TINY, validate=2, prior_weight=0.0))
+    assert seen == [("learned", few.names), ("judged", few.names)]
+
+
+def test_measuring_changes_nothing_that_is_learned(pico, shown, monkeypatch):
+    few = replace(shown, pictures=shown.pictures[:2], names=shown.names[:2])
+    recipe = method("textual-inversion")
+    plain = outcome(pico, few, recipe)
+    monkeypatch.setattr(validation.Watch, "put_back", lambda *a: None)
+    watched = outcome(pico, few, replace(recipe, validate=1))
+    assert torch.equal(values(plain.whole), values(watched.whole))
+    again = outcome(pico, few, replace(recipe, validate=1))
+    assert again.curve == watched.curve, "the same noise, every time"
+
+
+def test_the_curve_is_a_picture_with_the_kept_step_marked():
+    curve = [(0, 1.0), (20, 0.5), (40, 0.7)]
+    marked = np.asarray(validation.picture(curve, 20, "my_dog"))
+    plain = np.asarray(validation.picture(curve, None, "my_dog"))
+    assert marked.shape == (400, 640, 3) and (marked != plain).any()
+    orange = (np.abs(marked.astype(int) - (194, 65, 12)).sum(2) < 20).nonzero()
+    assert len(orange[0]) > 20
+    assert validation.picture([(0, 1.0)], 0, "one point").size == (640, 400)
