@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -543,3 +544,18 @@ def test_parcels_are_checked_before_anything_is_stored(mine):
     with pytest.raises(ConceptError):
         parcels.receive(mine, [Parcel("a", blob("a")), Parcel("b", blob("b"), preview=b"no picture")], "pull")
     assert mine.list() == [] and not list(mine.blobs.glob("??/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("name", ["import", "push"])
+def test_killed_at_any_step_leaves_all_or_nothing(name, tmp_path):
+    code = (
+        "import sys; from pathlib import Path;"
+        "from benchmarks.registry_crash import OPERATIONS, at_every_step;"
+        "print(sum(at_every_step(OPERATIONS[sys.argv[1]], Path(sys.argv[2])).values()))"
+    )
+    command = [sys.executable, "-c", code, name, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15
