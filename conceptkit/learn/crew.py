@@ -35,7 +35,7 @@ class Crew:
 
     def share(self, count: int, part: int, parts: int) -> Tensor:
         """Indices of the samples that are this process's, of part `part` of its `parts`."""
-        return torch.arange(self.rank * parts + part, count, self.size * parts)
+        return torch.arange(count)[self.rank * parts + part :: self.size * parts]
 
     def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum gradients over all processes, in place."""

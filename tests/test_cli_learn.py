@@ -1,0 +1,97 @@
+"""`conceptkit add` and its ways to learn, as a user types them."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from conceptkit.cli.main import main
+from conceptkit.recipes import EARLY_STOP, SUDE
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the library was asked for, instead of learning."""
+    from conceptkit import learn
+
+    calls = []
+
+    def learned(name, registry):
+        entry = registry.add(name, name.encode(), {})
+        picture = Image.new("RGB", (8, 8))
+        return SimpleNamespace(
+            entry=entry, preview=picture, seconds=1, bytes=7, notices=["told"], curve=picture
+        )
+
+    def add(name, photos, **options):
+        calls.append((name, photos, options))
+        return learned(name, options["registry"])
+
+    def add_together(photos, **options):
+        calls.append((photos, options))
+        return [learned(name, options["registry"]) for name in [*photos, "both"]]
+
+    monkeypatch.setattr(learn, "add", add)
+    monkeypatch.setattr(learn, "add_together", add_together)
+    return calls
+
+
+def run(*words):
+    return CliRunner().invoke(main, ["add", *map(str, words)])
+
+
+def test_options_become_fields_of_the_recipe(asked, tmp_path):
+    words = ["my_dog", "a", "--method", "dreambooth", "--adapter", "kv", "--sude", "--early-stop"]
+    result = run(*words, "--set", "lr=1e-4", "--set", "validate=5", "--resume", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    ((name, photos, options),) = asked
+    assert (name, photos, options["method"], options["resume"]) == (
+        "my_dog",
+        (Path("a"),),
+        "dreambooth",
+        True,
+    )
+    changes = options["changes"]
+    assert (changes["adapter"], changes["rank"], changes["sude"]) == ("kv", 0, SUDE["kv"])
+    assert (changes["lr"], changes["validate"], changes["patience"]) == ("1e-4", "5", EARLY_STOP["patience"])
+    assert (tmp_path / "my_dog.png").is_file() and (tmp_path / "my_dog-curve.png").is_file()
+
+
+def test_a_style_and_what_lies_beside_the_photos(asked, tmp_path):
+    result = run("inky", "a", "--kind", "style", "--masks", "m", "--prior-photos", "p", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    options = asked[0][2]
+    assert (options["kind"], options["masks"], options["prior_photos"]) == ("style", Path("m"), Path("p"))
+    assert options["noun"] is None
+
+
+def test_several_in_one_run(asked, tmp_path):
+    given = ["my_dog=./a", "moongate=./b", "--class", "my_dog=dog", "--class", "moongate=gate"]
+    result = run("--joint", *given, "--name", "both", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    ((photos, options),) = asked
+    assert list(photos) == ["my_dog", "moongate"] and Path(photos["moongate"]) == Path("b")
+    assert options["nouns"] == {"my_dog": "dog", "moongate": "gate"} and options["name"] == "both"
+    assert result.stdout.count("Learned ") == 3 and result.stderr.count("told") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--joint", "my_dog", "b=c"], "NAME=VALUE .* not 'my_dog'"),
+        (["--joint", "a=1", "a=2"], "--joint was given a twice"),
+        (["--joint", "a=1", "b=2", "--kind", "style"], "learns subjects from photos alone"),
+        (["my_dog", "a", "--name", "x"], "are for --joint"),
+        (["my_dog", "a", "--class", "dog", "--class", "cat"], "are for --joint"),
+        (["my_dog", "a", "--set", "lr"], "--set takes NAME=VALUE"),
+        (["my_dog", "a", "--method", "magic"], "'magic' is not one of"),
+    ],
+)
+def test_mistakes_are_one_sentence(asked, words, named):
+    result = run(*words)
+    assert result.exit_code == 2 and not asked
+
+    assert re.search(named, " ".join(result.stderr.split())), result.stderr

@@ -1,0 +1,100 @@
+# ruff: noqa: F401, F811
+"""Several subjects in one run: each is a concept of its own, and all of them are one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conceptkit import photos as pictures
+from conceptkit.attach import attach
+from conceptkit.concept import Concept, apply
+from conceptkit.errors import BadRecipe, NameTaken
+from conceptkit.learn import add_together
+from conceptkit.learn.loop import learn_together
+from conceptkit.learn.subjects import Subject
+from tests import tiny
+from tests.learning import (
+    TINY,
+    draw_photos,
+    few_captions,
+    folder,
+    method,
+    pico,
+    registry,
+    shown,
+    teach,
+    tiny_recipe,
+)
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory):
+    return draw_photos(tmp_path_factory.mktemp("gate"), [7, 8])
+
+
+@pytest.fixture
+def pair(shown, other_folder):
+    return [Subject("my_dog", "dog", shown), Subject("moongate", "gate", pictures.read(other_folder))]
+
+
+def added(concept: Concept, rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([apply(concept.delta[name], rows) for name in sorted(concept.delta)], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["custom", "custom-diffusion"])
+def test_each_alone_does_at_its_own_words_what_it_does_in_the_joint_one(pico, pair, kind):
+    before = tiny.snapshot(pico.pipe)
+    recipe = TINY if kind == "custom" else method(kind)
+    made = learn_together(pico, pair, recipe, name="both")
+    assert tiny.snapshot(pico.pipe) == before
+    joint, (dog, gate) = made.whole, made.parts
+    assert (joint.name, joint.kind, joint.noun) == ("both", "merge", None)
+    assert joint.words == {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate"}
+    assert set(joint.tokens) == {"<my_dog>", "<moongate>"} and joint.recipe["joint"] is True
+    assert joint.provenance["parents"] == ["my_dog", "moongate"]
+    assert (dog.kind, dog.noun, set(dog.tokens)) == ("subject", "dog", {"<my_dog>"})
+    for part in (dog, gate):
+        found, wanted = added(part, part.rows), added(joint, part.rows)
+        assert (found - wanted).norm() < 0.01 * wanted.norm() and wanted.norm() > 0
+    assert not torch.equal(added(dog, gate.rows), added(joint, gate.rows))
+    stored = Concept.from_bytes(joint.to_bytes())
+    with attach(pico.pipe, stored):
+        tiny.draw(pico.pipe, "a my_dog next to a moongate")
+    with attach(pico.pipe, Concept.from_bytes(gate.to_bytes())):
+        tiny.draw(pico.pipe, "a moongate")
+
+
+def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair):
+    made = learn_together(pico, pair, method("dreambooth"))
+    assert made.whole.name == "my_dog-moongate"
+    for part in made.parts:
+        assert part.delta.keys() == made.whole.delta.keys()
+        assert all(torch.equal(part.delta[n][0], made.whole.delta[n][0]) for n in part.delta)
+
+
+def test_both_are_learned_from(pico, pair, shown):
+    made = learn_together(pico, pair, replace(TINY, prior_weight=0.0))
+    alone = teach(pico, shown, replace(TINY, prior_weight=0.0))
+    assert not torch.equal(made.parts[0].tokens["<my_dog>"][0], alone.tokens["<my_dog>"][0])
+    other = [pair[0], replace(pair[1], photos=shown)]
+    changed = learn_together(pico, other, replace(TINY, prior_weight=0.0))
+    assert not torch.equal(made.parts[1].tokens["<moongate>"][0], changed.parts[1].tokens["<moongate>"][0])
+
+
+def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, registry):
+    photos = {"my_dog": folder, "moongate": other_folder}
+    learned = add_together(photos, nouns={"moongate": "gate"}, base=pico, registry=registry)
+    assert [one.entry.ref for one in learned] == ["my_dog@1", "moongate@1", "my_dog-moongate@1"]
+    assert learned[0].notices == ["my_dog was taken to be a dog; give --class NOUN if it is something else."]
+    assert registry.preview("my_dog-moongate").startswith(b"\x89PNG")
+    assert Concept.from_bytes(registry.read("my_dog-moongate")).provenance["parents"] == [
+        "my_dog",
+        "moongate",
+    ]
+    with pytest.raises(NameTaken):
+        add_together({"cup": folder, "moongate": other_folder}, base=pico, registry=registry)
+    with pytest.raises(BadRecipe, match="two or more things, not 1"):
+        add_together({"cup": folder}, base=pico, registry=registry)
+    with pytest.raises(BadRecipe, match="class was given for pot"):
+        add_together({"cup": folder, "pan": folder}, nouns={"pot": "cup"}, base=pico, registry=registry)

@@ -1,0 +1,138 @@
+# ruff: noqa: F401, F811
+"""Captions and masks that lie beside the photos."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conceptkit import photos as pictures
+from conceptkit.errors import BadPhotos, BadRecipe
+from conceptkit.learn import add, priors, sidecars, views
+from conceptkit.learn.subjects import Subject
+from conceptkit.photos import Framing, augment
+from tests.learning import (
+    TINY,
+    draw_photos,
+    few_captions,
+    folder,
+    method,
+    outcome,
+    pico,
+    registry,
+    shown,
+    tiny_recipe,
+    values,
+)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return draw_photos(tmp_path, [0, 1, 2])
+
+
+def white(path, size=(44, 36), box=(22, 0, 44, 36), ground=0):
+    mask = Image.new("L", size, ground)
+    mask.paste(255, box)
+    mask.save(path)
+
+
+def test_captions_are_read_by_the_photos_names(place):
+    (place / "0.txt").write_text("a dog on\n a  bench\n")
+    (place / "2.txt").write_text(" \n")
+    photos = pictures.read(place)
+    assert sidecars.captions(place, photos) == ("a dog on a bench", None, None)
+    assert sidecars.captions([place / "0.png", place / "1.png"], photos)[0] == "a dog on a bench"
+    (place / "0.txt").unlink()
+    assert sidecars.captions(place, photos) == ()
+    (place / "1.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(BadPhotos, match="1.txt cannot be read as a caption"):
+        sidecars.captions(place, photos)
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [
+        ("a dog on a bench", "a {} on a bench"),
+        ("my_dog and a cat", "{} and a cat"),
+        ("<my_dog> in {braces}", "{} in {{braces}}"),
+        ("Dog, asleep", "{}, asleep"),
+        ("sleeping on a bench", "a {}, sleeping on a bench"),
+    ],
+)
+def test_the_subjects_words_find_their_place_in_a_caption(shown, caption, prompt):
+    assert views.contexts_of(Subject("my_dog", "dog", shown, captions=(caption,))) == (prompt,)
+
+
+def test_a_styles_caption_ends_with_it(shown):
+    subject = Subject("inky", None, shown, "style", captions=("a dog on a bench", None))
+    assert views.contexts_of(subject) == ("a dog on a bench in the style of {}", None)
+
+
+def test_captions_are_what_is_learned_with(pico, shown):
+    pool = views.pool(pico, shown, "<x> dog", 6, 0, captions=("a {} on a bench", None, "the {}"))
+    assert any(text.endswith("<x> dog on a bench") for text in pool.prompts)
+    assert any(text.startswith("the ") for text in pool.prompts) and "{}" not in "".join(pool.prompts)
+    recipe = method("textual-inversion")
+    told, plain = (outcome(pico, shown, recipe, captions=c).whole for c in (("a dog asleep",) * 3, ()))
+    assert not torch.equal(values(told), values(plain))
+
+
+def test_masks_move_with_the_photos():
+    """A photo that is its own mask: wherever it is light, the mask is one."""
+    photo = Image.new("RGB", (64, 64))
+    photo.paste((255, 255, 255), (0, 0, 32, 64))
+    for seed in range(12):
+        view = augment(photo, 16, np.random.default_rng(seed), 2, framing=Framing())
+        cut = views._masked(view, photo.convert("L"), photo, np.random.default_rng(seed), Framing())
+        light = (view.pixels[0].reshape(8, 2, 8, 2).mean((1, 3)) >= 0) * view.mask
+        assert np.abs(cut.mask - light).mean() < 0.05 and (cut.mask <= view.mask).all()
+
+
+def test_only_what_is_masked_counts(pico, shown, place):
+    folder = place / "masks"
+    folder.mkdir()
+    for name in "012":
+        white(folder / f"{name}.png")
+    cut = sidecars.masks(folder, shown)
+    pool, whole = (
+        views.pool(pico, shown, "<x> dog", 12, 0, masks=cut),
+        views.pool(pico, shown, "<x> dog", 12, 0),
+    )
+    assert torch.equal(pool.latents, whole.latents) and pool.prompts == whole.prompts
+    assert 0 < pool.masks.sum() < 0.8 * whole.masks.sum()
+    recipe = method("textual-inversion")
+    assert not torch.equal(*(values(outcome(pico, shown, recipe, masks=m).whole) for m in (cut, ())))
+
+
+def test_masks_that_do_not_fit(shown, place):
+    folder = place / "masks"
+    with pytest.raises(BadPhotos, match="is no folder"):
+        sidecars.masks(folder, shown)
+    folder.mkdir()
+    with pytest.raises(BadPhotos, match="a mask for none of the photos"):
+        sidecars.masks(folder, shown)
+    white(folder / "1.png", size=(44, 30))
+    with pytest.raises(BadPhotos, match=r"44 x 30 pixels and its photo 1.png 44 x 36"):
+        sidecars.masks(folder, shown)
+    white(folder / "1.png", box=(0, 0, 0, 0))
+    with pytest.raises(BadPhotos, match="black all over"):
+        sidecars.masks(folder, shown)
+    white(folder / "1.png")
+    assert [mask is not None for mask in sidecars.masks(folder, shown)] == [False, True, False]
+    assert sidecars.masks(None, shown) == ()
+
+
+def test_the_users_own_pictures_of_the_class(pico, folder, place, registry, monkeypatch):
+    monkeypatch.setattr(priors, "of_class", lambda *a: pytest.fail("the user has given pictures"))
+    (place / "0.txt").write_text("a dog {asleep}")
+    shown = pictures.read(place)
+    prior = priors.of_photos(pico, shown, "dog", sidecars.captions(place, shown))
+    assert prior.latents.shape == (3, 4, 8, 8)
+    assert prior.prompts == ("a dog {asleep}", "photo of a dog", "photo of a dog")
+    learned = add("my_dog", folder, base=pico, registry=registry, prior_photos=place)
+    assert learned.concept.noun == "dog"
+    with pytest.raises(BadRecipe, match="has no class that pictures could hold on to"):
+        add("inky", folder, base=pico, registry=registry, kind="style", prior_photos=place)
