@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -65,6 +66,7 @@ def syncfs(handle: int) -> bool:
     return True
 
 
+@cache
 def _syncfs() -> Callable[[int], int] | None:
     if not hasattr(os, "uname") or os.uname().sysname != "Linux":
         return None
