@@ -1,6 +1,6 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
 def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
     """A listing; `marks` as `registry.find.labels` returns them."""
     if as_json:
-        echo_json([entry.to_json() | marks[entry.name] for entry in entries])
+        echo_json([entry.to_json() | dict(marks[entry.name]) for entry in entries])
         return
     head = ("NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED", "TAGS")
     table = [head, *(_row(entry, marks[entry.name]) for entry in entries)]
@@ -133,7 +133,7 @@ def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]],
     echo_table(table if tagged else [row[:-1] for row in table])
 
 
-def echo_table(rows: list[tuple[str, ...]]) -> None:
+def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Rows of equal length as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -194,7 +194,7 @@ def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
         "tokens": ", ".join(about.get("tokens") or ()),
         "merged from": ", ".join(_parents(about)),
         "size": size(entry.bytes),
-        "created": entry.created,
+        "created": entry.created[:19].replace("T", " ") + " UTC",
         "hash": entry.hash,
         "versions": ", ".join(str(other.version) for other in versions),
     }

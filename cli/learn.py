@@ -116,7 +116,9 @@ def add(
                 raise BadRecipe(
                     "--joint learns subjects from photos alone; leave --kind, --masks and the prior out"
                 )
-            learned = library.add_together(things, nouns=_pairs("--class", nouns), name=joint_name, **shared)
+            learned: list[Any] = library.add_together(
+                things, nouns=_pairs("--class", nouns), name=joint_name, **shared
+            )
         else:
             if joint_name or len(nouns) > 1:
                 raise BadRecipe("--name and more than one --class are for --joint; add it, or leave them out")

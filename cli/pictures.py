@@ -106,7 +106,13 @@ def compose(
             places.read(regions)
         with bar("Merging") as tick:
             loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
-            options = {"registry": registry, "name": save, "how": how, "shared": shared, "tick": tick}
+            options: dict[str, Any] = {
+                "registry": registry,
+                "name": save,
+                "how": how,
+                "shared": shared,
+                "tick": tick,
+            }
             merge = library.compose(*names, base=loaded, **options)
         apart = {"regions": regions} if regions else {"separate": True} if separate else {}
         for name in sorted(set(merge.concept.words) - prompts.mentioned(prompt, merge.concept.words)):

@@ -168,6 +168,7 @@ def _exchange(name: str, names: tuple[str, ...], as_json: bool, *, pull: bool, p
         for one in sent:
             if one.new:
                 click.echo(f"Sent {one.entry.ref}.")
-        if not refused and not any(one.new for one in (*arrivals, *sent)):
+        moved = any(arrival.new for arrival in arrivals) or any(one.new for one in sent)
+        if not refused and not moved:
             click.echo(f"Nothing to do: you and {name} have the same.")
     refusals(refused)

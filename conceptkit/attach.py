@@ -229,10 +229,10 @@ def _exchanged(order: _Order, present: Sequence[str], old: str, new: Any) -> _Or
     """The order with one concept for another; a merge that was attached is taken apart again."""
     (first, *more) = order.concepts
     if not more and len(getattr(first, "parts", ())) > 1:
-        weights = tuple(part.weight for part in first.parts)
+        strengths = tuple(part.weight for part in first.parts)
         parts = tuple(part.concept for part in first.parts)
         shared = first.concept.recipe.get("shared", order.shared)
-        order = replace(order, concepts=parts, weights=weights, how=first.report.how, shared=shared)
+        order = replace(order, concepts=parts, weights=strengths, how=first.report.how, shared=shared)
     names = [
         split_weight(c)[0].partition("@")[0] if isinstance(c, str) else getattr(c, "concept", c).name
         for c in order.concepts

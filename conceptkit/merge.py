@@ -322,7 +322,7 @@ def _check_whole(chosen: Sequence[Part]) -> None:
 def _base_of(first: Concept | Merge | str, registry: "Registry") -> str:
     if isinstance(first, str):
         return str(registry.get(orders.split_weight(first)[0]).summary.get("base_name") or "storybook")
-    return getattr(first, "concept", first).base_name
+    return (first.concept if isinstance(first, Merge) else first).base_name
 
 
 def _default_registry() -> "Registry":

@@ -142,7 +142,9 @@ def _audit(base: Base, texts: list[str]) -> Audit:
     place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
     spoken = (place > 0) & (place < features.eot.unsqueeze(1))
     rows, caption = features.hidden[spoken], spoken.nonzero()[:, 0]
-    squares = sum(_read(linear, rows).square().sum(dim=1) for linear in kv_maps(base.unet).values())
+    squares = torch.stack(
+        [_read(linear, rows).square().sum(dim=1) for linear in kv_maps(base.unet).values()]
+    ).sum(dim=0)
     sizes = torch.zeros(len(texts)).double().index_add(0, caption, squares.double().cpu()).sqrt()
     return Audit(tuple(texts), rows, caption, sizes)
 

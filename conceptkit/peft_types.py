@@ -60,7 +60,7 @@ class KVDeltaConfig(PeftConfig):
 class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full."""
 
-    adapter_layer_names = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
+    adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
     other_param_names = ("r", "scaling")
     up_name, down_name, full_name = adapter_layer_names
 

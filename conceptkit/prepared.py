@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,9 @@ def _circumstances(ordinary: Metric) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
-def joined(prepared: list[Prepared], weights: list[float], sizes: dict[str, int]) -> dict[str, Tensor]:
+def joined(
+    prepared: Sequence[Prepared], weights: Sequence[float], sizes: Mapping[str, int]
+) -> dict[str, Tensor]:
     """The targets of all parts at their strength, one under the other: map -> R (s, o), absent ones 0."""
     result = {}
     for name, o in sizes.items():

@@ -224,7 +224,7 @@ def _from_headers(index: Index, folder: Path, tick: Tick) -> tuple[int, int, int
         for done, (changed, digest, size) in enumerate(found, 1):
             try:
                 header = headers.read_file(blobs.place(folder, digest))
-                created = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+                created = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds")
                 new = New(check_name(header.name), b"", header.summary, created=created, event="rebuild")
                 insert(conn, new, digest, header, size)
                 names.add(header.name)

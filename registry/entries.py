@@ -70,7 +70,7 @@ def from_row(row: Sequence[Any]) -> Entry:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def insert(

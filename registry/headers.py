@@ -1,6 +1,7 @@
 """What the header of a stored concept says: safetensors' JSON, read within bounds and without its tensors."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,9 @@ def _header(text: bytes, size: int) -> Header:
         if not (isinstance(name, str) and isinstance(provenance, dict) and isinstance(recipe, dict)):
             raise ValueError("its header is incomplete")
         refs = [str(ref) for ref in provenance.get("parents", [])]
+        weights = [float(value) for value in provenance.get("weights", [])]
+        if not all(map(math.isfinite, weights)):
+            raise ValueError("its weights are no numbers")
         hashes = [_hash(value) for value in provenance.get("parent_sha256", [])]
         summary = {
             "kind": str(inner["kind"]),
@@ -69,6 +73,7 @@ def _header(text: bytes, size: int) -> Header:
             "bytes": size,
             "tokens": sorted(str(token) for token in tokens),
             "parents": refs,
+            "weights": weights,
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadBlob(f"These bytes are not a concept ({type(error).__name__} in their header).") from error

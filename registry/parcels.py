@@ -146,7 +146,7 @@ def _utc(created: Any) -> str | None:
         moment = datetime.fromisoformat(created)
         if moment.tzinfo is None:
             raise ValueError
-        return min(moment.astimezone(UTC), datetime.now(UTC)).isoformat(timespec="seconds")
+        return min(moment.astimezone(UTC), datetime.now(UTC)).isoformat(timespec="microseconds")
     except (ValueError, OverflowError):
         raise BadBlob(f"{created!r:.40} in it is no moment in time: ask for it again.") from None
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from conceptkit.errors import BadRemote, ConceptError
 from conceptkit.registry import files, troubles
@@ -41,7 +42,10 @@ def load(home: Path) -> dict[str, Place]:
     """The remotes of this home, by name. Raises BadRemote when their file is damaged."""
     try:
         rows = _rows(home)
-        return {check_name(name): parse(rows[name]["url"], rows[name]["options"]) for name in sorted(rows)}
+        return {
+            check_name(name): parse(str(rows[name]["url"]), _options(rows[name]["options"]))
+            for name in sorted(rows)
+        }
     except (LookupError, TypeError, AttributeError, ConceptError) as error:
         raise BadRemote(_damaged(home)) from error
 
@@ -53,6 +57,10 @@ def find(home: Path, name: str) -> Place:
         return known[name]
     advice = f"there are {', '.join(known)}" if known else "add one with `conceptkit remote add NAME PLACE`"
     raise BadRemote(f"There is no remote {name[:80]!r}: {advice}.")
+
+
+def _options(value: Any) -> dict[str, str]:
+    return {str(key): str(text) for key, text in value.items()}
 
 
 def _rows(home: Path) -> Rows:

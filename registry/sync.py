@@ -27,6 +27,9 @@ ABANDONED_AFTER = 7 * 24 * 3600.0
 Progress = Callable[[int, int], object]
 
 
+Bytes = bytes  # inside of a record, `bytes` is a size
+
+
 @dataclass(frozen=True)
 class Record:
     """A version of a name, as a remote tells of it; nothing of it is believed."""
@@ -39,7 +42,7 @@ class Record:
     tags: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> Bytes:
         """JSON, the same bytes for the same record."""
         return bundle.dumps({"format": FORMAT, **vars(self)})
 

@@ -209,7 +209,7 @@ def test_unknown_concepts(stored, refused, command):
     assert "'my_dog' has no version 7: ask for one of 1" in sentence("my_dog@7")
     assert "no version number after the '@'" in sentence("my_dog@new")
     assert "no concept named 'my dog'" in sentence("my dog")
-    assert "my_dog@1 and my_dog@1 both answer to my_dog" in sentence("my_dog", "my_dog")
+    assert "my_dog is named twice" in sentence("my_dog", "my_dog")
 
 
 def test_an_unknown_concept_in_an_empty_registry(refused):

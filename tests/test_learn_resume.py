@@ -119,7 +119,7 @@ def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry
     with pytest.raises(Stopped):
         add("my_dog", folder, progress=stop_at(5), **more)
     for given, named in (
-        ({"steps": 30}, "token_steps = 3, not 13; steps = 4, not 17"),
+        ({"steps": 30}, "steps = 4, not 17; token_steps = 3, not 13"),
         ({"seed": 4}, "seed = 0, not 4"),
         ({"noun": "cat"}, "class = dog, not cat"),
         ({"changes": {"sude": 1}}, "sude = off, not 1.0"),

@@ -59,7 +59,8 @@ class Look:
         if all(len(layer.factors(ADAPTER)) == 1 for layer in reading):
             whole = torch.cat([layer.factors(ADAPTER)[0] for layer in reading])
             return losses.leak(whole, torch.eye(whole.shape[1], device=whole.device), moment)
-        return torch.stack([losses.leak(*layer.factors(ADAPTER), moment) for layer in reading]).sum()
+        pairs = [layer.factors(ADAPTER) for layer in reading]
+        return torch.stack([losses.leak(up, down, moment) for up, down in pairs]).sum()
 
 
 @contextmanager

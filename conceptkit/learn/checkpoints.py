@@ -148,8 +148,8 @@ def restore(
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimiser":
-            k, _, moment = rest.partition(".")
-            moments.setdefault(int(k), {})[moment] = value
+            index, _, moment = rest.partition(".")
+            moments.setdefault(int(index), {})[moment] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     best = [tensors[f"best.{k}"] for k in range(len(parameters)) if f"best.{k}" in tensors]
     return best or None

@@ -120,7 +120,8 @@ def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
     recipe, pool, crew = lesson.recipe, lesson.pool, lesson.crew
     whole = len(drawn.picks)
     if crew.size == recipe.accumulate == 1:
-        mine, theirs = slice(None), slice(None)
+        mine: Any = slice(None)
+        theirs: Any = slice(None)
         places: Any = slice(None)
     else:
         mine = crew.share(whole, part, recipe.accumulate)

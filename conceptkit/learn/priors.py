@@ -77,6 +77,11 @@ def of_photos(base: Base, photos: PhotoSet, noun: str, captions: Sequence[str | 
     return PriorSet(shown.latents.half().float().cpu(), tuple(shown.prompts[int(k)] for k in shown.prompt_of))
 
 
+def _of_several(tick: Callable[[int, int], None], k: int, sets: int) -> Callable[[int, int], None]:
+    """The progress of set k, told as progress of all."""
+    return lambda done, total: tick(k * total + done, sets * total)
+
+
 def of_subjects(
     base: Base,
     subjects: Sequence[Subject],
@@ -92,11 +97,7 @@ def of_subjects(
     sets = []
     for k, noun in enumerate(nouns):
         with crew.in_turn():
-            sets.append(
-                of_class(
-                    base, noun, recipe, registry, lambda done, n, k=k: tick(k * n + done, len(nouns) * n)
-                )
-            )
+            sets.append(of_class(base, noun, recipe, registry, _of_several(tick, k, len(nouns))))
     return PriorSet(
         torch.cat([one.latents for one in sets]), tuple(text for one in sets for text in one.prompts)
     )

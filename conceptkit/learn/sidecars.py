@@ -79,6 +79,6 @@ def _mask(file: Path | None, photo: Image.Image, name: str) -> Image.Image | Non
         raise BadPhotos(
             f"The mask {file} is {w} x {h} pixels and its photo {name} {pw} x {ph}; make them equal."
         )
-    if mask.getextrema()[1] < 128:
+    if max(mask.tobytes()) < 128:
         raise BadPhotos(f"The mask {file} is black all over; paint the subject white.")
     return mask
