@@ -128,7 +128,7 @@ def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry
             add("my_dog", folder, resume=True, **given, **more)
         assert "\n" not in str(error.value)
     learned = add("my_dog", folder, resume=True, changes={"lr": 1e-3}, **more)
-    changed = f"other rates than it began with: lr = {TINY.lr}, not 0.001"
+    changed = f"at other rates than it began: lr = {TINY.lr}, not 0.001"
     assert any(changed in text for text in learned.notices)
     with pytest.raises(ConceptError, match="Nothing unfinished"):
         add("my_dog", folder, resume=True, new_version=True, **more)

@@ -71,6 +71,9 @@ def find() -> Crew:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Crew()
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    accelerator = getattr(torch, "accelerator", torch.cuda)  # torch before 2.6 has no such module
+    # accelerate joins processes without an accelerator only where it is told that there is none
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not accelerator.is_available())
     return Crew(state.process_index, state.num_processes, state)
