@@ -25,8 +25,8 @@ def rename(old: str, new: str) -> None:
         entry = history.rename(registry, old, new)
         header = headers.read_if_any(registry.read(entry))
     click.echo(f"{old} is now {entry.ref}.")
-    if header and new not in header.words:
-        note(f"In prompts it keeps the word that it was taught: {', '.join(header.words)}.")
+    if header and len(header.words) > 1:
+        note(f"In prompts its parts keep their names: {', '.join(header.words)}.")
 
 
 @click.command("history")

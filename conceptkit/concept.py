@@ -9,7 +9,7 @@ Most deltas lie on keys and values of cross-attention alone; maps of a text enco
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -149,6 +149,12 @@ class Concept:
             "weights": list(self.provenance.get("weights", [])),
         }
 
+    def called(self, name: str) -> "Concept":
+        """The same under another name, its word in prompts from then on; a merge keeps its parts' words."""
+        if name == self.name or set(self.words) != {self.name}:
+            return self
+        return replace(self, name=name, words={name: self.words[self.name]})
+
 
 def apply(factors: Factors, rows: Tensor) -> Tensor:
     """What one map's factors add at the features `rows` (s, d): (s, o), in the precision of the rows."""
@@ -189,7 +195,7 @@ def read(registry: "Registry", name: str) -> Concept:
     entry = registry.get(name)
     data = registry.read(entry)
     try:
-        return Concept.from_bytes(data)
+        return Concept.from_bytes(data).called(entry.name)
     except BadBlob as error:
         again = f"remove it with `conceptkit rm {entry.ref}` and learn it again"
         raise BadBlob(f"{entry.ref} is stored as bytes that are not a concept; {again}") from error

@@ -15,8 +15,10 @@ from conceptkit.concept import (
     delta_dense,
     delta_rank,
     delta_rows,
+    read,
 )
 from conceptkit.errors import BadBlob
+from conceptkit.registry.store import Registry
 
 SIZES = {"a.attn2.to_k": 6, "a.attn2.to_v": 6, "b.attn2.to_k": 10, "b.attn2.to_v": 10}
 
@@ -156,3 +158,20 @@ def test_damaged_bytes(damage):
 def test_cut_bytes(length):
     with pytest.raises(BadBlob):
         Concept.from_bytes(WHOLE[:length])
+
+
+def test_a_renamed_concept_answers_to_its_new_name(tmp_path):
+    from conceptkit.registry import history
+
+    made = concept(name="my_dog", words={"my_dog": "<my_dog> dog"}, tokens={"<my_dog>": (torch.ones(1, 8),)})
+    with Registry(tmp_path) as registry:
+        registry.add("my_dog", made.to_bytes(), made.summary())
+        history.rename(registry, "my_dog", "rex")
+        found = read(registry, "rex")
+    assert (found.name, dict(found.words)) == ("rex", {"rex": "<my_dog> dog"})
+    assert found.tokens.keys() == made.tokens.keys()
+
+
+def test_a_merge_under_another_name_keeps_the_words_of_its_parts():
+    merged = concept(kind="merge", words={"my_dog": "<my_dog> dog", "gate": "<gate> gate"})
+    assert merged.called("together") is merged
