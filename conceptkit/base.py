@@ -87,7 +87,7 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
 
     source, local = _locate(name)
     try:
-        with _quiet():
+        with quiet():
             config = DiffusionPipeline.load_config(source, local_files_only=local)
             # Pipelines that have a checker accept its absence; the others warn about unknown arguments.
             checker = {"safety_checker": None, "requires_safety_checker": False}
@@ -265,7 +265,7 @@ def _signs(label: str, size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of the libraries underneath while a pipeline loads."""
     import diffusers.utils.logging as below
     import transformers.utils.logging as beside

@@ -137,6 +137,13 @@ def augment(
     )
 
 
+def flatness(picture: Image.Image) -> float:
+    """Share of neighbouring pixels that are of one colour, within 3 of 255: near 1 in drawings, 0 to 1."""
+    values = np.asarray(picture.convert("RGB"), dtype=np.int16)
+    steps = [np.abs(np.diff(values, axis=axis)).max(axis=2) <= 3 for axis in (0, 1)]
+    return float(np.mean([step.mean() for step in steps]))
+
+
 def suggest_noun(name: str, folder: Path | str | None, nouns: Collection[str]) -> str | None:
     """The class noun that a concept's name or its photos' folder speaks of, or None.
 

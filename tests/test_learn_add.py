@@ -4,13 +4,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from conceptkit import base as bases
 from conceptkit.errors import BadBase, BadName, BadPhotos, BadRecipe, NameTaken
-from conceptkit.evaluate.metrics import AttributeJudge
 from conceptkit.learn import add, recipe_for
+from conceptkit.photos import PhotoSet
 from tests import tiny
 from tests.learning import TINY, draw_photos, few_captions, folder, pico, registry, shown, teach, tiny_recipe
 
@@ -71,17 +72,15 @@ def test_the_storybook_names_the_classes_it_knows(pico, folder, registry):
     assert "\n" not in str(error.value) and registry.list() == []
 
 
-def test_photos_that_look_nothing_like_the_storybook_are_noticed(pico, shown, monkeypatch):
+def test_photos_that_look_nothing_like_the_storybook_are_noticed(pico, monkeypatch):
     from conceptkit.learn import _faint
 
     storybook = bases.of(pico.pipe, bases.STORYBOOK)
-    monkeypatch.setattr(AttributeJudge, "__init__", lambda self: None)
-    for sure, count in ((0.1, 1), (0.9, 0)):
-        monkeypatch.setattr(AttributeJudge, "familiar", lambda *a, sure=sure: sure)
-        notices = _faint(storybook, shown)
+    grain = np.random.default_rng(0).integers(0, 255, (70, 64, 3), dtype=np.uint8)
+    for picture, count in ((Image.fromarray(grain), 1), (Image.new("RGB", (80, 64), "teal"), 0)):
+        notices = _faint(storybook, PhotoSet((picture,) * 2, ("a", "b"), ""))
         assert len(notices) == count and all("--base" in text for text in notices)
-    monkeypatch.setattr(AttributeJudge, "familiar", lambda *a: pytest.fail("only the storybook is asked"))
-    assert _faint(pico, shown) == []
+    assert _faint(pico, PhotoSet((Image.fromarray(grain),), ("a",), "")) == []
 
 
 @pytest.mark.parametrize(

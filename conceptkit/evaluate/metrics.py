@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from conceptkit.base import quiet
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
@@ -24,9 +26,10 @@ class SubjectJudge:
 
         from conceptkit import storybook
 
-        self.model = AutoModel.from_pretrained(
-            source or storybook.path("subject"), dtype=torch.float32
-        ).eval()
+        with quiet():
+            self.model = AutoModel.from_pretrained(
+                source or storybook.path("subject"), dtype=torch.float32
+            ).eval()
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
@@ -50,7 +53,8 @@ class AttributeJudge:
         from conceptkit import storybook
 
         folder = str(source or storybook.path("attributes"))
-        self.model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        with quiet():
+            self.model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
         self.names: tuple[str, ...] = tuple(
             self.model.config.id2label[k] for k in range(self.model.config.num_labels)
         )
@@ -66,11 +70,6 @@ class AttributeJudge:
         """For each picture the likeliest attribute of a group, "class", "place", "colour" or "state:dog"."""
         members = [k for k, name in enumerate(self.names) if name.startswith(group + ":")]
         return [self.names[members[int(k)]].removeprefix(group + ":") for k in logits[:, members].argmax(1)]
-
-    def familiar(self, pictures: Sequence[Image.Image]) -> float:
-        """How sure the judge is that pictures show some class it knows: mean largest probability, 0 to 1."""
-        known = [k for k, name in enumerate(self.names) if name.startswith("class:")]
-        return float(self.logits(pictures)[:, known].sigmoid().amax(1).mean())
 
 
 def pixels(pictures: Sequence[Image.Image], size: int) -> Tensor:
