@@ -214,7 +214,7 @@ def test_sude_goes_on_top_of_any_method_and_one_photo_is_enough(pico, shown, nam
 
 
 def test_penalties_at_edges_hold_the_delta_back(pico, shown):
-    from conceptkit.learn.loop import _edges
+    from conceptkit.learn.penalties import _edges
 
     def spilt(concept):
         moment = _edges(pico, [concept]).float()

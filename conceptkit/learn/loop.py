@@ -9,26 +9,28 @@ composer's constraints are, and as little as possible on other captions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from conceptkit import metric
-from conceptkit.base import Base, encode
-from conceptkit.compose import Factor, closed_form, factor, gram
+from conceptkit.base import Base
+from conceptkit.compose import Factor, closed_form, factor
 from conceptkit.concept import Concept, Delta
-from conceptkit.contexts import constraint_rows, context_prompts
-from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn import adapters, checkpoints, lesson, losses, parts, preflight, priors, views, words
-from conceptkit.learn.checkpoints import Keeper, State
+from conceptkit.contexts import constraint_rows
+from conceptkit.errors import BadRecipe
+from conceptkit.learn import adapters, lesson, parts, penalties, preflight, priors, views, words
+from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.crew import find
 from conceptkit.learn.lesson import Lesson
 from conceptkit.learn.locking import class_rows, lock_keys
 from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.stage import Stage, ramp, run
+from conceptkit.learn.stillness import frozen, lean
 from conceptkit.learn.subjects import Subject
 from conceptkit.learn.validation import HELD_OUT_FROM, SAMPLES, Watch
 from conceptkit.photos import PhotoSet
@@ -52,27 +54,6 @@ class Outcome:
     parts: tuple[Concept, ...]
     curve: tuple[tuple[int, float], ...] = ()
     kept: int | None = None
-
-
-@dataclass(eq=False)
-class _Stage:
-    """A stretch of steps in which the same parameters learn. name: "token" or "delta", part of the dice."""
-
-    name: str
-    steps: int
-    groups: list[tuple[list[nn.Parameter], float]]
-    betas: tuple[float, float]
-    ramp: Callable[[int, int], float]
-    with_prior: bool
-    read: Callable[[], lesson.Told]
-    more: Callable[[], Tensor] | None
-    tick: Callable[[int], None]
-    before: int = 0
-    kept: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group, _ in self.groups for p in group]
 
 
 def learn(
@@ -123,7 +104,7 @@ def learn_together(
     classes = len({s.noun for s in subjects if s.noun})
     begun = recipe.prior_size * classes if wants_prior and prior is None else 0
     total = begun + recipe.token_steps + recipe.steps
-    with torch.random.fork_rng(devices=[]), _frozen(base), _lean(base, recipe):
+    with torch.random.fork_rng(devices=[]), frozen(base), lean(base, recipe):
         torch.manual_seed(seed)
         if begun:
             nouns = " and ".join(dict.fromkeys(f"{s.noun}s" for s in subjects if s.noun))
@@ -240,7 +221,7 @@ def _learn_token(
     recipe = taught.recipe
     rows = list(tokens.rows)
     if recipe.token_steps and not keeper.is_past("token"):
-        stage = _Stage(
+        stage = Stage(
             name="token",
             steps=recipe.token_steps,
             groups=[(_learning(rows), recipe.token_lr)],
@@ -251,7 +232,7 @@ def _learn_token(
             more=None,
             tick=tick,
         )
-        _run(taught, stage, keeper, watch)
+        run(taught, stage, keeper, watch)
     elif keeper.resumed is not None and keeper.is_past("token"):
         with torch.no_grad():
             for k, row in enumerate(rows):
@@ -294,20 +275,20 @@ def _learn_look(
             groups = [(lock_keys(look, group, wanted), lr) for group, lr in groups]
         if goes_on:
             groups.append((_learning(list(tokens.rows)), recipe.token_lr))
-        stage = _Stage(
+        stage = Stage(
             name="delta",
             steps=recipe.steps,
             groups=groups,
             betas=(0.9, 0.99),
-            ramp=_ramp,
+            ramp=ramp,
             with_prior=True,
             read=read or lesson.reader(taught, True, goes_on, True),
-            more=_penalty(taught, concepts, look, shape),
+            more=penalties.of(taught, concepts, look, shape),
             tick=tick,
             before=recipe.token_steps,
             kept={f"token.{k}": row.detach().clone() for k, row in enumerate(tokens.rows)},
         )
-        _run(taught, stage, keeper, watch)
+        run(taught, stage, keeper, watch)
         delta, learned = look.read(), tokens.read()
     if recipe.extract:
         delta = adapters.cut(delta, recipe.extract)
@@ -316,80 +297,6 @@ def _learn_look(
     if not keyed and not encoder:
         concepts = [replace(c, rows=constraint_rows(c, base, keys).float()) for c in concepts]
     return parts.apart(concepts, delta, keys, base), delta
-
-
-def _run(taught: Lesson, stage: _Stage, keeper: Keeper, watch: Watch) -> None:
-    """Steps, from where the keeper says, to the end or until validation gets no better."""
-    parameters, crew = stage.parameters, taught.crew
-    optimiser = torch.optim.AdamW(
-        [{"params": group, "lr": lr} for group, lr in stage.groups], weight_decay=0.0, betas=stage.betas
-    )
-    begin = 0
-    if (state := keeper.at(stage.name)) is not None:
-        watch.best = checkpoints.restore(state.tensors, parameters, optimiser)
-        watch.curve, watch.best_step, begin = list(state.curve), state.best, state.step
-    else:
-        watch.best, watch.best_step = None, None
-    for step in range(begin, stage.steps):
-        if watch.look(stage.before + step, parameters):
-            break
-        for group, (_, lr) in zip(optimiser.param_groups, stage.groups, strict=True):
-            group["lr"] = lr * stage.ramp(step, stage.steps)
-        optimiser.zero_grad()
-        loss = _descend(taught, stage, step)
-        if not losses.finite(loss):
-            raise ConceptError(_no_number(step, keeper))
-        if crew.first:
-            tensors = checkpoints.capture(parameters, optimiser, watch.best) | stage.kept
-            keeper.keep(State(stage.name, step, tensors, watch.curve, watch.best_step))
-        crew.add_up(parameters)
-        optimiser.step()
-        stage.tick(step + 1)
-    else:
-        watch.look(stage.before + stage.steps, parameters, last=True)
-    watch.put_back(parameters)
-    optimiser.zero_grad()
-
-
-def _descend(taught: Lesson, stage: _Stage, step: int) -> Tensor:
-    """Gradients of one step's loss, and the loss over all processes."""
-    drawn = lesson.draw(taught, (stage.name, step), stage.with_prior)
-    total = torch.zeros(())
-    for part in range(taught.recipe.accumulate):
-        loss = lesson.loss(taught, drawn, stage.read(), part)
-        if stage.more is not None and part == 0 and taught.crew.first:
-            loss = loss + stage.more()
-        loss.backward()
-        total = total + loss.detach().cpu()
-    return taught.crew.total(total)
-
-
-def _penalty(
-    taught: Lesson, concepts: Sequence[Concept], look: adapters.Look, shape: metric.Metric
-) -> Callable[[], Tensor] | None:
-    """What the delta does to captions without the concept, and where its own prompts begin and end."""
-    recipe, base = taught.recipe, taught.base
-    terms: list[tuple[float, Tensor, float]] = []
-    if recipe.leak:
-        moment = shape.gram.float().to(base.device)
-        terms.append((recipe.leak, moment, adapters.ordinary(base, moment)))
-    if recipe.edges:
-        moment = _edges(base, concepts).float().to(base.device)
-        terms.append((recipe.edges, moment, adapters.ordinary(base, moment)))
-    if not terms:
-        return None
-
-    def more() -> Tensor:
-        return torch.stack([weight * look.spilt(moment) / size for weight, moment, size in terms]).sum()
-
-    return more
-
-
-def _edges(base: Base, concepts: Sequence[Concept]) -> Tensor:
-    """Second moment (d, d) of what stands at BOS, EOT and padding of the concepts' own prompts."""
-    features = encode(base.pipe, [text for concept in concepts for text in context_prompts(concept)])
-    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
-    return gram(features.hidden, ((place == 0) | (place >= features.eot.unsqueeze(1))).float())
 
 
 def key_factor(rows: Tensor, keys: Factor) -> Tensor:
@@ -402,51 +309,3 @@ def _learning(rows: list[nn.Parameter]) -> list[nn.Parameter]:
         row.data = row.data.float()
         row.requires_grad_()
     return rows
-
-
-def _no_number(step: int, keeper: Keeper) -> str:
-    text = f"The loss is no number at step {step}; try again with a smaller learning rate"
-    if keeper.path is None or not keeper.path.is_file():
-        return text
-    return f"{text}, or go on from the last good state with --resume and a smaller --set lr"
-
-
-def _ramp(step: int, steps: int) -> float:
-    """Up over a twentieth of the steps, level to the half, then straight down to zero."""
-    return min(1.0, (step + 1) / max(1, steps // 20), 2 * (1 - step / steps))
-
-
-@contextmanager
-def _frozen(base: Base) -> Iterator[None]:
-    """Nothing of the base learns or drops out meanwhile; flags are put back."""
-    modules = [m for m in base.pipe.components.values() if isinstance(m, torch.nn.Module)]
-    flags = [(p, p.requires_grad) for m in modules for p in m.parameters()]
-    modes = [(m, m.training) for m in modules]
-    try:
-        for p, _ in flags:
-            p.requires_grad_(False)
-        for m, _ in modes:
-            m.eval()
-        yield
-    finally:
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        for m, mode in modes:
-            m.train(mode)
-
-
-@contextmanager
-def _lean(base: Base, recipe: Recipe) -> Iterator[None]:
-    """Activations of the UNet are computed twice instead of kept, if the recipe says so."""
-    if not recipe.checkpointing:
-        yield
-        return
-    kept = [(module, dict(vars(module))) for module in base.unet.modules()]
-    try:
-        base.unet.enable_gradient_checkpointing()
-        yield
-    finally:
-        for module, before in kept:
-            for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
-                vars(module).pop(name, None)
-                vars(module).update({name: before[name]} if name in before else {})

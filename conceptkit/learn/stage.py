@@ -1,0 +1,94 @@
+"""One stretch of learning: the same parameters, step after step, with checkpoints and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from conceptkit.errors import ConceptError
+from conceptkit.learn import checkpoints, lesson, losses
+from conceptkit.learn.checkpoints import Keeper, State
+from conceptkit.learn.lesson import Lesson
+from conceptkit.learn.validation import Watch
+
+
+@dataclass(eq=False)
+class Stage:
+    """A stretch of steps in which the same parameters learn. name: "token" or "delta", part of the dice."""
+
+    name: str
+    steps: int
+    groups: list[tuple[list[nn.Parameter], float]]
+    betas: tuple[float, float]
+    ramp: Callable[[int, int], float]
+    with_prior: bool
+    read: Callable[[], lesson.Told]
+    more: Callable[[], Tensor] | None
+    tick: Callable[[int], None]
+    before: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group, _ in self.groups for p in group]
+
+
+def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
+    """Steps, from where the keeper says, to the end or until validation gets no better."""
+    parameters, crew = stage.parameters, taught.crew
+    optimiser = torch.optim.AdamW(
+        [{"params": group, "lr": lr} for group, lr in stage.groups], weight_decay=0.0, betas=stage.betas
+    )
+    begin = 0
+    if (state := keeper.at(stage.name)) is not None:
+        watch.best = checkpoints.restore(state.tensors, parameters, optimiser)
+        watch.curve, watch.best_step, begin = list(state.curve), state.best, state.step
+    else:
+        watch.best, watch.best_step = None, None
+    for step in range(begin, stage.steps):
+        if watch.look(stage.before + step, parameters):
+            break
+        for group, (_, lr) in zip(optimiser.param_groups, stage.groups, strict=True):
+            group["lr"] = lr * stage.ramp(step, stage.steps)
+        optimiser.zero_grad()
+        loss = _descend(taught, stage, step)
+        if not losses.finite(loss):
+            raise ConceptError(_no_number(step, keeper))
+        if crew.first:
+            tensors = checkpoints.capture(parameters, optimiser, watch.best) | stage.kept
+            keeper.keep(State(stage.name, step, tensors, watch.curve, watch.best_step))
+        crew.add_up(parameters)
+        optimiser.step()
+        stage.tick(step + 1)
+    else:
+        watch.look(stage.before + stage.steps, parameters, last=True)
+    watch.put_back(parameters)
+    optimiser.zero_grad()
+
+
+def _descend(taught: Lesson, stage: Stage, step: int) -> Tensor:
+    """Gradients of one step's loss, and the loss over all processes."""
+    drawn = lesson.draw(taught, (stage.name, step), stage.with_prior)
+    total = torch.zeros(())
+    for part in range(taught.recipe.accumulate):
+        loss = lesson.loss(taught, drawn, stage.read(), part)
+        if stage.more is not None and part == 0 and taught.crew.first:
+            loss = loss + stage.more()
+        loss.backward()
+        total = total + loss.detach().cpu()
+    return taught.crew.total(total)
+
+
+def _no_number(step: int, keeper: Keeper) -> str:
+    text = f"The loss is no number at step {step}; try again with a smaller learning rate"
+    if keeper.path is None or not keeper.path.is_file():
+        return text
+    return f"{text}, or go on from the last good state with --resume and a smaller --set lr"
+
+
+def ramp(step: int, steps: int) -> float:
+    """Up over a twentieth of the steps, level to the half, then straight down to zero."""
+    return min(1.0, (step + 1) / max(1, steps // 20), 2 * (1 - step / steps))
