@@ -16,9 +16,10 @@ from benchmarks.plot import curves
 from benchmarks.report import finish
 from benchmarks.storybook_base import prompt as prompt_of
 from benchmarks.storybook_base import scenes, score
-from benchmarks.taught import Taught, draw, round_trip, subjects, teach
+from benchmarks.taught import Taught, subjects, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
+from conceptkit.drawing import draw
 from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics
 from conceptkit.registry.store import Registry
@@ -44,7 +45,11 @@ def fidelity(
     """Mean share of the gap between class noun and photos that the probes close, with what is attached."""
     gaps = []
     for one, (floor, ceiling) in zip(probes, bounds, strict=True):
-        drawn = [p for text in PROMPTS for p in draw(base, text.format(one.name), range(seeds), steps)]
+        drawn = [
+            p
+            for text in PROMPTS
+            for p in draw(base, [text.format(one.name)] * seeds, range(seeds), steps=steps)
+        ]
         gaps.append(metrics.gap(metrics.similarity(judge.embed(drawn), one.real), floor, ceiling))
     return float(np.mean(gaps))
 
@@ -52,7 +57,7 @@ def fidelity(
 def accuracy(base: bases.Base, judge: metrics.AttributeJudge, count: int, steps: int) -> dict[str, float]:
     """Class and place on prompts that name no concept."""
     told = scenes(count, False)
-    drawn = [draw(base, prompt_of(scene), [k], steps)[0] for k, scene in enumerate(told)]
+    drawn = draw(base, [prompt_of(scene) for scene in told], range(len(told)), steps=steps)
     found = score(judge, told, drawn)
     return {name: found[name] for name in ("class", "place") if name in found}
 
@@ -90,8 +95,12 @@ def main(
         probes = taught[:PROBED]
         bounds = []
         for one in probes:
-            usual = [p for text in PROMPTS for p in draw(base, text.format(one.noun), range(seeds), steps)]
-            best = judge.embed(round_trip(base, one.shots[5:]))
+            usual = [
+                p
+                for text in PROMPTS
+                for p in draw(base, [text.format(one.noun)] * seeds, range(seeds), steps=steps)
+            ]
+            best = judge.embed(metrics.round_trips(base.pipe.vae, one.shots[5:]))
             bounds.append(
                 (metrics.similarity(judge.embed(usual), one.real), metrics.similarity(best, one.real))
             )

@@ -21,9 +21,11 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.report import finish
-from benchmarks.taught import Taught, draw, interval, round_trip, subjects, teach
+from benchmarks.taught import Taught, interval, subjects, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
+from conceptkit.drawing import draw
+from conceptkit.evaluate import metrics
 from conceptkit.evaluate.metrics import AttributeJudge, SubjectJudge
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import world
@@ -58,7 +60,9 @@ class Scorer:
         """Three prompts with these words in them, all seeds."""
         drawn: list[Image.Image] = []
         for prompt in PROMPTS:
-            drawn += draw(self.base, prompt.format(first, second), self.seeds, self.steps)
+            drawn += draw(
+                self.base, [prompt.format(first, second)] * len(self.seeds), self.seeds, steps=self.steps
+            )
         return drawn
 
     def likeness(self, pictures: Sequence[Image.Image], real: Sequence[Tensor]) -> np.ndarray:
@@ -108,7 +112,7 @@ def score_pair(
         )
         for k in range(12)
     ]
-    ceiling = assigned(scorer.likeness(round_trip(base, rendered), real))[0].mean(axis=0)
+    ceiling = assigned(scorer.likeness(metrics.round_trips(base.pipe.vae, rendered), real))[0].mean(axis=0)
     alone = []
     for k, words in enumerate(((a.name, b.noun), (a.noun, b.name))):
         with attach(base.pipe, pair[k].name, registry=registry):

@@ -17,7 +17,7 @@ from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.base import kv_maps
 from conceptkit.concept import READS_TEXT, Concept, apply
-from conceptkit.demo import draw
+from conceptkit.drawing import draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.photos import PhotoSet
 from conceptkit.recipes import RECIPES, SUDE
@@ -75,9 +75,9 @@ def score(
     name = concept.name
     real = judge.embed(shots[:5])
     held_out = judge.embed(metrics.round_trips(base.pipe.vae, shots[5:]))
-    plain = [p for text in PROMPTS for p in draw(base, None, text.format(subject.noun), range(seeds))]
-    found = [p for text in PROMPTS for p in draw(base, concept, text.format(name), range(seeds))]
-    after = [p for text in PROMPTS for p in draw(base, concept, text.format(subject.noun), range(seeds))]
+    plain = [p for text in PROMPTS for p in draw_with(base, None, text.format(subject.noun), range(seeds))]
+    found = [p for text in PROMPTS for p in draw_with(base, concept, text.format(name), range(seeds))]
+    after = [p for text in PROMPTS for p in draw_with(base, concept, text.format(subject.noun), range(seeds))]
     usual, own, left = (judge.embed(pictures) for pictures in (plain, found, after))
     rng = np.random.default_rng(7)
     others = [world.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]

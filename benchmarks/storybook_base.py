@@ -9,15 +9,14 @@ import click
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from benchmarks.report import finish
 from conceptkit import base as bases
+from conceptkit.drawing import STEPS, draw
 from conceptkit.evaluate.metrics import AttributeJudge
 from conceptkit.storybook import scenery, world
 
 BARS = {"class": 0.95, "place": 0.95, "colour": 0.90, "state": 0.85, "both objects": 0.80}
-STEPS = 25
 
 
 def scenes(count: int, pair: bool) -> list[world.Scene]:
@@ -83,17 +82,6 @@ def score(
     return {name: float(np.mean(hits)) for name, hits in right.items() if hits}
 
 
-def draw(base: bases.Base, prompts: Sequence[str], guidance: float, batch: int = 25) -> list[Image.Image]:
-    pictures: list[Image.Image] = []
-    for start in track(range(0, len(prompts), batch), "drawing"):
-        chunk = list(prompts[start : start + batch])
-        seeds = [torch.Generator("cpu").manual_seed(start + k) for k in range(len(chunk))]
-        pictures += base.pipe(
-            chunk, num_inference_steps=STEPS, guidance_scale=guidance, generator=seeds
-        ).images
-    return pictures
-
-
 @click.command()
 @click.option("--count", default=500, show_default=True)
 @click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
@@ -107,7 +95,9 @@ def main(count: int, folder: str, guidance: float) -> None:
     for pair in (False, True):
         told = scenes(count, pair)
         ceiling |= score(judge, told, [world.render(scene) for scene in told])
-        found |= score(judge, told, draw(base, [prompt(scene) for scene in told], guidance))
+        found |= score(
+            judge, told, draw(base, [prompt(scene) for scene in told], range(count), guidance=guidance)
+        )
     for name, bar in BARS.items():
         print(f"{name:13} {found[name]:.3f}  (bar {bar:.2f}, renders {ceiling[name]:.3f})")
     holds = all(found[name] >= bar for name, bar in BARS.items())

@@ -16,7 +16,7 @@ from rich.progress import track
 from benchmarks.report import finish
 from conceptkit import base as bases
 from conceptkit import learn, merge
-from conceptkit.demo import draw
+from conceptkit.drawing import draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.photos import PhotoSet
 from conceptkit.registry.store import Registry
@@ -75,7 +75,7 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
                 drawn = [
                     p
                     for text in PROMPTS
-                    for p in draw(base, merge_of, text.format(concept.name), range(seeds))
+                    for p in draw_with(base, merge_of, text.format(concept.name), range(seeds))
                 ]
                 score = metrics.similarity(judge.embed(drawn), line.pop("real"))
                 line["merged"] = metrics.gap(score, line["floor"], line["ceiling"])
@@ -106,8 +106,8 @@ def _judge(
     base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds: int, name: str, registry: Any
 ) -> dict[str, Any]:
     real, held_out = judge.embed(shots[:5]), judge.embed(metrics.round_trips(base.pipe.vae, shots[5:]))
-    drawn = [p for text in PROMPTS for p in draw(base, concept, text.format(name), range(seeds))]
-    usual = [p for text in PROMPTS for p in draw(base, None, text.format(subject.noun), range(seeds))]
+    drawn = [p for text in PROMPTS for p in draw_with(base, concept, text.format(name), range(seeds))]
+    usual = [p for text in PROMPTS for p in draw_with(base, None, text.format(subject.noun), range(seeds))]
     found, plain = judge.embed(drawn), judge.embed(usual)
     rng = np.random.default_rng(7)
     others = [world.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -61,30 +60,6 @@ def teach(
             shot.save(folder / f"{k}.png")
         learn.add(name, folder, noun=subject.noun, base=base, registry=registry, steps=steps)
     return Taught(name, subject, shots, judge.embed(list(shots[:SHOWN])))
-
-
-@torch.no_grad()
-def round_trip(base: bases.Base, shots: Sequence[Image.Image]) -> list[Image.Image]:
-    """Through the autoencoder and back: the best that the base could draw."""
-    vae = base.pipe.vae
-    seen = vae.decode(vae.encode(metrics.pixels(shots, 64)).latent_dist.mode()).sample.clamp(-1, 1)
-    return [Image.fromarray(p) for p in ((seen + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
-
-
-def draw(
-    base: bases.Base, prompt: str, seeds: Sequence[int], steps: int, batch: int = 16
-) -> list[Image.Image]:
-    """Pictures of one prompt by whatever is attached, one a seed."""
-    drawn: list[Image.Image] = []
-    for start in range(0, len(seeds), batch):
-        chunk = seeds[start : start + batch]
-        drawn += base.pipe(
-            [prompt] * len(chunk),
-            num_inference_steps=steps,
-            guidance_scale=base.guidance,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in chunk],
-        ).images
-    return drawn
 
 
 def interval(values: np.ndarray, over: np.ndarray | None = None, seed: int = 0) -> list[float]:

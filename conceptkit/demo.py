@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from conceptkit import base as bases
 from conceptkit import learn, merge, photos, storybook
-from conceptkit.attach import attach
+from conceptkit.drawing import STEPS, draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.images import Row, Tile, save_png, sheet
 from conceptkit.registry.store import Registry
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 Tick = Callable[[int, int, str], None]
 
-STEPS = 25
 DISTRACTORS = 20
 SEEDS = 2  # pictures of each prompt, with the seeds 0, 1, ...: none is chosen
 
@@ -226,21 +224,7 @@ def distractors(part: Part, judge: metrics.SubjectJudge) -> Any:
 def _tiles(base: bases.Base, concept: Any, prompts: Sequence[str], seeds: int) -> list[Tile]:
     """`seeds` pictures of each prompt; None draws with the base alone."""
     return [
-        Tile(picture, prompt) for prompt in prompts for picture in draw(base, concept, prompt, range(seeds))
+        Tile(picture, prompt)
+        for prompt in prompts
+        for picture in draw_with(base, concept, prompt, range(seeds))
     ]
-
-
-def draw(
-    base: bases.Base, concept: Any, prompt: str, seeds: Sequence[int], steps: int = STEPS
-) -> list[Image.Image]:
-    """Pictures of one prompt, one a seed, with `concept` attached meanwhile (None: the base alone)."""
-    from contextlib import nullcontext
-
-    with attach(base.pipe, concept) if concept is not None else nullcontext():
-        drawn: list[Image.Image] = base.pipe(
-            [prompt] * len(seeds),
-            num_inference_steps=steps,
-            guidance_scale=base.guidance,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        ).images
-    return drawn

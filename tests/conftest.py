@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from conceptkit.registry.store import Registry
+
 # Before anything imports torch or a hub client: both read these once.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
@@ -19,3 +21,21 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("CONCEPTKIT_HOME", str(folder))
     yield folder
+
+
+@pytest.fixture
+def registry():
+    with Registry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def mine(tmp_path):
+    with Registry(tmp_path / "mine") as registry:
+        yield registry
+
+
+@pytest.fixture
+def yours(tmp_path):
+    with Registry(tmp_path / "yours") as registry:
+        yield registry

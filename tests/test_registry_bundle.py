@@ -20,18 +20,6 @@ from tests.blobs import PNG, blob, sentence
 from tests.tiny import pico_concept, pico_sd, pico_sdxl
 
 
-@pytest.fixture
-def mine(tmp_path):
-    with Registry(tmp_path / "mine") as registry:
-        yield registry
-
-
-@pytest.fixture
-def yours(tmp_path):
-    with Registry(tmp_path / "yours") as registry:
-        yield registry
-
-
 def put(registry: Registry, name: str, seed: int = 0, **options):
     data = blob(name, seed)
     return registry.add(name, data, validate.check(data).summary, new_version=True, **options)

@@ -16,20 +16,9 @@ from conceptkit.registry.find import Filters
 from conceptkit.registry.index import STEPS
 from conceptkit.registry.migrations import migrations
 from conceptkit.registry.store import New, Registry
+from tests.commands import run
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-@pytest.fixture
-def registry():
-    with Registry() as registry:
-        yield registry
 
 
 @pytest.fixture

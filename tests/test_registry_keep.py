@@ -14,6 +14,7 @@ from conceptkit.cli.main import main
 from conceptkit.errors import BadBlob, ConceptError, NameTaken
 from conceptkit.registry import backup, blobs, find, headers, history, keep, labels, lineage
 from conceptkit.registry.store import New, Registry
+from tests.commands import run
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
 
@@ -42,18 +43,6 @@ def concept(name: str, *parents: tuple[str, bytes], fill: int = 0) -> bytes:
     }
     text = json.dumps({"__metadata__": {"conceptkit": json.dumps(inner)}} | tensors).encode()
     return len(text).to_bytes(8, "little") + text + bytes([fill]) * 28
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-@pytest.fixture
-def registry():
-    with Registry() as registry:
-        yield registry
 
 
 @pytest.fixture

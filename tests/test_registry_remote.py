@@ -24,18 +24,6 @@ from tests import servers
 from tests.blobs import PNG, blob, sentence
 
 
-@pytest.fixture
-def mine(tmp_path):
-    with Registry(tmp_path / "mine") as registry:
-        yield registry
-
-
-@pytest.fixture
-def yours(tmp_path):
-    with Registry(tmp_path / "yours") as registry:
-        yield registry
-
-
 @pytest.fixture(params=["folder", "sftp", "s3"])
 def place(request, tmp_path, monkeypatch):
     """(address, options) of an empty remote of each kind that is tested against the real thing."""

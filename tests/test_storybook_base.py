@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification, CLIPTokeniz
 
 from conceptkit import base as bases
 from conceptkit import learn, photos, storybook
-from conceptkit.demo import draw
+from conceptkit.drawing import draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import autoencoder, world
@@ -83,7 +83,7 @@ def test_the_base_draws_the_place_that_it_is_told(base):
         (noun, place) for noun in ("dog", "car", "house", "flower") for place in ("snow", "moon", "forest")
     ]
     drawn = [
-        draw(base, None, f"photo of a {noun} {world.scenery.PLACES[place][1][0]}", [0], steps=15)[0]
+        draw_with(base, None, f"photo of a {noun} {world.scenery.PLACES[place][1][0]}", [0], steps=15)[0]
         for noun, place in told
     ]
     attributes = metrics.AttributeJudge()
@@ -122,6 +122,6 @@ def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
             shot.save(folder / f"{n}.png")
         learned = learn.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
         real.append(judge.embed(photos.read(folder).pictures))
-        found.append(judge.embed(draw(base, learned.concept, f"photo of a kitty{k}", range(6))))
+        found.append(judge.embed(draw_with(base, learned.concept, f"photo of a kitty{k}", range(6))))
     for k in (0, 1):
         assert metrics.similarity(found[k], real[k]) > metrics.similarity(found[k], real[1 - k]) + 0.1

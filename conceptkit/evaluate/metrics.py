@@ -81,11 +81,13 @@ def pixels(pictures: Sequence[Image.Image], size: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in scaled])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-@torch.no_grad()
 def round_trips(vae: AutoencoderKL, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """What is left of RGB pictures (64x64) after the storybook's autoencoder."""
-    y = vae.decode(vae.encode(pixels(pictures, 64)).latent_dist.mode()).sample.clamp(-1, 1)
-    return [Image.fromarray(p) for p in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
+    from conceptkit.storybook import evaluators
+
+    return [
+        Image.fromarray(p) for p in evaluators.round_trips(vae, np.stack([np.asarray(p) for p in pictures]))
+    ]
 
 
 def similarity(found: Tensor, real: Tensor) -> float:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from conceptkit import base as bases
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
+from conceptkit.drawing import draw
 from conceptkit.errors import BadRecipe
 from conceptkit.learn import crew, priors, sidecars, validation
 from conceptkit.learn.checkpoints import Keeper, path_for
@@ -232,12 +231,7 @@ def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:
     if concept.kind == "style":
         prompt = f"a picture in the style of {concept.name}"
     with attach(base.pipe, concept):
-        drawn = base.pipe(
-            [prompt] * PREVIEWS,
-            num_inference_steps=25,
-            guidance_scale=base.guidance,
-            generator=[torch.Generator("cpu").manual_seed(seed + k) for k in range(PREVIEWS)],
-        ).images
+        drawn = draw(base, [prompt] * PREVIEWS, range(seed, seed + PREVIEWS))
     return grid(drawn, columns=PREVIEWS)
 
 
