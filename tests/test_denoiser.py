@@ -1,9 +1,13 @@
-"""The loss that the storybook's UNet learns by."""
+"""How the storybook's UNet learns: its loss, its optimiser, and how it grows."""
+
+import copy
 
 import pytest
 import torch
+from torch import nn
 
 from conceptkit.storybook import data, denoiser
+from conceptkit.storybook.muon import Muon, matrix
 
 SCHEDULE = denoiser.scheduler()
 
@@ -52,3 +56,55 @@ def test_plain_scenes_come_more_often():
     busy = [s for s in told if s.style or s.framing == "far"]
     assert plain and {data.weight(s) for s in plain} == {1.0}
     assert busy and max(data.weight(s) for s in busy) < 0.5
+
+
+def test_a_deepened_unet_draws_what_it_drew():
+    torch.manual_seed(0)
+    shallow = denoiser.unet(layers=1).eval()
+    deep = denoiser.deepened(shallow).eval()
+    noisy, t, words = torch.randn(2, 8, 16, 16), torch.tensor([3, 700]), torch.randn(2, 7, denoiser.WIDTH)
+    with torch.no_grad():
+        before, after = shallow(noisy, t, words).sample, deep(noisy, t, words).sample
+    assert sum(p.numel() for p in deep.parameters()) > 1.4 * sum(p.numel() for p in shallow.parameters())
+    assert torch.equal(before, after)
+
+
+def test_muon_moves_a_convolution_by_an_orthogonal_step_and_a_bias_by_adams():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(24, 32, 3).to(memory_format=torch.channels_last)
+    before = {name: value.clone() for name, value in layer.named_parameters()}
+    optimiser = Muon(layer.parameters(), lr=0.01, weight_decay=0.0)
+    layer(torch.randn(4, 24, 8, 8)).square().sum().backward()
+    optimiser.step()
+    moved = matrix(before["weight"] - layer.weight.detach())
+    # five Newton-Schulz steps bring singular values near one; 0.2 sqrt(longer side) is AdamW's size
+    values = torch.linalg.svdvals(moved) / (0.01 * 0.2 * max(moved.shape) ** 0.5)
+    assert values.min() > 0.5 and values.max() < 1.5
+    torch.testing.assert_close(
+        (before["bias"] - layer.bias).abs(), torch.full((32,), 0.01), rtol=1e-3, atol=0
+    )
+
+
+def test_muon_goes_on_where_it_stopped():
+    def steps(layer, optimiser, seeds):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            optimiser.zero_grad()
+            layer(torch.randn(4, 24)).square().sum().backward()
+            optimiser.step()
+
+    torch.manual_seed(0)
+    whole = nn.Linear(24, 32)
+    broken = copy.deepcopy(whole)
+    steps(whole, Muon(whole.parameters(), lr=0.01), range(6))
+    first = Muon(broken.parameters(), lr=0.01)
+    steps(broken, first, range(3))
+    second = Muon(broken.parameters(), lr=0.01)
+    second.load_state_dict(first.state_dict())
+    steps(broken, second, range(3, 6))
+    assert torch.equal(whole.weight, broken.weight) and torch.equal(whole.bias, broken.bias)
+
+
+def test_muon_refuses_a_convolution_it_would_have_to_copy():
+    with pytest.raises(ValueError, match="channels_last"):
+        Muon(nn.Conv2d(24, 32, 3).parameters(), lr=0.01)

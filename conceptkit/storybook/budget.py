@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from conceptkit.storybook.muon import Muon
+
 console = Console()
 
 
@@ -35,14 +37,19 @@ def train(
     weight_decay: float = 0.01,
     hold: float = 0.5,
     max_norm: float = 1.0,
+    muon: bool = False,
 ) -> nn.Module:
     """Train `model` in place for `minutes`; returns its moving average (decay given) or the model itself.
 
     `loss_of(step)` must depend on the step alone for its randomness. A checkpoint is kept every minute; a
     finished one is recognised, so that calling again costs nothing.
     """
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True
+    optimiser: torch.optim.Optimizer | Muon = (
+        Muon(model.parameters(), lr, weight_decay)
+        if muon
+        else torch.optim.AdamW(
+            model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True
+        )
     )
     average = copy.deepcopy(model).requires_grad_(False) if decay else model
     step, spent = 0, 0.0
