@@ -13,7 +13,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "targets": ("kv", "attn", "attn+ff"),
     "begin": ("aside", "noun", "rare"),
     "sude_weight": ("code", "paper"),
-    "precision": ("no", "bf16"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "optimiser": ("adamw", "adamw8bit"),
 }
 
 
@@ -46,7 +47,8 @@ class Recipe:
     sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper".
     validate: steps between two looks at the validation loss, 0 for none; the best of them is kept.
     patience: looks without a better one before learning stops; 0: never.
-    accumulate: parts in which a batch goes through. precision: of the forward pass, "no" or "bf16".
+    accumulate: parts in which a batch goes through. precision: of the forward pass, "fp32", "bf16" or "fp16",
+        the last on CUDA. optimiser: "adamw", or "adamw8bit" of bitsandbytes. compile: torch.compile, on CUDA.
     checkpointing: activations are computed twice instead of kept.
     extract: rank to which the learned delta is cut at the end; 0: as it was learned.
     """
@@ -81,7 +83,9 @@ class Recipe:
     validate: int = _off(0)
     patience: int = _off(0)
     accumulate: int = _off(1)
-    precision: str = _off("no")
+    precision: str = _off("fp32")
+    optimiser: str = _off("adamw")
+    compile: bool = _off(False)
     checkpointing: bool = _off(False)
     extract: int = _off(0)
 

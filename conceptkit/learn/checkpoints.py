@@ -55,6 +55,12 @@ class Keeper:
     resumed: State | None = None
     notices: list[str] = field(default_factory=list)
     _due: float = 0.0
+    _wrote: bool = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something of this run to go on with."""
+        return self._wrote or self.resumed is not None
 
     def resume(self) -> None:
         """Read the checkpoint. Raises ConceptError when there is none, BadRecipe when of another run."""
@@ -87,6 +93,7 @@ class Keeper:
             return
         begun = time.monotonic()
         write(self.path, state, self.about)
+        self._wrote = True
         ended = time.monotonic()
         self._due = ended + max(self.every, 20 * (ended - begun) if self.every else 0.0)
 
@@ -129,30 +136,55 @@ def write(path: Path, state: State, about: Mapping[str, Any]) -> None:
 
 
 def capture(
-    parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, best: Sequence[Tensor] | None
+    parameters: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    best: Sequence[Tensor] | None,
+    scaler: torch.amp.GradScaler,
 ) -> dict[str, Tensor]:
-    """All tensors that the next step depends on."""
+    """All that the next step depends on, as tensors."""
     tensors = {f"parameter.{k}": p.data for k, p in enumerate(parameters)}
-    for k, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{k}.{name}": value for name, value in moments.items()}
+    places = [p for group in optimiser.param_groups for p in group["params"]]
+    for k, parameter in enumerate(places):
+        for name, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{k}.{name}"] = _packed(value)
+    tensors |= {f"scaler.{name}": _packed(value) for name, value in scaler.state_dict().items()}
     return tensors | {f"best.{k}": value for k, value in enumerate(best or ())}
 
 
 def restore(
-    tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+    tensors: Mapping[str, Tensor],
+    parameters: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> list[Tensor] | None:
     """Put captured tensors back; returns the best values so far."""
     for k, parameter in enumerate(parameters):
         parameter.data.copy_(tensors[f"parameter.{k}"])
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Any]] = {}
+    scaling: dict[str, Any] = {}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimiser":
             index, _, moment = rest.partition(".")
-            moments.setdefault(int(index), {})[moment] = value
+            moments.setdefault(int(index), {})[moment] = _unpacked(value)
+        elif kind == "scaler":
+            scaling[rest] = _unpacked(value)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    if scaling:
+        scaler.load_state_dict(scaling)
     best = [tensors[f"best.{k}"] for k in range(len(parameters)) if f"best.{k}" in tensors]
     return best or None
+
+
+def _packed(value: Any) -> Tensor:
+    """Plain numbers go as single ones of 64 bits, which nothing else here is."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+def _unpacked(value: Tensor) -> Any:
+    return value.item() if value.ndim == 0 and value.dtype in (torch.int64, torch.float64) else value
 
 
 def _read(path: Path) -> tuple[dict[str, Any], State]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base import Base
-from conceptkit.learn import conditions, losses, priors, sude, views
+from conceptkit.learn import conditions, hardware, losses, priors, sude, views
 from conceptkit.learn.conditions import Condition
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.dice import hash_of
@@ -153,8 +152,7 @@ def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
 def predict(lesson: Lesson, noisy: Tensor, t: Tensor, told: Condition) -> Tensor:
     """The UNet's prediction at the steps t, in the precision that the recipe asks for."""
     base = lesson.base
-    reduced = lesson.recipe.precision == "bf16"
-    with torch.autocast(base.device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
+    with hardware.autocast(base.device, lesson.recipe.precision):
         return conditions.predict(
             base.pipe, noisy.to(base.dtype), lesson.schedule.told(t).to(base.device), told
         )

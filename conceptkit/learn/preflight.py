@@ -9,7 +9,7 @@ from dataclasses import fields
 from conceptkit.base import Base, encoders
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.kv_delta import ADAPTER
-from conceptkit.learn import targets
+from conceptkit.learn import hardware, targets
 from conceptkit.learn.noise import schedule_of
 from conceptkit.learn.subjects import Subject
 from conceptkit.peft_types import carrier
@@ -38,6 +38,7 @@ def check(base: Base, subjects: Sequence[Subject], recipe: Recipe) -> None:
     """Raises BadRecipe, BadBase or ConceptError with one sentence; nothing has been done then."""
     check_numbers(recipe)
     _check_together(recipe)
+    hardware.check(base.device, recipe)
     schedule_of(base.pipe.scheduler)
     if present := getattr(base.pipe.encode_prompt, "attachment", None):
         carried, names = ", ".join(present.concepts), " and ".join(s.name for s in subjects)

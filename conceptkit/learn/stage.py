@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.errors import ConceptError
-from conceptkit.learn import checkpoints, lesson, losses
+from conceptkit.learn import checkpoints, hardware, lesson, losses
 from conceptkit.learn.checkpoints import Keeper, State
 from conceptkit.learn.lesson import Lesson
 from conceptkit.learn.validation import Watch
@@ -39,51 +39,58 @@ class Stage:
 def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
     """Steps, from where the keeper says, to the end or until validation gets no better."""
     parameters, crew = stage.parameters, taught.crew
-    optimiser = torch.optim.AdamW(
-        [{"params": group, "lr": lr} for group, lr in stage.groups], weight_decay=0.0, betas=stage.betas
-    )
+    base, recipe = taught.base, taught.recipe
+    optimiser = hardware.optimiser(stage.groups, stage.betas, recipe.optimiser)
+    scaler = hardware.scaler(base.device, recipe.precision)
     begin = 0
     if (state := keeper.at(stage.name)) is not None:
-        watch.best = checkpoints.restore(state.tensors, parameters, optimiser)
+        watch.best = checkpoints.restore(state.tensors, parameters, optimiser, scaler)
         watch.curve, watch.best_step, begin = list(state.curve), state.best, state.step
     else:
         watch.best, watch.best_step = None, None
-    for step in range(begin, stage.steps):
-        if watch.look(stage.before + step, parameters):
-            break
-        for group, (_, lr) in zip(optimiser.param_groups, stage.groups, strict=True):
-            group["lr"] = lr * stage.ramp(step, stage.steps)
-        optimiser.zero_grad()
-        loss = _descend(taught, stage, step)
-        if not losses.finite(loss):
-            raise ConceptError(_no_number(step, keeper))
-        if crew.first:
-            tensors = checkpoints.capture(parameters, optimiser, watch.best) | stage.kept
-            keeper.keep(State(stage.name, step, tensors, watch.curve, watch.best_step))
-        crew.add_up(parameters)
-        optimiser.step()
-        stage.tick(step + 1)
-    else:
-        watch.look(stage.before + stage.steps, parameters, last=True)
+    with hardware.compiled(base, recipe):
+        for step in range(begin, stage.steps):
+            if watch.look(stage.before + step, parameters):
+                break
+            for group, (_, lr) in zip(optimiser.param_groups, stage.groups, strict=True):
+                group["lr"] = lr * stage.ramp(step, stage.steps)
+            optimiser.zero_grad()
+            loss = _descend(taught, stage, step, scaler)
+            if not losses.finite(loss):
+                raise ConceptError(_no_number(step, keeper, recipe.precision))
+            if crew.first:
+                tensors = checkpoints.capture(parameters, optimiser, watch.best, scaler) | stage.kept
+                keeper.keep(State(stage.name, step, tensors, watch.curve, watch.best_step))
+            crew.add_up(parameters)
+            scaler.step(optimiser)
+            scaler.update()
+            if scaler.get_scale() < hardware.LEAST_SCALE:
+                raise ConceptError(
+                    f"Gradients at step {step} are too large for fp16; give --precision bf16 or fp32"
+                )
+            stage.tick(step + 1)
+        else:
+            watch.look(stage.before + stage.steps, parameters, last=True)
     watch.put_back(parameters)
     optimiser.zero_grad()
 
 
-def _descend(taught: Lesson, stage: Stage, step: int) -> Tensor:
-    """Gradients of one step's loss, and the loss over all processes."""
+def _descend(taught: Lesson, stage: Stage, step: int, scaler: torch.amp.GradScaler) -> Tensor:
+    """Gradients of one step's loss, as the scaler scales it, and the loss itself, over all processes."""
     drawn = lesson.draw(taught, (stage.name, step), stage.with_prior)
     total = torch.zeros(())
     for part in range(taught.recipe.accumulate):
         loss = lesson.loss(taught, drawn, stage.read(), part)
         if stage.more is not None and part == 0 and taught.crew.first:
             loss = loss + stage.more()
-        loss.backward()
+        scaler.scale(loss).backward()
         total = total + loss.detach().cpu()
     return taught.crew.total(total)
 
 
-def _no_number(step: int, keeper: Keeper) -> str:
+def _no_number(step: int, keeper: Keeper, precision: str) -> str:
     text = f"The loss is no number at step {step}; try again with a smaller learning rate"
+    text += " or --precision fp32" if precision == "fp16" else ""
     if keeper.path is None or not keeper.path.is_file():
         return text
     return f"{text}, or go on from the last good state with --resume and a smaller --set lr"

@@ -1,0 +1,240 @@
+# ruff: noqa: F401, F811
+"""Half precision, optimisers of 8 bits and compiled code: done where a device can, else refused."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from conceptkit import base as bases
+from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.learn import add, checkpoints, hardware
+from conceptkit.learn.checkpoints import Keeper
+from conceptkit.recipes import RECIPES
+from tests import tiny
+from tests.learning import (
+    TINY,
+    few_captions,
+    folder,
+    method,
+    outcome,
+    pico,
+    registry,
+    shown,
+    teach,
+    tiny_recipe,
+    values,
+)
+
+KV = {"prior_weight": 0.0, "token_goes_on": False}
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """The CPU is slow at fp16 and gains nothing from it, but computes it; so the loop can be tried on it."""
+    monkeypatch.setitem(hardware.LEARNS_ON, "fp16", ("cpu",))
+    monkeypatch.setitem(hardware.LEARNS_ON, "compile", ("cpu",))
+
+
+def test_fp16_learns_nearly_the_same(pico, shown, everywhere):
+    full, half = (
+        values(teach(pico, shown, method("custom-diffusion", precision=p, **KV))) for p in ("fp32", "fp16")
+    )
+    assert not torch.equal(full, half) and torch.isfinite(half).all()
+    assert torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.9
+
+
+def test_the_scaled_loss_has_the_same_gradients_once_they_are_scaled_back(pico, shown, monkeypatch):
+    """Powers of two lose nothing in float32, so that scaling alone changes no bit of what is learned."""
+    plain = teach(pico, shown, method("custom-diffusion", **KV))
+    kind = torch.amp.GradScaler
+    monkeypatch.setattr(hardware, "scaler", lambda device, precision: kind(device.type, init_scale=2.0**10))
+    assert torch.equal(values(teach(pico, shown, method("custom-diffusion", **KV))), values(plain))
+
+
+def overflowing(monkeypatch, at):
+    """Gradients of these steps are infinite, as they are in fp16 when the scale is too large."""
+    steps, scale = iter(range(99)), torch.amp.GradScaler.scale
+
+    def scaled(self, loss):
+        return scale(self, loss * (float("inf") if next(steps) in at else 1.0))
+
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", scaled)
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_falls(pico, shown, everywhere, monkeypatch):
+    seen = []
+    update = torch.amp.GradScaler.update
+
+    def watched(self, *args):
+        update(self, *args)
+        seen.append(self.get_scale())
+
+    monkeypatch.setattr(torch.amp.GradScaler, "update", watched)
+    overflowing(monkeypatch, {0})
+    concept = teach(pico, shown, method("custom-diffusion", precision="fp16", **KV))
+    assert seen == [2.0**15] * 3
+    assert torch.isfinite(values(concept)).all() and values(concept).any()
+
+
+def test_gradients_that_overflow_at_every_scale_are_told(pico, shown, everywhere, monkeypatch):
+    overflowing(monkeypatch, set(range(99)))
+    with pytest.raises(ConceptError, match="too large for fp16; give --precision bf16 or fp32"):
+        teach(pico, shown, replace(method("custom-diffusion", precision="fp16", **KV), steps=40))
+
+
+class Stopped(BaseException):
+    """As Ctrl-C."""
+
+
+def stopped_and_resumed(pico, shown, recipe, path, at):
+    def tick(done, total, text):
+        if done == at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        outcome(pico, shown, recipe, keeper=Keeper(path, every=0.0), tick=tick)
+    keeper = Keeper(path, every=0.0)
+    keeper.resume()
+    return outcome(pico, shown, recipe, keeper=keeper).whole.to_bytes()
+
+
+def test_the_scale_is_resumed_too(pico, shown, everywhere, monkeypatch, tmp_path):
+    recipe = replace(method("custom-diffusion", precision="fp16", **KV), steps=5)
+    overflowing(monkeypatch, {1})
+    never = outcome(pico, shown, recipe).whole.to_bytes()
+    overflowing(monkeypatch, {1})
+    assert stopped_and_resumed(pico, shown, recipe, tmp_path / "kept", 3) == never
+    last = Keeper(tmp_path / "kept")
+    last.resume()
+    assert float(last.resumed.tensors["scaler.scale"]) == 2.0**15
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"precision": "fp16"}, "fp16 works on cuda alone, and the base is on cpu; give fp32"),
+        ({"precision": "half"}, "precision = 'half' is unknown; choose one of fp32, bf16, fp16"),
+        ({"optimiser": "sgd"}, "optimiser = 'sgd' is unknown"),
+    ],
+)
+def test_what_a_device_cannot_do_is_one_sentence(pico, shown, values, named):
+    with pytest.raises(BadRecipe, match=named) as error:
+        teach(pico, shown, replace(TINY, **values))
+    assert "\n" not in str(error.value)
+
+
+def test_every_kind_of_device_is_asked():
+    mps, cuda = torch.device("mps"), torch.device("cuda")
+    for changes in ({"precision": "bf16"}, {"precision": "fp16"}, {"optimiser": "adamw8bit"}):
+        with pytest.raises(BadRecipe, match="the base is on mps"):
+            hardware.check(mps, replace(TINY, **changes))
+    hardware.check(mps, TINY)
+    hardware.check(cuda, replace(TINY, precision="fp16"))
+
+
+def test_a_gpu_without_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    with pytest.raises(BadRecipe, match="cannot compute in bf16; give --precision fp16 or fp32"):
+        hardware.check(torch.device("cuda"), replace(TINY, precision="bf16"))
+
+
+def test_without_bitsandbytes_it_says_how_to_get_it(pico, shown, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BadRecipe, match=r"needs bitsandbytes; run pip install 'conceptkit\[8bit\]'"):
+        teach(pico, shown, replace(TINY, optimiser="adamw8bit"))
+
+
+class Eight(torch.optim.AdamW):
+    """As bitsandbytes has it: plain numbers in the state, and tensors one level down in `state_dict`."""
+
+    made = 0
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        assert options["weight_decay"] == 0.0
+        Eight.made += 1
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    state.setdefault("step", 0)
+                    state.setdefault("state1", torch.zeros_like(p))
+                    state["step"] += 1
+                    state["state1"].mul_(0.9).add_(p.grad)
+                    p.data -= group["lr"] / state["step"] * state["state1"]
+
+    def state_dict(self):
+        found = super().state_dict()
+        nested = {
+            k: {"step": v["step"], "inside": {"state1": v["state1"]}} for k, v in found["state"].items()
+        }
+        return {**found, "state": nested}
+
+    def load_state_dict(self, given):
+        found = [p for group in self.param_groups for p in group["params"]]
+        for k, value in given["state"].items():
+            assert isinstance(value["step"], int)
+            self.state[found[k]] = {"step": value["step"], "state1": value["state1"].clone()}
+
+
+def test_the_8_bit_optimiser_learns_and_resumes(pico, shown, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=Eight)))
+    before, recipe = Eight.made, replace(method("custom-diffusion", optimiser="adamw8bit", **KV), steps=4)
+    never = outcome(pico, shown, recipe).whole
+    assert Eight.made == before + 1 and values(never).any()
+    assert never.recipe["optimiser"] == "adamw8bit"
+    assert stopped_and_resumed(pico, shown, recipe, tmp_path / "kept", 2) == never.to_bytes()
+
+
+def test_bitsandbytes_itself_learns_and_resumes(shown, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    wide = bases.of(tiny.pico_sd(d=256), "pico")  # 32 x 256 numbers are enough for moments of 8 bits
+    recipe = replace(method("custom-diffusion", optimiser="adamw8bit", **KV), steps=4)
+    never = outcome(wide, shown, recipe).whole
+    full = outcome(wide, shown, replace(recipe, optimiser="adamw")).whole
+    assert torch.nn.functional.cosine_similarity(values(never), values(full), dim=0) > 0.9
+    assert stopped_and_resumed(wide, shown, recipe, tmp_path / "kept", 2) == never.to_bytes()
+    kept = Keeper(tmp_path / "kept", every=0.0)
+    kept.resume()
+    assert any(t.dtype == torch.uint8 for t in kept.resumed.tensors.values())
+
+
+def test_the_unet_is_compiled_while_it_learns_and_left_as_it_was(pico, shown, everywhere, monkeypatch):
+    compiled, calls = [], []
+
+    def fake(function, **options):
+        compiled.append(function)
+        return lambda *args, **more: calls.append(1) or function(*args, **more)
+
+    before, plain = tiny.snapshot(pico.pipe), teach(pico, shown)
+    monkeypatch.setattr(torch, "compile", fake)
+    concept = teach(pico, shown, replace(TINY, compile=True))
+    assert tiny.snapshot(pico.pipe) == before
+    assert len(compiled) == 2, "once for the word, once for the look"
+    assert len(calls) == TINY.token_steps + TINY.steps, "what the base draws by itself is not compiled for"
+    assert torch.equal(values(concept), values(plain))
+
+
+def test_a_failing_compiler_leaves_the_unet_as_it_was(pico, shown, everywhere, monkeypatch):
+    def fake(function, **options):
+        def broken(*args, **more):
+            raise RuntimeError("no compiler")
+
+        return broken
+
+    before = tiny.snapshot(pico.pipe)
+    monkeypatch.setattr(torch, "compile", fake)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        teach(pico, shown, replace(TINY, compile=True))
+    assert tiny.snapshot(pico.pipe) == before
+
+
+def test_on_a_cpu_compiling_is_left_out_and_said_so(pico, folder, registry, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("compiled on a CPU"))
+    learned = add("my_dog", folder, noun="dog", base=pico, registry=registry, changes={"compile": "yes"})
+    assert "compile = yes is for cuda; on cpu learning goes on without." in learned.notices
