@@ -1,12 +1,21 @@
 """`conceptkit add`: photos become a concept, or several in one run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from conceptkit.cli.options import base_option, debug_option, free_path, note, out_option, wrote
+from conceptkit.cli.options import (
+    base_option,
+    debug_option,
+    device_option,
+    free_path,
+    note,
+    out_option,
+    wrote,
+)
 from conceptkit.cli.progress import bar
 from conceptkit.errors import BadRecipe
 from conceptkit.recipes import CHOICES, DEFAULT, EARLY_STOP, RECIPES, SUDE, of_adapter
@@ -26,6 +35,12 @@ from conceptkit.recipes import CHOICES, DEFAULT, EARLY_STOP, RECIPES, SUDE, of_a
     help="A thing, or a manner of drawing: 'a dog in the style of NAME'.",
 )
 @base_option
+@device_option
+@click.option(
+    "--precision",
+    type=click.Choice(CHOICES["precision"]),
+    help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
+)
 @click.option(
     "--method", type=click.Choice(list(RECIPES)), default=DEFAULT, show_default=True, help="How to learn."
 )
@@ -42,12 +57,12 @@ from conceptkit.recipes import CHOICES, DEFAULT, EARLY_STOP, RECIPES, SUDE, of_a
 )
 @click.option(
     "--prior-photos",
-    type=click.Path(path_type=Path),
+    "priors",
+    metavar="PATH",
+    multiple=True,
     help="Pictures of the class to hold on to, instead of ones that the base draws.",
 )
-@click.option(
-    "--masks", type=click.Path(path_type=Path), help="A folder of masks, white where the subject is."
-)
+@click.option("--masks", metavar="DIR", multiple=True, help="A folder of masks, white where the subject is.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same machine: same bytes.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: the recipe's]")
 @click.option("--rank", type=click.IntRange(0), help="Rank of the delta; 0 is full.  [default: the recipe's]")
@@ -60,6 +75,8 @@ def add(
     nouns: tuple[str, ...],
     kind: str,
     base: str | None,
+    device: str,
+    precision: str | None,
     method: str,
     adapter: str | None,
     sude: bool,
@@ -68,8 +85,8 @@ def add(
     new_version: bool,
     resume: bool,
     early_stop: bool,
-    prior_photos: Path | None,
-    masks: Path | None,
+    priors: tuple[str, ...],
+    masks: tuple[str, ...],
     seed: int,
     steps: int | None,
     rank: int | None,
@@ -79,7 +96,7 @@ def add(
     """Learn a thing from photos.
 
     PHOTOS are files or folders; what is on them is kept under NAME. A text file beside a photo, 1.txt for
-    1.jpg, is its caption.
+    1.jpg, is its caption. With --joint, --class, --masks and --prior-photos are NAME=VALUE, once for each.
 
     \b
     Example:
@@ -91,16 +108,17 @@ def add(
     from conceptkit.registry.store import Registry
 
     things = _things(name, photos) if joint else {}
-    with Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as tick:
+    with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as tick:
         for one in things or [name]:
             registry.check_free(one, new_version=new_version)
 
         from conceptkit import images
         from conceptkit import learn as library
 
-        changes = _changes(method, adapter, sude, early_stop, fields)
+        changes = _changes(method, adapter, sude, early_stop, precision, fields)
         shared: dict[str, Any] = {
             "base": base or "storybook",
+            "device": device,
             "registry": registry,
             "new_version": new_version,
             "seed": seed,
@@ -112,24 +130,30 @@ def add(
             "progress": tick,
         }
         if joint:
-            if kind == "style" or masks or prior_photos:
-                raise BadRecipe(
-                    "--joint learns subjects from photos alone; leave --kind, --masks and the prior out"
-                )
+            if kind == "style":
+                raise BadRecipe("--joint learns things, each with its class; learn a style by itself")
             learned: list[Any] = library.add_together(
-                things, nouns=_pairs("--class", nouns), name=joint_name, **shared
+                things,
+                nouns=_pairs("--class", nouns),
+                masks=_pairs("--masks", masks),
+                prior_photos=_pairs("--prior-photos", priors),
+                name=joint_name,
+                **shared,
             )
         else:
-            if joint_name or len(nouns) > 1:
-                raise BadRecipe("--name and more than one --class are for --joint; add it, or leave them out")
+            if joint_name or max(len(nouns), len(masks), len(priors)) > 1:
+                raise BadRecipe(
+                    "--name, and --class, --masks or --prior-photos more than once, are for --joint; "
+                    "add it, or leave them out"
+                )
             learned = [
                 library.add(
                     name,
                     photos,
                     noun=nouns[0] if nouns else None,
                     kind=kind,
-                    masks=masks,
-                    prior_photos=prior_photos,
+                    masks=masks[0] if masks else None,
+                    prior_photos=priors[0] if priors else None,
                     **shared,
                 )
             ]
@@ -144,6 +168,18 @@ def add(
         path = free_path(out, f"{learned[-1].entry.name}-curve", ".png")
         images.save_png(curve, path, concepts=[learned[-1].entry.ref], seed=seed)
         wrote(path)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C says how to go on, where there is something to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if getattr(stop, "__notes__", None):
+            click.echo(err=True)
+            note("What was learned so far is kept; give the same command with --resume to go on.")
+        raise
 
 
 def _things(first: str, others: Sequence[Path]) -> dict[str, str]:
@@ -165,7 +201,12 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
 
 
 def _changes(
-    method: str, adapter: str | None, sude: bool, early_stop: bool, fields: Sequence[str]
+    method: str,
+    adapter: str | None,
+    sude: bool,
+    early_stop: bool,
+    precision: str | None,
+    fields: Sequence[str],
 ) -> dict[str, Any]:
     """The options that are fields of a recipe; what the user sets by name comes last."""
     found: dict[str, Any] = of_adapter(method, adapter) if adapter else {}
@@ -173,4 +214,6 @@ def _changes(
         found["sude"] = SUDE[adapter or RECIPES[method].adapter]
     if early_stop:
         found |= EARLY_STOP
+    if precision:
+        found["precision"] = precision
     return found | _pairs("--set", fields)

@@ -46,6 +46,14 @@ base_option = click.option(
     help="The text-to-image model: 'storybook' (built in), a diffusers folder, or a model id on the hub.",
 )
 
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="Where to compute: cuda, cuda:1, mps or cpu; auto takes the first of them that is there.",
+)
+
 
 def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit import orders
-from conceptkit.cli.options import base_option, debug_option, free_path, note, out_option, wrote
+from conceptkit.cli.options import (
+    base_option,
+    debug_option,
+    device_option,
+    free_path,
+    note,
+    out_option,
+    wrote,
+)
 from conceptkit.cli.progress import bar
 from conceptkit.errors import BadPrompt, BadRegion
 
@@ -53,6 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option("--save", metavar="NAME", help="Keep the merge as a concept of its own.")
 @base_option
+@device_option
 @click.option("--steps", type=click.IntRange(1), default=25, show_default=True, help="Denoising steps.")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the base's]")
 @debug_option
@@ -69,6 +78,7 @@ def compose(
     heatmap: Path | None,
     save: str | None,
     base: str | None,
+    device: str,
     steps: int,
     guidance: float | None,
 ) -> None:
@@ -96,7 +106,7 @@ def compose(
             registry.check_free(save)
 
         from conceptkit import base as bases
-        from conceptkit import images, prompts
+        from conceptkit import devices, images, prompts
         from conceptkit import merge as library
         from conceptkit.attach import attach
 
@@ -105,7 +115,8 @@ def compose(
 
             places.read(regions)
         with bar("Merging") as tick:
-            loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
+            where = devices.choose(device)
+            loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"), device=where)
             options: dict[str, Any] = {
                 "registry": registry,
                 "name": save,

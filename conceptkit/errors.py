@@ -49,6 +49,10 @@ class BadRecipe(ConceptError):
     """Hyper-parameters that make no sense together."""
 
 
+class BadDevice(ConceptError):
+    """A device that this machine does not have."""
+
+
 class BadKey(ConceptError):
     """A signing key that is missing, damaged, or not what its name says."""
 

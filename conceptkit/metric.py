@@ -145,7 +145,7 @@ def _audit(base: Base, texts: list[str]) -> Audit:
     squares = torch.stack(
         [_read(linear, rows).square().sum(dim=1) for linear in kv_maps(base.unet).values()]
     ).sum(dim=0)
-    sizes = torch.zeros(len(texts)).double().index_add(0, caption, squares.double().cpu()).sqrt()
+    sizes = torch.zeros(len(texts)).double().index_add(0, caption, squares.cpu().double()).sqrt()
     return Audit(tuple(texts), rows, caption, sizes)
 
 

@@ -63,8 +63,8 @@ class Tokens:
         return all(o.get_input_embeddings() is t for o, t in zip(self._owners, self.tables, strict=True))
 
     def read(self) -> dict[str, tuple[Tensor, ...]]:
-        """A copy of the rows as they are now: token -> per encoder (k, d)."""
-        parts = [rows.detach().clone().split(list(self.sizes.values())) for rows in self.rows]
+        """A copy of the rows as they are now, on the CPU: token -> per encoder (k, d)."""
+        parts = [rows.detach().to("cpu", copy=True).split(list(self.sizes.values())) for rows in self.rows]
         return dict(zip(self.sizes, zip(*parts, strict=True), strict=True))
 
     def remove(self) -> None:

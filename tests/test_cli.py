@@ -89,8 +89,8 @@ def rooms(fake):
         def __exit__(self, *_):
             calls["attached"] = False
 
-    def load(name):
-        calls["base"] = name
+    def load(name, device=None):
+        calls["base"], calls["device"] = name, device
         return SimpleNamespace(name=name, pipe=pipe, guidance=3.5)
 
     def export(what, out):
@@ -203,6 +203,7 @@ def test_add(rooms, tmp_path):
         "photos": (Path("photos"), Path("more")),
         "noun": "dog",
         "base": "storybook",
+        "device": "auto",
         "new_version": False,
         "seed": 0,
         "steps": 9,

@@ -45,6 +45,7 @@ def run(*words):
 
 def test_options_become_fields_of_the_recipe(asked, tmp_path):
     words = ["my_dog", "a", "--method", "dreambooth", "--adapter", "kv", "--sude", "--early-stop"]
+    words += ["--device", "cpu", "--precision", "bf16"]
     result = run(*words, "--set", "lr=1e-4", "--set", "validate=5", "--resume", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     ((name, photos, options),) = asked
@@ -55,6 +56,7 @@ def test_options_become_fields_of_the_recipe(asked, tmp_path):
         True,
     )
     changes = options["changes"]
+    assert (options["device"], changes["precision"]) == ("cpu", "bf16")
     assert (changes["adapter"], changes["rank"], changes["sude"]) == ("kv", 0, SUDE["kv"])
     assert (changes["lr"], changes["validate"], changes["patience"]) == ("1e-4", "5", EARLY_STOP["patience"])
     assert (tmp_path / "my_dog.png").is_file() and (tmp_path / "my_dog-curve.png").is_file()
@@ -64,17 +66,20 @@ def test_a_style_and_what_lies_beside_the_photos(asked, tmp_path):
     result = run("inky", "a", "--kind", "style", "--masks", "m", "--prior-photos", "p", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     options = asked[0][2]
-    assert (options["kind"], options["masks"], options["prior_photos"]) == ("style", Path("m"), Path("p"))
+    assert (options["kind"], options["masks"], options["prior_photos"]) == ("style", "m", "p")
     assert options["noun"] is None
 
 
 def test_several_in_one_run(asked, tmp_path):
     given = ["my_dog=./a", "moongate=./b", "--class", "my_dog=dog", "--class", "moongate=gate"]
-    result = run("--joint", *given, "--name", "both", "--out", tmp_path)
+    beside = ["--masks", "moongate=./m", "--prior-photos", "my_dog=./p", "--prior-photos", "moongate=./q"]
+    result = run("--joint", *given, *beside, "--name", "both", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     ((photos, options),) = asked
     assert list(photos) == ["my_dog", "moongate"] and Path(photos["moongate"]) == Path("b")
     assert options["nouns"] == {"my_dog": "dog", "moongate": "gate"} and options["name"] == "both"
+    assert options["masks"] == {"moongate": "./m"}
+    assert options["prior_photos"] == {"my_dog": "./p", "moongate": "./q"}
     assert result.stdout.count("Learned ") == 3 and result.stderr.count("told") == 1
 
 
@@ -83,7 +88,10 @@ def test_several_in_one_run(asked, tmp_path):
     [
         (["--joint", "my_dog", "b=c"], "NAME=VALUE .* not 'my_dog'"),
         (["--joint", "a=1", "a=2"], "--joint was given a twice"),
-        (["--joint", "a=1", "b=2", "--kind", "style"], "learns subjects from photos alone"),
+        (["--joint", "a=1", "b=2", "--kind", "style"], "learn a style by itself"),
+        (["--joint", "a=1", "b=2", "--masks", "m"], "--masks takes NAME=VALUE .* not 'm'"),
+        (["my_dog", "a", "--masks", "m", "--masks", "n"], "are for --joint"),
+        (["my_dog", "a", "--precision", "half"], "'half' is not one of"),
         (["my_dog", "a", "--name", "x"], "are for --joint"),
         (["my_dog", "a", "--class", "dog", "--class", "cat"], "are for --joint"),
         (["my_dog", "a", "--set", "lr"], "--set takes NAME=VALUE"),
@@ -95,3 +103,20 @@ def test_mistakes_are_one_sentence(asked, words, named):
     assert result.exit_code == 2 and not asked
 
     assert re.search(named, " ".join(result.stderr.split())), result.stderr
+
+
+@pytest.mark.parametrize("notes", [[], ["What was learned so far is kept"]])
+def test_ctrl_c_says_how_to_go_on(monkeypatch, notes):
+    from conceptkit import learn
+
+    def add(name, photos, **options):
+        stop = KeyboardInterrupt()
+        for text in notes:
+            stop.add_note(text)
+        raise stop
+
+    monkeypatch.setattr(learn, "add", add)
+    result = run("my_dog", "a")
+    assert result.exit_code == 130
+    assert ("give the same command with --resume" in result.stderr) is bool(notes)
+    assert "nothing half-written was kept" in result.stderr

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
 from conceptkit.concept import Concept, apply
 from conceptkit.errors import BadRecipe, NameTaken
-from conceptkit.learn import add_together
+from conceptkit.learn import _given, add_together, priors, views
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
+from conceptkit.registry.store import Registry
 from tests import tiny
 from tests.learning import (
     TINY,
@@ -25,6 +27,7 @@ from tests.learning import (
     shown,
     teach,
     tiny_recipe,
+    values,
 )
 
 
@@ -96,5 +99,53 @@ def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, reg
         add_together({"cup": folder, "moongate": other_folder}, base=pico, registry=registry)
     with pytest.raises(BadRecipe, match="two or more things, not 1"):
         add_together({"cup": folder}, base=pico, registry=registry)
-    with pytest.raises(BadRecipe, match="class was given for pot"):
-        add_together({"cup": folder, "pan": folder}, nouns={"pot": "cup"}, base=pico, registry=registry)
+    for given in ("nouns", "masks", "prior_photos"):
+        with pytest.raises(BadRecipe, match="given for pot, which is not learned here"):
+            add_together(
+                {"cup": folder, "pan": folder}, base=pico, registry=registry, **{given: {"pot": "x"}}
+            )
+
+
+def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry, tmp_path, monkeypatch):
+    for name in "78":
+        mask = Image.new("L", (44, 36))
+        mask.paste(255, (22, 0, 44, 36))
+        mask.save(tmp_path / f"{name}.png")
+    seen = {}
+    pool = views.pool
+
+    def watched(base, photos, words, *args, **more):
+        found = pool(base, photos, words, *args, **more)
+        seen[words] = (more["masks"], float(found.masks.mean()))
+        return found
+
+    monkeypatch.setattr(views, "pool", watched)
+    photos = {"my_dog": folder, "moongate": other_folder}
+    add_together(photos, base=pico, registry=registry, masks={"moongate": tmp_path})
+    assert seen["<my_dog> dog"][0] == () and len(seen["<moongate> gate"][0]) == 2
+    assert seen["<moongate> gate"][1] < 0.8 * seen["<my_dog> dog"][1]
+
+
+def test_pictures_are_given_of_one_class_and_drawn_of_the_other(
+    pico, folder, other_folder, registry, tmp_path
+):
+    photos = {"my_dog": folder, "moongate": other_folder}
+    ticks = []
+    given = {"moongate": folder}
+    learned = add_together(
+        photos, base=pico, registry=registry, prior_photos=given, progress=lambda *told: ticks.append(told)
+    )
+    assert {text for _, _, text in ticks[:1]} == {"drawing dogs"}
+    assert ticks[-1][:2] == (TINY.prior_size + TINY.token_steps + TINY.steps,) * 2
+    with Registry(tmp_path / "other") as other:
+        drawn = add_together(photos, base=pico, registry=other)
+    assert not torch.equal(values(learned[0].concept), values(drawn[0].concept))
+
+
+def test_pictures_of_a_class_that_two_share_are_put_together(pico, shown, other_folder, folder):
+    own = [Subject("my_dog", "dog", shown), Subject("your_dog", "dog", pictures.read(other_folder))]
+    found = _given(pico, own, {"my_dog": folder, "your_dog": other_folder})
+    assert set(found) == {"dog"} and len(found["dog"].latents) == len(found["dog"].prompts) == 5
+    assert priors.undrawn(own, TINY, found) == []
+    assert priors.undrawn(own, TINY, {}) == ["dog"]
+    assert priors.undrawn(own, replace(TINY, prior_weight=0.0), {}) == []

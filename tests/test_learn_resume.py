@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn import add, checkpoints, losses
+from conceptkit.learn import UNFINISHED, add, checkpoints, losses
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.recipes import RECIPES
 from tests import tiny
@@ -132,6 +132,24 @@ def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry
     assert any(changed in text for text in learned.notices)
     with pytest.raises(ConceptError, match="Nothing unfinished"):
         add("my_dog", folder, resume=True, new_version=True, **more)
+
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_ctrl_c_says_how_to_go_on_once_there_is_something_to_go_on_with(
+    pico, folder, registry, monkeypatch, at
+):
+    """The first four steps draw the class, and leave nothing to go on with."""
+
+    def tick(done, total, text):
+        if done == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(RECIPES, "custom", replace(LONG, prior_size=4))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        add("my_dog", folder, base=pico, registry=registry, progress=tick)
+    assert getattr(stopped.value, "__notes__", []) == ([] if at <= 4 else [UNFINISHED])
+    again = add("my_dog", folder, base=pico, registry=registry, resume=at > 4)
+    assert again.entry.ref == "my_dog@1"
 
 
 def test_a_damaged_checkpoint_is_told(pico, folder, registry):

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptkit import base as bases
+from conceptkit import devices
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
 from conceptkit.drawing import draw
 from conceptkit.errors import BadRecipe
-from conceptkit.learn import crew, priors, sidecars, validation
+from conceptkit.learn import crew, hardware, priors, sidecars, validation
 from conceptkit.learn.checkpoints import Keeper, path_for
 from conceptkit.learn.loop import Outcome, learn, learn_together
 from conceptkit.learn.nouns import noun_of
@@ -33,6 +34,8 @@ __all__ = ["Learned", "add", "add_together", "learn", "recipe_for"]
 PREVIEWS = 4
 FLAT = 0.65
 """Sets of photographs lie between 0.3 and 0.6 in flatness by measure, those of the storybook above 0.7."""
+
+UNFINISHED = "What was learned so far is kept; resume=True goes on with it"
 
 Photos = Sequence[Path | str] | Path | str
 Progress = Callable[[int, int, str], None]
@@ -60,6 +63,7 @@ def add(
     *,
     noun: str | None = None,
     base: str | bases.Base = bases.STORYBOOK,
+    device: str = devices.AUTO,
     registry: Registry | None = None,
     new_version: bool = False,
     seed: int = 0,
@@ -76,12 +80,13 @@ def add(
     """Learn a subject from photos and store it under `name`.
 
     Without `noun` the name or the photos' folder suggests one; a kind "style" has none.
-    changes: fields of the recipe. masks: a folder of pictures, white where the subject is.
+    device: where a base is loaded that comes by its name. changes: fields of the recipe.
+    masks: a folder of pictures, white where the subject is.
     prior_photos: pictures of the class to hold on to, instead of what the base draws.
     resume: go on with learning that was stopped.
 
-    Raises BadName, NameTaken, BadPhotos, BadBase or BadRecipe before anything is learned; whatever is raised,
-    no concept is stored.
+    Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; whatever
+    is raised, no concept is stored. A KeyboardInterrupt has the note UNFINISHED where `resume` can go on.
     """
     (learned,) = _add(
         {name: photos},
@@ -89,12 +94,13 @@ def add(
         None,
         recipe_for(method, steps, rank, changes),
         base=base,
+        device=device,
         registry=registry,
         new_version=new_version,
         seed=seed,
         kind=kind,
-        masks=masks,
-        prior_photos=prior_photos,
+        masks={} if masks is None else {name: masks},
+        prior_photos={} if prior_photos is None else {name: prior_photos},
         resume=resume,
         progress=progress,
     )
@@ -107,6 +113,7 @@ def add_together(
     nouns: Mapping[str, str] | None = None,
     name: str | None = None,
     base: str | bases.Base = bases.STORYBOOK,
+    device: str = devices.AUTO,
     registry: Registry | None = None,
     new_version: bool = False,
     seed: int = 0,
@@ -114,30 +121,35 @@ def add_together(
     rank: int | None = None,
     method: str = DEFAULT,
     changes: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Path | str] | None = None,
+    prior_photos: Mapping[str, Photos] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[Learned]:
     """Learn several subjects in one run (joint training, Custom Diffusion, 2212.04488, section 3.3).
 
-    photos, nouns: by the subjects' names. Each is stored as a concept of its own, and all of them as one
-    under `name`, by default their names joined by hyphens; that one comes last. Raises what `add` raises.
+    photos, nouns, masks, prior_photos: by the subjects' names. Each is stored as a concept of its own, and
+    all of them as one under `name`, by default their names joined by hyphens; that one comes last. Where two
+    are of one class, pictures of it that were given for either are held on to. Raises what `add` raises.
     """
     if len(photos) < 2:
         raise BadRecipe(f"Learning together takes two or more things, not {len(photos)}; add one with add")
-    if unknown := sorted(set(nouns or {}) - set(photos)):
-        raise BadRecipe(f"A class was given for {unknown[0]}, which is not learned here; check the name")
+    for what, by_name in (("A class was", nouns), ("Masks were", masks), ("Prior photos were", prior_photos)):
+        if unknown := sorted(set(by_name or {}) - set(photos)):
+            raise BadRecipe(f"{what} given for {unknown[0]}, which is not learned here; check the name")
     return _add(
         photos,
         dict(nouns or {}),
         name or "-".join(photos)[:64],
         recipe_for(method, steps, rank, changes),
         base=base,
+        device=device,
         registry=registry,
         new_version=new_version,
         seed=seed,
         kind="subject",
-        masks=None,
-        prior_photos=None,
+        masks=masks or {},
+        prior_photos=prior_photos or {},
         resume=resume,
         progress=progress,
     )
@@ -150,12 +162,13 @@ def _add(
     recipe: Recipe,
     *,
     base: str | bases.Base,
+    device: str,
     registry: Registry | None,
     new_version: bool,
     seed: int,
     kind: str,
-    masks: Path | str | None,
-    prior_photos: Photos | None,
+    masks: Mapping[str, Path | str],
+    prior_photos: Mapping[str, Photos],
     resume: bool,
     progress: Progress | None,
 ) -> list[Learned]:
@@ -167,35 +180,44 @@ def _add(
     for name in (*photos, joint) if joint else photos:
         registry.check_free(name, new_version=new_version)
     shown = {name: pictures.read(where) for name, where in photos.items()}
-    loaded = bases.load(base, device=crew.find().device) if isinstance(base, str) else base
-    notices: list[str] = []
+    if isinstance(base, str):
+        loaded = bases.load(base, device=crew.find().device or devices.choose(device))
+    else:
+        loaded = base
+    notices = hardware.notices(loaded.device, recipe)
     subjects = []
     for name, where in photos.items():
         noun = nouns.get(name)
         if kind != "style":
             noun = noun_of(name, noun, where, loaded, notices)
-        told, cut = sidecars.captions(where, shown[name]), sidecars.masks(masks, shown[name])
+        told, cut = sidecars.captions(where, shown[name]), sidecars.masks(masks.get(name), shown[name])
         subjects.append(Subject(name, noun, shown[name], kind, told, cut))
         notices += _faint(loaded, shown[name])
-    prior = _prior(loaded, subjects[0], prior_photos)
+    given = _given(loaded, subjects, prior_photos)
     keeper = Keeper(
         path_for(registry.home, joint or next(iter(photos))), _about(loaded, subjects, recipe, seed)
     )
-    if prior is not None:
-        keeper.about = {**keeper.about, "prior_photos": hashlib.sha256(prior.to_bytes()).hexdigest()}
+    if given:
+        hashes = {noun: hashlib.sha256(one.to_bytes()).hexdigest() for noun, one in given.items()}
+        keeper.about = {**keeper.about, "prior_photos": hashes}
     if resume:
         keeper.resume()
-    outcome = learn_together(
-        loaded,
-        subjects,
-        recipe,
-        name=joint,
-        seed=seed,
-        registry=registry,
-        tick=progress or _silent,
-        prior=prior,
-        keeper=keeper,
-    )
+    try:
+        outcome = learn_together(
+            loaded,
+            subjects,
+            recipe,
+            name=joint,
+            seed=seed,
+            registry=registry,
+            tick=progress or _silent,
+            given=given,
+            keeper=keeper,
+        )
+    except KeyboardInterrupt as stop:
+        if keeper.unfinished:
+            stop.add_note(UNFINISHED)
+        raise
     made = [*outcome.parts, outcome.whole] if joint else [outcome.whole]
     curve = _curve(outcome)
     learned = []
@@ -235,15 +257,22 @@ def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:
     return grid(drawn, columns=PREVIEWS)
 
 
-def _prior(base: bases.Base, subject: Subject, photos: Photos | None) -> priors.PriorSet | None:
-    if photos is None:
-        return None
-    if subject.noun is None:
-        raise BadRecipe(
-            f"{subject.name} has no class that pictures could hold on to; leave --prior-photos out"
-        )
-    shown = pictures.read(photos)
-    return priors.of_photos(base, shown, subject.noun, sidecars.captions(photos, shown))
+def _given(
+    base: bases.Base, subjects: Sequence[Subject], photos: Mapping[str, Photos]
+) -> dict[str, priors.PriorSet]:
+    """The user's own pictures of classes, by class noun."""
+    found: dict[str, list[priors.PriorSet]] = {}
+    for subject in subjects:
+        if (where := photos.get(subject.name)) is None:
+            continue
+        if subject.noun is None:
+            raise BadRecipe(
+                f"{subject.name} has no class that pictures could hold on to; leave --prior-photos out"
+            )
+        shown = pictures.read(where)
+        own = priors.of_photos(base, shown, subject.noun, sidecars.captions(where, shown))
+        found.setdefault(subject.noun, []).append(own)
+    return {noun: priors.joined(sets) for noun, sets in found.items()}
 
 
 def _about(base: bases.Base, subjects: Sequence[Subject], recipe: Recipe, seed: int) -> dict[str, Any]:

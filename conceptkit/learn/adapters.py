@@ -46,9 +46,11 @@ class Look:
         """What has been learned, under the names of the maps."""
         delta: dict[str, Factors] = {}
         for place, module in self.places.items():
-            for name, factors in read_delta(module, ADAPTER).items():
-                kept = tuple(factor.float() for factor in factors)
-                delta[f"{place}.{name}" if place else name] = kept
+            found = read_delta(module, ADAPTER)
+            # What maps share they go on sharing, wherever the base is.
+            kept = {id(f): f.float().cpu() for factors in found.values() for f in factors}
+            for name, factors in found.items():
+                delta[f"{place}.{name}" if place else name] = tuple(kept[id(f)] for f in factors)
         return dict(delta)
 
     def spilt(self, moment: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def put_on(base: Base, recipe: Recipe, seed: int, down: Tensor | None) -> Iterat
             module = getattr(base.pipe, place) if place else base.unet
             rank = targets.rank(recipe, place)
             shared = None if place else down
-            install(module, {n: _first(n, m.weight.shape, rank, shared, seed) for n, m in maps.items()})
+            install(module, {n: first(n, m.weight.shape, rank, shared, seed) for n, m in maps.items()})
             undo.callback(uninstall, module, ADAPTER)
             ends = (UP, FULL) if shared is not None else (UP, FULL, DOWN)
             learned = [p for name, p in module.named_parameters() if name.endswith(ends)]
@@ -109,7 +111,7 @@ def _cut(factors: Factors, rank: int) -> Factors:
     return (left[:, :rank] * root).float(), (root.unsqueeze(1) * right[:rank]).float()
 
 
-def _first(name: str, shape: Any, rank: int, down: Tensor | None, seed: int) -> Factors:
+def first(name: str, shape: Any, rank: int, down: Tensor | None, seed: int) -> Factors:
     """Factors whose product is zero and has a gradient."""
     o, d = shape
     if down is not None:

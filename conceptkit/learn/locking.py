@@ -42,8 +42,8 @@ def lock_keys(look: Look, group: list[nn.Parameter], difference: Tensor) -> list
     for name, layer in adapters.layers(look.base.unet):
         if name.endswith("attn2.to_k"):
             values = layer.ups[adapters.ADAPTER]
-            weight = layer.get_base_layer().weight
-            values.data = (weight.double() @ difference.double().T.to(weight.device)).float()
+            weight = layer.get_base_layer().weight.cpu().double()  # Apple's GPUs have no float64
+            values.data = (weight @ difference.cpu().double().T).float().to(values.device)
             values.requires_grad_(False)
             held.add(id(values))
     return [parameter for parameter in group if id(parameter) not in held]

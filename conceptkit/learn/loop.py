@@ -9,7 +9,7 @@ composer's constraints are, and as little as possible on other captions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -85,12 +85,12 @@ def learn_together(
     seed: int = 0,
     registry: Registry | None = None,
     tick: Tick = lambda done, total, text: None,
-    prior: priors.PriorSet | None = None,
+    given: Mapping[str, priors.PriorSet] | None = None,
     keeper: Keeper | None = None,
 ) -> Outcome:
     """Teach `base` one or several subjects in one run, as `learn` does one.
 
-    name: of the joint concept. prior: pictures to hold on to, instead of what the base draws of the classes.
+    name: of the joint concept. given: pictures of a class to hold on to, instead of what the base draws.
     keeper: where checkpoints go, and the one to go on from.
     """
     preflight.check(base, subjects, recipe)
@@ -100,17 +100,21 @@ def learn_together(
             f"A batch of {recipe.batch} has no {recipe.accumulate} parts for each of {crew.size} processes; "
             "give a larger batch"
         )
-    wants_prior = bool(recipe.prior_weight and recipe.prior_batch)
-    classes = len({s.noun for s in subjects if s.noun})
-    begun = recipe.prior_size * classes if wants_prior and prior is None else 0
+    drawn = priors.undrawn(subjects, recipe, given or {})
+    begun = recipe.prior_size * len(drawn)
     total = begun + recipe.token_steps + recipe.steps
     with torch.random.fork_rng(devices=[]), frozen(base), lean(base, recipe):
         torch.manual_seed(seed)
-        if begun:
-            nouns = " and ".join(dict.fromkeys(f"{s.noun}s" for s in subjects if s.noun))
-            prior = priors.of_subjects(
-                base, subjects, recipe, registry, lambda done, _: tick(done, total, f"drawing {nouns}"), crew
-            )
+        nouns = " and ".join(f"{noun}s" for noun in drawn)
+        prior = priors.of_subjects(
+            base,
+            subjects,
+            recipe,
+            registry,
+            lambda done, _: tick(done, total, f"drawing {nouns}"),
+            crew,
+            given or {},
+        )
         with crew.in_turn():
             shape = metric.of_base(base, registry)
         first = {s.token: words.begin(base, s, recipe, seed) for s in subjects}
@@ -119,7 +123,7 @@ def learn_together(
                 base,
                 tuple(subjects),
                 views.joined([_pool(base, s, recipe, seed) for s in subjects]),
-                prior if wants_prior else None,
+                prior,
                 recipe,
                 seed,
                 schedule_of(base.pipe.scheduler),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,13 @@ def _of_several(tick: Callable[[int, int], None], k: int, sets: int) -> Callable
     return lambda done, total: tick(k * total + done, sets * total)
 
 
+def undrawn(subjects: Sequence[Subject], recipe: Recipe, given: Collection[str]) -> list[str]:
+    """The classes of subjects, each once, that the base must draw: those the user gave no pictures of."""
+    if not (recipe.prior_weight and recipe.prior_batch and recipe.prior_size):
+        return []
+    return [noun for noun in dict.fromkeys(s.noun for s in subjects) if noun and noun not in given]
+
+
 def of_subjects(
     base: Base,
     subjects: Sequence[Subject],
@@ -89,15 +96,23 @@ def of_subjects(
     registry: Registry | None,
     tick: Callable[[int, int], None],
     crew: Crew,
+    given: Mapping[str, PriorSet],
 ) -> PriorSet | None:
-    """One set for all the classes of subjects, each class once; None where no subject has a class."""
-    nouns = list(dict.fromkeys(subject.noun for subject in subjects if subject.noun))
-    if not nouns:
+    """One set for all the classes of subjects: the given one of a class, or else what the base draws.
+
+    None where the recipe wants no prior, or no subject has a class.
+    """
+    if not (recipe.prior_weight and recipe.prior_batch):
         return None
-    sets = []
-    for k, noun in enumerate(nouns):
+    drawn, sets = undrawn(subjects, recipe, given), list(given.values())
+    for k, noun in enumerate(drawn):
         with crew.in_turn():
-            sets.append(of_class(base, noun, recipe, registry, _of_several(tick, k, len(nouns))))
+            sets.append(of_class(base, noun, recipe, registry, _of_several(tick, k, len(drawn))))
+    return joined(sets) if sets else None
+
+
+def joined(sets: Sequence[PriorSet]) -> PriorSet:
+    """All pictures of several sets in one."""
     return PriorSet(
         torch.cat([one.latents for one in sets]), tuple(text for one in sets for text in one.prompts)
     )
