@@ -13,13 +13,13 @@ import torch
 from rich.progress import track
 
 from benchmarks.plot import curves
-from benchmarks.report import finish
+from benchmarks.report import finish, shortfall
 from benchmarks.storybook_base import prompt as prompt_of
 from benchmarks.storybook_base import scenes, score
 from benchmarks.taught import Taught, subjects, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
-from conceptkit.drawing import draw
+from conceptkit.drawing import STEPS, draw
 from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics
 from conceptkit.registry.store import Registry
@@ -30,6 +30,7 @@ PROMPTS = ("photo of a {}", "photo of a {} on the beach")
 WAYS = ("constrained", "routed", "sum", "average", "svd", "ties")
 PROBED = 4
 """Concepts that are drawn at every number merged: the first ones, always the same."""
+SEEDS, PLAIN = 4, 60
 BAR = 0.01
 """Accuracy of class and place that the base may lose on prompts without any concept."""
 
@@ -64,10 +65,10 @@ def accuracy(base: bases.Base, judge: metrics.AttributeJudge, count: int, steps:
 
 @click.command()
 @click.option("--most", default=50, show_default=True, help="Concepts to teach.")
-@click.option("--seeds", default=4, show_default=True)
-@click.option("--plain", default=60, show_default=True, help="Prompts without a concept.")
+@click.option("--seeds", default=SEEDS, show_default=True)
+@click.option("--plain", default=PLAIN, show_default=True, help="Prompts without a concept.")
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), help="Only these.")
-@click.option("--steps", default=25, show_default=True, help="Denoising steps.")
+@click.option("--steps", default=STEPS, show_default=True, help="Denoising steps.")
 @click.option("--learning-steps", type=int, help="Training steps of each subject.  [default: the recipe's]")
 @click.option("--home", default="build/taught", show_default=True, help="Keeps what was taught.")
 @click.option("--plot", default="build/compose_many.png", show_default=True, help="Where the curves go.")
@@ -140,6 +141,13 @@ def main(
     ).save(_folder(plot))
     ours = lines.get("constrained") or next(iter(lines.values()))
     lost = max((max(line["lost"].values()) for line in ours), default=float("nan"))
+    trial = shortfall(
+        learning_steps,
+        concepts=(max((line["count"] for line in lines.get("constrained", [])), default=0), max(COUNTS)),
+        seeds=(seeds, SEEDS),
+        plain_prompts=(plain, PLAIN),
+        denoising_steps=(steps, STEPS),
+    )
     finish(
         "compose_many",
         lost,
@@ -147,6 +155,7 @@ def main(
         BAR,
         lost <= BAR,
         f"0..{seeds - 1}",
+        trial=trial,
         base=bare,
         by_way=lines,
         plot=plot,

@@ -11,16 +11,17 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.report import finish
-from benchmarks.subjects import PROMPTS
+from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, unseen
+from benchmarks.report import finish, shortfall
+from benchmarks.taught import interval, mean
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.base import kv_maps
 from conceptkit.concept import READS_TEXT, Concept, apply
-from conceptkit.drawing import draw_with
+from conceptkit.drawing import STEPS
 from conceptkit.evaluate import metrics
-from conceptkit.photos import PhotoSet
 from conceptkit.recipes import RECIPES, SUDE
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import world
@@ -69,29 +70,33 @@ def captions_change(base: bases.Base, concept: Concept, shape: metric.Metric) ->
     return (moved / size) ** 0.5
 
 
-def score(
-    base: bases.Base, judge: metrics.SubjectJudge, subject: Any, concept: Concept, shots: Any, seeds: int
-) -> dict[str, float]:
-    """Gap closed, share named among distractors, and what became of the class noun's own pictures."""
-    name = concept.name
-    real = judge.embed(shots[:5])
-    held_out = judge.embed(metrics.round_trips(base.pipe.vae, shots[5:]))
-    plain = [p for text in PROMPTS for p in draw_with(base, None, text.format(subject.noun), range(seeds))]
-    found = [p for text in PROMPTS for p in draw_with(base, concept, text.format(name), range(seeds))]
-    after = [p for text in PROMPTS for p in draw_with(base, concept, text.format(subject.noun), range(seeds))]
-    usual, own, left = (judge.embed(pictures) for pictures in (plain, found, after))
-    rng = np.random.default_rng(7)
-    others = [world.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]
-    rivals = judge.embed([s for k, other in enumerate(others) for s in world.photos(other, 5, k)])
-    floor, ceiling = metrics.similarity(usual, real), metrics.similarity(held_out, real)
+def rivals(studio: Studio, pupil: Pupil) -> Tensor:
+    """Photos of others of the same class and colour: (DISTRACTORS, 5, d)."""
+    rng, hue = np.random.default_rng(7), pupil.subject.hue
+    others = [world.draw_subject(rng, pupil.noun, "scored", hue=hue) for _ in range(DISTRACTORS)]
+    seen = studio.who.embed([shot for k, other in enumerate(others) for shot in world.photos(other, 5, k)])
+    return seen.view(DISTRACTORS, 5, -1)
+
+
+def score(studio: Studio, pupil: Pupil, others: Tensor, concept: Concept) -> dict[str, float]:
+    """Gap closed, share named among distractors, and what became of the class noun's own pictures.
+
+    The gap and the names are told from pictures in which the prompt's place is seen.
+    """
+    found = studio.in_places(pupil.name, concept)
+    right = studio.right(found)
+    own = studio.who.embed(right) if right else None
+    left = studio.who.embed(studio.in_places(pupil.noun, concept))
+    plain, turned = (metrics.similarity(seen, pupil.real) for seen in (pupil.usual, left))
     return {
-        "gap": metrics.gap(metrics.similarity(own, real), floor, ceiling),
-        "floor": floor,
-        "ceiling": ceiling,
-        "named": metrics.identified(own, real, rivals.view(DISTRACTORS, 5, -1)),
+        "gap": float("nan") if own is None else pupil.gap(metrics.similarity(own, pupil.real)),
+        "floor": pupil.floor,
+        "ceiling": pupil.ceiling,
+        "confirmed": len(right) / len(found),
+        "named": float("nan") if own is None else metrics.identified(own, pupil.real, others),
         # of the class noun's own pictures: 0 they are as before, 1 they have become the subject
-        "class_turned": metrics.gap(metrics.similarity(left, real), floor, ceiling),
-        "class_same": float((usual * left).sum(1).mean()),
+        "class_turned": metrics.gap(turned, plain, pupil.ceiling),
+        "class_same": float((pupil.usual * left).sum(1).mean()),
     }
 
 
@@ -109,42 +114,39 @@ def misses(row: str, line: Mapping[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--subjects", "count", default=10, show_default=True, help="Unseen subjects.")
-@click.option("--seeds", default=2, show_default=True, help="Pictures of each prompt.")
-@click.option("--photos", default=5, show_default=True, help="Photos to learn from, 1 to 5.")
+@click.option("--subjects", "count", default=SUBJECTS, show_default=True, help="Unseen subjects.")
+@click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
+@click.option("--photos", default=SHOWN, show_default=True, help="Photos to learn from, 1 to 5.")
 @click.option("--methods", default=",".join(ROWS), help="Rows, with commas between.")
 @click.option("--steps", type=int, help="Training steps, to try the program itself.")
-def main(count: int, seeds: int, photos: int, methods: str, steps: int | None) -> None:
+@click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
+def main(count: int, seeds: int, photos: int, methods: str, steps: int | None, drawing: int) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = methods.split(",")
     if unknown := [row for row in wanted if row not in ROWS]:
         raise click.BadParameter(f"there is no row {unknown[0]}; choose of {', '.join(ROWS)}")
-    base, judge = bases.load(), metrics.SubjectJudge()
-    nouns, rng = list(world.CLASSES), np.random.default_rng(2026)
-    told = [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
+    studio = Studio(bases.load(), seeds, drawing)
+    base = studio.base
+    pupils = [studio.pupil(f"thing{k}", subject, k, photos) for k, subject in enumerate(unseen(count))]
+    others = [rivals(studio, pupil) for pupil in pupils]
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
         shape = metric.of_base(base, registry)
         for row in wanted:
             recipe = learn.recipe_for(method_of(row), steps, changes=ROWS[row])
             lines = []
-            for k, subject in enumerate(told):
-                shots = tuple(world.photos(subject, 10, 1000 + k))
-                shown = PhotoSet(shots[:photos], tuple(str(n) for n in range(photos)), str(k))
+            for pupil, alike in zip(pupils, others, strict=True):
                 begun = time.process_time()
-                concept = learn.learn(base, shown, f"thing{k}", subject.noun, recipe, registry=registry)
+                concept = learn.learn(base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry)
                 seconds = time.process_time() - begun
-                lines.append(score(base, judge, subject, concept, shots, seeds))
+                lines.append(score(studio, pupil, alike, concept))
                 lines[-1] |= {
                     "captions": captions_change(base, concept, shape),
                     "cpu_seconds": seconds,
                     "bytes": len(concept.to_bytes()),
                 }
-            means = {key: float(np.mean([line[key] for line in lines])) for key in lines[0]}
-            gaps = np.array([line["gap"] for line in lines])
-            picks = np.random.default_rng(0).integers(len(gaps), size=(2000, len(gaps)))
-            interval = [float(x) for x in np.percentile(gaps[picks].mean(1), [2.5, 97.5])]
-            table[row] = means | {"interval": interval}
+            means = {key: mean(np.array([line[key] for line in lines])) for key in lines[0]}
+            table[row] = means | {"interval": interval(np.array([line["gap"] for line in lines]))}
             shown_figures = "  ".join(f"{key} {value:.3g}" for key, value in means.items())
             print(f"{row:26} {shown_figures}", flush=True)
     missed = {row: found for row, line in table.items() if (found := misses(row, line))}
@@ -153,8 +155,11 @@ def main(count: int, seeds: int, photos: int, methods: str, steps: int | None) -
         table,
         "share of the gap between class noun and held-out photos, and what it costs",
         BARS,
-        None if steps else not missed,
+        not missed,
         f"0..{seeds - 1}",
+        trial=shortfall(
+            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
+        ),
         subjects=count,
         photos=photos,
         steps=steps,

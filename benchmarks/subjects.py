@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from benchmarks.report import finish
+from benchmarks.report import finish, shortfall
 from conceptkit import base as bases
 from conceptkit import learn, merge
 from conceptkit.drawing import draw_with
@@ -29,11 +29,12 @@ PROMPTS = (
     "photo of a {} in a forest",
 )
 DISTRACTORS = 20
+SUBJECTS, SEEDS = 10, 2
 
 
 @click.command()
-@click.option("--count", default=10, show_default=True, help="Unseen subjects.")
-@click.option("--seeds", default=2, show_default=True)
+@click.option("--count", default=SUBJECTS, show_default=True, help="Unseen subjects.")
+@click.option("--seeds", default=SEEDS, show_default=True)
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
@@ -95,6 +96,7 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
         0.8,
         figures["gap"] >= 0.8,
         f"0..{seeds - 1}",
+        trial=shortfall(subjects=(count, SUBJECTS), seeds=(seeds, SEEDS)),
         interval=[float(low), float(high)],
         subjects=count,
         recipe=recipe.to_json(),

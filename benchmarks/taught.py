@@ -62,6 +62,12 @@ def teach(
     return Taught(name, subject, shots, judge.embed(list(shots[:SHOWN])))
 
 
+def mean(values: np.ndarray) -> float:
+    """Of those that could be measured."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
 def interval(values: np.ndarray, over: np.ndarray | None = None, seed: int = 0) -> list[float]:
     """95 % bootstrap bounds of mean(values), or of mean(values) / mean(over), resampling the first axis."""
     picks = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))

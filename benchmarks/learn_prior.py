@@ -1,0 +1,170 @@
+"""What learning a subject does to its class and to related words, with prior preservation and without."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.lessons import SEEDS, SUBJECTS, Pupil, Studio, unseen
+from benchmarks.report import finish, shortfall
+from benchmarks.taught import interval, mean
+from conceptkit import base as bases
+from conceptkit import learn
+from conceptkit.concept import Concept
+from conceptkit.drawing import STEPS
+from conceptkit.evaluate import metrics
+from conceptkit.recipes import RECIPES
+from conceptkit.registry.store import Registry
+from conceptkit.storybook import world
+
+METHODS = ("dreambooth", "custom-diffusion", "custom")
+RELATED = {
+    "dog": ("cat", "rabbit"),
+    "cat": ("dog", "rabbit"),
+    "rabbit": ("dog", "cat"),
+    "bird": ("fish", "robot"),
+    "fish": ("bird", "boat"),
+    "robot": ("dog", "car"),
+    "car": ("boat", "robot"),
+    "boat": ("car", "fish"),
+    "house": ("gate", "car"),
+    "gate": ("house", "chair"),
+    "teapot": ("candle", "chair"),
+    "candle": ("teapot", "flower"),
+    "chair": ("teapot", "gate"),
+    "flower": ("candle", "bird"),
+}
+"""Two nouns near each class, whose pictures must stay what they were."""
+MOONGATE = "moongate"
+PARTS_OF_ITS_NAME = ("gate", "house on the moon")
+BARS = {"diversity": 0.95, "turned": 0.1, "related": 0.95}
+"""Least share of the base's diversity; most of the way from class to subject; least share of related pictures
+that still show their class."""
+
+
+def diversity(found: Tensor, seeds: int) -> float:
+    """Mean distance, 1 - cosine, between the pictures of one prompt: DIV (2208.12242) with the world's judge.
+
+    found (prompts x seeds, d), unit. NaN with a single seed.
+    """
+    if seeds < 2:
+        return float("nan")
+    by_prompt = found.view(-1, seeds, found.shape[1])
+    cosines = by_prompt @ by_prompt.transpose(1, 2)
+    among = (cosines.sum((1, 2)) - seeds) / (seeds * (seeds - 1))
+    return float((1 - among).mean())
+
+
+def related_prompts(pupil: Pupil) -> list[str]:
+    words = RELATED[pupil.noun] + (PARTS_OF_ITS_NAME if pupil.name == MOONGATE else ())
+    return [f"photo of a {word}" for word in words]
+
+
+def classes_of(studio: Studio, pictures: Any) -> np.ndarray:
+    return np.array(studio.what.best(studio.what.logits(pictures), "class"))
+
+
+def before(studio: Studio, pupil: Pupil) -> dict[str, Any]:
+    """What the base draws of related words while nothing is attached."""
+    others = studio.draw(related_prompts(pupil))
+    return {"others": studio.who.embed(others), "classes": classes_of(studio, others)}
+
+
+def score(studio: Studio, pupil: Pupil, concept: Concept, usual: dict[str, Any]) -> dict[str, float]:
+    """What became of that and of the class, and how well the subject itself was learned."""
+    own = studio.who.embed(studio.in_places(pupil.noun, concept))
+    others = studio.draw(related_prompts(pupil), concept)
+    likeness = metrics.similarity(own, pupil.real)
+    plain = metrics.similarity(pupil.usual, pupil.real)
+    return {
+        "diversity_before": diversity(pupil.usual, len(studio.seeds)),
+        "diversity_after": diversity(own, len(studio.seeds)),
+        # PRES (2208.12242): 0 as the base's own pictures of the class, 1 as photos of the subject
+        "turned": metrics.gap(likeness, plain, pupil.ceiling),
+        "pres": likeness,
+        "pres_before": plain,
+        "same": float((own * pupil.usual).sum(1).mean()),
+        "related": float((classes_of(studio, others) == usual["classes"]).mean()),
+        "related_same": float((studio.who.embed(others) * usual["others"]).sum(1).mean()),
+        "gap": pupil.gap(studio.likeness(studio.in_places(pupil.name, concept), pupil.real)),
+    }
+
+
+def summary(lines: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over subjects; diversity as the share that is left, with bootstrap intervals."""
+    columns = {key: np.array([line[key] for line in lines]) for key in lines[0]}
+    after, first = columns.pop("diversity_after"), columns.pop("diversity_before")
+    figures: dict[str, Any] = {key: mean(column) for key, column in columns.items()}
+    figures["diversity"] = float(after.mean() / first.mean())
+    intervals = {key: interval(columns[key]) for key in ("turned", "related")}
+    return figures | {"intervals": intervals | {"diversity": interval(after, first)}}
+
+
+def misses(figures: dict[str, Any]) -> list[str]:
+    """The bars that are not reached; one that could not be measured is not."""
+    reached = {
+        "diversity": figures["diversity"] >= BARS["diversity"],
+        "turned": figures["turned"] <= BARS["turned"],
+        "related": figures["related"] >= BARS["related"],
+    }
+    return [name for name, yes in reached.items() if not yes]
+
+
+@click.command()
+@click.option("--subjects", "count", default=SUBJECTS, show_default=True, help="Unseen ones, and a moongate.")
+@click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
+@click.option("--steps", type=int, help="Learning steps, to try the program itself.")
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
+def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    wanted = methods.split(",")
+    if unknown := [name for name in wanted if name not in RECIPES]:
+        raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(RECIPES)}")
+    studio = Studio(bases.load(), seeds, drawing)
+    told = {f"thing{k}": subject for k, subject in enumerate(unseen(count))}
+    told[MOONGATE] = world.moongate(np.random.default_rng(2026))
+    pupils = [studio.pupil(name, subject, k) for k, (name, subject) in enumerate(told.items())]
+    usual = [before(studio, pupil) for pupil in pupils]
+    table: dict[str, dict[str, Any]] = {}
+    with Registry(tempfile.mkdtemp()) as registry:
+        for method in wanted:
+            for arm, changes in (("prior", {}), ("no prior", {"prior_weight": 0.0})):
+                recipe = learn.recipe_for(method, steps, changes=changes)
+                lines = []
+                for pupil, first in zip(pupils, usual, strict=True):
+                    concept = learn.learn(
+                        studio.base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry
+                    )
+                    lines.append(score(studio, pupil, concept, first))
+                table[f"{method}, {arm}"] = summary(lines)
+                print(f"{method}, {arm}:", table[f"{method}, {arm}"], flush=True)
+    missed = {row: found for row, line in table.items() if ", prior" in row and (found := misses(line))}
+    turned = {
+        method: table[f"{method}, no prior"]["turned"] - table[f"{method}, prior"]["turned"]
+        for method in wanted
+    }
+    finish(
+        "learn_prior",
+        table,
+        "of the class's pictures: share of the base's diversity, and how far they turned to the subject",
+        BARS,
+        not missed,
+        f"0..{seeds - 1}",
+        trial=shortfall(
+            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
+        ),
+        missed=missed,
+        turned_more_without=turned,
+        subjects=count + 1,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""This loop beside a plain one, on one base in one run.
+
+Seconds per step and what they go to, seconds to the same likeness to the subject, and peak memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.lessons import SEEDS, Pupil, Studio, unseen
+from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
+from benchmarks.report import finish, shortfall
+from conceptkit import base as bases
+from conceptkit import learn, metric
+from conceptkit.concept import Concept
+from conceptkit.drawing import STEPS, draw
+from conceptkit.learn import priors
+from conceptkit.learn.loop import learn_together
+from conceptkit.learn.subjects import Subject
+from conceptkit.photos import PhotoSet
+from conceptkit.recipes import Recipe
+from conceptkit.registry.store import Registry
+
+SUBJECTS = 3
+BAR = 0.5
+"""Most of the plain loop's time that ours may take to the same likeness."""
+SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1.0)
+"""Of the recipe's steps, at which likeness is measured."""
+PREPARED = "prepared once"
+MEMORY_STEPS = 4
+
+
+def budgets(recipe: Recipe) -> list[int]:
+    return sorted({max(1, round(share * recipe.steps)) for share in SHARES})
+
+
+def class_pictures(base: bases.Base, recipe: Recipe, noun: str) -> list[Image.Image]:
+    """What both loops hold on to; drawn beforehand, for both alike."""
+    prompts = [f"photo of a {noun}"] * recipe.prior_size
+    steps, guidance = recipe.prior_steps, recipe.prior_guidance
+    return draw(base, prompts, range(len(prompts)), steps=steps, guidance=guidance)
+
+
+def ours(
+    base: bases.Base, pupil: Pupil, recipe: Recipe, beside: Sequence[Image.Image], registry: Registry
+) -> tuple[Concept, float, list[float]]:
+    """The concept, seconds of the whole run, and seconds of each step but the first."""
+    shown = PhotoSet(tuple(beside), tuple(map(str, range(len(beside)))), "class")
+    given = {pupil.noun: priors.of_photos(base, shown, pupil.noun)} if beside else {}
+    clock, ends = Clock(base.device), []
+
+    def tick(done: int, total: int, text: str) -> None:
+        if text == "learning the look":
+            ends.append(clock.now())
+
+    subject = Subject(pupil.name, pupil.noun, pupil.shown)
+    begun = clock.now()
+    made = learn_together(base, [subject], recipe, registry=registry, given=given, tick=tick)
+    return made.whole, clock.now() - begun, [float(s) for s in np.diff(ends)]
+
+
+def plain(
+    studio: Studio, pupil: Pupil, recipe: Recipe, beside: Sequence[Image.Image], stops: Sequence[int]
+) -> tuple[list[tuple[float, float]], dict[str, float]]:
+    """(seconds, gap closed) at the stops, and seconds per step by cause."""
+    loop = Plain(studio.base, pupil.shown.pictures, beside, pupil.noun, recipe)
+    drawer = copy.copy(studio)
+    drawer.base = loop.base
+    curve, seconds = [], 0.0
+    for step in range(1, max(stops) + 1):
+        begun = loop.clock.now()
+        loop.step()
+        seconds += loop.clock.now() - begun
+        if step in stops:
+            likeness = drawer.likeness(drawer.in_places(loop.word), pupil.real)
+            curve.append((seconds, pupil.gap(likeness)))
+    return curve, {cause: spent / max(stops) for cause, spent in loop.clock.spent.items()}
+
+
+def reached(curve: Sequence[tuple[float, float]], wanted: float) -> float | None:
+    """Seconds until a gap is closed so far, straight between the points; None when it never is.
+
+    The curve begins at (0, 0): before anything is learned a subject looks like its class.
+    """
+    for (begun, low), (ended, high) in pairwise([(0.0, 0.0), *curve]):
+        if high >= wanted:
+            share = 1.0 if high <= low else max(0.0, (wanted - low) / (high - low))
+            return begun + share * (ended - begun)
+    return None
+
+
+def causes(by_cause: dict[str, float], per_step: float, whole: float, steps: int) -> dict[str, float]:
+    """Where the plain loop's seconds per step go that ours does not spend; they add up to the difference.
+
+    What ours prepares once is shared out among the steps, and counts against it.
+    """
+    found = {cause: spent for cause, spent in by_cause.items() if cause not in (UNET, OPTIMISER)}
+    found["UNet and optimiser"] = by_cause[UNET] + by_cause[OPTIMISER] - per_step
+    found[PREPARED] = -(whole - per_step * steps) / steps
+    return found
+
+
+def memory(method: str, loop: str, drawing: int) -> float | None:
+    """GB that a few steps of a loop add to a process of their own, at most."""
+    words = ["--methods", method, "--only", loop, "--steps", MEMORY_STEPS, "--drawing", drawing]
+    command = [sys.executable, "-m", "benchmarks.learn_speed", *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        print(f"{method}, {loop}: memory could not be measured: {result.stderr.strip()[-300:]}")
+        return None
+    return float(json.loads(result.stdout.splitlines()[-1])["value"])
+
+
+def alone(studio: Studio, pupil: Pupil, recipe: Recipe, loop: str, registry: Registry) -> float:
+    """GB that one loop adds to what this process has held so far."""
+    device = studio.base.device
+    beside = class_pictures(studio.base, replace(recipe, prior_size=recipe.prior_batch), pupil.noun)
+    forget_peak(device)
+    before = peak_gb(device)
+    if loop == "ours":
+        ours(studio.base, pupil, recipe, beside, registry)
+    else:
+        run = Plain(studio.base, pupil.shown.pictures, beside, pupil.noun, recipe, alone=True)
+        for _ in range(recipe.steps):
+            run.step()
+    return peak_gb(device) - before
+
+
+def forget_peak(device: torch.device) -> None:
+    """From now on the peak is counted anew, where the system can do that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most that this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    told = Path("/proc/self/status")
+    if told.is_file():
+        line = next(line for line in told.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def compare(
+    studio: Studio, pupils: Sequence[Pupil], recipe: Recipe, method: str, registry: Registry
+) -> dict[str, Any]:
+    """One row: both loops' curves, their seconds per step, and the causes of the difference."""
+    stops = budgets(recipe)
+    theirs, mine, rows = [], [], []
+    for pupil in pupils:
+        beside = class_pictures(studio.base, recipe, pupil.noun)
+        curve, by_cause = plain(studio, pupil, recipe, beside, stops)
+        theirs.append(curve)
+        points = []
+        for steps in stops:
+            concept, whole, each = ours(studio.base, pupil, replace(recipe, steps=steps), beside, registry)
+            likeness = studio.likeness(studio.in_places(pupil.name, concept), pupil.real)
+            points.append((whole, pupil.gap(likeness)))
+        mine.append(points)
+        per_step = float(np.median(each)) if each else whole / stops[-1]
+        rows.append((sum(by_cause.values()), per_step, causes(by_cause, per_step, whole, stops[-1])))
+    curves = [[tuple(point) for point in np.nanmean(np.array(found), axis=0)] for found in (theirs, mine)]
+    wanted = curves[0][-1][1]
+    times = [reached(curve, wanted) for curve in curves]
+    per_step = [float(np.mean([row[k] for row in rows])) for k in (0, 1)]
+    return {
+        "seconds_per_step": {"plain": per_step[0], "ours": per_step[1], "ratio": per_step[1] / per_step[0]},
+        "saved_per_step": {cause: float(np.mean([row[2][cause] for row in rows])) for cause in rows[0][2]},
+        "seconds_to_gap": {"gap": wanted, "plain": times[0], "ours": times[1]},
+        "ratio": times[1] / times[0] if all(times) else None,
+        "curves": {"plain": curves[0], "ours": curves[1]},
+    }
+
+
+@click.command()
+@click.option("--subjects", "count", default=SUBJECTS, show_default=True, help="Unseen subjects.")
+@click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
+@click.option("--steps", type=int, help="Learning steps, to try the program itself.")
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
+@click.option("--only", type=click.Choice(["ours", "plain"]), help="Measure one loop's memory, nothing else.")
+def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, only: str | None) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    wanted = methods.split(",")
+    if unknown := [name for name in wanted if name not in METHODS]:
+        raise click.BadParameter(f"there is no plain loop of {unknown[0]}; choose of {', '.join(METHODS)}")
+    studio = Studio(bases.load(), 1 if only else seeds, drawing)
+    told = unseen(1 if only else count)
+    pupils = [studio.pupil(f"thing{k}", subject, k) for k, subject in enumerate(told)]
+    table: dict[str, dict[str, Any]] = {}
+    with Registry(tempfile.mkdtemp()) as registry:
+        metric.of_base(studio.base, registry)  # once for each base, and kept
+        for method in wanted:
+            recipe = learn.recipe_for(method, steps)
+            if only:
+                added = alone(studio, pupils[0], recipe, only, registry)
+                finish("learn_speed", added, f"GB added by {only}", None, None, 0, method=method)
+                return
+            table[method] = compare(studio, pupils, recipe, method, registry)
+            table[method]["peak_gb"] = {loop: memory(method, loop, drawing) for loop in ("plain", "ours")}
+            print(f"{method}:", table[method], flush=True)
+    ratios = {method: line["ratio"] for method, line in table.items()}
+    finish(
+        "learn_speed",
+        ratios,
+        "time to the plain loop's likeness to the subject, as a share of the plain loop's",
+        BAR,
+        all(ratio is not None and ratio <= BAR for ratio in ratios.values()),
+        f"0..{seeds - 1}",
+        trial=shortfall(
+            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
+        ),
+        by_method=table,
+        subjects=count,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What the benchmarks of learning share: unseen subjects, prompts in known places, judged pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from conceptkit import base as bases
+from conceptkit.attach import attach
+from conceptkit.concept import Concept
+from conceptkit.drawing import draw
+from conceptkit.evaluate import metrics
+from conceptkit.photos import PhotoSet
+from conceptkit.storybook import world
+
+PROMPTS: tuple[tuple[str, str | None], ...] = (
+    ("photo of a {}", None),
+    ("photo of a {} in the city", "city"),
+    ("photo of a {} on the beach", "beach"),
+    ("photo of a {} in a forest", "forest"),
+    ("photo of a {} in the snow", "snow"),
+    ("photo of a {} in the desert", "desert"),
+    ("photo of a {} in a meadow", "meadow"),
+    ("photo of a {} in a kitchen", "kitchen"),
+)
+"""Each with the place that must be seen in its pictures for them to count."""
+SUBJECTS, SEEDS, SHOWN, HELD_OUT = 10, 4, 5, 5
+
+
+@dataclass(frozen=True, eq=False)
+class Pupil:
+    """An unseen subject under a name: photos to learn from, and what its pictures can be at worst and best.
+
+    real (n, d): embeddings of its photos; usual (m, d): of what the base draws of its class in PROMPTS.
+    floor: likeness of those to the photos; ceiling: that of other photos that the autoencoder has drawn.
+    """
+
+    name: str
+    subject: world.Subject
+    shown: PhotoSet
+    real: Tensor
+    usual: Tensor
+    floor: float
+    ceiling: float
+
+    @property
+    def noun(self) -> str:
+        return str(self.subject.noun)
+
+    def gap(self, likeness: float) -> float:
+        return metrics.gap(likeness, self.floor, self.ceiling)
+
+
+class Studio:
+    """A base and its judges; every prompt is drawn with the same seeds, whatever is attached."""
+
+    def __init__(self, base: bases.Base, seeds: int, steps: int) -> None:
+        self.base, self.seeds, self.steps = base, list(range(seeds)), steps
+        self.who, self.what = metrics.SubjectJudge(), metrics.AttributeJudge()
+
+    def draw(self, prompts: Sequence[str], concept: Concept | None = None) -> list[Image.Image]:
+        """Pictures of the prompts in turn, each with all seeds."""
+        texts = [text for text in prompts for _ in self.seeds]
+        with attach(self.base.pipe, concept) if concept is not None else nullcontext():
+            return draw(self.base, texts, self.seeds * len(prompts), steps=self.steps)
+
+    def in_places(self, word: str, concept: Concept | None = None) -> list[Image.Image]:
+        """Pictures of PROMPTS with this word in them."""
+        return self.draw([text.format(word) for text, _ in PROMPTS], concept)
+
+    def confirmed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Which pictures of PROMPTS show the place that their prompt names: (n,) bool."""
+        places = [place for _, place in PROMPTS for _ in self.seeds]
+        seen = self.what.best(self.what.logits(pictures), "place")
+        return np.array([place in (None, found) for place, found in zip(places, seen, strict=True)])
+
+    def right(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Those pictures of PROMPTS that count."""
+        return [p for p, sure in zip(pictures, self.confirmed(pictures), strict=True) if sure]
+
+    def likeness(self, pictures: Sequence[Image.Image], real: Tensor) -> float:
+        """Mean cosine of the pictures of PROMPTS that count, and photos (n, d)."""
+        right = self.right(pictures)
+        return metrics.similarity(self.who.embed(right), real) if right else float("nan")
+
+    def pupil(self, name: str, subject: world.Subject, number: int, shown: int = SHOWN) -> Pupil:
+        """The subject with the first photos of a session to learn from; the last ones are the ceiling."""
+        shots = world.photos(subject, SHOWN + HELD_OUT, 1000 + number)
+        photos = PhotoSet(tuple(shots[:shown]), tuple(map(str, range(shown))), f"{name} {number}")
+        real = self.who.embed(shots[:SHOWN])
+        plain = self.in_places(subject.noun)
+        best = self.who.embed(metrics.round_trips(self.base.pipe.vae, shots[SHOWN:]))
+        floor, ceiling = self.likeness(plain, real), metrics.similarity(best, real)
+        return Pupil(name, subject, photos, real, self.who.embed(plain), floor, ceiling)
+
+
+def unseen(count: int, seed: int = 2026) -> list[world.Subject]:
+    """So many subjects that no base has seen, of all classes in turn."""
+    nouns, rng = list(world.CLASSES), np.random.default_rng(seed)
+    return [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]

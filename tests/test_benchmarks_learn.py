@@ -1,0 +1,248 @@
+# ruff: noqa: F401, F811
+"""The benchmarks of learning: their sums are right, and a trial runs to its last line and holds nothing."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from benchmarks import (
+    learn_methods,
+    learn_prior,
+    learn_speed,
+    learn_sude,
+    lessons,
+    plain_loop,
+    report,
+    taught,
+)
+from conceptkit import base as bases
+from conceptkit.evaluate import metrics
+from conceptkit.learn import conditions, lesson, views
+from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.subjects import Subject
+from conceptkit.recipes import RECIPES, recipe_for
+from conceptkit.storybook import world
+from conceptkit.storybook.evaluators import ATTRIBUTES
+from tests import tiny
+from tests.learning import few_captions, folder, method, pico, registry, shown, tiny_recipe
+
+TRIAL = ["--subjects", "1", "--seeds", "2", "--drawing", "1"]
+
+
+class Eye:
+    """Tells pictures apart by their pixels."""
+
+    def embed(self, pictures, batch=64):
+        flat = torch.from_numpy(np.stack([np.asarray(p.convert("RGB").resize((8, 8))) for p in pictures]))
+        return torch.nn.functional.normalize(flat.flatten(1).float() - 127.5, dim=1)
+
+
+class Guess(metrics.AttributeJudge):
+    """Sees something in every picture, by its pixels."""
+
+    def __init__(self):
+        self.names = ATTRIBUTES
+
+    def logits(self, pictures, batch=64):
+        seeds = [int(np.asarray(p.convert("RGB")).astype(int).sum()) for p in pictures]
+        return torch.stack(
+            [torch.randn(len(ATTRIBUTES), generator=torch.Generator().manual_seed(s)) for s in seeds]
+        )
+
+
+@pytest.fixture
+def bench(pico, monkeypatch):
+    monkeypatch.setattr(bases, "load", lambda *a, **k: pico)
+    monkeypatch.setattr(metrics, "SubjectJudge", Eye)
+    monkeypatch.setattr(metrics, "AttributeJudge", Guess)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for name, recipe in RECIPES.items():
+        small = {"prior_size": 2, "prior_steps": 1, "views": 4, "batch": 2, "prior_batch": 2}
+        monkeypatch.setitem(RECIPES, name, replace(recipe, **small))
+
+
+def last_line(command, *words):
+    result = CliRunner().invoke(command, [*TRIAL, *map(str, words)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "A trial, which says nothing about the bar: " in result.stdout
+    told = json.loads(lines[-1], parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert told["holds"] is None and "1 subjects of" in told["trial"]
+    return told
+
+
+def test_what_a_trial_lacks_is_said():
+    assert report.shortfall(None, subjects=(10, 10), seeds=(5, 4)) == ""
+    assert report.shortfall(7, subjects=(2, 10), seeds=(4, 4)) == "2 subjects of 10, 7 learning steps"
+
+
+@pytest.mark.parametrize(("trial", "holds"), [("", True), ("1 subjects of 10", None)])
+def test_a_trial_holds_nothing(capsys, trial, holds):
+    report.finish("x", {"gap": float("nan"), "all": (1.0, np.float64("inf"))}, "y", 1, True, 0, trial=trial)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["holds"] is holds and told.get("trial", "") == trial
+    assert told["value"] == {"gap": None, "all": [1.0, None]}
+
+
+def test_means_leave_out_what_could_not_be_measured():
+    assert taught.mean(np.array([1.0, float("nan"), 3.0])) == 2.0
+    assert np.isnan(taught.mean(np.array([float("nan")])))
+
+
+def test_diversity_is_the_mean_distance_within_a_prompt():
+    same, apart = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    assert learn_prior.diversity(torch.stack([same, same, apart, apart]), 2) == pytest.approx(0.0)
+    assert learn_prior.diversity(torch.stack([same, apart, same, apart]), 2) == pytest.approx(1.0)
+    assert learn_prior.diversity(torch.stack([same, apart, same, same]), 2) == pytest.approx(0.5)
+    three = torch.nn.functional.normalize(
+        torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    pairs = [float(1 - three[i] @ three[j]) for i, j in ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5))]
+    assert learn_prior.diversity(three, 3) == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert np.isnan(learn_prior.diversity(three, 1))
+
+
+def test_every_class_has_related_words_of_the_world():
+    assert set(learn_prior.RELATED) == set(world.CLASSES)
+    for noun, others in learn_prior.RELATED.items():
+        assert noun not in others and set(others) <= set(world.CLASSES)
+
+
+def test_bars_of_the_prior():
+    good = {"diversity": 0.97, "turned": 0.02, "related": 0.99}
+    assert learn_prior.misses(good) == []
+    assert learn_prior.misses(good | {"turned": 0.3, "diversity": float("nan")}) == ["diversity", "turned"]
+
+
+def test_sude_must_gain_beyond_chance_and_stay_itself():
+    def line(sude, without, alone, likeness=0.8):
+        arms = dict(zip(learn_sude.ARMS, (sude, without, alone), strict=True))
+        return arms | {"class": 0.9, "likeness sude": likeness, "likeness without": 0.8, "gap sude": 1.0}
+
+    clear = [line(0.8, 0.5, 0.6), line(0.9, 0.5, 0.7), line(0.7, 0.6, 0.6)]
+    figures = learn_sude.summary(clear)
+    assert figures["gained over without"] == pytest.approx(0.8 / 3) and figures["fidelity"] == 1.0
+    assert learn_sude.misses(figures) == []
+    chance = learn_sude.summary([line(0.8, 0.5, 0.9), line(0.3, 0.5, 0.9, 0.7)])
+    assert learn_sude.misses(chance) == ["gain over without", "gain over prompts alone", "fidelity"]
+
+
+def test_the_same_gap_is_reached_on_the_straight_line_between_points():
+    curve = [(10.0, 0.2), (20.0, 0.6), (30.0, 0.5)]
+    assert learn_speed.reached(curve, 0.1) == pytest.approx(5.0)
+    assert learn_speed.reached(curve, 0.4) == pytest.approx(15.0)
+    assert learn_speed.reached(curve, 0.6) == pytest.approx(20.0)
+    assert learn_speed.reached(curve, 0.7) is None and learn_speed.reached(curve, float("nan")) is None
+
+
+def test_causes_add_up_to_the_difference():
+    spent = {
+        "reading pictures": 1.0,
+        "encoding pictures": 2.0,
+        "encoding prompts": 3.0,
+        "UNet": 5.0,
+        "optimiser": 0.5,
+    }
+    found = learn_speed.causes(spent, per_step=4.0, whole=50.0, steps=10)
+    assert sum(found.values()) == pytest.approx(sum(spent.values()) - 50.0 / 10)
+    assert found["UNet and optimiser"] == pytest.approx(1.5) and found["prepared once"] == pytest.approx(-1.0)
+
+
+def plain(pico, shown, name, **more):
+    recipe = replace(method(name), **more)
+    return recipe, plain_loop.Plain(pico, shown.pictures, shown.pictures[:2], "dog", recipe)
+
+
+@pytest.mark.parametrize("name", plain_loop.METHODS)
+def test_the_plain_loop_learns_on_a_copy(pico, shown, name):
+    before = tiny.snapshot(pico.pipe)
+    _, run = plain(pico, shown, name)
+    usual = tiny.draw(run.base.pipe, f"a photo of a {run.word}")
+    losses = [run.step() for _ in range(3)]
+    assert np.isfinite(losses).all() and all(spent > 0 for spent in run.clock.spent.values())
+    assert not torch.equal(tiny.draw(run.base.pipe, f"a photo of a {run.word}"), usual)
+    assert tiny.snapshot(pico.pipe) == before
+
+
+@pytest.mark.parametrize("name", plain_loop.METHODS)
+def test_the_plain_loop_has_the_same_loss(pico, shown, name):
+    """Before anything is learned, of the same pictures at the same noise: else seconds compare nothing."""
+    recipe, run = plain(pico, shown, name, prior_weight=0.0, prior_batch=0, token_goes_on=False)
+    subject = Subject("my_dog", "dog", shown)
+    pool = views.still(pico, shown, f"{run.word}")
+    taught = lesson.Lesson(pico, (subject,), pool, None, recipe, 0, schedule_of(pico.pipe.scheduler))
+    drawn = lesson.draw(taught, ("delta", 0), with_prior=False)
+    told = conditions.read(run.base.pipe, pool.prompts)
+    own = lesson.Told(told)
+    clean, mask = pool.latents[drawn.picks], pool.masks[drawn.picks]
+    with torch.no_grad():
+        mine = lesson.loss(taught, drawn, own)
+        theirs = run._loss(clean, drawn.noise, drawn.t, told[pool.prompt_of[drawn.picks]], mask)
+    assert float(mine) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_custom_diffusion_moves_its_token_and_no_other_by_its_gradient(pico, shown):
+    _, run = plain(pico, shown, "custom-diffusion")
+    run.optimiser.step = lambda: None
+    run.optimiser.zero_grad = lambda: None
+    run.step()
+    moved = run.table.grad.abs().sum(1).nonzero().flatten().tolist()
+    assert moved == [run.row]
+
+
+def test_a_trial_of_the_prior(bench):
+    told = last_line(learn_prior.main, "--steps", 2, "--methods", "dreambooth")
+    assert set(told["value"]) == {"dreambooth, prior", "dreambooth, no prior"}
+    line = told["value"]["dreambooth, prior"]
+    assert {"diversity", "turned", "related", "same", "gap", "pres"} <= set(line) and told["subjects"] == 2
+    assert set(told["turned_more_without"]) == {"dreambooth"}
+
+
+def test_a_trial_of_sude(bench):
+    told = last_line(learn_sude.main, "--steps", 2, "--methods", "dreambooth")
+    line = told["value"]["dreambooth"]
+    assert set(learn_sude.ARMS) <= set(line) and len(line["gained over without, interval"]) == 2
+    assert told["bar"]["fidelity"] == 0.98
+
+
+def test_a_trial_of_the_methods(bench):
+    told = last_line(learn_methods.main, "--steps", 2, "--methods", "custom,dreambooth-no-prior")
+    assert set(told["value"]) == {"custom", "dreambooth-no-prior"}
+    assert {"gap", "named", "confirmed", "captions", "interval"} <= set(told["value"]["custom"])
+
+
+def test_a_trial_of_speed(bench, monkeypatch):
+    monkeypatch.setattr(
+        learn_speed, "memory", lambda method, loop, drawing: {"plain": 2.0, "ours": 1.0}[loop]
+    )
+    told = last_line(learn_speed.main, "--steps", 3, "--methods", "dreambooth")
+    line = told["by_method"]["dreambooth"]
+    assert line["peak_gb"] == {"plain": 2.0, "ours": 1.0} and set(told["value"]) == {"dreambooth"}
+    assert line["seconds_per_step"]["plain"] > 0 and line["seconds_per_step"]["ours"] > 0
+    assert len(line["curves"]["plain"]) == len(line["curves"]["ours"]) == 3
+    assert set(line["saved_per_step"]) == {
+        "reading pictures",
+        "encoding pictures",
+        "encoding prompts",
+        "UNet and optimiser",
+        "prepared once",
+    }
+
+
+@pytest.mark.parametrize("loop", ["ours", "plain"])
+def test_memory_of_one_loop_alone(bench, registry, loop):
+    studio = lessons.Studio(bases.of(tiny.pico_sd(), "pico"), 1, 1)
+    pupil = studio.pupil("thing", lessons.unseen(1)[0], 0)
+    recipe = recipe_for("dreambooth", 2)
+    assert learn_speed.alone(studio, pupil, recipe, loop, registry) >= 0
+
+
+@pytest.mark.parametrize("program", [learn_prior, learn_sude, learn_speed, learn_methods])
+def test_an_unknown_method_is_a_mistake(bench, program):
+    result = CliRunner().invoke(program.main, ["--methods", "magic"])
+    assert result.exit_code == 2 and "magic" in result.output
