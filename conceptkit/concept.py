@@ -17,7 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from conceptkit import reference as references
 from conceptkit.errors import BadBlob
+from conceptkit.reference import Reference
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -27,6 +29,9 @@ Delta = Mapping[str, Factors]
 
 KINDS = ("subject", "style", "merge")
 FORMAT = 1
+WITH_REFERENCE = 2
+"""The format of a concept that carries a reference photo, which programs that know none must not take for
+damaged; all others are of the first."""
 SKETCH_SIZE = 64
 HALF_ERROR = 1e-3
 READS_TEXT = ("attn2.to_k", "attn2.to_v")
@@ -72,6 +77,7 @@ class Concept:
     words: a name in a prompt -> the text it stands for: {"my_dog": "<my_dog> dog"}.
     rows: (s, d) text features of its own words over many contexts, so that composing encodes no prompt.
     recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes.
+    reference: a photo that is looked at in every step of drawing, and how; None for most.
     """
 
     name: str
@@ -85,30 +91,19 @@ class Concept:
     recipe: Mapping[str, Any]
     provenance: Mapping[str, Any]
     rows: Tensor | None = None
+    reference: Reference | None = None
 
     def to_bytes(self) -> bytes:
         """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %.
 
         All metadata is one header key, because safetensors writes several in random order.
         """
-        tensors: dict[str, Tensor] = {}
-        downs: dict[tuple[object, bytes], int] = {}
-        layout: dict[str, int | None] = {}
-        for name, factors in sorted(self.delta.items()):
-            tensors[f"up.{name}" if len(factors) == 2 else f"weight.{name}"] = _compact(factors[0])
-            layout[name] = None
-            if len(factors) == 2:
-                down = _plain(factors[1])
-                key = (down.shape, down.numpy().tobytes())
-                layout[name] = downs.setdefault(key, len(downs))
-                tensors[f"down.{layout[name]}"] = down
-        if len(downs) > 1:
-            tensors |= {f"down.{i}": _compact(tensors[f"down.{i}"]) for i in range(len(downs))}
+        tensors, layout = _packed(self.delta)
         for i, (_, rows) in enumerate(sorted(self.tokens.items())):
             tensors |= {f"token.{i}.{encoder}": _plain(row) for encoder, row in enumerate(rows)}
         if self.rows is not None:
             tensors["rows"] = _compact(self.rows)
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "name": self.name,
             "kind": self.kind,
@@ -121,6 +116,11 @@ class Concept:
             "recipe": dict(self.recipe),
             "provenance": dict(self.provenance),
         }
+        if self.reference is not None:
+            more, maps = _packed(self.reference.maps, references.PREFIX)
+            tensors |= {**more, references.LATENT: self.reference.flat()}
+            size = list(self.reference.latent.shape[1:])
+            header |= {"format": WITH_REFERENCE, "reference": {"maps": maps, "size": size}}
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return safetensors.torch.save(tensors, {"conceptkit": text})
 
@@ -136,17 +136,20 @@ class Concept:
 
     def summary(self) -> dict[str, Any]:
         """What the registry's index shows without opening the concept."""
+        shown = {} if self.reference is None else {"reference": True}
+        maps = {} if self.reference is None else self.reference.maps
         return {
             "kind": self.kind,
             "noun": self.noun,
             "base": {"architecture": self.base.architecture, "exact": self.base.exact},
             "base_name": self.base_name,
             "method": self.recipe.get("method"),
-            "rank": delta_rank(self.delta),
+            "rank": max(delta_rank(self.delta), delta_rank(maps)),
             "bytes": len(self.to_bytes()),
             "tokens": sorted(self.tokens),
             "parents": list(self.provenance.get("parents", [])),
             "weights": list(self.provenance.get("weights", [])),
+            **shown,
         }
 
     def called(self, name: str) -> "Concept":
@@ -190,6 +193,26 @@ def _compact(tensor: Tensor) -> Tensor:
     return half if (half.float() - full).norm() <= HALF_ERROR * full.norm() else full
 
 
+def _packed(delta: Delta, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, int | None]]:
+    """Tensors by the names they are stored under, and for each map the number of its down, if it has one."""
+    tensors: dict[str, Tensor] = {}
+    downs: dict[tuple[object, bytes], int] = {}
+    layout: dict[str, int | None] = {}
+    for name, factors in sorted(delta.items()):
+        kind = "up" if len(factors) == 2 else "weight"
+        tensors[f"{prefix}{kind}.{name}"] = _compact(factors[0])
+        layout[name] = None
+        if len(factors) == 2:
+            down = _plain(factors[1])
+            key = (down.shape, down.numpy().tobytes())
+            layout[name] = downs.setdefault(key, len(downs))
+            tensors[f"{prefix}down.{layout[name]}"] = down
+    if len(downs) > 1:
+        own = [f"{prefix}down.{i}" for i in range(len(downs))]
+        tensors |= {name: _compact(tensors[name]) for name in own}
+    return tensors, layout
+
+
 def read(registry: "Registry", name: str) -> Concept:
     """What the registry holds under that name. Raises UnknownConcept, and BadBlob when it cannot be read."""
     entry = registry.get(name)
@@ -218,20 +241,31 @@ def _parse(data: bytes) -> Concept:
     size = int.from_bytes(data[:8], "little")
     outer = json.loads(data[8 : 8 + size])["__metadata__"]
     header = json.loads(outer["conceptkit"], parse_constant=_no_constant)
-    _expect(header["format"] == FORMAT, f"its format is {header['format']!r}, not {FORMAT}")
+    form = header["format"]
+    _expect(form in (FORMAT, WITH_REFERENCE), f"its format is {form!r}, not {FORMAT} or {WITH_REFERENCE}")
 
-    delta: dict[str, Factors] = {}
     used: set[str] = set()
 
     def take(name: str) -> Tensor:
         used.add(name)
         return tensors[name]
 
-    for name, down in header["delta"].items():
-        names = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{int(down)}"]
-        delta[name] = tuple(take(factor) for factor in names)
+    def factors(layout: Mapping[str, int | None], prefix: str = "") -> Delta:
+        found: dict[str, Factors] = {}
+        for name, down in layout.items():
+            parts = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{int(down)}"]
+            found[name] = tuple(take(prefix + part) for part in parts)
+        return found
+
+    delta = factors(header["delta"])
     tokens = {token: _encoders(tensors, f"token.{i}.", take) for i, token in enumerate(header["tokens"])}
     rows = take("rows") if "rows" in tensors else None
+    reference = None
+    if form == WITH_REFERENCE:
+        about = header["reference"]
+        maps = factors(about["maps"], references.PREFIX)
+        reference = references.parse(about, maps, take)
+        _check_factors(maps)
     _expect(used == set(tensors), "it holds tensors that nothing names")
     _check_shapes(delta, tokens, rows)
     _check_texts(header)
@@ -247,6 +281,7 @@ def _parse(data: bytes) -> Concept:
         recipe=header["recipe"],
         provenance=header["provenance"],
         rows=rows,
+        reference=reference,
     )
 
 
@@ -259,12 +294,16 @@ def _check_shapes(delta: Delta, tokens: Mapping[str, Factors], rows: Tensor | No
     widths = {factors[-1].shape[1] for name, factors in delta.items() if name.endswith(READS_TEXT)}
     widths |= set() if rows is None else {rows.shape[1]}
     _expect(len(widths) <= 1, "its maps read features of different widths")
-    for name, factors in delta.items():
-        inner = {factors[0].shape[1], factors[-1].shape[0]} if len(factors) == 2 else set()
-        _expect(len(inner) <= 1, f"the factors of {name} do not fit")
+    _check_factors(delta)
     _expect(len({len(vectors) for vectors in tokens.values()}) <= 1, "its tokens are for different encoders")
     for token, vectors in tokens.items():
         _expect(len({len(vector) for vector in vectors}) == 1, f"the token {token} has uneven vectors")
+
+
+def _check_factors(delta: Delta) -> None:
+    for name, factors in delta.items():
+        inner = {factors[0].shape[1], factors[-1].shape[0]} if len(factors) == 2 else set()
+        _expect(len(inner) <= 1, f"the factors of {name} do not fit")
 
 
 def _check_texts(header: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ def _header(text: bytes, size: int) -> Header:
         weights = [float(value) for value in provenance.get("weights", [])]
         if not all(map(math.isfinite, weights)):
             raise ValueError("its weights are no numbers")
+        shown = inner.get("reference") or {}
         hashes = [_hash(value) for value in provenance.get("parent_sha256", [])]
         summary = {
             "kind": str(inner["kind"]),
@@ -69,11 +70,12 @@ def _header(text: bytes, size: int) -> Header:
             "base": {"architecture": str(base["architecture"]), "exact": str(base["exact"])},
             "base_name": str(inner["base_name"]),
             "method": recipe.get("method"),
-            "rank": _rank(inner["delta"], outer),
+            "rank": max(_rank(inner["delta"], outer), _rank(shown.get("maps", {}), outer, "reference.")),
             "bytes": size,
             "tokens": sorted(str(token) for token in tokens),
             "parents": refs,
             "weights": weights,
+            **({"reference": True} if shown else {}),
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadBlob(f"These bytes are not a concept ({type(error).__name__} in their header).") from error
@@ -81,10 +83,11 @@ def _header(text: bytes, size: int) -> Header:
     return Header(name, summary, tuple(map(str, words)), tuple(zip(refs, padded, strict=True)))
 
 
-def _rank(layout: Mapping[str, Any], tensors: Mapping[str, Any]) -> int:
+def _rank(layout: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str = "") -> int:
     """The largest rank among the maps, from the shapes that the header declares."""
     shapes = [
-        tensors[f"{'weight' if down is None else 'up'}.{name}"]["shape"] for name, down in layout.items()
+        tensors[f"{prefix}{'weight' if down is None else 'up'}.{name}"]["shape"]
+        for name, down in layout.items()
     ]
     return max((min(int(size) for size in shape) for shape in shapes), default=0)
 

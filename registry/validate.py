@@ -14,7 +14,8 @@ from typing import Any
 from conceptkit.errors import BadBlob
 from conceptkit.registry import headers
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""2: with a reference photo."""
 LARGEST = 2 << 30
 """Bytes of one concept; full key and value matrices of SDXL in float32 take 1.4 GB."""
 MOST_TENSORS = 20_000
@@ -103,7 +104,10 @@ def _tensors(entries: Mapping[str, Any], body: memoryview) -> dict[str, tuple[in
 
 def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
     form = about["format"]
-    _expect(type(form) is int and form == FORMAT, f"their format is {form!r:.40}, not {FORMAT}")
+    _expect(
+        type(form) is int and form in FORMATS,
+        f"their format is {form!r:.40}, not {FORMATS[0]} or {FORMATS[-1]}",
+    )
     _expect(about["kind"] in KINDS, f"their kind is {about['kind']!r:.40}")
     texts = [about["name"], about["base_name"], *([] if about["noun"] is None else [about["noun"]])]
     for key in ("tokens", "words"):
@@ -133,13 +137,16 @@ def _fingerprint(base: Mapping[str, Any]) -> None:
 def _layout(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
     """Every tensor has one role, every role its tensors, and the factors of a map can be multiplied."""
     used = {"rows"} & set(shapes)
-    for name, down in about["delta"].items():
-        _expect(down is None or (type(down) is int and down >= 0), f"the map {name[:80]!r} is odd")
-        factors = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{down}"]
-        used.update(factors)
-        _expect(
-            len(factors) == 1 or shapes[factors[0]][1] == shapes[factors[1]][0], f"{name[:80]!r} is uneven"
-        )
+    used.update(_factors(about["delta"], "", shapes))
+    _expect(
+        (about["format"] == 2) == ("reference" in about),
+        "their reference photo does not go with their format",
+    )
+    if (reference := about.get("reference")) is not None:
+        height, width = reference["size"]
+        _expect(type(height) is type(width) is int and min(height, width) > 0, "their photo has an odd size")
+        _expect(shapes["reference.latent"][1] == height * width, "their photo has an odd size")
+        used.update(["reference.latent", *_factors(reference["maps"], "reference.", shapes)])
     counts = set()
     for i in range(len(about["tokens"])):
         vectors = list(_vectors(shapes, i))
@@ -148,6 +155,18 @@ def _layout(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> 
         counts.add(len(vectors))
     _expect(len(counts) <= 1, "their tokens are for different encoders")
     _expect(used == set(shapes), "they hold tensors that nothing names")
+
+
+def _factors(layout: Mapping[str, Any], prefix: str, shapes: Mapping[str, tuple[int, int]]) -> Iterable[str]:
+    """The tensors of these maps; those of one map can be multiplied."""
+    for name, down in layout.items():
+        _expect(down is None or (type(down) is int and down >= 0), f"the map {name[:80]!r} is odd")
+        short = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{down}"]
+        factors = [prefix + part for part in short]
+        _expect(
+            len(factors) == 1 or shapes[factors[0]][1] == shapes[factors[1]][0], f"{name[:80]!r} is uneven"
+        )
+        yield from factors
 
 
 def _vectors(shapes: Mapping[str, Any], token: int) -> Iterable[str]:
