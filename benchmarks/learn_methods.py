@@ -47,6 +47,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "dreambooth-full-cut": {"extract": 8},
     "textual-inversion": {},
     "textual-inversion-4": {"vectors": 4},
+    "vico": {},
+    "vico-free": {"attention": 0.0},
+    "vico-full": {"rank": 0},
+    "vico-sude": {"sude": SUDE["image"]},
 }
 """A row's name begins with its method; the rest is what it changes of the method's recipe."""
 

@@ -13,6 +13,11 @@ from conceptkit.errors import ConceptError
 if TYPE_CHECKING:
     from conceptkit.registry.store import Entry
 
+REFERENCE = (
+    "a reference photo is in it and looked at in every step; compose draws it alone, shrink and export --out "
+    "refuse it, export --bundle and push take the photo along"
+)
+
 
 @click.command("list")
 @filter_options
@@ -192,6 +197,7 @@ def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
         "method": about.get("method"),
         "rank": about.get("rank"),
         "tokens": ", ".join(about.get("tokens") or ()),
+        "photo": REFERENCE if about.get("reference") else "",
         "merged from": ", ".join(_parents(about)),
         "size": size(entry.bytes),
         "created": entry.created[:19].replace("T", " ") + " UTC",

@@ -104,6 +104,7 @@ def add(
       conceptkit add my_dog ./photos --class dog --method dreambooth --sude
       conceptkit add --joint my_dog=./dog moongate=./gate --class my_dog=dog --class moongate=gate
       conceptkit add my_style ./drawings --kind style
+      conceptkit add my_dog ./photos --class dog --method vico
     """
     from conceptkit.registry.store import Registry
 

@@ -42,7 +42,8 @@ def export(
     """Write files for plain diffusers, or a bundle.
 
     A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
-    previews, tags and notes, as `conceptkit import` reads them; photos are not in it.
+    previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
+    photo of a concept learned with --method vico.
 
     \b
     Example:
@@ -64,6 +65,8 @@ def export(
             entries = share.chosen(registry, names, every=all_versions, parents=with_parents)
             signer = (key or "") if sign or key else None
             done = share.export(registry, entries, bundle, signer=signer, progress=tick)
+        if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
+            note(f"The bundle holds the reference photo of {held}, small but recognisable.")
         click.echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
 
 

@@ -117,6 +117,10 @@ class Attachment:
                 undo.callback(reading.listen(unet).remove)
             if changes:
                 _install(undo, self.pipe, concept, reading)
+            if reading and concept.reference is not None:
+                from conceptkit import looking
+
+                undo.callback(looking.look_at(self.pipe, concept.reference, reading))
             if reading and (order.regions or order.separate):
                 from conceptkit import separation
 
@@ -196,6 +200,11 @@ def _find(order: _Order, here: base.Base) -> _Found:
     """One concept as it is, several as their merge, with what a user should know. Raises BadRegion."""
     concept, report = _resolve(order, here)
     regions.check(order.regions, tuple(concept.words))
+    if concept.reference is not None and (order.regions or order.separate):
+        raise BadRegion(
+            f"{concept.name} looks at its reference photo, which has no regions; draw it without them, "
+            "or learn it again with --method custom"
+        )
     notices = (
         base.check_fits(concept.base, here, concept.name, concept.base_name),
         *getattr(report, "notices", ()),
@@ -265,6 +274,8 @@ def _reopened(registry: "Registry | None") -> "AbstractContextManager[Registry |
 
 def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
+    if concept.reference is not None:
+        return Reading(pipe, {name: list(concept.tokens) for name in concept.words})
     routed = concept.recipe.get("method") == "routed"
     if not (routed or order.regions or order.separate):
         return None

@@ -90,7 +90,7 @@ def compose(
     chosen = parts.gather(concepts, weights, registry, most)
     assert base is not None
     fits = [check_fits(p.concept.base, base, p.concept.name, p.concept.base_name) for p in chosen]
-    _check_whole(chosen)
+    _check_whole(chosen, how)
     ordinary = metric.of_base(base, registry)
     ready = []
     for i, part in enumerate(chosen):
@@ -265,6 +265,7 @@ def _as_concept(kitchen: _Kitchen, joined: _Joined, name: str | None, how: str) 
             only_one,
             name=name or only_one.name,
             delta=joined.delta,
+            reference=only_one.reference and only_one.reference.scaled(chosen[0].weight),
             provenance={**only_one.provenance, **lineage},
         )
         return Concept.from_bytes(stronger.to_bytes())
@@ -309,9 +310,14 @@ def _report(
     )
 
 
-def _check_whole(chosen: Sequence[Part]) -> None:
-    """A routed merge is drawn by its routes, which no sum of deltas has."""
+def _check_whole(chosen: Sequence[Part], how: str) -> None:
+    """A routed merge is drawn by its routes, a photo by attention to it: no sum of deltas has either."""
     for part in chosen:
+        if part.concept.reference is not None and (len(chosen) > 1 or how == "routed"):
+            raise ConceptError(
+                f"{part.concept.name} looks at its reference photo, for which a merge has no place; draw it "
+                "alone, or learn it again with --method custom to compose it"
+            )
         if part.concept.recipe.get("method") == "routed" and len(chosen) > 1:
             parents = ", ".join(map(str, part.concept.provenance.get("parents", ())))
             raise ConceptError(

@@ -9,7 +9,7 @@ from typing import Any
 from conceptkit.errors import BadRecipe
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "adapter": ("keyed", "kv", "lora", "unet"),
+    "adapter": ("keyed", "kv", "lora", "unet", "image"),
     "targets": ("kv", "attn", "attn+ff"),
     "begin": ("aside", "noun", "rare"),
     "sude_weight": ("code", "paper"),
@@ -38,7 +38,9 @@ class Recipe:
     views: augmented views encoded beforehand; the loop draws from them.
 
     adapter: where the look is learned: "keyed" values at the concept's own rows, a "kv" delta, a "lora" on
-        `targets`, or every linear map of the "unet" in full. text_rank: of a LoRA on the text encoders.
+        `targets`, every linear map of the "unet" in full, or attention to the first photo, the "image".
+    attention: ViCo's weight (2306.00971) of keeping attention to the word like that to the end of text.
+    text_rank: of a LoRA on the text encoders.
     begin: the token begins "aside" of its class noun, at the "noun", or as a "rare" one of the vocabulary.
     vectors: of the token. token_goes_on: it learns on beside the look (Custom Diffusion, 2212.04488).
     edges: weight of what the delta does at BOS, EOT and padding of the concept's own prompts, as for `leak`.
@@ -88,6 +90,7 @@ class Recipe:
     compile: bool = _off(False)
     checkpointing: bool = _off(False)
     extract: int = _off(0)
+    attention: float = _off(0.0)
 
     def to_json(self) -> dict[str, Any]:
         """What is left off is left out, so that a new option changes no byte of concepts without it."""
@@ -121,14 +124,34 @@ RECIPES: dict[str, Recipe] = {
     "textual-inversion": Recipe(
         "textual-inversion", begin="noun", token_steps=400, token_lr=5e-3, steps=0, rank=0, prior_weight=0.0
     ),
+    "vico": Recipe(
+        "vico",
+        adapter="image",
+        begin="noun",
+        token_steps=0,
+        token_lr=5e-3,
+        token_goes_on=True,
+        rank=16,
+        steps=400,
+        batch=4,
+        lr=1e-3,
+        prior_weight=0.0,
+        attention=5e-4,
+    ),
 }
 DEFAULT = "custom"
-SUDE = {"lora": 0.4, "unet": 0.4, "kv": 2.0, "keyed": 2.0}
-"""The published w_s, which belong to the weight of the authors' code: DreamBooth's and Custom Diffusion's."""
+SUDE = {"lora": 0.4, "unet": 0.4, "kv": 2.0, "keyed": 2.0, "image": 1.5}
+"""The published w_s, which belong to the weight of the authors' code: DreamBooth, Custom Diffusion, ViCo."""
 
 
 EARLY_STOP = {"validate": 20, "patience": 3}
-_ADAPTERS = {"keyed": "custom", "kv": "custom-diffusion", "lora": "dreambooth", "unet": "dreambooth-full"}
+_ADAPTERS = {
+    "keyed": "custom",
+    "kv": "custom-diffusion",
+    "lora": "dreambooth",
+    "unet": "dreambooth-full",
+    "image": "vico",
+}
 """The method whose numbers suit an adapter."""
 
 
@@ -137,7 +160,9 @@ def of_adapter(method: str, adapter: str) -> dict[str, Any]:
     if RECIPES[method].adapter == adapter:
         return {}
     suited = RECIPES[_ADAPTERS[adapter]]
-    return {name: getattr(suited, name) for name in ("adapter", "targets", "rank", "lr", "full_lr")}
+    return {
+        name: getattr(suited, name) for name in ("adapter", "targets", "rank", "lr", "full_lr", "attention")
+    }
 
 
 def recipe_for(

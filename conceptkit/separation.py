@@ -66,6 +66,13 @@ def separate(unet: nn.Module, reading: Reading) -> Callable[[], None]:
 
 def attention(module: nn.Module, queries: Tensor, hidden: Tensor, scene: Scene) -> Tensor:
     """How much of each query's attention goes to each concept's words: (B, P, c), (B, T, d) -> (B, N, P)."""
+    count = scene.mentioned.shape[1]
+    own = F.one_hot(scene.owners.clamp(min=0), count) * (scene.owners >= 0).unsqueeze(2)
+    return shares(module, queries, hidden, own)
+
+
+def shares(module: nn.Module, queries: Tensor, hidden: Tensor, own: Tensor) -> Tensor:
+    """Attention of each query, the mean over heads, added up by the weights `own` (B, T, N): (B, N, P)."""
     attn: Any = module
     heads = attn.heads
     hidden = attn.norm_encoder_hidden_states(hidden) if attn.norm_cross else hidden
@@ -73,9 +80,7 @@ def attention(module: nn.Module, queries: Tensor, hidden: Tensor, scene: Scene) 
         part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (attn.to_q(queries), attn.to_k(hidden))
     )
     weights = (q @ k.transpose(2, 3) * attn.scale).float().softmax(dim=3).mean(dim=1)
-    count = scene.mentioned.shape[1]
-    own = F.one_hot(scene.owners.clamp(min=0), count) * (scene.owners >= 0).unsqueeze(2)
-    return (weights @ own.float()).transpose(1, 2)
+    return (weights @ own.to(weights)).transpose(1, 2)
 
 
 def winners(seen: Tensor, mentioned: Tensor) -> Tensor:

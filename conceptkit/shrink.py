@@ -18,7 +18,8 @@ def shrink(
     gram: S (d, d), the second moment of the base's text features. With D (O, d) all maps stacked and
     S = L L^T, D L is cut to its k largest singular directions V: D' = (D L V) (V^T L^-1), whose right factor
     all maps share. Maps that do not read text features stay as they are. Raises BadRecipe unless exactly one
-    of rank and energy is given, in its range, and for a routed merge, whose ranks are its routes.
+    of rank and energy is given, in its range, for a routed merge, whose ranks are its routes, and for a
+    concept that looks at a reference photo.
     """
     if (rank is None) == (energy is None):
         raise BadRecipe("Give either the rank or the energy to shrink to")
@@ -27,6 +28,11 @@ def shrink(
     if concept.recipe.get("method") == "routed":
         raise BadRecipe(
             f"{concept.name} is routed, and each of its ranks is somebody's; shrink its parts instead"
+        )
+    if concept.reference is not None:
+        raise BadRecipe(
+            f"{concept.name} looks at its reference photo through maps that read no text, so text features "
+            "cannot say what to cut; learn it again with a smaller --rank"
         )
     read = {name: factors for name, factors in concept.delta.items() if name.endswith(READS_TEXT)}
     if not read:

@@ -25,8 +25,8 @@ SDXL_KEYS = ("clip_l", "clip_g")
 def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[Path]:
     """Write a concept or a merge for plain diffusers: the LoRA, one embedding per token, and a README.
 
-    The folder appears whole or not at all. Raises ConceptError when it already holds files, NoEffect when
-    there is nothing to write.
+    The folder appears whole or not at all. Raises ConceptError when it already holds files, and for what no
+    LoRA can be; NoEffect when there is nothing to write.
     """
     concept = concept if isinstance(concept, Concept) else concept.concept
     out = Path(out_dir).absolute()
@@ -39,6 +39,11 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[
     if concept.recipe.get("method") == "routed":
         raise ConceptError(
             f"{concept.name} is routed, which no LoRA can be; export one that was made without --how routed"
+        )
+    if concept.reference is not None:
+        raise ConceptError(
+            f"{concept.name} looks at its reference photo while it is drawn, which no LoRA can do; "
+            "share it with export --bundle, or learn it again with --method custom"
         )
     files: dict[str, bytes] = {}
     if concept.delta:

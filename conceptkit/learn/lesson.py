@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from conceptkit.base import Base
+from conceptkit.image_attention import Seen, showing
 from conceptkit.learn import conditions, hardware, losses, priors, sude, views
 from conceptkit.learn.conditions import Condition
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.dice import hash_of
 from conceptkit.learn.noise import Schedule
+from conceptkit.learn.sight import Sight, looks
 from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import Recipe
 
@@ -23,7 +25,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """All that a step reads: the pool of views, the prior set, and how the base is noised."""
+    """All that a step reads: the pool of views, the prior set, how the base is noised, what it looks at."""
 
     base: Base
     subjects: tuple[Subject, ...]
@@ -33,6 +35,7 @@ class Lesson:
     seed: int
     schedule: Schedule
     crew: Crew = field(default_factory=Crew)
+    sight: Sight | None = None
 
     @property
     def plain_prompts(self) -> tuple[str, ...]:
@@ -60,12 +63,14 @@ class Draw:
     """The random part of a step, for the whole batch: n views first, then m prior pictures.
 
     picks (n,), others (m,): indices into pool and prior; t (n + m,); noise (n + m, c, h, w).
+    photo (n, c, h, w): noise for the reference photo, where there is one.
     """
 
     picks: Tensor
     others: Tensor
     t: Tensor
     noise: Tensor
+    photo: Tensor | None = None
 
 
 def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
@@ -78,7 +83,10 @@ def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
         others = torch.randint(len(lesson.prior.latents), (recipe.prior_batch,), generator=dice)
     count = len(picks) + len(others)
     t = losses.spread(count, len(lesson.schedule), dice)
-    return Draw(picks, others, t, torch.randn((count, *pool.latents.shape[1:]), generator=dice))
+    shape = pool.latents.shape[1:]
+    noise = torch.randn((count, *shape), generator=dice)
+    photo = torch.randn((len(picks), *shape), generator=dice) if looks(recipe) else None
+    return Draw(picks, others, t, noise, photo)
 
 
 def reader(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns: bool) -> Callable[[], Told]:
@@ -136,7 +144,11 @@ def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
     noise = drawn.noise[places].to(clean)
     noisy = lesson.schedule.add_noise(clean, noise, t)
     wanted = lesson.schedule.target(clean, noise, t)
-    found = predict(lesson, noisy, t, hidden)
+    seen = None
+    if drawn.photo is not None:
+        every = torch.arange(n)
+        seen = glance(lesson, picks, drawn.photo[mine], t[:n], hidden[every.to(hidden.hidden.device)])
+    found = predict(lesson, noisy, t, hidden, seen)
     cells = pool.masks[drawn.picks].sum()
     subject = losses.masked_mse(found[:n], wanted[:n], mask, cells)
     preserved = None
@@ -144,15 +156,34 @@ def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
         ones = torch.ones_like(found[n:, 0])
         preserved = losses.masked_mse(found[n:], wanted[n:], ones, ones[:1].sum() * len(drawn.others))
     total = losses.prior_weighted(subject, preserved, recipe.prior_weight)
+    if seen is not None and recipe.attention:
+        total = total + recipe.attention * seen.unlike().sum() / whole
     if told.plain is not None and told.empty is not None:
         total = total + recipe.sude * _inherited(lesson, found[:n], noisy[:n], t[:n], picks, told, whole)
     return total
 
 
-def predict(lesson: Lesson, noisy: Tensor, t: Tensor, told: Condition) -> Tensor:
-    """The UNet's prediction at the steps t, in the precision that the recipe asks for."""
+def glance(lesson: Lesson, picks: Tensor, noise: Tensor, t: Tensor, told: Condition) -> Seen | None:
+    """What the UNet sees of the reference photo, noised as the views `picks` (n,) are and told the same.
+
+    (The paper's authors give it the photo without noise, which a UNet at step t never sees.)
+    """
+    sight = lesson.sight
+    if sight is None or sight.attention is None:
+        return None
+    clean = sight.latent.expand(len(picks), -1, -1, -1)
+    noisy = lesson.schedule.add_noise(clean, noise.to(clean), t)
+    prompts = lesson.pool.prompt_of[picks]
+    return sight.glance(lambda: predict(lesson, noisy, t, told), lesson.pool.prompts, prompts)
+
+
+def predict(lesson: Lesson, noisy: Tensor, t: Tensor, told: Condition, seen: Seen | None = None) -> Tensor:
+    """The UNet's prediction at the steps t, in the precision that the recipe asks for.
+
+    seen: what the first of these pictures are shown of a reference photo.
+    """
     base = lesson.base
-    with hardware.autocast(base.device, lesson.recipe.precision):
+    with hardware.autocast(base.device, lesson.recipe.precision), showing(seen):
         return conditions.predict(
             base.pipe, noisy.to(base.dtype), lesson.schedule.told(t).to(base.device), told
         )

@@ -23,7 +23,7 @@ from conceptkit.compose import Factor, closed_form, factor
 from conceptkit.concept import Concept, Delta
 from conceptkit.contexts import constraint_rows
 from conceptkit.errors import BadRecipe
-from conceptkit.learn import adapters, lesson, parts, penalties, preflight, priors, views, words
+from conceptkit.learn import adapters, lesson, parts, penalties, preflight, priors, sight, views, words
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.crew import find
 from conceptkit.learn.lesson import Lesson
@@ -128,6 +128,7 @@ def learn_together(
                 seed,
                 schedule_of(base.pipe.scheduler),
                 crew,
+                sight.of(base, subjects, recipe),
             )
             watch = _watch(taught)
             _learn_token(taught, tokens, keeper, watch, lambda k: tick(begun + k, total, "learning the word"))
@@ -182,11 +183,13 @@ def _concept(
 
 
 def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int) -> views.Pool:
-    """The subject's views; what it is judged on is not among them."""
+    """The subject's views; what it is judged on, or looks at, is not among them."""
     photos, captions, masks = subject.photos, views.contexts_of(subject), subject.masks
-    if recipe.validate and len(photos) >= HELD_OUT_FROM:
-        photos = replace(photos, pictures=photos.pictures[:-1], names=photos.names[:-1])
-        captions, masks = captions[:-1], masks[:-1]
+    begin = 1 if sight.looks(recipe) and len(photos) > 1 else 0
+    end = len(photos) - (1 if recipe.validate and len(photos) >= HELD_OUT_FROM else 0)
+    if (begin, end) != (0, len(photos)):
+        photos = replace(photos, pictures=photos.pictures[begin:end], names=photos.names[begin:end])
+        captions, masks = captions[begin:end], masks[begin:end]
     return views.pool(
         base, photos, subject.words, recipe.views, seed, kind=subject.kind, captions=captions, masks=masks
     )
@@ -204,7 +207,7 @@ def _watch(taught: Lesson) -> Watch:
             photos = replace(photos, pictures=photos.pictures[-1:], names=photos.names[-1:])
             captions = captions[-1:]
         shown.append(views.still(taught.base, photos, subject.words, subject.kind, captions))
-    plain = replace(recipe, batch=SAMPLES, sude=0.0, accumulate=1)
+    plain = replace(recipe, batch=SAMPLES, sude=0.0, attention=0.0, accumulate=1)
     judged = replace(taught, pool=views.joined(shown), prior=None, recipe=plain)
     judged = replace(judged, crew=type(taught.crew)())
     drawn = lesson.draw(judged, ("validation", 0), with_prior=False)
@@ -275,6 +278,8 @@ def _learn_look(
         read = None if encoder else lesson.reader(taught, True, goes_on, False)
         look = undo.enter_context(adapters.put_on(base, recipe, taught.seed, down))
         groups = list(look.groups)
+        if taught.sight is not None:
+            groups += undo.enter_context(taught.sight.put_on(recipe, taught.seed))
         if wanted is not None:
             groups = [(lock_keys(look, group, wanted), lr) for group, lr in groups]
         if goes_on:
@@ -294,11 +299,13 @@ def _learn_look(
         )
         run(taught, stage, keeper, watch)
         delta, learned = look.read(), tokens.read()
+    if taught.sight is not None:
+        concepts = [replace(c, reference=taught.sight.read(recipe.extract)) for c in concepts]
     if recipe.extract:
         delta = adapters.cut(delta, recipe.extract)
     if goes_on:
         concepts = [replace(c, tokens={token: learned[token] for token in c.tokens}) for c in concepts]
-    if not keyed and not encoder:
+    if not keyed and not encoder and taught.sight is None:
         concepts = [replace(c, rows=constraint_rows(c, base, keys).float()) for c in concepts]
     return parts.apart(concepts, delta, keys, base), delta
 

@@ -36,6 +36,12 @@ class Schedule:
         """What the UNet is told for the steps t (n,)."""
         return t if self.times is None else self.times[t]
 
+    def step_of(self, told: Tensor) -> Tensor:
+        """The steps (n,) whose times are nearest to what a UNet is told (n,)."""
+        if self.times is None:
+            return told.round().long().clamp(0, len(self) - 1)
+        return (told.float().unsqueeze(1) - self.times.float()).abs().argmin(dim=1)
+
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t (n, c, h, w) at the steps t (n,)."""
         if self.sigmas is None:

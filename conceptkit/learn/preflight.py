@@ -8,9 +8,11 @@ from dataclasses import fields
 
 from conceptkit.base import Base, encoders
 from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.image_attention import sizes
 from conceptkit.kv_delta import ADAPTER
 from conceptkit.learn import hardware, targets
 from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.sight import IMAGE, looks
 from conceptkit.learn.subjects import Subject
 from conceptkit.peft_types import carrier
 from conceptkit.recipes import CHOICES, Recipe
@@ -31,7 +33,7 @@ LEAST = {
     "extract": 0,
 }
 RATES = ("token_lr", "lr", "full_lr")
-WEIGHTS = ("prior_weight", "leak", "edges", "sude", "aside")
+WEIGHTS = ("prior_weight", "leak", "edges", "sude", "aside", "attention")
 
 
 def check(base: Base, subjects: Sequence[Subject], recipe: Recipe) -> None:
@@ -43,6 +45,13 @@ def check(base: Base, subjects: Sequence[Subject], recipe: Recipe) -> None:
     if present := getattr(base.pipe.encode_prompt, "attachment", None):
         carried, names = ", ".join(present.concepts), " and ".join(s.name for s in subjects)
         raise ConceptError(f"This pipeline carries {carried}, which {names} would build on; detach first")
+    if looks(recipe):
+        _check_looking(base, subjects, recipe)
+    elif recipe.attention and recipe.adapter != IMAGE:
+        raise BadRecipe(
+            f"attention = {recipe.attention} is about a reference photo, and no one looks at one here; "
+            "use the adapter image"
+        )
     for subject in subjects:
         _check_subject(subject, recipe)
     _check_layers(base, recipe)
@@ -106,6 +115,31 @@ def _check_subject(subject: Subject, recipe: Recipe) -> None:
             f"One photo of {name} and no class noun: there is no class to hold on to; "
             "give --class NOUN, or prior_weight = 0"
         )
+
+
+def _check_looking(base: Base, subjects: Sequence[Subject], recipe: Recipe) -> None:
+    """The base can look at a photo, and nothing is asked for that looking has no place for."""
+    if len(subjects) > 1:
+        names = " and ".join(s.name for s in subjects)
+        raise BadRecipe(
+            f"The adapter image looks at one photo of one thing, so {names} cannot be learned in one run; "
+            "learn one after the other, or with --method custom-diffusion"
+        )
+    for name in ("checkpointing", "compile"):
+        if getattr(recipe, name):
+            raise BadRecipe(
+                f"{name} = yes cannot go through a UNet that looks at a reference photo; leave it out"
+            )
+    for name in ("leak", "edges", "detach_bos"):
+        if value := getattr(recipe, name):
+            raise BadRecipe(
+                f"{name} = {value} holds back keys and values, which the adapter image leaves alone"
+            )
+    for name, (o, d) in sizes(base.unet).items():
+        if recipe.rank > min(o, d):
+            raise BadRecipe(
+                f"Rank {recipe.rank} is larger than {name}, which has {min(o, d)}; give at most that"
+            )
 
 
 def _check_layers(base: Base, recipe: Recipe) -> None:

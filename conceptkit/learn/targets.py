@@ -37,7 +37,7 @@ def rank(recipe: Recipe, place: str) -> int:
 
 def places(base: Base, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Place -> its maps that learn, by the names they have without any tuner."""
-    found = {UNET: find(base.unet, preset(recipe))}
+    found = {} if recipe.adapter == "image" else {UNET: find(base.unet, preset(recipe))}
     if recipe.text_rank:
         for place in ENCODERS:
             if (encoder := getattr(base.pipe, place, None)) is not None:
