@@ -138,12 +138,14 @@ def _layout(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> 
     """Every tensor has one role, every role its tensors, and the factors of a map can be multiplied."""
     used = {"rows"} & set(shapes)
     used.update(_factors(about["delta"], "", shapes))
+    reference = about.get("reference")
     _expect(
-        (about["format"] == 2) == ("reference" in about),
+        (about["format"] == 2) == (reference is not None),
         "their reference photo does not go with their format",
     )
-    if (reference := about.get("reference")) is not None:
+    if reference is not None:
         height, width = reference["size"]
+        _expect(len(reference["maps"]) > 0, "nothing looks at their photo")
         _expect(type(height) is type(width) is int and min(height, width) > 0, "their photo has an odd size")
         _expect(shapes["reference.latent"][1] == height * width, "their photo has an odd size")
         used.update(["reference.latent", *_factors(reference["maps"], "reference.", shapes)])

@@ -145,6 +145,9 @@ def test_numbers_that_are_none_are_found_without_torch(dtype, value):
         {"kind": "virus"},
         {"format": 2},
         {"format": True},
+        {"format": 2, "reference": None},
+        {"format": 2, "reference": {"maps": {}, "size": [1, 1]}},
+        {"reference": {"maps": {"a.to_q": 0}, "size": [2, 2]}},
         {"delta": {"a.to_k": None}},
         {"delta": {"a.to_k": None, "a.to_v": 0, "a.to_q": 1}},
         {"provenance": {"parents": ["\x1b[2J"]}},
@@ -157,6 +160,35 @@ def test_numbers_that_are_none_are_found_without_torch(dtype, value):
 def test_what_a_concept_may_not_say_of_itself(changes):
     with pytest.raises(BadBlob) as caught:
         validate.check(blob(**changes))
+    sentence(caught.value)
+
+
+PHOTO = {
+    "reference.latent": ("F16", (4, 6), b"\0" * 48),
+    "reference.up.a.to_q": ("F16", (3, 2), b"\0" * 12),
+    "reference.down.0": ("F16", (2, 3), b"\0" * 12),
+}
+
+
+def with_photo(maps=("a.to_q",), size=(2, 3), form=2):
+    told = {"maps": dict.fromkeys(maps, 0), "size": list(size)}
+    return pack(about(format=form, reference=told), tensors() | PHOTO)
+
+
+def test_a_reference_photo_is_told_in_the_summary():
+    summary = validate.check(with_photo()).summary
+    assert summary["reference"] is True and summary["rank"] == 3
+    assert "reference" not in validate.check(blob()).summary
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"form": 1}, {"form": 3}, {"size": (3, 3)}, {"size": (0, 6)}, {"size": (6,)}, {"maps": ()}],
+    ids=str,
+)
+def test_a_reference_photo_that_does_not_fit_is_refused(changes):
+    with pytest.raises(BadBlob) as caught:
+        validate.check(with_photo(**changes))
     sentence(caught.value)
 
 
