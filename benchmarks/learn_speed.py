@@ -27,6 +27,7 @@ from PIL import Image
 from benchmarks.lessons import SEEDS, Pupil, Studio, unseen
 from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
 from benchmarks.report import finish, shortfall
+from benchmarks.taught import mean
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.concept import Concept
@@ -180,7 +181,10 @@ def compare(
         mine.append(points)
         per_step = float(np.median(each)) if each else whole / stops[-1]
         rows.append((sum(by_cause.values()), per_step, causes(by_cause, per_step, whole, stops[-1])))
-    curves = [[tuple(point) for point in np.nanmean(np.array(found), axis=0)] for found in (theirs, mine)]
+    curves = [
+        [(mean(seconds), mean(gaps)) for seconds, gaps in np.array(found).transpose(1, 2, 0)]
+        for found in (theirs, mine)
+    ]
     wanted = curves[0][-1][1]
     times = [reached(curve, wanted) for curve in curves]
     per_step = [float(np.mean([row[k] for row in rows])) for k in (0, 1)]

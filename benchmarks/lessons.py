@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class Studio:
     def draw(self, prompts: Sequence[str], concept: Concept | None = None) -> list[Image.Image]:
         """Pictures of the prompts in turn, each with all seeds."""
         texts = [text for text in prompts for _ in self.seeds]
-        with attach(self.base.pipe, concept) if concept is not None else nullcontext():
+        with warnings.catch_warnings(), attach(self.base.pipe, concept) if concept else nullcontext():
+            warnings.filterwarnings("ignore", ".* mentions none of the attached concepts")  # as is meant here
             return draw(self.base, texts, self.seeds * len(prompts), steps=self.steps)
 
     def in_places(self, word: str, concept: Concept | None = None) -> list[Image.Image]:

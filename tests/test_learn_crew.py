@@ -46,7 +46,9 @@ def test_computing_activations_twice_changes_nothing(pico, shown):
 
 
 def test_half_precision_learns_nearly_the_same(pico, shown):
-    full, half = (values(teach(pico, shown, method("custom-diffusion", precision=p))) for p in ("fp32", "bf16"))
+    full, half = (
+        values(teach(pico, shown, method("custom-diffusion", precision=p))) for p in ("fp32", "bf16")
+    )
     assert not torch.equal(full, half) and torch.isfinite(half).all()
     assert torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.9
 
