@@ -78,7 +78,7 @@ def test_the_subject_judge_tells_individuals_of_one_class_apart_after_a_round_tr
     assert won > 0.9
 
 
-def test_the_base_draws_the_place_that_it_is_told(base):
+def test_the_base_draws_the_thing_and_the_place_that_it_is_told(base):
     told = [
         (noun, place) for noun in ("dog", "car", "house", "flower") for place in ("snow", "moon", "forest")
     ]
@@ -88,7 +88,8 @@ def test_the_base_draws_the_place_that_it_is_told(base):
     ]
     attributes = metrics.AttributeJudge()
     logits = attributes.logits(drawn)
-    places = attributes.best(logits, "place")
+    nouns, places = (attributes.best(logits, group) for group in ("class", "place"))
+    assert sum(a == b for a, (b, _) in zip(nouns, told, strict=True)) >= 9
     assert sum(a == b for a, (_, b) in zip(places, told, strict=True)) >= 10
 
 

@@ -79,6 +79,7 @@ def refine(vae: AutoencoderKL, pictures: np.ndarray, latents: Tensor, minutes: f
     """Train the decoder further, in place, on fixed latents: a UNet trained on them stays valid."""
     batch, crop, cells = 32, 32, 8
     way_back = nn.ModuleDict({"post": vae.post_quant_conv, "decoder": vae.decoder})
+    way_back.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((22, step))
@@ -93,7 +94,14 @@ def refine(vae: AutoencoderKL, pictures: np.ndarray, latents: Tensor, minutes: f
         return redraw_loss(y_.float(), to_tensor(tiles))
 
     average = budget.train(
-        way_back, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "decoder.pt", decay=0.995, hold=0.4
+        way_back,
+        loss_of,
+        minutes=minutes,
+        lr=1e-3,
+        checkpoint=cache / "decoder.pt",
+        decay=0.995,
+        hold=0.3,
+        muon=True,
     )
     way_back.load_state_dict(average.state_dict())
     vae.eval()

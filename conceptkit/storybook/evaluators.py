@@ -174,7 +174,7 @@ def train_attributes(
         _trunk(
             id2label=dict(enumerate(ATTRIBUTES)), label2id=_INDEX, problem_type="multi_label_classification"
         )
-    )
+    ).to(memory_format=torch.channels_last)
     targets = torch.from_numpy(np.stack([labels(data.scene("evaluators", k)) for k in range(len(pictures))]))
     passed = round_trips(vae, pictures[: len(pictures) // PASSED])
 
@@ -189,9 +189,16 @@ def train_attributes(
         told = ~y.isnan()
         return F.binary_cross_entropy_with_logits(logits[told], y[told]) * 20
 
-    return budget.train(
-        model, loss_of, minutes=minutes, lr=2e-3, checkpoint=cache / "attributes.pt", decay=0.99
-    )  # type: ignore[return-value]
+    return budget.train(  # type: ignore[return-value]
+        model,
+        loss_of,
+        minutes=minutes,
+        lr=2e-3,
+        checkpoint=cache / "attributes.pt",
+        decay=0.99,
+        hold=0.3,
+        muon=True,
+    )
 
 
 def train_clip(
