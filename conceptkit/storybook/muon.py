@@ -1,7 +1,6 @@
 """Muon for matrices and convolutions, AdamW for everything else, behind the face of one optimiser.
 
-Orthogonalised momentum needs far fewer pictures than AdamW for the same loss, which is what counts where a
-picture costs a hundredth of a second.
+Early in training orthogonalised momentum reached a lower loss than AdamW in the same minutes (see the model card).
 """
 
 from __future__ import annotations
