@@ -1,6 +1,7 @@
 """Muon for matrices and convolutions, AdamW for everything else, behind the face of one optimiser.
 
-Early in training orthogonalised momentum reached a lower loss than AdamW in the same minutes (see the model card).
+Early in training orthogonalised momentum reached a lower loss than AdamW in the same minutes: see the
+model card.
 """
 
 from __future__ import annotations
