@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, unseen
-from benchmarks.report import finish, shortfall
+from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, lacking, unseen
+from benchmarks.report import finish
 from benchmarks.taught import interval, mean
 from conceptkit import base as bases
 from conceptkit import learn, metric
@@ -161,9 +161,7 @@ def main(count: int, seeds: int, photos: int, methods: str, steps: int | None, d
         BARS,
         not missed,
         f"0..{seeds - 1}",
-        trial=shortfall(
-            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
-        ),
+        trial=lacking(steps, count, seeds, drawing),
         subjects=count,
         photos=photos,
         steps=steps,

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lessons import SEEDS, SUBJECTS, Pupil, Studio, unseen
-from benchmarks.report import finish, shortfall
+from benchmarks.lessons import Pupil, Studio, lacking, options, unseen
+from benchmarks.report import finish
 from benchmarks.taught import interval, mean
 from conceptkit import base as bases
 from conceptkit import learn
 from conceptkit.concept import Concept
-from conceptkit.drawing import STEPS
 from conceptkit.evaluate import metrics
 from conceptkit.recipes import RECIPES
 from conceptkit.registry.store import Registry
@@ -117,12 +116,9 @@ def misses(figures: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--subjects", "count", default=SUBJECTS, show_default=True, help="Unseen ones, and a moongate.")
-@click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
-@click.option("--steps", type=int, help="Learning steps, to try the program itself.")
-@click.option("--methods", default=",".join(METHODS), show_default=True)
-@click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
+@options(METHODS)
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) -> None:
+    """Teach unseen subjects, and a moongate beside them, with prior preservation and without."""
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = methods.split(",")
     if unknown := [name for name in wanted if name not in RECIPES]:
@@ -157,9 +153,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
         BARS,
         not missed,
         f"0..{seeds - 1}",
-        trial=shortfall(
-            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
-        ),
+        trial=lacking(steps, count, seeds, drawing),
         missed=missed,
         turned_more_without=turned,
         subjects=count + 1,

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.lessons import SEEDS, Pupil, Studio, unseen
+from benchmarks.lessons import Pupil, Studio, lacking, options, unseen
 from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
-from benchmarks.report import finish, shortfall
+from benchmarks.report import finish
 from benchmarks.taught import mean
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.concept import Concept
-from conceptkit.drawing import STEPS, draw
+from conceptkit.drawing import draw
 from conceptkit.learn import priors
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
@@ -198,11 +198,7 @@ def compare(
 
 
 @click.command()
-@click.option("--subjects", "count", default=SUBJECTS, show_default=True, help="Unseen subjects.")
-@click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
-@click.option("--steps", type=int, help="Learning steps, to try the program itself.")
-@click.option("--methods", default=",".join(METHODS), show_default=True)
-@click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
+@options(METHODS, full=SUBJECTS)
 @click.option("--only", type=click.Choice(["ours", "plain"]), help="Measure one loop's memory, nothing else.")
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, only: str | None) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
@@ -232,9 +228,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, 
         BAR,
         all(ratio is not None and ratio <= BAR for ratio in ratios.values()),
         f"0..{seeds - 1}",
-        trial=shortfall(
-            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
-        ),
+        trial=lacking(steps, count, seeds, drawing, full=SUBJECTS),
         by_method=table,
         subjects=count,
     )

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.lessons import SEEDS, SUBJECTS, Pupil, Studio, unseen
-from benchmarks.report import finish, shortfall
+from benchmarks.lessons import Pupil, Studio, lacking, options, unseen
+from benchmarks.report import finish
 from benchmarks.taught import interval, mean
 from conceptkit import base as bases
 from conceptkit import learn
 from conceptkit.concept import Concept
-from conceptkit.drawing import STEPS
 from conceptkit.recipes import RECIPES, SUDE
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import world
@@ -81,11 +80,7 @@ def misses(figures: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--subjects", "count", default=SUBJECTS, show_default=True, help="Unseen subjects.")
-@click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
-@click.option("--steps", type=int, help="Learning steps, to try the program itself.")
-@click.option("--methods", default=",".join(METHODS), show_default=True)
-@click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
+@options(METHODS)
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     wanted = methods.split(",")
@@ -122,9 +117,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
         {"gain": "above 0 with 95 % confidence", "fidelity": FIDELITY},
         not missed,
         f"0..{seeds - 1}",
-        trial=shortfall(
-            steps, subjects=(count, SUBJECTS), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS)
-        ),
+        trial=lacking(steps, count, seeds, drawing),
         missed=missed,
         subjects=count,
     )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import click
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.report import shortfall
 from conceptkit import base as bases
 from conceptkit.attach import attach
 from conceptkit.concept import Concept
-from conceptkit.drawing import draw
+from conceptkit.drawing import STEPS, draw
 from conceptkit.evaluate import metrics
 from conceptkit.photos import PhotoSet
 from conceptkit.storybook import world
+
+Program = TypeVar("Program", bound=Callable[..., Any])
 
 PROMPTS: tuple[tuple[str, str | None], ...] = (
     ("photo of a {}", None),
@@ -31,6 +36,29 @@ PROMPTS: tuple[tuple[str, str | None], ...] = (
 )
 """Each with the place that must be seen in its pictures for them to count."""
 SUBJECTS, SEEDS, SHOWN, HELD_OUT = 10, 4, 5, 5
+
+
+def options(methods: Iterable[str], full: int = SUBJECTS) -> Callable[[Program], Program]:
+    """The options of a benchmark of learning: `methods` on `full` subjects, unless told otherwise."""
+    given = (
+        click.option("--subjects", "count", default=full, show_default=True, help="Unseen subjects."),
+        click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt."),
+        click.option("--steps", type=int, help="Learning steps, to try the program itself."),
+        click.option("--methods", default=",".join(methods), show_default=True),
+        click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture."),
+    )
+
+    def with_options(program: Program) -> Program:
+        for option in reversed(given):
+            program = option(program)
+        return program
+
+    return with_options
+
+
+def lacking(steps: int | None, subjects: int, seeds: int, drawing: int, full: int = SUBJECTS) -> str:
+    """What a run with these options lacks of a full one, as `report.shortfall` says it."""
+    return shortfall(steps, subjects=(subjects, full), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS))
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,8 +70,8 @@ def unet(layers: int = 2) -> UNet2DConditionModel:
 def deepened(shallow: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same function with two layers in each block instead of one (Net2DeeperNet, 1511.05641, 2.3).
 
-    A UNet learns to draw the rough shapes twice as fast while it is shallow. New layers begin as the
-    identity: their last projection is zero, and where a skip connection comes in they let it pass by.
+    A step of the shallow one takes two thirds of the time. New layers begin as the identity: their last
+    projection is zero, and where a skip connection comes in they let it pass by.
     """
     deep = unet(2)
     # of the three layers on the way up, the last takes the skip connection of the level above, as the
