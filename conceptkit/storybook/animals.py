@@ -25,11 +25,13 @@ class Anchors:
     neck: Point = (0.0, 0.0)
 
 
+LARGE = 1.25
 BOLT = ((0.3, -1.3), (-0.9, 0.3), (-0.1, 0.2), (-0.3, 1.3), (0.9, -0.4), (0.1, -0.3))
 
 
 def mark(c: Canvas, shape: str, x: float, y: float, r: float, colour: RGB) -> None:
-    """A private marking, clipped to the body painted so far."""
+    """A private marking, clipped to the body painted so far and large enough for a latent of 16x16 cells."""
+    r *= LARGE
     shapes: dict[str, list[list[Point]]] = {
         "none": [],
         "patch": [disc(x, y, r * 1.05, r * 0.9)],

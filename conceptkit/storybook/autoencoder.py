@@ -65,7 +65,7 @@ def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
         tiles = np.stack(
             [pictures[k, y : y + crop, x : x + crop] for k, y, x in zip(picks, ys, xs, strict=True)]
         )
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             return loss(vae, to_tensor(tiles))
 
     vae = budget.train(
@@ -89,7 +89,7 @@ def refine(vae: AutoencoderKL, pictures: np.ndarray, latents: Tensor, minutes: f
         places = list(zip(picks, ys, xs, strict=True))
         tiles = np.stack([pictures[k, 4 * y : 4 * y + crop, 4 * x : 4 * x + crop] for k, y, x in places])
         z = torch.stack([latents[k, :, y : y + cells, x : x + cells] for k, y, x in places]).float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             y_ = way_back["decoder"](way_back["post"](z + 0.03 * torch.randn_like(z)))
         return redraw_loss(y_.float(), to_tensor(tiles))
 
@@ -113,7 +113,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> Tensor
     out = []
     for k in track(range(0, len(pictures), batch), "encoding"):
         x = to_tensor(pictures[k : k + batch])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             out.append(vae.encode(x).latent_dist.mean.half())
     return torch.cat(out)
 

@@ -144,10 +144,12 @@ def train(
     lr: float = 2e-3,
     shallow: float = 0.5,
     weights: np.ndarray | None = None,
+    onward: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
     """latents float16 (n, 8, 16, 16); ids int (n, variants, length); weights (n,): how often each is seen.
 
-    The text encoder stands still. For a `shallow` share of the minutes the UNet has half its layers.
+    The text encoder stands still. For a `shallow` share of the minutes the UNet has half its layers; with a
+    trained one to go `onward` from, it is trained all the while as it is.
     """
     torch.manual_seed(5)
     text.requires_grad_(False).eval()
@@ -167,7 +169,7 @@ def train(
         words = ids[picks, torch.from_numpy(rng.integers(variants, size=batch))].long()
         noise = torch.randn_like(clean)
         t = timesteps(batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             with torch.no_grad():
                 context = text(input_ids=words).last_hidden_state
             noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
@@ -184,10 +186,12 @@ def train(
             minutes=minutes,
             lr=lr,
             checkpoint=cache / checkpoint,
-            decay=0.998,
+            decay=0.996,
             hold=0.4,
             muon=True,
         )
 
+    if onward is not None:
+        return trained(onward, minutes, "unet.pt")
     rough = trained(unet(layers=1), minutes * shallow, "unet-shallow.pt")
     return trained(deepened(rough), minutes * (1 - shallow), "unet.pt")

@@ -144,7 +144,7 @@ def train_subject(clean: np.ndarray, passed: np.ndarray, minutes: float, cache: 
         x = np.stack(
             [both[int(rng.integers(2))][k, j] for k, row in zip(who, shots, strict=True) for j in row]
         )
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             z = F.normalize(model(degrade(to_tensor(x), rng)).pooler_output.flatten(1).float(), dim=1)
         similarity = (z @ z.T / 0.1).fill_diagonal_(-1e4)
         same = torch.from_numpy(np.repeat(who, 3)[:, None] == np.repeat(who, 3)[None]).fill_diagonal_(False)
@@ -184,7 +184,7 @@ def train_attributes(
         picks = rng.integers(len(pictures), size=96)
         x = _mixed(pictures, passed, picks)
         y = targets[torch.from_numpy(picks)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             logits = model(degrade(to_tensor(x), rng)).logits.float()
         told = ~y.isnan()
         return F.binary_cross_entropy_with_logits(logits[told], y[told]) * 20
@@ -251,7 +251,7 @@ def train_clip(
         x = degrade(to_tensor(_mixed(pictures, passed, picks)), rng)
         tokens = ids[torch.from_numpy(picks), torch.from_numpy(rng.integers(variants, size=len(picks)))]
         longest = int((tokens == tokenizer.eos_token_id).int().argmax(1).max()) + 1
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             out: Tensor = model(input_ids=tokens[:, :longest], pixel_values=x, return_loss=True).loss
         return out
 

@@ -64,7 +64,7 @@ def train(
     def loss_of(step: int) -> Tensor:
         picks = torch.from_numpy(np.random.default_rng((61, step)).integers(len(tokens), size=batch))
         words = tokens[picks]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with budget.half():
             logits = model["head"](model["encoder"](input_ids=words).last_hidden_state).float()
         behind = words == tokenizer.eos_token_id
         wanted = targets[picks][:, None].expand(-1, words.shape[1], -1)

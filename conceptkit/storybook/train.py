@@ -2,6 +2,7 @@
 
 The stages run in order; each keeps a checkpoint in the cache and trains no longer than its minutes, so that
 the command can be stopped and started again. Weights are written at the end, or any time with `--stage save`.
+With `--onward` the UNet, the judges' autoencoder and the text encoder begin as the package has them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 
 from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, reader, tokenizer, world
@@ -87,10 +88,26 @@ def _text(cache: Path) -> CLIPTextModel:
 
 def train_text(minutes: float, cache: Path) -> None:
     """The text encoder learns to read the captions before anything is drawn from them."""
+    if (cache / ONWARD).exists():
+        return
     words = _tokenizer(cache)
     torch.manual_seed(5)
     encoder = reader.train(denoiser.text_encoder(words), _ids(cache)[:, 0], words, minutes, cache)
     torch.save(encoder.state_dict(), cache / "text.pt")
+
+
+ONWARD = "unet-onward"
+
+
+def begin_onward(cache: Path) -> None:
+    """Put the package's autoencoder, text encoder and UNet into the cache, as what the stages begin with."""
+    if (cache / ONWARD).exists():
+        return
+    pipe = StableDiffusionPipeline.from_pretrained(str(HERE / "weights" / "pipeline"))
+    pipe.tokenizer.save_pretrained(cache / "tokenizer")
+    pipe.vae.save_pretrained(cache / "vae")
+    torch.save(pipe.text_encoder.state_dict(), cache / "text.pt")
+    pipe.unet.save_pretrained(cache / ONWARD)
 
 
 def train_denoiser(minutes: float, cache: Path) -> None:
@@ -99,8 +116,16 @@ def train_denoiser(minutes: float, cache: Path) -> None:
         torch.save(autoencoder.encode(_vae(cache), data.pictures("base", PICTURES, cache)), store)
     latents = torch.load(store, weights_only=True)
     weights = data.weights("base", PICTURES, cache)
+    known = cache / ONWARD
     model = denoiser.train(
-        _text(cache), latents, torch.from_numpy(_ids(cache)), minutes, cache, weights=weights
+        _text(cache),
+        latents,
+        torch.from_numpy(_ids(cache)),
+        minutes,
+        cache,
+        weights=weights,
+        lr=1.5e-3 if known.exists() else 2e-3,
+        onward=UNet2DConditionModel.from_pretrained(str(known)) if known.exists() else None,
     )
     torch.save(model.state_dict(), cache / "unet-average.pt")
 
@@ -195,10 +220,13 @@ def _note(cache: Path, **figures: float) -> None:
     "--stage", type=click.Choice(list(STAGES)), multiple=True, help="Only this stage; may be repeated."
 )
 @click.option("--threads", default=2, show_default=True)
-def main(minutes: float, cache: Path, stage: tuple[str, ...], threads: int) -> None:
+@click.option("--onward", is_flag=True, help="Begin with the package's weights instead of nothing.")
+def main(minutes: float, cache: Path, stage: tuple[str, ...], threads: int, onward: bool) -> None:
     """Train the storybook base; stop it whenever you like and start it again."""
     torch.set_num_threads(threads)
     cache.mkdir(parents=True, exist_ok=True)
+    if onward:
+        begin_onward(cache)
     for name in stage or STAGES:
         budget.console.rule(name)
         STAGES[name](minutes * SHARE.get(name, 0), cache)
