@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conceptkit import orders
 from conceptkit.cli.options import (
     base_option,
     debug_option,
@@ -19,6 +18,7 @@ from conceptkit.cli.options import (
 )
 from conceptkit.cli.progress import bar
 from conceptkit.errors import BadPrompt, BadRegion
+from conceptkit.merging import request
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
 @click.option(
     "--how",
-    type=click.Choice(list(orders.WAYS)),
+    type=click.Choice(list(request.WAYS)),
     default="constrained",
     show_default=True,
     help="How to merge; all but 'constrained' and 'routed' are there for comparison.",
 )
 @click.option(
     "--shared",
-    type=click.Choice(orders.SHARED),
-    default=orders.SHARED[0],
+    type=click.Choice(request.SHARED),
+    default=request.SHARED[0],
     show_default=True,
     help="With --how routed: what the end of the prompt reads of the concepts in it.",
 )
@@ -97,7 +97,7 @@ def compose(
         raise BadPrompt(
             "An empty prompt draws nothing in particular: say what to draw, with a concept's name in it."
         )
-    ordered = orders.read(names)
+    ordered = request.read(names)
     if regions and separate:
         raise BadRegion("Give regions, or let the concepts separate themselves, but not both")
     with Registry() as registry:
@@ -111,7 +111,7 @@ def compose(
         from conceptkit.attach import attach
 
         if regions:
-            from conceptkit import regions as places
+            from conceptkit.steering import regions as places
 
             places.read(regions)
         with bar("Merging") as tick:
@@ -185,7 +185,7 @@ def _tell(report: Any, file: Path | None) -> None:
     if interference:
         from rich.console import Console
 
-        from conceptkit import heatmap
+        from conceptkit.merging import heatmap
 
         click.echo(f"{heatmap.TITLE}:")
         Console().print(heatmap.table(report.names, interference))

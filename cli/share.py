@@ -115,10 +115,10 @@ def refusals(sentences: list[str]) -> None:
 
 
 def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
-    from conceptkit import orders
+    from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
-    ordered = orders.read(names)
+    ordered = request.read(names)
     with Registry() as registry:
         entries = [registry.get(name) for name in ordered]
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from conceptkit import base, prompts, regions
+from conceptkit import base, prompts
 from conceptkit.concept import Concept, Delta, read
-from conceptkit.effects import only
 from conceptkit.errors import BadRegion, ConceptError, NoEffect, UnknownConcept
 from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
-from conceptkit.orders import SHARED, split_weight
-from conceptkit.reading import Reading
+from conceptkit.merging.effects import only
+from conceptkit.merging.request import SHARED, split_weight
+from conceptkit.steering import regions
+from conceptkit.steering.reading import Reading
 from conceptkit.tokens import Tokens, add_tokens
 
 if TYPE_CHECKING:
@@ -118,11 +119,11 @@ class Attachment:
             if changes:
                 _install(undo, self.pipe, concept, reading)
             if reading and concept.reference is not None:
-                from conceptkit import looking
+                from conceptkit.vico import looking
 
                 undo.callback(looking.look_at(self.pipe, concept.reference, reading))
             if reading and (order.regions or order.separate):
-                from conceptkit import separation
+                from conceptkit.steering import separation
 
                 undo.callback(
                     separation.separate(unet, reading)
@@ -288,7 +289,7 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | No
     delta: Delta = concept.delta
     unet = pipe.unet
     if reading and concept.recipe.get("method") == "routed":
-        from conceptkit.routing import install_routes
+        from conceptkit.steering.routing import install_routes
 
         maps = base.kv_maps(unet)
         undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from conceptkit import reference as references
 from conceptkit.errors import BadBlob
-from conceptkit.reference import Reference
+from conceptkit.vico import photo as references
+from conceptkit.vico.photo import Reference
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry

@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from conceptkit import metric, orders, parts, prepared, report
+from conceptkit import metric
 from conceptkit.base import Base, check_fits, load
-from conceptkit.baselines import BASELINES, add
 from conceptkit.compose import MAX_CONDITION, RIDGE, merge_rows
 from conceptkit.concept import Concept, Delta
 from conceptkit.contexts import constraint_rows, context_prompts
-from conceptkit.effects import only
 from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.merging import parts, prepared, report, request
+from conceptkit.merging.baselines import BASELINES, add
+from conceptkit.merging.effects import only
+from conceptkit.merging.parts import Part
+from conceptkit.merging.prepared import Prepared, prepare
+from conceptkit.merging.report import NO_CONSTRAINTS, Kept, Report, Solved
 from conceptkit.metric import Metric
-from conceptkit.parts import Part
-from conceptkit.prepared import Prepared, prepare
-from conceptkit.report import NO_CONSTRAINTS, Kept, Report, Solved
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
 
 __all__ = ["HOW", "Kept", "Merge", "Report", "compose", "constraint_rows", "context_prompts", "rebuild"]
 
-HOW = tuple(orders.WAYS)
+HOW = tuple(request.WAYS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,21 +69,21 @@ def compose(
     name: str | None = None,
     weights: Sequence[float] | None = None,
     how: str = "constrained",
-    shared: str = orders.SHARED[0],
+    shared: str = request.SHARED[0],
     tick: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Merge:
     """Merge concepts, or names in the registry, into one delta of low rank; one alone stays as it is.
 
     A name may carry a strength, "my_dog:0.8"; `weights` give one for each concept. `how` is a row of
-    `orders.WAYS`; `shared` says what end of text and padding read when it is "routed" (`orders.SHARED`).
+    `request.WAYS`; `shared` says what end of text and padding read when it is "routed" (`request.SHARED`).
     `tick` hears of concepts that are read for the first time, a second each on a small base.
     Raises BadRecipe on bad weights or an unknown way, BaseMismatch when a concept does not fit the base,
     UnknownConcept for a name that is not in the registry, ConceptError when two concepts answer to one name.
     """
-    orders.check_way(how)
-    if shared not in orders.SHARED:
-        raise BadRecipe(f"There is no sharing called {shared!r}; use one of {', '.join(orders.SHARED)}")
-    orders.read([given for given in concepts if isinstance(given, str)])  # before anything is loaded
+    request.check_way(how)
+    if shared not in request.SHARED:
+        raise BadRecipe(f"There is no sharing called {shared!r}; use one of {', '.join(request.SHARED)}")
+    request.read([given for given in concepts if isinstance(given, str)])  # before anything is loaded
     registry = _default_registry() if registry is None else registry
     if base is None and concepts:
         base = load(_base_of(concepts[0], registry))
@@ -132,7 +133,7 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
         name=merge.name,
         weights=told.get("weights", recipe.get("weights")),
         how=told.get("how", recipe.get("method", "constrained")),
-        shared=recipe.get("shared", orders.SHARED[0]),
+        shared=recipe.get("shared", request.SHARED[0]),
     )
 
 
@@ -219,7 +220,7 @@ def _joint(kitchen: _Kitchen) -> _Joined:
 
 def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
     """The deltas side by side, to be read apart: which of their ranks are whose is in the recipe."""
-    from conceptkit.routing import side_by_side
+    from conceptkit.steering.routing import side_by_side
 
     delta, ranks = side_by_side([part.delta for part in kitchen.parts], kitchen.base.sizes)
     routes = {word: i for i, part in enumerate(kitchen.parts) for word in part.concept.words}
@@ -327,7 +328,7 @@ def _check_whole(chosen: Sequence[Part], how: str) -> None:
 
 def _base_of(first: Concept | Merge | str, registry: "Registry") -> str:
     if isinstance(first, str):
-        return str(registry.get(orders.split_weight(first)[0]).summary.get("base_name") or "storybook")
+        return str(registry.get(request.split_weight(first)[0]).summary.get("base_name") or "storybook")
     return (first.concept if isinstance(first, Merge) else first).base_name
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptkit import base, metric, regions
+from conceptkit import base, metric
 from conceptkit.attach import attach
 from conceptkit.base import kv_maps
 from conceptkit.concept import apply
 from conceptkit.errors import BadRegion, BaseMismatch, ConceptError, UnknownConcept
 from conceptkit.merge import compose
-from conceptkit.orders import WAYS
-from conceptkit.reading import END, OTHER, Reading
+from conceptkit.merging.request import WAYS
 from conceptkit.registry.store import Registry
-from conceptkit.separation import level, winners
+from conceptkit.steering import regions
+from conceptkit.steering.reading import END, OTHER, Reading
+from conceptkit.steering.separation import level, winners
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH = "my_dog in front of a moongate"

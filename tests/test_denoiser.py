@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit.storybook import data, denoiser
-from conceptkit.storybook.muon import Muon, matrix
+from conceptkit.storybook import budget, data, denoiser, train
+from conceptkit.storybook.muon import Muon, matrix, orthogonal
 
 SCHEDULE = denoiser.scheduler()
 
@@ -67,6 +67,37 @@ def test_a_deepened_unet_draws_what_it_drew():
         before, after = shallow(noisy, t, words).sample, deep(noisy, t, words).sample
     assert sum(p.numel() for p in deep.parameters()) > 1.4 * sum(p.numel() for p in shallow.parameters())
     assert torch.equal(before, after)
+
+
+def test_training_onward_begins_with_the_weights_it_is_given(tmp_path):
+    train.begin_onward(tmp_path)
+    known = denoiser.UNet2DConditionModel.from_pretrained(str(tmp_path / train.ONWARD))
+    before = copy.deepcopy(known.state_dict())
+    latents, ids = torch.zeros(4, 8, 16, 16).half(), torch.zeros(4, 1, 32, dtype=torch.int16)
+    trained = denoiser.train(train._text(tmp_path), latents, ids, 0.0, tmp_path, batch=2, onward=known)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    (tmp_path / "moved").mkdir()
+    moved = denoiser.train(
+        train._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, lr=1e-3, onward=known
+    )
+    assert not torch.equal(moved.conv_in.weight, before["conv_in.weight"])
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
+def test_bfloat16_is_used_where_the_cpu_multiplies_it(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with budget.half():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_orthogonalising_keeps_the_singular_vectors_and_evens_out_the_values():
+    torch.manual_seed(0)
+    for shape in ((24, 40), (40, 24)):
+        matrix = torch.randn(shape)
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        inner = left.T @ orthogonal(matrix) @ right.T
+        assert inner.diagonal().min() > 0.6 and inner.diagonal().max() < 1.3
+        assert (inner - inner.diagonal().diag()).abs().max() < 1e-4
 
 
 def test_muon_moves_a_convolution_by_an_orthogonal_step_and_a_bias_by_adams():

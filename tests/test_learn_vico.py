@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from conceptkit import base as bases
-from conceptkit import vico
 from conceptkit.attach import attach
 from conceptkit.concept import Concept, read
 from conceptkit.errors import BadRecipe
@@ -16,6 +15,7 @@ from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import RECIPES, of_adapter, recipe_for
+from conceptkit.vico import formulas
 from tests import tiny
 from tests.learning import (
     few_captions,
@@ -87,7 +87,7 @@ def test_the_first_photo_is_looked_at_and_the_others_are_learned_from(pico, show
 def test_without_looking_the_word_learns_something_else(pico, shown, monkeypatch):
     recipe = method("vico")
     with_photo = teach(pico, shown, recipe)
-    monkeypatch.setattr(vico, "look", lambda block, cells, *rest: torch.zeros_like(cells))
+    monkeypatch.setattr(formulas, "look", lambda block, cells, *rest: torch.zeros_like(cells))
     without = teach(pico, shown, recipe)
     assert not torch.equal(token(with_photo), token(without))
     assert not any(

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit import base as bases
-from conceptkit import vico
 from conceptkit.attach import attach
 from conceptkit.cli.concepts import REFERENCE
 from conceptkit.cli.main import main
@@ -19,13 +18,14 @@ from conceptkit.concept import Concept
 from conceptkit.concept import read as read_concept
 from conceptkit.errors import BadBase, BadBlob, BadRecipe, BadRegion, BaseMismatch, ConceptError
 from conceptkit.formats.diffusers import export
-from conceptkit.image_attention import ImageAttention, blocks, showing, sizes
 from conceptkit.learn.noise import schedule_of
 from conceptkit.merge import compose
-from conceptkit.reference import Reference
 from conceptkit.registry import headers, validate
 from conceptkit.registry.store import Registry
 from conceptkit.shrink import shrink
+from conceptkit.vico import formulas
+from conceptkit.vico.attention import ImageAttention, blocks, showing, sizes
+from conceptkit.vico.photo import Reference
 from tests.commands import run
 from tests.test_base import SD15
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, scheduler, snapshot, unet
@@ -69,7 +69,7 @@ def variance_between(row: np.ndarray, mask: np.ndarray) -> float:
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=12))
 def test_otsu_is_the_best_of_all_thresholds(values):
     row = np.array(values, dtype=float)
-    (mask,) = vico.otsu(torch.tensor([values]).float()).numpy()
+    (mask,) = formulas.otsu(torch.tensor([values]).float()).numpy()
     thresholds = sorted(set(values))[1:]
     if not thresholds:
         assert mask.all(), "an even row has no dark part"
@@ -80,9 +80,9 @@ def test_otsu_is_the_best_of_all_thresholds(values):
 
 
 def test_otsu_of_one_patch_and_of_rows_apart():
-    assert vico.otsu(torch.zeros(3, 1)).all()
+    assert formulas.otsu(torch.zeros(3, 1)).all()
     rows = torch.tensor([[0.0, 0.1, 0.9, 1.0], [5.0, 0.0, 0.0, 0.0]])
-    assert vico.otsu(rows).tolist() == [[False, False, True, True], [True, False, False, False]]
+    assert formulas.otsu(rows).tolist() == [[False, False, True, True], [True, False, False, False]]
 
 
 def test_looking_at_itself_with_the_output_of_self_attention_is_self_attention(pipe):
@@ -95,9 +95,9 @@ def test_looking_at_itself_with_the_output_of_self_attention_is_self_attention(p
     everything = torch.ones(2, 9, dtype=torch.bool)
     with torch.no_grad():
         wanted = attn(block.norm1(x)) - attn.to_out[0].bias
-        assert torch.allclose(vico.look(block, x, x, everything, maps), wanted, atol=1e-5)
+        assert torch.allclose(formulas.look(block, x, x, everything, maps), wanted, atol=1e-5)
         silent = maps | {"to_out": zero}
-        assert not vico.look(block, x, x, everything, silent).any()
+        assert not formulas.look(block, x, x, everything, silent).any()
 
 
 def test_only_patches_inside_of_the_mask_are_seen(pipe):
@@ -110,24 +110,24 @@ def test_only_patches_inside_of_the_mask_are_seen(pipe):
     }
     mask = torch.tensor([[True, False, True, True, False, False]])
     with torch.no_grad():
-        seen = vico.look(block, cells, patches, mask, maps)
+        seen = formulas.look(block, cells, patches, mask, maps)
         other = torch.where(mask.unsqueeze(2), patches, more)
-        assert torch.allclose(vico.look(block, cells, other, mask, maps), seen, atol=1e-5)
+        assert torch.allclose(formulas.look(block, cells, other, mask, maps), seen, atol=1e-5)
         few = patches[:, mask[0]]
         every = torch.ones(1, 3, dtype=torch.bool)
-        assert torch.allclose(vico.look(block, cells, few, every, maps), seen, atol=1e-5)
-        assert not torch.allclose(vico.look(block, cells, more, mask, maps), seen, atol=1e-2)
+        assert torch.allclose(formulas.look(block, cells, few, every, maps), seen, atol=1e-5)
+        assert not torch.allclose(formulas.look(block, cells, more, mask, maps), seen, atol=1e-2)
 
 
 def test_attention_to_the_word_is_drawn_to_that_to_the_end_of_text():
     word = torch.tensor([[0.2, 0.4, 0.1]], requires_grad=True)
     end = torch.tensor([[0.5, 0.25, 1.0]], requires_grad=True)
-    apart = vico.unlike(word, end)
+    apart = formulas.unlike(word, end)
     assert float(apart.detach()) == pytest.approx(((0.5 - 0.5) ** 2 + (1 - 0.25) ** 2 + (0.25 - 1) ** 2) / 3)
     apart.sum().backward()
     assert word.grad.any() and end.grad is None
-    assert float(vico.unlike(3 * end.detach(), end)) == pytest.approx(0)
-    assert vico.unlike(torch.zeros(1, 3), end).isfinite().all()
+    assert float(formulas.unlike(3 * end.detach(), end)) == pytest.approx(0)
+    assert formulas.unlike(torch.zeros(1, 3), end).isfinite().all()
 
 
 def test_on_stable_diffusion_the_four_blocks_of_the_paper_look():

@@ -10,13 +10,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptkit import base, baselines, effects, heatmap, merge, metric, orders, parts, prepared
+from conceptkit import base, merge, metric
 from conceptkit.attach import attach
 from conceptkit.cli.main import main
 from conceptkit.concept import Concept, apply, delta_dense, delta_rank, delta_rows
 from conceptkit.contexts import word_features
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError
 from conceptkit.merge import compose, rebuild
+from conceptkit.merging import baselines, effects, heatmap, parts, prepared, request
 from conceptkit.registry.store import Registry
 from tests import tiny
 from tests.test_merge import learned
@@ -49,19 +50,19 @@ def stored(*concepts: Concept) -> Registry:
     return registry
 
 
-# orders
+# request
 
 
 def test_a_strength_stands_behind_a_name():
-    assert orders.split_weight("my_dog@2:0.8") == ("my_dog@2", 0.8)
-    assert orders.split_weight("my_dog") == ("my_dog", 1.0)
-    assert orders.read(["my_dog:2", "moongate"]) == {"my_dog": 2.0, "moongate": 1.0}
+    assert request.split_weight("my_dog@2:0.8") == ("my_dog@2", 0.8)
+    assert request.split_weight("my_dog") == ("my_dog", 1.0)
+    assert request.read(["my_dog:2", "moongate"]) == {"my_dog": 2.0, "moongate": 1.0}
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "-inf", "1e9", "much", "", "0.8:1", "0x1"])
 def test_a_wrong_strength_is_one_sentence(weight, pico, trio):
     with pytest.raises(BadRecipe, match="my_dog") as error:
-        orders.split_weight(f"my_dog:{weight}")
+        request.split_weight(f"my_dog:{weight}")
     assert "\n" not in str(error.value) and "weight" in str(error.value).lower()
     with pytest.raises(BadRecipe, match="my_dog"):
         compose(*trio[:2], base=pico, weights=[weight, 1.0])
@@ -77,7 +78,7 @@ def test_a_wrong_strength_is_one_sentence(weight, pico, trio):
 )
 def test_nobody_is_there_twice(names, sentence):
     with pytest.raises(ConceptError, match=sentence):
-        orders.read(names)
+        request.read(names)
     result = CliRunner().invoke(main, ["compose", *names, "--prompt", "my_dog"])
     assert result.exit_code == 2 and sentence.split()[0] in result.stderr
 
@@ -250,7 +251,7 @@ def test_what_a_concept_brings_is_worked_out_once(pico, trio, monkeypatch):
         compose("my_dog", "my_cup", base=pico, registry=registry)
 
 
-@pytest.mark.parametrize("how", [how for how in orders.WAYS if how != "joint"])
+@pytest.mark.parametrize("how", [how for how in request.WAYS if how != "joint"])
 def test_a_stored_merge_is_rebuilt_bit_for_bit(pico, trio, how):
     registry = stored(*trio)
     made = compose("my_dog:0.8", "moongate@1", base=pico, registry=registry, name="both", how=how)

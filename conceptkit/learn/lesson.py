@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from conceptkit.base import Base
-from conceptkit.image_attention import Seen, showing
 from conceptkit.learn import conditions, hardware, losses, priors, sude, views
 from conceptkit.learn.conditions import Condition
 from conceptkit.learn.crew import Crew
@@ -19,6 +18,7 @@ from conceptkit.learn.noise import Schedule
 from conceptkit.learn.sight import Sight, looks
 from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import Recipe
+from conceptkit.vico.attention import Seen, showing
 
 Key = tuple[str, int]
 

@@ -8,7 +8,6 @@ from dataclasses import fields
 
 from conceptkit.base import Base, encoders
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.image_attention import sizes
 from conceptkit.kv_delta import ADAPTER
 from conceptkit.learn import hardware, targets
 from conceptkit.learn.noise import schedule_of
@@ -16,6 +15,7 @@ from conceptkit.learn.sight import IMAGE, looks
 from conceptkit.learn.subjects import Subject
 from conceptkit.peft_types import carrier
 from conceptkit.recipes import CHOICES, Recipe
+from conceptkit.vico.attention import sizes
 
 LEAST = {
     "batch": 1,

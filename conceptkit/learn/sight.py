@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from conceptkit.base import Base, encoders, token_ids
 from conceptkit.concept import Factors
 from conceptkit.contexts import positions, spell
-from conceptkit.image_attention import ImageAttention, Seen, sizes
 from conceptkit.learn import adapters, views
 from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import Recipe
-from conceptkit.reference import Reference
+from conceptkit.vico.attention import ImageAttention, Seen, sizes
+from conceptkit.vico.photo import Reference
 
 IMAGE = "image"
 """The adapter that looks at a photo."""

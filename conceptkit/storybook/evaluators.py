@@ -127,10 +127,15 @@ def round_trips(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def train_subject(clean: np.ndarray, passed: np.ndarray, minutes: float, cache: Path) -> ResNetModel:
-    """Supervised contrastive learning over photo sessions (2004.11362, eq. 2), distractors of one class."""
+def train_subject(
+    clean: np.ndarray, passed: np.ndarray, minutes: float, cache: Path, onward: Path | None = None
+) -> ResNetModel:
+    """Supervised contrastive learning over photo sessions (2004.11362, eq. 2), distractors of one class.
+
+    onward: the folder of a judge to go on from.
+    """
     torch.manual_seed(2)
-    model = ResNetModel(_trunk())
+    model = load(onward) if onward else ResNetModel(_trunk())
     nouns = np.array([subject_of("evaluators", k).noun for k in range(len(clean))])
     members = {noun: np.flatnonzero(nouns == noun) for noun in CLASSES}
     both = (clean, passed)
@@ -166,14 +171,18 @@ def _mixed(pictures: np.ndarray, passed: np.ndarray, picks: np.ndarray) -> np.nd
 
 
 def train_attributes(
-    pictures: np.ndarray, vae: AutoencoderKL, minutes: float, cache: Path
+    pictures: np.ndarray, vae: AutoencoderKL, minutes: float, cache: Path, onward: Path | None = None
 ) -> ResNetForImageClassification:
-    """One sigmoid per public attribute, on the evaluators' own pictures, one in PASSED autoencoded."""
+    """One sigmoid per public attribute, on the evaluators' own pictures, one in PASSED autoencoded.
+
+    onward: the folder of a judge to go on from.
+    """
     torch.manual_seed(3)
-    model = ResNetForImageClassification(
-        _trunk(
-            id2label=dict(enumerate(ATTRIBUTES)), label2id=_INDEX, problem_type="multi_label_classification"
-        )
+    named = {"id2label": dict(enumerate(ATTRIBUTES)), "label2id": _INDEX}
+    model = (
+        load(onward)
+        if onward
+        else ResNetForImageClassification(_trunk(problem_type="multi_label_classification", **named))
     ).to(memory_format=torch.channels_last)
     targets = torch.from_numpy(np.stack([labels(data.scene("evaluators", k)) for k in range(len(pictures))]))
     passed = round_trips(vae, pictures[: len(pictures) // PASSED])

@@ -22,7 +22,7 @@ def matrix(tensor: Tensor) -> Tensor:
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix (out, in) with all singular values brought near 1, by quintic Newton-Schulz steps in float32.
+    """The matrix (out, in), its singular values brought near 1 by quintic Newton-Schulz steps in float32.
 
     torch.optim.Muon iterates in bfloat16, which a CPU without AVX-512 multiplies hundreds of times slower.
     """

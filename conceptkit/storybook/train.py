@@ -2,7 +2,7 @@
 
 The stages run in order; each keeps a checkpoint in the cache and trains no longer than its minutes, so that
 the command can be stopped and started again. Weights are written at the end, or any time with `--stage save`.
-With `--onward` the UNet, the judges' autoencoder and the text encoder begin as the package has them.
+With `--onward` everything begins as the package has it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ SHARE = {
     "clip": 0.04,
 }
 GATE = 0.95
+ONWARD = "unet-onward"
 HERE = Path(__file__).parent
+
+
+def _known_judge(cache: Path, name: str) -> Path | None:
+    """The package's judge, where training goes onward from the package's weights."""
+    return HERE / "weights" / name if (cache / ONWARD).exists() else None
 
 
 def _tokenizer(cache: Path) -> CLIPTokenizer:
@@ -58,7 +64,7 @@ def train_subject(minutes: float, cache: Path) -> None:
     clean = np.array(data.sessions("evaluators", SESSIONS, cache))
     vae = _vae(cache)
     passed = evaluators.round_trips(vae, clean.reshape(-1, *clean.shape[2:])).reshape(clean.shape)
-    model = evaluators.train_subject(clean, passed, minutes, cache)
+    model = evaluators.train_subject(clean, passed, minutes, cache, _known_judge(cache, "subject"))
     model.save_pretrained(cache / "subject")
     held_out = np.array(data.sessions("scored", 300, cache))
     nouns = [evaluators.subject_of("scored", k).noun for k in range(len(held_out))]
@@ -94,9 +100,6 @@ def train_text(minutes: float, cache: Path) -> None:
     torch.manual_seed(5)
     encoder = reader.train(denoiser.text_encoder(words), _ids(cache)[:, 0], words, minutes, cache)
     torch.save(encoder.state_dict(), cache / "text.pt")
-
-
-ONWARD = "unet-onward"
 
 
 def begin_onward(cache: Path) -> None:
@@ -140,7 +143,10 @@ def refine_decoder(minutes: float, cache: Path) -> None:
 
 def train_attributes(minutes: float, cache: Path) -> None:
     pictures = np.array(data.pictures("evaluators", JUDGED, cache))
-    evaluators.train_attributes(pictures, _vae(cache), minutes, cache).save_pretrained(cache / "attributes")
+    known = _known_judge(cache, "attributes")
+    evaluators.train_attributes(pictures, _vae(cache), minutes, cache, known).save_pretrained(
+        cache / "attributes"
+    )
 
 
 def train_clip(minutes: float, cache: Path) -> None:

@@ -39,7 +39,10 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 # What private parts are coloured with: few enough that a small model learns each of them well, and some of
 # them colours that no caption can name.
 CRAYONS: tuple[tuple[float, float, float], ...] = (
-    *(COLOURS[hue] for hue in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black", "white")),
+    *(
+        COLOURS[hue]
+        for hue in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black", "white")
+    ),
     (0.24, 0.75, 0.85),  # lime
     (0.49, 0.72, 0.74),  # teal
     (0.86, 0.8, 0.8),  # magenta

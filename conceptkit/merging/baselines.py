@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.concept import Delta, Factors, delta_dense
-from conceptkit.parts import scaled
+from conceptkit.merging.parts import scaled
 
 DENSITY = 0.2
 """Share of its entries that TIES keeps of each delta, as in the paper."""

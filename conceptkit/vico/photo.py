@@ -1,7 +1,7 @@
 """A reference photo that a concept carries, and the maps by which a base looks at it: a value, and its bytes.
 
 The maps are those of image cross-attention (ViCo, 2306.00971), under the names of the UNet's blocks,
-"up_blocks.1.attentions.0.transformer_blocks.0.to_q". See `image_attention` for what they do.
+"up_blocks.1.attentions.0.transformer_blocks.0.to_q". See `attention` for what they do.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A photo is looked at first: the UNet runs on it, and the blocks remember its patches and where its
 cross-attention finds the concept's word. Then the UNet runs on the pictures, and the rows that are shown the
-photo take from it what `vico.look` gives. A UNet that is shown nothing is the frozen one, bit for bit.
+photo take from it what `formulas.look` gives. A UNet that is shown nothing is the frozen one, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit import vico
 from conceptkit.concept import Factors
 from conceptkit.errors import BadBase, BaseMismatch
-from conceptkit.separation import shares
+from conceptkit.steering.separation import shares
+from conceptkit.vico import formulas
 
 MAPS = ("to_q", "to_k", "to_v", "to_out")
 _DECODER = re.compile(r"(up_blocks\.\d+\.attentions\.\d+)\.transformer_blocks\.\d+")
@@ -46,7 +46,8 @@ class Seen:
 
     def unlike(self) -> Tensor:
         """How far attention to the word is from that to the end of text, over all blocks: (n,)."""
-        return torch.stack([vico.unlike(self.word[name], self.end[name]) for name in self.word]).sum(dim=0)
+        apart = [formulas.unlike(self.word[name], self.end[name]) for name in self.word]
+        return torch.stack(apart).sum(dim=0)
 
 
 class ImageAttention:
@@ -114,8 +115,8 @@ class ImageAttention:
             if seen is None:
                 return None
             rows, of = seen.rows.to(made.device), seen.of.to(made.device)
-            mask = vico.otsu(seen.word[name])
-            taken = vico.look(block, made[rows], seen.patches[name][of], mask[of], self._maps[name])
+            mask = formulas.otsu(seen.word[name])
+            taken = formulas.look(block, made[rows], seen.patches[name][of], mask[of], self._maps[name])
             return made.index_add(0, rows, taken.to(made.dtype))
 
         return pass_on

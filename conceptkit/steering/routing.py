@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptkit.baselines import add
 from conceptkit.concept import Delta, Factors
 from conceptkit.errors import BaseMismatch
-from conceptkit.reading import END, Reading, Scene
+from conceptkit.merging.baselines import add
+from conceptkit.steering.reading import END, Reading, Scene
 
 
 def side_by_side(deltas: Sequence[Delta], sizes: Mapping[str, int]) -> tuple[Delta, list[int]]:
@@ -59,7 +59,7 @@ def install_routes(
     back.
 
     recipe: of the merge, with "ranks", how many are each part's; "routes", a word of a prompt -> its part;
-    and "shared", what end of text and padding read, see `orders.SHARED`. Other positions, and prompts that
+    and "shared", what end of text and padding read, see `request.SHARED`. Other positions, and prompts that
     name no concept, read the base alone. Raises BaseMismatch when a map is missing or has another shape.
     """
     modules = dict(unet.named_modules())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptkit.concept import Concept, Delta, read
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.orders import check_weight, split_weight
+from conceptkit.merging.request import check_weight, split_weight
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptkit.errors import ConceptError
-from conceptkit.reading import Reading, Scene
+from conceptkit.steering.reading import Reading, Scene
 
 WATCHED = 5
 """Calls of the UNet, from the noisiest on, that decide where things will be: attention is looked at in these,

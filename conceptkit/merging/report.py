@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from conceptkit import effects
 from conceptkit.concept import Delta
-from conceptkit.effects import Pairings
+from conceptkit.merging import effects
+from conceptkit.merging.effects import Pairings
+from conceptkit.merging.prepared import Prepared
 from conceptkit.metric import Metric
-from conceptkit.prepared import Prepared
 
 MOST_LINES = 12
 """Concepts of which the terminal shows a line each; of more it shows those that keep least."""

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit.image_attention import ImageAttention
 from conceptkit.learn.dice import hash_of
 from conceptkit.learn.noise import schedule_of
-from conceptkit.reading import Reading
-from conceptkit.reference import Reference
+from conceptkit.steering.reading import Reading
+from conceptkit.vico.attention import ImageAttention
+from conceptkit.vico.photo import Reference
 
 OF_THE_PICTURE = (
     "down_block_additional_residuals",
