@@ -32,3 +32,10 @@ def _present() -> dict[str, int]:
     import torch
 
     return {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16; others emulate it, over ten times slower than float32."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))

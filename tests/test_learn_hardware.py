@@ -12,7 +12,7 @@ from conceptkit import base as bases
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.learn import add, checkpoints, hardware
 from conceptkit.learn.checkpoints import Keeper
-from conceptkit.recipes import RECIPES
+from conceptkit.recipes import RECIPES, recipe_for
 from tests import tiny
 from tests.learning import (
     TINY,
@@ -238,3 +238,11 @@ def test_on_a_cpu_compiling_is_left_out_and_said_so(pico, folder, registry, monk
     monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("compiled on a CPU"))
     learned = add("my_dog", folder, noun="dog", base=pico, registry=registry, changes={"compile": "yes"})
     assert "compile = yes is for cuda; on cpu learning goes on without." in learned.notices
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX512", False), ("AVX2", True)])
+def test_bf16_that_is_only_emulated_is_said(monkeypatch, capability, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    told = hardware.notices(torch.device("cpu"), recipe_for(changes={"precision": "bf16"}))
+    assert any("only emulates bf16" in notice for notice in told) == warned
+    assert not hardware.notices(torch.device("cpu"), recipe_for())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from conceptkit import devices
 from conceptkit.base import Base
 from conceptkit.errors import BadRecipe
 from conceptkit.recipes import Recipe
@@ -43,10 +44,15 @@ def check(device: torch.device, recipe: Recipe) -> None:
 
 
 def notices(device: torch.device, recipe: Recipe) -> list[str]:
-    """What the recipe asks for and will not get, because it would only cost time here."""
+    """What the recipe asks for that only costs time here."""
+    told = []
     if recipe.compile and device.type not in LEARNS_ON["compile"]:
-        return [f"compile = yes is for {LEARNS_ON['compile'][0]}; on {device.type} learning goes on without."]
-    return []
+        told.append(
+            f"compile = yes is for {LEARNS_ON['compile'][0]}; on {device.type} learning goes on without."
+        )
+    if recipe.precision == "bf16" and device.type == "cpu" and not devices.has_bfloat16():
+        told.append("This CPU only emulates bf16, many times slower than fp32; leave --precision out.")
+    return told
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -12,15 +12,15 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from conceptkit import devices
 from conceptkit.storybook.muon import Muon
 
 console = Console()
 
 
 def half() -> torch.autocast:
-    """bfloat16 where the CPU multiplies it; elsewhere it is emulated, over ten times slower than float32."""
-    native = torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=native)
+    """bfloat16 where the CPU multiplies it, float32 elsewhere."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=devices.has_bfloat16())
 
 
 def one_cycle(done: float, warm: float = 0.02, hold: float = 0.5) -> float:
