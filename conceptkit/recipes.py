@@ -103,7 +103,7 @@ class Recipe:
 
 # Steps and rates are meant for the storybook base; published ones are for bases a hundred times its size.
 RECIPES: dict[str, Recipe] = {
-    "custom": Recipe("custom"),
+    "custom": Recipe("custom", rank=3, vectors=3, aside=4.0, steps=200),
     "custom-diffusion": Recipe(
         "custom-diffusion",
         adapter="kv",

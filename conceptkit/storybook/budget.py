@@ -18,9 +18,10 @@ from conceptkit.storybook.muon import Muon
 console = Console()
 
 
-def half() -> torch.autocast:
-    """bfloat16 where the CPU multiplies it, float32 elsewhere."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=devices.has_bfloat16())
+def half(device: str = "cpu") -> torch.autocast:
+    """bfloat16 on accelerators and on a CPU that multiplies it, float32 elsewhere."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind != "cpu" or devices.has_bfloat16())
 
 
 def one_cycle(done: float, warm: float = 0.02, hold: float = 0.5) -> float:
@@ -60,7 +61,7 @@ def train(
     average = copy.deepcopy(model).requires_grad_(False) if decay else model
     step, spent = 0, 0.0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         average.load_state_dict(saved["average"])

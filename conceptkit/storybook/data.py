@@ -56,7 +56,7 @@ def _cached(
         part = path.with_suffix(".part.npy")
         out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         at = 0
-        with ProcessPoolExecutor(2) as pool:
+        with ProcessPoolExecutor() as pool:
             for block in track(pool.map(work, jobs), title, total=len(jobs)):
                 out[at : at + len(block)] = block
                 at += len(block)
@@ -93,7 +93,7 @@ def weights(split: str, count: int, cache: Path) -> np.ndarray:
     path = cache / f"weights-{split}-{count}.npy"
     if not path.exists():
         jobs = [(split, k, min(k + 1000, count)) for k in range(0, count, 1000)]
-        with ProcessPoolExecutor(2) as pool:
+        with ProcessPoolExecutor() as pool:
             np.save(path, np.concatenate(list(pool.map(_weigh, jobs))))
     return np.load(path)
 
@@ -108,7 +108,7 @@ def tokenised(split: str, count: int, variants: int, tokenizer: object, cache: P
     path = cache / f"captions-{split}-{count}x{variants}.npy"
     if not path.exists():
         jobs = [(split, k, min(k + 1000, count), variants) for k in range(0, count, 1000)]
-        with ProcessPoolExecutor(2) as pool:
+        with ProcessPoolExecutor() as pool:
             blocks = list(track(pool.map(_write_captions, jobs), "writing captions", total=len(jobs)))
         texts = [text for block in blocks for text in block]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]  # type: ignore[operator]

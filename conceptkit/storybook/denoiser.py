@@ -121,10 +121,13 @@ class Level:
 
     def __call__(self, losses: Tensor, t: Tensor) -> Tensor:
         """Mean of losses (n,) at timesteps (n,) in 0..999, each over the usual one of its bin."""
+        self.mean = self.mean.to(losses.device)
         bins = t * len(self.mean) // 1000
         usual = self.mean[bins]
-        for k, loss in zip(bins.tolist(), losses.detach(), strict=True):
-            self.mean[k] += (1 - self.decay) * (loss - self.mean[k])
+        count = torch.bincount(bins, minlength=len(self.mean))
+        total = torch.zeros_like(self.mean).index_add(0, bins, losses.detach())
+        here = torch.where(count > 0, total / count.clamp(min=1), self.mean)
+        self.mean = torch.lerp(here, self.mean, self.decay ** count.float())
         return (losses / usual).mean()
 
 
@@ -145,6 +148,7 @@ def train(
     shallow: float = 0.5,
     weights: np.ndarray | None = None,
     onward: UNet2DConditionModel | None = None,
+    device: str = "cpu",
 ) -> UNet2DConditionModel:
     """latents float16 (n, 8, 16, 16); ids int (n, variants, length); weights (n,): how often each is seen.
 
@@ -152,8 +156,10 @@ def train(
     trained one to go `onward` from, it is trained all the while as it is.
     """
     torch.manual_seed(5)
-    text.requires_grad_(False).eval()
+    text = text.requires_grad_(False).eval().to(device)  # type: ignore[arg-type]
+    latents, ids = latents.to(device), ids.to(device)
     schedule = scheduler()
+    schedule.alphas_cumprod = schedule.alphas_cumprod.to(device)
     n, variants = ids.shape[:2]
     level = Level()
     chance = (weights / weights.sum()).cumsum() if weights is not None else None
@@ -165,11 +171,12 @@ def train(
             picks = torch.from_numpy(rng.integers(n, size=batch))
         else:
             picks = torch.from_numpy(np.searchsorted(chance, rng.uniform(size=batch)).clip(max=n - 1))
+        picks = picks.to(device)
         clean = latents[picks].float()
-        words = ids[picks, torch.from_numpy(rng.integers(variants, size=batch))].long()
+        words = ids[picks, torch.from_numpy(rng.integers(variants, size=batch)).to(device)].long()
         noise = torch.randn_like(clean)
-        t = timesteps(batch)
-        with budget.half():
+        t = timesteps(batch).to(device)
+        with budget.half(device):
             with torch.no_grad():
                 context = text(input_ids=words).last_hidden_state
             noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
@@ -177,10 +184,10 @@ def train(
         return level(v_losses(predicted, clean, noise, t, schedule), t)
 
     def trained(model: UNet2DConditionModel, minutes: float, checkpoint: str) -> UNet2DConditionModel:
-        model = model.to(memory_format=torch.channels_last)
-        # on a CPU, the fused attention's backward is the slower one
-        model.set_attn_processor(AttnProcessor())
-        return budget.train(  # type: ignore[return-value]
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device == "cpu":  # where the fused attention's backward is the slower one
+            model.set_attn_processor(AttnProcessor())
+        learned = budget.train(
             model,
             functools.partial(loss_of, model),
             minutes=minutes,
@@ -190,6 +197,7 @@ def train(
             hold=0.4,
             muon=True,
         )
+        return learned.cpu()  # type: ignore[return-value]
 
     if onward is not None:
         return trained(onward, minutes, "unet.pt")

@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 
+from conceptkit import devices
 from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, reader, tokenizer, world
 
 PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 12_000, 2400, 4
@@ -113,7 +114,7 @@ def begin_onward(cache: Path) -> None:
     pipe.unet.save_pretrained(cache / ONWARD)
 
 
-def train_denoiser(minutes: float, cache: Path) -> None:
+def train_denoiser(minutes: float, cache: Path, device: str = "cpu") -> None:
     store = cache / "latents.pt"
     if not store.exists():
         torch.save(autoencoder.encode(_vae(cache), data.pictures("base", PICTURES, cache)), store)
@@ -128,6 +129,7 @@ def train_denoiser(minutes: float, cache: Path) -> None:
         cache,
         weights=weights,
         lr=1.5e-3 if known.exists() else 2e-3,
+        device=device,
         onward=UNet2DConditionModel.from_pretrained(str(known)) if known.exists() else None,
     )
     torch.save(model.state_dict(), cache / "unet-average.pt")
@@ -200,7 +202,7 @@ def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
     (out / "held_out.json").write_text(json.dumps(lists, indent=1) + "\n")
 
 
-STAGES: dict[str, Callable[[float, Path], None]] = {
+STAGES: dict[str, Callable[..., None]] = {
     "vae": train_vae,
     "subject": train_subject,
     "text": train_text,
@@ -226,8 +228,13 @@ def _note(cache: Path, **figures: float) -> None:
     "--stage", type=click.Choice(list(STAGES)), multiple=True, help="Only this stage; may be repeated."
 )
 @click.option("--threads", default=2, show_default=True)
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where the UNet is trained, for example cuda."
+)
 @click.option("--onward", is_flag=True, help="Begin with the package's weights instead of nothing.")
-def main(minutes: float, cache: Path, stage: tuple[str, ...], threads: int, onward: bool) -> None:
+def main(
+    minutes: float, cache: Path, stage: tuple[str, ...], threads: int, device: str, onward: bool
+) -> None:
     """Train the storybook base; stop it whenever you like and start it again."""
     torch.set_num_threads(threads)
     cache.mkdir(parents=True, exist_ok=True)
@@ -235,7 +242,8 @@ def main(minutes: float, cache: Path, stage: tuple[str, ...], threads: int, onwa
         begin_onward(cache)
     for name in stage or STAGES:
         budget.console.rule(name)
-        STAGES[name](minutes * SHARE.get(name, 0), cache)
+        more = {"device": devices.choose(device)} if name == "denoiser" else {}
+        STAGES[name](minutes * SHARE.get(name, 0), cache, **more)
 
 
 if __name__ == "__main__":
