@@ -180,16 +180,19 @@ def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
     )
     pipe.to(torch.float16).save_pretrained(out / "pipeline")
     # transformers loads in the precision that a configuration names, diffusers in float32: they must agree
-    config = out / "pipeline" / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for config in (out / "pipeline").rglob("config.json"):
+        told = json.loads(config.read_text())
+        told.pop("_name_or_path", None)  # a folder of this machine
+        more = {"dtype": "float32"} if config.parent.name == "text_encoder" else {}
+        config.write_text(json.dumps(told | more, indent=2) + "\n")
     for name in ("subject", "attributes", "clip"):
         if (cache / name).exists():
             judge = evaluators.load(cache / name)
             judge.half().save_pretrained(out / name)
     if (cache / "clip").exists():
         words.save_pretrained(out / "clip")
-    told = dict.fromkeys(data.caption("base", k, 0, empty=0) for k in range(700))
-    (HERE / "captions.txt").write_text("\n".join(told) + "\n")
+    texts = dict.fromkeys(data.caption("base", k, 0, empty=0) for k in range(700))
+    (HERE / "captions.txt").write_text("\n".join(texts) + "\n")
     held_out = [
         f"{noun}, {hue}, {place}"
         for noun in world.CLASSES
