@@ -384,10 +384,7 @@ def test_another_seed_is_another_subject_that_the_base_never_saw(monkeypatch, tm
     monkeypatch.setattr(world, "photos", lambda subject, n, seed: seen.append(subject) or [])
     for seed in range(20):
         storybook.draw_subject("dog", seed, 1, tmp_path)
-    assert len(set(seen)) == 20
-    # with twelve crayons two of twenty dogs may share all private traits, and differ in their main colour
-    looks = {(subject.traits, tuple(v // 64 for v in subject.colour)) for subject in seen}
-    assert len(looks) == 20
+    assert len({subject.traits for subject in seen}) == 20
     assert {world.split_of(subject) for subject in seen} == {"demo"}
     assert {subject.noun for subject in seen} == {"dog"}
 

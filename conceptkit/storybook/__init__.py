@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from conceptkit.storybook.world import Subject
 
 _HERE = Path(__file__).parent
+NEIGHBOURS = 20
+"""A subject is drawn again while one of so many seeds before it has all its traits, for crayons are few."""
 
 
 def path(part: str = "pipeline") -> str:
@@ -41,8 +44,17 @@ def subject(noun: str, seed: int) -> Subject:
         raise BadRecipe(
             f"The storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate"
         )
-    rng = np.random.default_rng((17, seed))
-    return world.moongate(rng) if noun == "moongate" else world.draw_subject(rng, noun, "demo")
+
+    if noun == "moongate":
+        return world.moongate(np.random.default_rng((17, seed)))
+
+    def drawn(k: int, unlike: Collection[object] = ()) -> Subject:
+        rng = np.random.default_rng((17, k))
+        while (found := world.draw_subject(rng, noun, "demo")).traits in unlike:
+            pass
+        return found
+
+    return drawn(seed, {drawn(k).traits for k in range(max(0, seed - NEIGHBOURS), seed)})
 
 
 def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
