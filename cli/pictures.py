@@ -17,7 +17,7 @@ from conceptkit.cli.options import (
     wrote,
 )
 from conceptkit.cli.progress import bar
-from conceptkit.errors import BadPrompt, BadRegion
+from conceptkit.errors import BadPrompt
 from conceptkit.merging import request
 
 if TYPE_CHECKING:
@@ -54,6 +54,13 @@ if TYPE_CHECKING:
 )
 @click.option("--separate", is_flag=True, help="Let the concepts split the picture by themselves.")
 @click.option(
+    "--side-by-side/--one-frame",
+    "side_by_side",
+    default=None,
+    help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
+    "[default: side by side on storybook]",
+)
+@click.option(
     "--heatmap",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -75,6 +82,7 @@ def compose(
     shared: str,
     regions: tuple[str, ...],
     separate: bool,
+    side_by_side: bool | None,
     heatmap: Path | None,
     save: str | None,
     base: str | None,
@@ -98,8 +106,7 @@ def compose(
             "An empty prompt draws nothing in particular: say what to draw, with a concept's name in it."
         )
     ordered = request.read(names)
-    if regions and separate:
-        raise BadRegion("Give regions, or let the concepts separate themselves, but not both")
+    request.check_one_way_apart(regions, separate, side_by_side)
     with Registry() as registry:
         entries = [registry.get(name) for name in ordered]
         if save:
@@ -125,7 +132,7 @@ def compose(
                 "tick": tick,
             }
             merge = library.compose(*names, base=loaded, **options)
-        apart = {"regions": regions} if regions else {"separate": True} if separate else {}
+        apart: dict[str, Any] = {"regions": regions} if regions else {"separate": True} if separate else {}
         for name in sorted(set(merge.concept.words) - prompts.mentioned(prompt, merge.concept.words)):
             note(f"The prompt does not mention {name!r}: write the name where the thing should be.")
 
@@ -143,7 +150,10 @@ def compose(
         }
         drawing = {"num_inference_steps": steps, "guidance_scale": guidance}
         tiles = []
-        with attach(loaded.pipe, merge, **apart):
+        with attach(loaded.pipe, merge, side_by_side=side_by_side, **apart) as attachment:
+            if clauses := attachment.clauses(prompt):
+                metadata["windows"] = list(clauses.values())
+                note("Side by side: " + " | ".join(clauses.values()))
             for number, picture in draw(loaded.pipe, prompt, range(seed, seed + count), drawing):
                 path = free_path(out, f"{slug(prompt)}-{number}", ".png")
                 images.save_png(picture, path, **metadata, seed=number)

@@ -1,32 +1,30 @@
 """Concepts living on a diffusers pipeline: their tokens, their delta, and their names as words in prompts."""
 
-import functools
-import inspect
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from conceptkit import base, prompts
 from conceptkit.concept import Concept, Delta, read
 from conceptkit.errors import BadRegion, ConceptError, NoEffect, UnknownConcept
 from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
 from conceptkit.merging.effects import only
-from conceptkit.merging.request import SHARED, split_weight
+from conceptkit.merging.request import SHARED, check_one_way_apart, split_weight
 from conceptkit.steering import regions
+from conceptkit.steering.clauses import apart
 from conceptkit.steering.reading import Reading
-from conceptkit.tokens import Tokens, add_tokens
+from conceptkit.steering.spelling import read_names
+from conceptkit.steering.windows import Windows
+from conceptkit.tokens import add_tokens
 
 if TYPE_CHECKING:
     from conceptkit.merge import Merge, Report
     from conceptkit.registry.store import Registry
-
-PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +37,7 @@ class _Order:
     shared: str
     regions: Mapping[str, np.ndarray]
     separate: bool
+    side_by_side: bool | None
     registry: "Registry | None"
 
 
@@ -57,6 +56,7 @@ class Attachment:
 
     concept: the one that was attached, or the merge of several. report: of that merge.
     notice: one sentence when the concept was learned on a near relative of this base.
+    side_by_side: whether a prompt of several concepts gives a wide picture, a window for each of them.
     lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
     """
 
@@ -68,6 +68,7 @@ class Attachment:
     _undo: ExitStack
     _order: _Order
     _base: base.Base
+    side_by_side: bool = False
     lock: Any = field(default_factory=threading.RLock)
 
     def detach(self) -> None:
@@ -79,6 +80,10 @@ class Attachment:
         """Call the pipeline while nobody can swap or detach: for servers with threads."""
         with self.lock:
             return self.pipe(*args, **options)
+
+    def clauses(self, prompt: str) -> dict[str, str]:
+        """What each concept's window is told, by name, from left to right; {} where there are no windows."""
+        return apart(prompt, self.concept.words) if self.side_by_side else {}
 
     def swap(self, old: str, new: "str | Concept | Merge") -> None:
         """Put `new` in the place of the concept that is called `old`; the others stay as they are.
@@ -130,9 +135,13 @@ class Attachment:
                     if order.separate
                     else separation.confine(unet, reading, order.regions)
                 )
+            windows = _windows(self._base, concept, order)
+            if windows:
+                undo.callback(windows.open())
             self.concept, self.report, self.notice = concept, found.report, found.notice
             self.concepts, self._order = tuple(concept.words), order
-            undo.callback(_read_names(self, tokens, reading))
+            self.side_by_side = windows is not None
+            undo.callback(read_names(self, concept.words, tokens, reading, windows))
             self._undo = undo.pop_all()
 
     def __enter__(self) -> "Attachment":
@@ -151,6 +160,7 @@ def attach(
     shared: str = SHARED[0],
     regions: Sequence[str] = (),
     separate: bool = False,
+    side_by_side: bool | None = None,
 ) -> Attachment:
     """Put concepts on a pipeline, several of them composed in one call.
 
@@ -159,9 +169,10 @@ def attach(
 
     Strings are names in the registry, with a strength if wanted; `weights`, `how` and `shared` are those of
     `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
-    it by where they begin to appear. Raises BaseMismatch on another base, BadRegion, NoEffect when nothing
-    would change, ConceptError when the pipeline carries concepts already; whatever is raised, the pipeline is
-    as it was.
+    it by where they begin to appear; `side_by_side` gives each a window in a wide picture, by default on
+    bases that cannot draw two things in one frame. Raises BaseMismatch on another base, BadRegion, NoEffect
+    when nothing would change, ConceptError when the pipeline carries concepts already; whatever is raised,
+    the pipeline is as it was.
     """
     if not concepts:
         raise ConceptError("There is nothing to attach; name at least one concept")
@@ -171,7 +182,7 @@ def attach(
             f"This pipeline already carries {carried}; detach first, or attach all in one call"
         )
     here = base.of(pipe)
-    order = _order(concepts, weights, how, shared, regions, separate, registry)
+    order = _order(concepts, weights, how, shared, regions, separate, side_by_side, registry)
     found = _find(order, here)
     attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
     attachment._put(order, found)
@@ -187,14 +198,13 @@ def _order(
     shared: str,
     places: Sequence[str],
     separate: bool,
+    side_by_side: bool | None,
     registry: "Registry | None",
 ) -> _Order:
-    if places and separate:
-        raise BadRegion("Give regions, or let the concepts separate themselves, but not both")
+    check_one_way_apart(places, separate, side_by_side)
     masks = regions.read(places)
-    return _Order(
-        concepts, None if weights is None else tuple(weights), how, shared, masks, separate, registry
-    )
+    strengths = None if weights is None else tuple(weights)
+    return _Order(concepts, strengths, how, shared, masks, separate, side_by_side, registry)
 
 
 def _find(order: _Order, here: base.Base) -> _Found:
@@ -284,6 +294,14 @@ def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:
     return Reading(pipe, spelt)
 
 
+def _windows(here: base.Base, concept: Concept, order: _Order) -> Windows | None:
+    """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
+    wanted = order.side_by_side
+    if wanted is None:
+        wanted = here.side_by_side and not order.regions and not order.separate
+    return Windows(here.pipe, concept.words) if wanted and len(concept.words) > 1 else None
+
+
 def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | None) -> None:
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
@@ -297,55 +315,3 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | No
     if delta:
         install_on(pipe, delta)
         undo.callback(uninstall_from, pipe, ADAPTER)
-
-
-def _read_names(attachment: Attachment, tokens: Tokens | None, reading: Reading | None) -> Callable[[], None]:
-    """Make the pipeline's `encode_prompt` read concept names; the way back is returned."""
-    own = attachment.pipe.__dict__
-    before = {name: own[name] for name in ("encode_prompt",) if name in own}
-    original = attachment.pipe.encode_prompt
-    signature = inspect.signature(type(attachment.pipe).encode_prompt)
-    words = attachment.concept.words
-
-    @functools.wraps(original)
-    def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        if tokens and not tokens.intact:
-            raise ConceptError(
-                "Another token table was loaded over the attached concepts; detach, and attach last"
-            )
-        bound = signature.bind(attachment.pipe, *args, **kwargs)
-        given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
-        _warn_unmentioned(given.get("prompt"), words)
-        spelt = {name: prompts.replace(text, words) for name, text in given.items()}
-        bound.arguments.update(spelt)
-        encoded = original(*bound.args[1:], **bound.kwargs)
-        if reading:
-            reading.note(encoded[:2], _both(spelt, encoded))
-        return encoded
-
-    def restore() -> None:
-        own.pop("encode_prompt", None)
-        own.update(before)
-
-    encode_prompt.attachment = attachment  # type: ignore[attr-defined]
-    own["encode_prompt"] = encode_prompt
-    return restore
-
-
-def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
-    """The prompts behind the positive and the negative features; without a negative one it is empty."""
-    positive = spelt.get("prompt")
-    negative = spelt.get("negative_prompt")
-    told = [positive] if isinstance(positive, str) else positive and list(positive)
-    count = len(told) if told else 1
-    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
-    return told, against if told or negative else None
-
-
-def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
-    for text in [prompt] if isinstance(prompt, str) else prompt or []:
-        if words and not prompts.mentioned(text, words):
-            names = ", ".join(words)
-            warnings.warn(
-                f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=3
-            )

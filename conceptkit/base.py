@@ -67,6 +67,11 @@ class Base:
         """The guidance scale that suits the base (classifier-free guidance, 2207.12598)."""
         return STORYBOOK_GUIDANCE if self.name == STORYBOOK else 7.5
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several things are better drawn in a window each: the embedded base knows one at a time."""
+        return self.name == STORYBOOK
+
 
 @dataclass(frozen=True, eq=False)
 class Features:

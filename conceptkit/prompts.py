@@ -33,15 +33,19 @@ def mentioned(prompt: str | Sequence[str] | None, words: Mapping[str, str]) -> s
         return set()
     if not isinstance(prompt, str):
         return set().union(*(mentioned(text, words) for text in prompt))
-    names = set()
-    for found in _pattern(words).finditer(prompt):
+    return {name for name, _ in mentions(prompt, words)}
+
+
+def mentions(prompt: str, words: Mapping[str, str]) -> list[tuple[str, tuple[int, int]]]:
+    """Each use of a concept in a prompt, in order: its name, and where the words for it begin and end."""
+    places = []
+    for found in _pattern(words).finditer(prompt) if words else ():
+        if found["bare"]:
+            places.append((_name(found), found.span()))
+            continue
         tokens = TOKEN.findall(found[0])
-        names |= (
-            {_name(found)}
-            if found["bare"]
-            else {n for n, text in words.items() if any(t in text for t in tokens)}
-        )
-    return names
+        places += [(n, found.span()) for n, text in words.items() if any(t in text for t in tokens)]
+    return places
 
 
 def nearest(name: str, names: Collection[str]) -> str | None:

@@ -121,7 +121,7 @@ def test_failures_leave_the_pipeline_as_it_was(pipe, monkeypatch):
         attach(pipe, dataclasses.replace(concept, delta=zero, tokens={}))
     with pytest.raises(BaseMismatch, match="my_dog was learned on"):
         attach(pipe, pico_concept(pico_sdxl()))
-    for step in ("install_on", "_read_names"):
+    for step in ("install_on", "read_names"):
         with monkeypatch.context() as patch:
             patch.setattr(sys.modules[attach.__module__], step, interrupted)
             with pytest.raises(KeyboardInterrupt):

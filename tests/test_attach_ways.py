@@ -203,7 +203,7 @@ def test_outside_its_region_a_concept_is_not_seen(pipe, pair, before):
     assert snapshot(pipe) == before
     with pytest.raises(BadRegion, match="no teapot in this picture"):
         attach(pipe, *pair, regions=["teapot=left"])
-    with pytest.raises(BadRegion, match="not both"):
+    with pytest.raises(BadRegion, match="choose one of them"):
         attach(pipe, *pair, regions=["my_dog=left"], separate=True)
     assert snapshot(pipe) == before
 

@@ -88,7 +88,7 @@ def test_ways_and_places_draw_other_pictures(options):
         (("my_dog", "moongate", "--region", "my_dog=left", "--region", "moongate=left"), "share 50.0%"),
         (("my_dog", "moongate", "--region", "my_cat=left"), "There is no my_cat in this picture"),
         (("my_dog", "moongate", "--region", "my_dog=0,0,2,1"), "leaves the picture"),
-        (("my_dog", "moongate", "--region", "my_dog=left", "--separate"), "not both"),
+        (("my_dog", "moongate", "--region", "my_dog=left", "--separate"), "choose one of them"),
         (("my_dog", "moongate", "--how", "joint"), "No concept was learned of my_dog and moongate together"),
     ],
 )

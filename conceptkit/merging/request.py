@@ -6,7 +6,7 @@ No torch here, so that a command finds a mistake before it loads anything.
 import math
 from collections.abc import Sequence
 
-from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.errors import BadRecipe, BadRegion, ConceptError
 
 WAYS = {
     "constrained": "each is exact on its own words, ordinary captions move least (the default)",
@@ -67,3 +67,12 @@ def check_way(how: str) -> None:
     """Raises BadRecipe when there is no such way of merging."""
     if how not in WAYS:
         raise BadRecipe(f"There is no way of composing called {how!r}; use one of {', '.join(WAYS)}")
+
+
+def check_one_way_apart(regions: Sequence[str], separate: bool, side_by_side: bool | None) -> None:
+    """Raises BadRegion when concepts are to be kept apart in more than one way."""
+    if bool(regions) + separate + bool(side_by_side) > 1:
+        raise BadRegion(
+            "Regions, separation and side by side each keep concepts apart in their own way, not together; "
+            "choose one of them"
+        )

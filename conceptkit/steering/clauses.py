@@ -1,0 +1,149 @@
+"""What a prompt says of each of the concepts in it: one prompt of several things becomes one of each.
+
+"photo of a my_dog wearing a hat next to a moongate in the snow" is "photo of a my_dog wearing a hat in the
+snow" and "photo of a moongate in the snow". English prompts are taken apart so; of others each concept gets
+all that is said, without the others' names.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from conceptkit import prompts
+
+LINKS = (
+    "in front of",
+    "to the left of",
+    "to the right of",
+    "left of",
+    "right of",
+    "on top of",
+    "next to",
+    "close to",
+    "along with",
+    "together with",
+    "looking at",
+    "sitting on",
+    "alongside",
+    "underneath",
+    "opposite",
+    "beside",
+    "behind",
+    "facing",
+    "beyond",
+    "chasing",
+    "holding",
+    "riding",
+    "meeting",
+    "watching",
+    "through",
+    "towards",
+    "toward",
+    "inside",
+    "under",
+    "above",
+    "below",
+    "near",
+    "past",
+    "over",
+    "with",
+    "and",
+    "or",
+    "on",
+    "in",
+    "at",
+    "by",
+    "&",
+    ",",
+)
+"""Words between two things; the last of them before a thing ends what is said of the one before it."""
+PLACES = (
+    "in",
+    "on",
+    "at",
+    "under",
+    "inside",
+    "outside",
+    "during",
+    "against",
+    "by",
+    "near",
+    "before",
+    "among",
+)
+"""Words with which a place or time begins, which is that of all things in the picture."""
+
+_WORD = r"(?<!\w)(?:{})(?!\w)"
+_LINK = re.compile("|".join(r"\s*,\s*" if w == "," else _WORD.format(re.escape(w)) for w in LINKS))
+_PLACE = re.compile(_WORD.format("|".join(PLACES)) + r"|,")
+_FRAME = re.compile(r"^.*\bof(?=\s)", re.DOTALL)
+_ARTICLE = re.compile(r"\s(?:a|an|the|my|our|another|one)(?:\s[\w-]+)*\s*$")
+
+
+def apart(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
+    """Name -> what a prompt says of that concept, in the order of their first mention; `words` as in
+    `prompts.replace`. Fewer than two concepts: nothing to take apart, so an empty dictionary."""
+    found = prompts.mentions(prompt, words)
+    names = list(dict.fromkeys(name for name, _ in found))
+    if len(names) < 2:
+        return {}
+    spans = [span for _, span in found]
+    before, after = prompt[: spans[0][0]], prompt[spans[-1][1] :]
+    frame = match[0] if (match := _FRAME.match(before)) else ""
+    rest, everywhere = _split(after, _PLACE.search(after))
+    opening, said = [before[len(frame) :]], []
+    for (_, end), (start, _) in pairwise(spans):
+        own, of_next = _between(prompt[end:start])
+        said.append(own)
+        opening.append(of_next)
+    said.append(rest)
+    if not everywhere.strip():
+        everywhere = _told_once(said)
+    told: dict[str, str] = {}
+    for name in names:
+        clauses = [
+            f"{opening[k]}{prompt[slice(*spans[k])]}{said[k]}"
+            for k, (other, _) in enumerate(found)
+            if other == name
+        ]
+        tail = "" if everywhere and everywhere.strip() in clauses[-1] else everywhere
+        told[name] = _tidy(f"{frame} {' '.join(clauses)} {tail}")
+    return told
+
+
+def _between(text: str) -> tuple[str, str]:
+    """What is said of the thing before, and the words that begin the next one."""
+    links = list(_LINK.finditer(text))
+    if links:
+        return text[: links[0].start()] if len(links) == 1 else _before_last(text, links), text[
+            links[-1].end() :
+        ]
+    article = _ARTICLE.search(text)
+    return _split(text, article)
+
+
+def _before_last(text: str, links: Sequence[re.Match[str]]) -> str:
+    """Links that stand side by side (", and") are one."""
+    last = links[-1].start()
+    for link in reversed(links[:-1]):
+        if text[link.end() : last].strip():
+            break
+        last = link.start()
+    return text[:last]
+
+
+def _told_once(said: Sequence[str]) -> str:
+    """The place that is told in the middle, where the end tells none."""
+    for text in said:
+        place = _PLACE.search(text)
+        if place and place[0] != ",":
+            return text[place.start() :]
+    return ""
+
+
+def _split(text: str, at: re.Match[str] | None) -> tuple[str, str]:
+    return (text, "") if at is None else (text[: at.start()], text[at.start() :])
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\s+([,.;:])", r"\1", " ".join(text.split()))

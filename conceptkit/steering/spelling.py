@@ -1,0 +1,80 @@
+"""Names as words: `encode_prompt` writes concepts out before it reads, and tells those who listen."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from conceptkit import prompts
+from conceptkit.errors import ConceptError
+from conceptkit.steering.reading import Reading
+from conceptkit.steering.windows import Windows
+from conceptkit.tokens import Tokens
+
+PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+
+def read_names(
+    attachment: Any,
+    words: Mapping[str, str],
+    tokens: Tokens | None,
+    reading: Reading | None,
+    windows: Windows | None,
+) -> Callable[[], None]:
+    """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
+    own = attachment.pipe.__dict__
+    before = {name: own[name] for name in ("encode_prompt",) if name in own}
+    original = attachment.pipe.encode_prompt
+    signature = inspect.signature(type(attachment.pipe).encode_prompt)
+
+    @functools.wraps(original)
+    def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        if tokens and not tokens.intact:
+            raise ConceptError(
+                "Another token table was loaded over the attached concepts; detach, and attach last"
+            )
+        bound = signature.bind(attachment.pipe, *args, **kwargs)
+        given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
+        _warn_unmentioned(given.get("prompt"), words)
+        spelt = {name: prompts.replace(text, words) for name, text in given.items()}
+        bound.arguments.update(spelt)
+        encoded = original(*bound.args[1:], **bound.kwargs)
+        if reading:
+            reading.note(encoded[:2], _both(spelt, encoded))
+        if windows:
+            windows.encode(original, bound, encoded, note_window)
+        return encoded
+
+    def note_window(rows: Tensor, said: Sequence[str]) -> None:
+        if reading:
+            reading.note([rows], [said])
+
+    def restore() -> None:
+        own.pop("encode_prompt", None)
+        own.update(before)
+
+    encode_prompt.attachment = attachment  # type: ignore[attr-defined]
+    own["encode_prompt"] = encode_prompt
+    return restore
+
+
+def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
+    """The prompts behind the positive and the negative features; without a negative one it is empty."""
+    positive = spelt.get("prompt")
+    negative = spelt.get("negative_prompt")
+    told = [positive] if isinstance(positive, str) else positive and list(positive)
+    count = len(told) if told else 1
+    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
+    return told, against if told or negative else None
+
+
+def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
+    for text in [prompt] if isinstance(prompt, str) else prompt or []:
+        if words and not prompts.mentioned(text, words):
+            names = ", ".join(words)
+            warnings.warn(
+                f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=3
+            )

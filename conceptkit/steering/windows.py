@@ -1,0 +1,227 @@
+"""Several concepts side by side: each has a window of the base's own size in one wide picture.
+
+What a base cannot draw in one frame, two things of one class or any two on a small base, it draws in two
+frames that overlap. In every step the UNet sees each window by itself, told of one concept alone, and the
+predictions are blended where windows overlap (MultiDiffusion, 2302.08113, eq. 5, with weights that fall off
+towards the edges). Nothing is asked of the UNet that it was not trained for.
+"""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conceptkit.errors import BadPrompt, BadRegion
+from conceptkit.steering.clauses import apart
+
+STRIDE = 5 / 8
+"""From one window to the next, in widths of a window: things stand close, and their edges do not overlap."""
+SAID = ("prompt", "prompt_2")
+
+
+def starts(width: int, size: int, count: int) -> list[int]:
+    """Where `count` windows of `size` begin, evenly over `width`; the last one ends with it."""
+    if count == 1:
+        return [0]
+    return [round(k * (width - size) / (count - 1)) for k in range(count)]
+
+
+def shares(begin: Sequence[int], size: int, width: int) -> Tensor:
+    """Each window's weight in each column, (count, width); the weights of a column add up to 1.
+
+    A weight is the distance to the window's nearer edge, but no less is needed where a window is alone.
+    """
+    middle = torch.arange(size) + 0.5
+    tent = torch.minimum(middle, size - middle)
+    weights = torch.zeros(len(begin), width)
+    for k, start in enumerate(begin):
+        weights[k, start : start + size] = tent
+    return weights / weights.sum(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """One prompt as the UNet would read it (T, d), and what it reads in each window: features (T, d), and
+    pooled (p,) where the base has two encoders."""
+
+    whole: Tensor
+    windows: tuple[tuple[Tensor, Tensor | None], ...]
+
+
+class Windows:
+    """Side by side on one pipeline: `encode` notes what prompts say, `open` widens what is drawn."""
+
+    def __init__(self, pipe: Any, words: Mapping[str, str]) -> None:
+        self._pipe, self._words = pipe, words
+        self._here = threading.local()  # one drawing in each thread
+
+    @property
+    def _known(self) -> tuple[_Told, ...]:
+        return getattr(self._here, "known", ())
+
+    @property
+    def _count(self) -> int:
+        """Windows of the pictures that are being drawn."""
+        return len(self._known[0].windows) if self._known else 1
+
+    def encode(
+        self,
+        encode: Callable[..., Any],
+        bound: inspect.BoundArguments,
+        encoded: Sequence[Any],
+        note: Callable[[Tensor, Sequence[str]], None],
+    ) -> None:
+        """Read the clauses of the prompts that were just `encoded`, by the pipeline's own `encode`.
+
+        note: is told the features of each window and the prompts behind them.
+        Raises BadPrompt when the prompts of one call name different numbers of concepts.
+        """
+        self._here.known = ()
+        prompt = bound.arguments.get("prompt")
+        if not prompt or encoded[0] is None:
+            return
+        texts = {name: _listed(given) for name in SAID if (given := bound.arguments.get(name))}
+        clauses = {name: [apart(text, self._words) for text in told] for name, told in texts.items()}
+        counts = {max(len(found), 1) for found in clauses["prompt"]}
+        if len(counts) > 1:
+            raise BadPrompt(
+                f"These prompts name {' and '.join(map(str, sorted(counts)))} concepts, so their pictures "
+                "differ in width; draw them in calls of their own"
+            )
+        (count,) = counts
+        if count == 1:
+            return
+        windows = []
+        for k in range(count):
+            said = {
+                name: [_clause(found, k, text) for found, text in zip(clauses[name], told, strict=True)]
+                for name, told in texts.items()
+            }
+            again = {**bound.arguments, **said, "do_classifier_free_guidance": False}
+            windows.append(encode(**{name: value for name, value in again.items() if name != "self"}))
+            note(windows[-1][0], said["prompt"])
+        self._here.known = tuple(
+            _Told(
+                encoded[0][row].detach().clone(),
+                tuple((found[0][row], found[2][row] if len(found) > 2 else None) for found in windows),
+            )
+            for row in range(len(encoded[0]))
+        )
+
+    def open(self) -> Callable[[], None]:
+        """Widen the pipeline's latents, and let its UNet see one window at a time; gives the way back."""
+        pipe, unet = self._pipe, self._pipe.unet
+        size = _size(unet)
+        original = pipe.prepare_latents
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            count, cell = self._count, int(pipe.vae_scale_factor)
+            asked = (bound.arguments["height"], bound.arguments["width"])
+            if count > 1 and bound.arguments.get("latents") is None and asked == (size * cell, size * cell):
+                bound.arguments["width"] = (size + (count - 1) * round(size * STRIDE)) * cell
+            return original(*bound.args, **bound.kwargs)
+
+        forward = unet.forward
+
+        @functools.wraps(forward)
+        def by_windows(
+            sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, *args: Any, **more: Any
+        ) -> Any:
+            if getattr(self._here, "inside", False) or self._count == 1:
+                return forward(sample, timestep, encoder_hidden_states, *args, **more)
+            return self._blended(sample, timestep, encoder_hidden_states, *args, **more)
+
+        back = [_put(pipe, "prepare_latents", prepare_latents), _put(unet, "forward", by_windows)]
+
+        def undo() -> None:
+            for restore in back:
+                restore()
+
+        return undo
+
+    def _blended(self, sample: Tensor, timestep: Any, hidden: Tensor, *args: Any, **more: Any) -> Any:
+        unet, size = self._pipe.unet, _size(self._pipe.unet)
+        rows = [self._told(row) for row in hidden]
+        count, width = self._count, sample.shape[-1]
+        if sample.shape[-2] != size or not size + count - 1 <= width <= count * size:
+            cell = int(self._pipe.vae_scale_factor)
+            native, asked = size * cell, f"{width * cell}x{sample.shape[-2] * cell}"
+            raise BadRegion(
+                f"{count} concepts side by side do not fit {asked} pixels; leave both sizes out, or give "
+                f"a height of {native} and a width above {native} and up to {count * native}"
+            )
+        begin = starts(width, size, count)
+        weights = shares(begin, size, width).to(sample)
+        blended = torch.zeros_like(sample)
+        result: Any = None
+        for k, start in enumerate(begin):
+            part = slice(start, start + size)
+            told, given = self._in_window(rows, k, hidden, more)
+            self._here.inside = True
+            try:
+                result = unet(sample[..., part].contiguous(), timestep, told, *args, **given)
+            finally:
+                self._here.inside = False
+            blended[..., part] += result[0] * weights[k, part]
+        return (blended,) if isinstance(result, tuple) else type(result)(sample=blended)
+
+    def _in_window(
+        self, rows: Sequence[_Told | None], k: int, hidden: Tensor, more: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What the UNet is told in window k: features of each row of the batch, and what goes with them."""
+        told, given = hidden.clone(), dict(more)
+        beside = given.get("added_cond_kwargs") or {}
+        pooled = beside["text_embeds"].clone() if "text_embeds" in beside else None
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            features, summary = row.windows[k]
+            told[i] = features.to(told)
+            if pooled is not None and summary is not None:
+                pooled[i] = summary.to(pooled)
+        if pooled is not None:
+            given["added_cond_kwargs"] = {**beside, "text_embeds": pooled}
+        return told, given
+
+    def _told(self, row: Tensor) -> _Told | None:
+        """Which prompt a row of the UNet's batch is; None for one that says nothing of concepts."""
+        for told in self._known:
+            if told.whole.shape == row.shape and torch.equal(told.whole.to(row), row):
+                return told
+        return None
+
+
+def _clause(found: Mapping[str, str], k: int, text: str) -> str:
+    told = list(found.values())
+    return told[k] if k < len(told) else text
+
+
+def _listed(prompt: str | Sequence[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _size(unet: Any) -> int:
+    """Cells on a side of the latents that a UNet was trained on."""
+    size = unet.config.sample_size
+    return int(size if isinstance(size, int) else size[-1])
+
+
+def _put(thing: Any, name: str, function: Any) -> Callable[[], None]:
+    """A function in the place of a method of this one object; gives the way back."""
+    own = thing.__dict__
+    before = {name: own[name]} if name in own else {}
+    own[name] = function
+
+    def restore() -> None:
+        own.pop(name, None)
+        own.update(before)
+
+    return restore

@@ -1,0 +1,51 @@
+"""Prompts of several concepts, taken apart into what they say of each."""
+
+import pytest
+
+from conceptkit.steering.clauses import apart
+
+WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my_cat> cat"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("my_dog in front of a moongate", ["my_dog", "a moongate"]),
+        ("my_dog next to a moongate in the snow", ["my_dog in the snow", "a moongate in the snow"]),
+        (
+            "photo of a my_dog wearing a hat next to a moongate closed in the snow",
+            ["photo of a my_dog wearing a hat in the snow", "photo of a moongate closed in the snow"],
+        ),
+        (
+            "photo of a happy my_dog and a big old moongate",
+            ["photo of a happy my_dog", "photo of a big old moongate"],
+        ),
+        ("my_dog on the beach next to a moongate", ["my_dog on the beach", "a moongate on the beach"]),
+        ("my_dog running past the moongate", ["my_dog running", "the moongate"]),
+        (
+            "my_dog with a red collar jumping through the moongate",
+            ["my_dog with a red collar jumping", "the moongate"],
+        ),
+        ("my_dog, my_cat, and the moongate", ["my_dog", "my_cat", "the moongate"]),
+        (
+            "an oil painting of my_dog, my_cat and moongate in a city, by night",
+            [f"an oil painting of {name} in a city, by night" for name in ("my_dog", "my_cat", "moongate")],
+        ),
+        ("<my_dog> dog next to a <moongate> at night", ["<my_dog> dog at night", "a <moongate> at night"]),
+        ("a moongate and a my_dog; my_dog is smiling", ["a moongate", "a my_dog; my_dog is smiling"]),
+        ("ein my_dog vor dem moongate", ["ein my_dog vor dem", "moongate"]),
+        ("my_dog", []),
+        ("a dog next to a gate", []),
+        ("", []),
+    ],
+)
+def test_each_concept_is_told_its_own_clause(prompt, told):
+    assert list(apart(prompt, WORDS).values()) == told
+
+
+@pytest.mark.parametrize("first", ["my_dog", "moongate"])
+def test_the_order_is_that_of_the_prompt_and_nobody_hears_another_name(first):
+    second = "moongate" if first == "my_dog" else "my_dog"
+    told = apart(f"a {first} sleeping beside an old {second} by the sea", WORDS)
+    assert list(told) == [first, second]
+    assert all(other not in text for name, text in told.items() for other in (first, second) if other != name)
