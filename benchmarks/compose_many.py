@@ -16,14 +16,13 @@ from benchmarks.plot import curves
 from benchmarks.report import finish, shortfall
 from benchmarks.storybook_base import prompt as prompt_of
 from benchmarks.storybook_base import scenes, score
-from benchmarks.taught import Taught, subjects, teach
+from benchmarks.taught import Taught, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
 from conceptkit.drawing import STEPS, draw
 from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import world
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 PROMPTS = ("photo of a {}", "photo of a {} on the beach")
@@ -85,13 +84,10 @@ def main(
     torch.set_num_threads(os.cpu_count() or 1)
     warnings.simplefilter("ignore")
     base, judge, what = bases.load(), metrics.SubjectJudge(), metrics.AttributeJudge()
-    nouns = list(world.CLASSES)
-    told = subjects([nouns[k % len(nouns)] for k in range(most)], seed=4052)
     lines: dict[str, list[dict[str, Any]]] = {way: [] for way in ways or WAYS}
     with Registry(Path(home)) as registry:
         taught = [
-            teach(base, judge, registry, f"many{k}", subject, 5000 + k, learning_steps)
-            for k, subject in enumerate(track(told, "teaching"))
+            teach(base, judge, registry, number, learning_steps) for number in track(range(most), "teaching")
         ]
         probes = taught[:PROBED]
         bounds = []

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, lacking, unseen
+from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, lacking
 from benchmarks.report import finish
-from benchmarks.taught import interval, mean
+from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.base import kv_maps

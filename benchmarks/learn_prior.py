@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lessons import Pupil, Studio, lacking, options, unseen
+from benchmarks.lessons import Pupil, Studio, lacking, options
 from benchmarks.report import finish
-from benchmarks.taught import interval, mean
+from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn
 from conceptkit.concept import Concept

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.lessons import Pupil, Studio, lacking, options, unseen
+from benchmarks.lessons import Pupil, Studio, lacking, options
 from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
 from benchmarks.report import finish
-from benchmarks.taught import mean
+from benchmarks.taught import mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.concept import Concept

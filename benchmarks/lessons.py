@@ -127,9 +127,3 @@ class Studio:
         best = self.who.embed(metrics.round_trips(self.base.pipe.vae, shots[SHOWN:]))
         floor, ceiling = self.likeness(plain, real), metrics.similarity(best, real)
         return Pupil(name, subject, photos, real, self.who.embed(plain), floor, ceiling)
-
-
-def unseen(count: int, seed: int = 2026) -> list[world.Subject]:
-    """So many subjects that no base has seen, of all classes in turn."""
-    nouns, rng = list(world.CLASSES), np.random.default_rng(seed)
-    return [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,22 +33,21 @@ class Taught:
         return str(self.subject.noun)
 
 
-def subjects(nouns: Sequence[str], seed: int = 2026) -> list[world.Subject]:
-    """One unseen subject for each noun, no two alike."""
-    rng = np.random.default_rng(seed)
-    return [world.draw_subject(rng, noun, "scored") for noun in nouns]
+def unseen(count: int, seed: int = 2026) -> list[world.Subject]:
+    """Unseen subjects of all classes in turn, no two alike: the n-th is the same in every benchmark."""
+    nouns, rng = list(world.CLASSES), np.random.default_rng(seed)
+    return [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
 
 
 def teach(
     base: bases.Base,
     judge: metrics.SubjectJudge,
     registry: Registry,
-    name: str,
-    subject: world.Subject,
     number: int,
     steps: int | None = None,
 ) -> Taught:
-    """The subject as a concept: the stored one, or learned now from five photos."""
+    """An unseen subject as a concept: the stored one, or learned now from five photos."""
+    name, subject = f"thing{number}", unseen(number + 1)[number]
     shots = tuple(world.photos(subject, SHOWN + HELD_OUT, 1000 + number))
     try:
         registry.get(name)

@@ -62,7 +62,7 @@ PARTS = (
         ),
     ),
 )
-TOGETHER = ("my_dog in front of a moongate", "my_dog next to a moongate in the snow")
+TOGETHER = ("my_dog next to a moongate on the beach", "a moongate and a my_dog in the snow")
 
 
 @dataclass
@@ -130,11 +130,11 @@ def run(out: Path, tick: Tick) -> Path:
         for line, kept in zip(figures, merged.report.kept, strict=True):
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
         summed = merge.compose(*names, base=base, registry=registry, how="sum")
-        for title, note, result in (
-            ("Both together", "merged by constrained least squares", merged),
-            ("Both, naively", "the same prompts and seeds, the two deltas simply added", summed),
+        for title, note, wide in (
+            ("Both together", "side by side, merged by constrained least squares", True),
+            ("In one frame", "the same merge and prompts; the base seldom draws two things at once", False),
         ):
-            rows.append(Row(_tiles(base, result, TOGETHER, 4), title, note))
+            rows.append(Row(_tiles(base, merged, TOGETHER, 4, side_by_side=wide), title, note))
     tick(3, 3, "done")
     footer: list[str | Sequence[str]] = [
         HEAD,
@@ -221,10 +221,10 @@ def distractors(part: Part, judge: metrics.SubjectJudge) -> Any:
     return judge.embed(shots).view(DISTRACTORS, 5, -1)
 
 
-def _tiles(base: bases.Base, concept: Any, prompts: Sequence[str], seeds: int) -> list[Tile]:
-    """`seeds` pictures of each prompt; None draws with the base alone."""
+def _tiles(base: bases.Base, concept: Any, prompts: Sequence[str], seeds: int, **options: Any) -> list[Tile]:
+    """`seeds` pictures of each prompt; None draws with the base alone. options: of `attach`."""
     return [
         Tile(picture, prompt)
         for prompt in prompts
-        for picture in draw_with(base, concept, prompt, range(seeds))
+        for picture in draw_with(base, concept, prompt, range(seeds), **options)
     ]

@@ -40,8 +40,11 @@ def draw(
 
 
 def draw_with(
-    base: Base, concept: Any, prompt: str, seeds: Sequence[int], steps: int = STEPS
+    base: Base, concept: Any, prompt: str, seeds: Sequence[int], steps: int = STEPS, **options: Any
 ) -> list[Image.Image]:
-    """Pictures of one prompt, one a seed, with `concept` attached meanwhile (None: the base alone)."""
-    with attach(base.pipe, concept) if concept is not None else nullcontext():
+    """Pictures of one prompt, one a seed, with `concept` attached meanwhile (None: the base alone).
+
+    options: of `attach`.
+    """
+    with attach(base.pipe, concept, **options) if concept is not None else nullcontext():
         return draw(base, [prompt] * len(seeds), seeds, steps=steps)

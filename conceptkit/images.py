@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -177,32 +178,52 @@ def _card(row: Row, plan: _Plan) -> Image.Image:
 def _tiles(
     tiles: Sequence[Tile], count: int, side: int, unit: float, enlarge: Enlarge, ground: tuple[int, int, int]
 ) -> Image.Image:
-    """Lines of `count` tiles on a plain ground, every line as high as its longest caption."""
+    """Lines of `count` columns on a plain ground, every line as high as its longest caption."""
     gap, size = _gap(unit), round(25 * unit)
     lines = []
-    for start in range(0, len(tiles), count):
-        beside = tiles[start : start + count]
-        under = [block(tile.caption, size, side) for tile in beside]
+    for beside in _lines(tiles, count):
+        widths = [columns * side + (columns - 1) * gap for columns, _ in beside]
+        under = [block(tile.caption, size, wide) for wide, (_, tile) in zip(widths, beside, strict=True)]
         tallest = max(words.height for words in under)
-        space = round(10 * unit) if any(tile.caption for tile in beside) else 0
+        space = round(10 * unit) if any(tile.caption for _, tile in beside) else 0
         line = Image.new("RGB", (count * side + (count - 1) * gap, side + space + tallest), ground)
-        for spot, (tile, words) in enumerate(zip(beside, under, strict=True)):
-            left = spot * (side + gap)
+        left = 0
+        for wide, (_, tile), words in zip(widths, beside, under, strict=True):
             if tile.picture is not None:
-                _place(line, tile.picture, left, side, round(9 * unit), enlarge)
+                _place(line, tile.picture, left, (wide, side), round(9 * unit), enlarge)
             line.paste(SOFT, (left, side + space), words)
+            left += wide + gap
         lines.append(line)
     return _stacked(lines, [gap] * len(lines), ground)
 
 
+def _lines(tiles: Sequence[Tile], count: int) -> list[list[tuple[int, Tile]]]:
+    """Tiles in lines of `count` columns; a picture takes as many as it is wider than high."""
+    lines: list[list[tuple[int, Tile]]] = []
+    for tile in tiles:
+        ratio = tile.picture.width / tile.picture.height if tile.picture is not None else 1
+        columns = min(count, max(1, math.ceil(ratio - 0.1)))
+        if not lines or sum(taken for taken, _ in lines[-1]) + columns > count:
+            lines.append([])
+        lines[-1].append((columns, tile))
+    return lines
+
+
 def _place(
-    line: Image.Image, picture: Image.Image, left: int, side: int, radius: int, enlarge: Enlarge
+    line: Image.Image,
+    picture: Image.Image,
+    left: int,
+    room: tuple[int, int],
+    radius: int,
+    enlarge: Enlarge,
 ) -> None:
-    ratio = side / max(picture.size)
+    wide, side = room
+    ratio = min(wide / picture.width, side / picture.height)
     fitted = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
     how = Image.Resampling.NEAREST if enlarge == "nearest" and ratio > 1 else Image.Resampling.LANCZOS
     shown = picture.convert("RGB").resize(fitted, how)
-    left, top = left + (side - shown.width) // 2, (side - shown.height) // 2
+    top = (side - shown.height) // 2
+    left += (wide - shown.width) // 2 if wide == side else 0  # a wide picture begins where its caption does
     line.paste(EDGE, (left, top), _corners(shown.size, radius))
     line.paste(shown, (left, top), _corners(shown.size, radius, edge=1))
 

@@ -237,7 +237,7 @@ def test_a_trial_of_speed(bench, monkeypatch):
 @pytest.mark.parametrize("loop", ["ours", "plain"])
 def test_memory_of_one_loop_alone(bench, registry, loop):
     studio = lessons.Studio(bases.of(tiny.pico_sd(), "pico"), 1, 1)
-    pupil = studio.pupil("thing", lessons.unseen(1)[0], 0)
+    pupil = studio.pupil("thing", taught.unseen(1)[0], 0)
     recipe = recipe_for("dreambooth", 2)
     assert learn_speed.alone(studio, pupil, recipe, loop, registry) >= 0
 

@@ -138,6 +138,17 @@ def test_a_long_row_goes_on_below_and_gaps_are_kept() -> None:
     assert picture.getpixel(((a[2] + b[0]) // 2, (a[1] + a[3]) // 2)) == CARD
 
 
+def test_wide_pictures_take_the_columns_they_need() -> None:
+    wide, square = plain(0, (104, 64)), plain(1, (64, 64))
+    picture = sheet([Row([Tile(wide), Tile(square), Tile(plain(2, (104, 64)))])], per_line=4)
+    a, b, c = (where(picture, colour) for colour in COLOURS[:3])
+    assert a and b and c
+    assert a[3] - a[1] == pytest.approx(b[3] - b[1], abs=2), "as high as the others"
+    assert (a[2] - a[0]) / (a[3] - a[1]) == pytest.approx(104 / 64, abs=0.03)
+    assert b[0] > a[2] and b[1] == a[1]
+    assert c[0] == a[0] and c[1] > a[3], "two columns do not fit beside three"
+
+
 def test_an_empty_sheet_is_still_a_picture() -> None:
     assert sheet([]).width > 0
     assert sheet([Row([])], title="nothing").width > 0
