@@ -17,11 +17,36 @@ class Condition:
     hidden: Tensor
     pooled: Tensor | None = None
 
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
     def __getitem__(self, picks: Tensor) -> Condition:
         return Condition(self.hidden[picks], None if self.pooled is None else self.pooled[picks])
 
     def detach(self) -> Condition:
         return Condition(self.hidden.detach(), None if self.pooled is None else self.pooled.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """Conditions of prompts that change as something learns: those that are picked are read then, each once.
+
+    gradient: whether what is read has one.
+    """
+
+    pipe: Any
+    prompts: Sequence[str]
+    gradient: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipe._execution_device)
+
+    def __getitem__(self, picks: Tensor) -> Condition:
+        used, places = picks.unique(return_inverse=True)
+        with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
+            return read(self.pipe, [self.prompts[k] for k in used.tolist()])[places]
 
 
 def read(pipe: Any, prompts: Sequence[str]) -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conceptkit.base import Base
 from conceptkit.learn import conditions, hardware, losses, priors, sude, views
-from conceptkit.learn.conditions import Condition
+from conceptkit.learn.conditions import Condition, Live
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.dice import hash_of
 from conceptkit.learn.noise import Schedule
@@ -52,10 +52,10 @@ class Lesson:
 class Told:
     """Conditions of the pool's prompts and the prior's; for SuDe of the class's and the empty prompt."""
 
-    own: Condition
-    prior: Condition | None = None
-    plain: Condition | None = None
-    empty: Condition | None = None
+    own: Condition | Live
+    prior: Condition | Live | None = None
+    plain: Condition | Live | None = None
+    empty: Condition | Live | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,27 +89,21 @@ def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
     return Draw(picks, others, t, noise, photo)
 
 
-def reader(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns: bool) -> Callable[[], Told]:
-    """What tells the UNet its prompts; text features are read once where nothing upstream of them learns."""
+def tell(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns: bool) -> Told:
+    """What tells the UNet its prompts; text features are read now where nothing upstream of them learns."""
     pipe, recipe = lesson.base.pipe, lesson.recipe
 
-    def fixed(prompts: Sequence[str]) -> Callable[[], Condition]:
+    def fixed(prompts: Sequence[str]) -> Condition:
         """The base's own words: no token is in them, and what is drawn from them has no gradient."""
         with torch.no_grad():
-            found = conditions.read(pipe, prompts).detach()
-        return lambda: found
+            return conditions.read(pipe, prompts).detach()
 
-    def live(prompts: Sequence[str]) -> Callable[[], Condition]:
-        return lambda: conditions.read(pipe, prompts)
+    def live(prompts: Sequence[str]) -> Live:
+        return Live(pipe, prompts)
 
-    def at_rest(prompts: Sequence[str]) -> Callable[[], Condition]:
+    def at_rest(prompts: Sequence[str]) -> Live:
         """As they are now, without a gradient."""
-
-        def now() -> Condition:
-            with torch.no_grad():
-                return conditions.read(pipe, prompts).detach()
-
-        return now
+        return Live(pipe, prompts, gradient=False)
 
     own = (live if token_learns or encoder_learns else fixed)(lesson.pool.prompts)
     prior = None
@@ -119,7 +113,7 @@ def reader(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns:
     if recipe.sude:
         rest = at_rest if encoder_learns else fixed
         plain, empty = rest(lesson.plain_prompts), rest([""])
-    return lambda: Told(own(), prior and prior(), plain and plain(), empty and empty())
+    return Told(own, prior, plain, empty)
 
 
 def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
@@ -137,10 +131,10 @@ def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
     picks, others, t = drawn.picks[mine], drawn.others[theirs], drawn.t[places]
     n = len(picks)
     clean, mask = pool.latents[picks], pool.masks[picks]
-    hidden = told.own[pool.prompt_of[picks].to(told.own.hidden.device)]
+    hidden = told.own[pool.prompt_of[picks].to(told.own.device)]
     if told.prior is not None and lesson.prior is not None and len(others):
         clean = torch.cat([clean, lesson.prior.latents[others].to(clean)])
-        hidden = conditions.together(hidden, told.prior[others.to(told.prior.hidden.device)])
+        hidden = conditions.together(hidden, told.prior[others.to(told.prior.device)])
     noise = drawn.noise[places].to(clean)
     noisy = lesson.schedule.add_noise(clean, noise, t)
     wanted = lesson.schedule.target(clean, noise, t)
@@ -195,7 +189,7 @@ def _inherited(
     """SuDe over these views, through the weights as they are now."""
     assert told.plain is not None and told.empty is not None
     schedule = lesson.schedule
-    device = told.plain.hidden.device
+    device = told.plain.device
     plain = told.plain[lesson.pool.prompt_of[picks].to(device)]
     empty = told.empty[torch.zeros(len(picks), dtype=torch.int64, device=device)]
     with torch.no_grad():

@@ -215,8 +215,8 @@ def _watch(taught: Lesson) -> Watch:
 
     @torch.no_grad()
     def measure() -> float:
-        read = lesson.reader(judged, with_prior=False, token_learns=False, encoder_learns=False)
-        return float(lesson.loss(judged, replace(drawn, picks=even), read()))
+        told = lesson.tell(judged, with_prior=False, token_learns=False, encoder_learns=False)
+        return float(lesson.loss(judged, replace(drawn, picks=even), told))
 
     return Watch(recipe.validate, recipe.patience, measure)
 
@@ -235,7 +235,7 @@ def _learn_token(
             betas=(0.9, 0.999),
             ramp=lambda step, steps: (1 - step / steps) ** 0.5,
             with_prior=False,
-            read=lesson.reader(taught, with_prior=False, token_learns=True, encoder_learns=False),
+            told=lesson.tell(taught, with_prior=False, token_learns=True, encoder_learns=False),
             more=None,
             tick=tick,
         )
@@ -275,7 +275,7 @@ def _learn_look(
     with add_tokens(base.pipe, learned) as tokens, ExitStack() as undo:
         goes_on, encoder = recipe.token_goes_on, bool(recipe.text_rank)
         # Text that nothing upstream of will change is read before the adapter is there.
-        read = None if encoder else lesson.reader(taught, True, goes_on, False)
+        told = None if encoder else lesson.tell(taught, True, goes_on, False)
         look = undo.enter_context(adapters.put_on(base, recipe, taught.seed, down))
         groups = list(look.groups)
         if taught.sight is not None:
@@ -291,7 +291,7 @@ def _learn_look(
             betas=(0.9, 0.99),
             ramp=ramp,
             with_prior=True,
-            read=read or lesson.reader(taught, True, goes_on, True),
+            told=told or lesson.tell(taught, True, goes_on, True),
             more=penalties.of(taught, concepts, look, shape),
             tick=tick,
             before=recipe.token_steps,

@@ -25,7 +25,7 @@ class Stage:
     betas: tuple[float, float]
     ramp: Callable[[int, int], float]
     with_prior: bool
-    read: Callable[[], lesson.Told]
+    told: lesson.Told
     more: Callable[[], Tensor] | None
     tick: Callable[[int], None]
     before: int = 0
@@ -80,7 +80,7 @@ def _descend(taught: Lesson, stage: Stage, step: int, scaler: torch.amp.GradScal
     drawn = lesson.draw(taught, (stage.name, step), stage.with_prior)
     total = torch.zeros(())
     for part in range(taught.recipe.accumulate):
-        loss = lesson.loss(taught, drawn, stage.read(), part)
+        loss = lesson.loss(taught, drawn, stage.told, part)
         if stage.more is not None and part == 0 and taught.crew.first:
             loss = loss + stage.more()
         scaler.scale(loss).backward()
