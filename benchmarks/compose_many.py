@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import torch
 from rich.progress import track
 
 from benchmarks.plot import curves
-from benchmarks.report import finish, shortfall
+from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.storybook_base import prompt as prompt_of
 from benchmarks.storybook_base import scenes, score
 from benchmarks.taught import Taught, teach
@@ -81,7 +79,7 @@ def main(
     home: str,
     plot: str,
 ) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     warnings.simplefilter("ignore")
     base, judge, what = bases.load(), metrics.SubjectJudge(), metrics.AttributeJudge()
     lines: dict[str, list[dict[str, Any]]] = {way: [] for way in ways or WAYS}

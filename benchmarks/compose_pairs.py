@@ -7,7 +7,6 @@ else taught: in one frame beside the other's class noun, side by side in a windo
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.report import finish, shortfall
+from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.taught import Taught, interval, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
@@ -232,7 +231,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main(
     pairs: int, seeds: int, ways: tuple[str, ...], steps: int, learning_steps: int | None, home: str
 ) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     warnings.simplefilter("ignore")
     classes = len(world.CLASSES)
     kinds = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -10,11 +9,10 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, lacking
-from benchmarks.report import finish
+from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
@@ -125,7 +123,7 @@ def misses(row: str, line: Mapping[str, Any]) -> list[str]:
 @click.option("--steps", type=int, help="Training steps, to try the program itself.")
 @click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
 def main(count: int, seeds: int, photos: int, methods: str, steps: int | None, drawing: int) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     wanted = methods.split(",")
     if unknown := [row for row in wanted if row not in ROWS]:
         raise click.BadParameter(f"there is no row {unknown[0]}; choose of {', '.join(ROWS)}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from typing import Any
 
 import click
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.lessons import Pupil, Studio, lacking, options
-from benchmarks.report import finish
+from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn
@@ -119,7 +117,7 @@ def misses(figures: dict[str, Any]) -> list[str]:
 @options(METHODS)
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) -> None:
     """Teach unseen subjects, and a moongate beside them, with prior preservation and without."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     wanted = methods.split(",")
     if unknown := [name for name in wanted if name not in RECIPES]:
         raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(RECIPES)}")
@@ -131,7 +129,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
         for method in wanted:
-            for arm, changes in (("prior", {}), ("no prior", {"prior_weight": 0.0})):
+            for arm, changes in (("prior", {"prior_weight": 1.0}), ("no prior", {"prior_weight": 0.0})):
                 recipe = learn.recipe_for(method, steps, changes=changes)
                 lines = []
                 for pupil, first in zip(pupils, usual, strict=True):

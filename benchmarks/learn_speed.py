@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from PIL import Image
 
 from benchmarks.lessons import Pupil, Studio, lacking, options
 from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
-from benchmarks.report import finish
+from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
@@ -201,7 +200,7 @@ def compare(
 @options(METHODS, full=SUBJECTS)
 @click.option("--only", type=click.Choice(["ours", "plain"]), help="Measure one loop's memory, nothing else.")
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, only: str | None) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     wanted = methods.split(",")
     if unknown := [name for name in wanted if name not in METHODS]:
         raise click.BadParameter(f"there is no plain loop of {unknown[0]}; choose of {', '.join(METHODS)}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from typing import Any
 
 import click
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks.lessons import Pupil, Studio, lacking, options
-from benchmarks.report import finish
+from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn
@@ -82,7 +80,7 @@ def misses(figures: dict[str, Any]) -> list[str]:
 @click.command()
 @options(METHODS)
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     wanted = methods.split(",")
     if unknown := [name for name in wanted if name not in RECIPES]:
         raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(RECIPES)}")

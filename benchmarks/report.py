@@ -11,8 +11,17 @@ from typing import Any
 import torch
 
 
+def use_own_cores() -> None:
+    """A thread for each core that this process may use: two benchmarks at once each keep to their own."""
+    torch.set_num_threads(_cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> str:
-    cores, threads = os.cpu_count(), torch.get_num_threads()
+    cores, threads = _cores(), torch.get_num_threads()
     return f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {threads} threads"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.report import finish
+from benchmarks.report import finish, use_own_cores
 from conceptkit import base as bases
 from conceptkit import devices, metric
 from conceptkit.concept import Concept
@@ -147,7 +146,7 @@ def checksum(module: nn.Module) -> float:
 @click.option("--precision", type=click.Choice(CHOICES["precision"]), default="fp32", show_default=True)
 @click.option("--peak", type=float, help="Arithmetic peak of the device in TFLOP/s, to say its share.")
 def main(method: str, steps: int, batch: int, device: str, precision: str, peak: float | None) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     base = bases.of(pipeline().to(devices.choose(device)), "sd15")
     recipe, before = recipe_of(method, steps, precision, batch), checksum(base.unet)
     begun = time.perf_counter()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import click
 import numpy as np
-import torch
 from PIL import Image
 
-from benchmarks.report import finish
+from benchmarks.report import finish, use_own_cores
 from conceptkit import base as bases
 from conceptkit.drawing import STEPS, draw
 from conceptkit.evaluate.metrics import AttributeJudge
@@ -87,7 +85,7 @@ def score(
 @click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
 @click.option("--guidance", default=bases.STORYBOOK_GUIDANCE, show_default=True)
 def main(count: int, folder: str, guidance: float) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     base = bases.load(folder)
     judge = AttributeJudge()
     found: dict[str, float] = {}

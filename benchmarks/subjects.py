@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from dataclasses import replace
@@ -10,10 +9,9 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from rich.progress import track
 
-from benchmarks.report import finish, shortfall
+from benchmarks.report import finish, shortfall, use_own_cores
 from conceptkit import base as bases
 from conceptkit import learn, merge
 from conceptkit.drawing import draw_with
@@ -37,7 +35,7 @@ SUBJECTS, SEEDS = 10, 2
 @click.option("--seeds", default=SEEDS, show_default=True)
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_own_cores()
     base, judge = bases.load(), metrics.SubjectJudge()
     recipe = learn.recipe_for()
     for change in changes:

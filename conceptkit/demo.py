@@ -62,7 +62,10 @@ PARTS = (
         ),
     ),
 )
-TOGETHER = ("my_dog next to a moongate on the beach", "a moongate and a my_dog in the snow")
+TOGETHER = (
+    "photo of a my_dog next to a moongate on the beach",
+    "photo of a moongate and a my_dog in the snow",
+)
 
 
 @dataclass
