@@ -103,7 +103,7 @@ class Recipe:
 
 # Steps and rates are meant for the storybook base; published ones are for bases a hundred times its size.
 RECIPES: dict[str, Recipe] = {
-    "custom": Recipe("custom", rank=3, vectors=3, aside=4.0, steps=200),
+    "custom": Recipe("custom", rank=3, vectors=3, aside=6.0, token_steps=50, steps=150, prior_weight=0.0),
     "custom-diffusion": Recipe(
         "custom-diffusion",
         adapter="kv",
