@@ -156,13 +156,12 @@ _ADAPTERS = {
 
 
 def of_adapter(method: str, adapter: str) -> dict[str, Any]:
-    """What to change of a method's recipe to learn with another adapter: its rank, rates and maps."""
+    """What to change of a method's recipe to learn with another adapter: its rank, rates, maps and prior."""
     if RECIPES[method].adapter == adapter:
         return {}
     suited = RECIPES[_ADAPTERS[adapter]]
-    return {
-        name: getattr(suited, name) for name in ("adapter", "targets", "rank", "lr", "full_lr", "attention")
-    }
+    fields_of_it = ("adapter", "targets", "rank", "lr", "full_lr", "attention", "prior_weight")
+    return {name: getattr(suited, name) for name in fields_of_it}
 
 
 def recipe_for(

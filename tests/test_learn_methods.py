@@ -244,4 +244,7 @@ def test_an_adapter_brings_its_numbers():
     recipe = recipe_for("dreambooth", changes=of_adapter("dreambooth", "unet"))
     assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
     assert of_adapter("custom", "keyed") == {}
+    assert recipe_for("custom", changes=of_adapter("custom", "kv")).prior_weight == 1, (
+        "it is not keyed any more"
+    )
     assert set(SUDE) == {r.adapter for r in RECIPES.values()}

@@ -132,7 +132,11 @@ def test_the_users_own_pictures_of_the_class(pico, folder, place, registry, monk
     prior = priors.of_photos(pico, shown, "dog", sidecars.captions(place, shown))
     assert prior.latents.shape == (3, 4, 8, 8)
     assert prior.prompts == ("a dog {asleep}", "photo of a dog", "photo of a dog")
-    learned = add("my_dog", folder, base=pico, registry=registry, prior_photos=place)
+    without = {"prior_weight": 0.0}
+    learned = add("my_dog", folder, base=pico, registry=registry, prior_photos=place, changes=without)
     assert learned.concept.noun == "dog"
+    assert learned.concept.recipe["prior_weight"] == 1, "given pictures are not left unused"
+    with pytest.raises(BadRecipe, match="learns a word alone.*leave --prior-photos out"):
+        add("word", folder, base=pico, registry=registry, method="textual-inversion", prior_photos=place)
     with pytest.raises(BadRecipe, match="has no class that pictures could hold on to"):
         add("inky", folder, base=pico, registry=registry, kind="style", prior_photos=place)

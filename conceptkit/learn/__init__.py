@@ -6,7 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,8 @@ def _add(
     from conceptkit.registry.store import Registry
 
     begun = time.monotonic()
+    if prior_photos:
+        recipe = _with_prior(recipe)
     registry = registry or Registry()
     for name in (*photos, joint) if joint else photos:
         registry.check_free(name, new_version=new_version)
@@ -230,6 +232,15 @@ def _add(
     if crew.find().first:
         keeper.drop()
     return learned
+
+
+def _with_prior(recipe: Recipe) -> Recipe:
+    """The recipe, holding on to pictures of the class even if it would do without any."""
+    if not recipe.steps:
+        raise BadRecipe(
+            f"{recipe.method} learns a word alone, which leaves its class as it is; leave --prior-photos out"
+        )
+    return recipe if recipe.prior_weight else replace(recipe, prior_weight=1.0)
 
 
 def _store(registry: Registry, concept: Concept, sheet: Image.Image, new_version: bool) -> Entry:
