@@ -4,12 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from conceptkit import base as bases
-from conceptkit import metric
 from conceptkit import photos as pictures
 from conceptkit.concept import Concept
 from conceptkit.learn import learn
@@ -17,9 +15,7 @@ from conceptkit.learn.dice import hash_of
 from conceptkit.learn.loop import Outcome, learn_together
 from conceptkit.learn.subjects import Subject
 from conceptkit.learn.words import first_rows
-from conceptkit.recipes import DEFAULT, RECIPES, Recipe
-from conceptkit.registry.store import Registry
-from tests import tiny
+from conceptkit.recipes import RECIPES, Recipe
 
 TINY = Recipe(
     "custom",
@@ -74,35 +70,3 @@ def values(concept: Concept) -> torch.Tensor:
     """All that the delta holds, whatever its maps' widths, and the token's rows."""
     parts = [factor.flatten() for factors in concept.delta.values() for factor in factors]
     return torch.cat([*parts, *(row.flatten() for rows in concept.tokens.values() for row in rows)])
-
-
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch):
-    texts = bases.captions("any")[:40]
-    monkeypatch.setattr(metric, "captions", lambda name: texts)
-
-
-@pytest.fixture(autouse=True)
-def tiny_recipe(monkeypatch):
-    monkeypatch.setitem(RECIPES, DEFAULT, TINY)
-
-
-@pytest.fixture(scope="session")
-def pico() -> bases.Base:
-    return bases.of(tiny.pico_sd(), "pico")
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return draw_photos(tmp_path_factory.mktemp("dog"), SEEDS)
-
-
-@pytest.fixture(scope="session")
-def shown(folder) -> pictures.PhotoSet:
-    return pictures.read(folder)
-
-
-@pytest.fixture
-def registry():
-    with Registry() as registry:
-        yield registry

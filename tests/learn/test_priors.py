@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Prior sets are drawn once per base and class, or taken from the user."""
 
 from dataclasses import replace
@@ -9,7 +8,7 @@ import torch
 from conceptkit import base as bases
 from conceptkit.learn import priors
 from tests import tiny
-from tests.learning import TINY, few_captions, folder, pico, registry, shown, teach, tiny_recipe
+from tests.learning import TINY, teach
 
 
 def test_a_prior_set_is_drawn_once_and_shared(pico, shown, registry, monkeypatch):

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Every method learns what it says and nothing else; without its distinguishing term the gradients differ."""
 
 from dataclasses import replace
@@ -16,20 +15,7 @@ from conceptkit.kv_delta import install_on, places, uninstall_from
 from conceptkit.learn import adapters, losses, targets
 from conceptkit.recipes import RECIPES, SUDE, of_adapter, recipe_for
 from tests import tiny
-from tests.learning import (
-    TINY,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    start,
-    teach,
-    tiny_recipe,
-    values,
-)
+from tests.learning import TINY, method, outcome, start, teach, values
 
 
 def maps(pico, preset):

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """What a recipe switches changes what is learned; recipes that make no sense are refused."""
 
 from dataclasses import replace
@@ -13,7 +12,7 @@ from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.kv_delta import install, uninstall
 from conceptkit.learn import losses, views
 from tests import tiny
-from tests.learning import TINY, few_captions, folder, pico, registry, shown, teach, tiny_recipe, ups
+from tests.learning import TINY, teach, ups
 
 
 @pytest.mark.parametrize(

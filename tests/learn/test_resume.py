@@ -1,11 +1,9 @@
-# ruff: noqa: F401, F811
 """Killed at any step and resumed, learning gives the bytes that it would have given without."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -15,18 +13,7 @@ from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.learn import UNFINISHED, add, checkpoints, losses
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.recipes import RECIPES
-from tests import tiny
-from tests.learning import (
-    TINY,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    tiny_recipe,
-)
+from tests.learning import TINY, method, outcome
 
 LONG = replace(TINY, token_steps=3, steps=4)
 

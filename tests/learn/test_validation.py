@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Early stopping: the loss on fixed noise, the best step kept, the curve as a picture."""
 
 from dataclasses import replace
@@ -8,18 +7,7 @@ import torch
 
 from conceptkit.learn import validation
 from conceptkit.learn.validation import Watch
-from tests.learning import (
-    TINY,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    tiny_recipe,
-    values,
-)
+from tests.learning import TINY, method, outcome, values
 
 
 def test_the_best_step_is_kept_and_learning_stops_when_it_gets_no_better():

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Learning on pico pipelines: the base comes out untouched, and what was learned is as its seed."""
 
 from dataclasses import replace
@@ -15,19 +14,7 @@ from conceptkit.errors import ConceptError
 from conceptkit.learn import losses, priors
 from conceptkit.learn.loop import _learn_token
 from tests import tiny
-from tests.learning import (
-    TINY,
-    draw_photos,
-    few_captions,
-    folder,
-    pico,
-    registry,
-    shown,
-    start,
-    teach,
-    tiny_recipe,
-    ups,
-)
+from tests.learning import TINY, draw_photos, start, teach, ups
 
 
 def test_a_learned_concept_has_a_token_and_a_delta_with_one_shared_down(pico, shown):

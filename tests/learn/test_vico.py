@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Learning to look at a reference photo: what learns, from which photos, and what each term of it does."""
 
 from dataclasses import replace
@@ -17,16 +16,7 @@ from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import RECIPES, of_adapter, recipe_for
 from conceptkit.vico import formulas
 from tests import tiny
-from tests.learning import (
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    teach,
-)
+from tests.learning import method, outcome, teach
 
 PROMPT = "a photo of a my_dog"
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Half precision, optimisers of 8 bits and compiled code: done where a device can, else refused."""
 
 import sys
@@ -10,23 +9,11 @@ import torch
 
 from conceptkit import base as bases
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn import add, checkpoints, hardware
+from conceptkit.learn import add, hardware
 from conceptkit.learn.checkpoints import Keeper
-from conceptkit.recipes import RECIPES, recipe_for
+from conceptkit.recipes import recipe_for
 from tests import tiny
-from tests.learning import (
-    TINY,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    teach,
-    tiny_recipe,
-    values,
-)
+from tests.learning import TINY, method, outcome, teach, values
 
 KV = {"prior_weight": 0.0, "token_goes_on": False}
 

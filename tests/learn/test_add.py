@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """`add` stores a concept whole or not at all, and says what a user should know."""
 
 import json
@@ -13,7 +12,7 @@ from conceptkit.errors import BadBase, BadName, BadPhotos, BadRecipe, NameTaken
 from conceptkit.learn import add, recipe_for
 from conceptkit.photos import PhotoSet
 from tests import tiny
-from tests.learning import TINY, draw_photos, few_captions, folder, pico, registry, shown, teach, tiny_recipe
+from tests.learning import TINY, draw_photos, teach
 
 
 def test_add_stores_a_concept_its_summary_and_a_preview(pico, folder, registry):

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Several subjects in one run: each is a concept of its own, and all of them are one."""
 
 from dataclasses import replace
@@ -16,19 +15,7 @@ from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
 from conceptkit.registry.store import Registry
 from tests import tiny
-from tests.learning import (
-    TINY,
-    draw_photos,
-    few_captions,
-    folder,
-    method,
-    pico,
-    registry,
-    shown,
-    teach,
-    tiny_recipe,
-    values,
-)
+from tests.learning import TINY, draw_photos, method, teach, values
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """What must fail fails before anything is drawn, in one sentence that names the value."""
 
 from dataclasses import replace
@@ -11,18 +10,7 @@ from conceptkit.errors import BadBase, BadRecipe, ConceptError
 from conceptkit.learn import priors, views
 from conceptkit.recipes import recipe_for
 from tests import tiny
-from tests.learning import (
-    TINY,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    teach,
-    tiny_recipe,
-)
+from tests.learning import TINY, method, outcome, teach
 
 
 @pytest.fixture

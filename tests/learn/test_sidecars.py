@@ -1,7 +1,4 @@
-# ruff: noqa: F401, F811
 """Captions and masks that lie beside the photos."""
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,19 +10,7 @@ from conceptkit.errors import BadPhotos, BadRecipe
 from conceptkit.learn import add, priors, sidecars, views
 from conceptkit.learn.subjects import Subject
 from conceptkit.photos import Framing, augment
-from tests.learning import (
-    TINY,
-    draw_photos,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    tiny_recipe,
-    values,
-)
+from tests.learning import draw_photos, method, outcome, values
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
-# ruff: noqa: F401, F811
 """Views of photos and the prompts that go with them."""
 
 import pytest
 import torch
 
 from conceptkit.learn import views
-from tests.learning import few_captions, folder, pico, registry, shown, tiny_recipe
 
 
 def test_prompts_of_views_read_well(pico, shown, monkeypatch):

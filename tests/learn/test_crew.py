@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """Parts of a batch, and several processes, learn what one process learns from the whole of it."""
 
 import os
@@ -13,19 +12,7 @@ import torch
 from conceptkit.concept import Concept
 from conceptkit.learn.crew import Crew
 from tests import tiny
-from tests.learning import (
-    TINY,
-    few_captions,
-    folder,
-    method,
-    outcome,
-    pico,
-    registry,
-    shown,
-    teach,
-    tiny_recipe,
-    values,
-)
+from tests.learning import TINY, method, teach, values
 
 FOUR = {"batch": 4, "prior_batch": 2}
 

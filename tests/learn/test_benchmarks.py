@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """The benchmarks of learning: their sums are right, and a trial runs to its last line and holds nothing."""
 
 import json
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 from benchmarks import (
     learn_methods,
@@ -29,7 +27,7 @@ from conceptkit.recipes import RECIPES, recipe_for
 from conceptkit.storybook import world
 from conceptkit.storybook.evaluators import ATTRIBUTES
 from tests import tiny
-from tests.learning import few_captions, folder, method, pico, registry, shown, tiny_recipe
+from tests.learning import method
 
 TRIAL = ["--subjects", "1", "--seeds", "2", "--drawing", "1"]
 
