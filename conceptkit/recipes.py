@@ -45,7 +45,8 @@ class Recipe:
     vectors: of the token. token_goes_on: it learns on beside the look (Custom Diffusion, 2212.04488).
     edges: weight of what the delta does at BOS, EOT and padding of the concept's own prompts, as for `leak`.
     detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys
-        are those of the class noun (Perfusion, 2305.01644), values learn.
+        are those of the class noun (Perfusion, 2305.01644), values learn. hold: keyed; so many principal rows
+        of the class noun by itself, up to 8 with its own, at which the delta is nothing.
     sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper".
     validate: steps between two looks at the validation loss, 0 for none; the best of them is kept.
     patience: looks without a better one before learning stops; 0: never.
@@ -80,6 +81,7 @@ class Recipe:
     edges: float = _off(0.0)
     detach_bos: bool = _off(False)
     lock_keys: bool = _off(False)
+    hold: int = _off(0)
     sude: float = _off(0.0)
     sude_weight: str = _off("code")
     validate: int = _off(0)
@@ -103,7 +105,9 @@ class Recipe:
 
 # Steps and rates are meant for the storybook base; published ones are for bases a hundred times its size.
 RECIPES: dict[str, Recipe] = {
-    "custom": Recipe("custom", rank=3, vectors=3, aside=6.0, token_steps=50, steps=150, prior_weight=0.0),
+    "custom": Recipe(
+        "custom", rank=3, vectors=3, aside=6.0, hold=2, token_steps=50, steps=150, prior_weight=0.0
+    ),
     "custom-diffusion": Recipe(
         "custom-diffusion",
         adapter="kv",

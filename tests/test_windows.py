@@ -86,9 +86,9 @@ def test_the_picture_is_that_of_its_windows(build, how):
             guidance_scale=2.0,
             output_type="latent",
         ).images
-        assert draw(pipe, BOTH).shape == (3, 16, 26)
+        assert draw(pipe, BOTH).shape == (3, 16, 28)
     with attach(pipe, *pair, how=how):
-        wanted = by_hand(pipe, CLAUSES, [0, 5], 13)
+        wanted = by_hand(pipe, CLAUSES, [0, 6], 14)
     assert found.shape == wanted.shape
     assert torch.allclose(found, wanted, atol=1e-4)
     assert snapshot(pipe) == before
@@ -152,4 +152,4 @@ def test_swapping_keeps_the_windows(pipe):
     cat = pico_concept(pipe, "my_cat", "cat", seed=5)
     with attach(pipe, *two(pipe), side_by_side=True) as attachment:
         attachment.swap("my_dog", cat)
-        assert draw(pipe, "my_cat by a moongate").shape == (3, 16, 26)
+        assert draw(pipe, "my_cat by a moongate").shape == (3, 16, 28)

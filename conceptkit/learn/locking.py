@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from conceptkit.base import Base, encode, token_ids
+from conceptkit.base import Base, encode
+from conceptkit.compose import Factor, principal_rows
 from conceptkit.concept import Concept
-from conceptkit.contexts import context_prompts, positions, word_features
+from conceptkit.contexts import ENERGY, context_prompts, positions, spell, word_features
 from conceptkit.learn import adapters
 from conceptkit.learn.adapters import Look
 
@@ -22,14 +23,24 @@ def class_rows(concept: Concept, base: Base, rows: Tensor) -> Tensor:
     (words,) = concept.words.values()
     plain = [text.replace(words, concept.noun or "") for text in context_prompts(concept)]
     read = encode(base.pipe, plain)
-    tokenizer = base.encoders[0][0]
-    (spelt,) = token_ids(base.pipe, tokenizer, [concept.noun or ""])
-    noun = spelt[1 : int((spelt == tokenizer.eos_token_id).int().argmax())]
-    there = positions(read.ids, noun)
+    there = positions(read.ids, spell(base.pipe, concept.noun or ""))
     means = [hidden[at].mean(0) for hidden, at in zip(read.hidden, there, strict=True)]
     of_class = torch.stack([means[k] for k, at in enumerate(own) for _ in range(int(at.sum()))]).double()
     combined = rows.double() @ torch.linalg.pinv(features.hidden[own].double())
     return combined @ of_class
+
+
+def plain_rows(concept: Concept, base: Base, keys: Factor, most: int) -> Tensor:
+    """Principal rows (s, d), s <= `most`, of the class noun by itself, in the prompts of the concept.
+
+    A delta that is nothing there leaves pictures of the class alone, without having seen any.
+    """
+    if not most:
+        return torch.zeros(0, base.width, dtype=torch.float64)
+    (words,) = concept.words.values()
+    read = encode(base.pipe, [text.replace(words, concept.noun or "") for text in context_prompts(concept)])
+    there = positions(read.ids, spell(base.pipe, concept.noun or ""))
+    return principal_rows(read.hidden[there], keys, energy=ENERGY, most=most)
 
 
 def lock_keys(look: Look, group: list[nn.Parameter], difference: Tensor) -> list[nn.Parameter]:

@@ -21,13 +21,13 @@ from conceptkit import metric
 from conceptkit.base import Base
 from conceptkit.compose import Factor, closed_form, factor
 from conceptkit.concept import Concept, Delta
-from conceptkit.contexts import constraint_rows
+from conceptkit.contexts import MOST_ROWS, constraint_rows
 from conceptkit.errors import BadRecipe
 from conceptkit.learn import adapters, lesson, parts, penalties, preflight, priors, sight, views, words
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.crew import find
 from conceptkit.learn.lesson import Lesson
-from conceptkit.learn.locking import class_rows, lock_keys
+from conceptkit.learn.locking import class_rows, lock_keys, plain_rows
 from conceptkit.learn.noise import schedule_of
 from conceptkit.learn.stage import Stage, ramp, run
 from conceptkit.learn.stillness import frozen, lean
@@ -263,10 +263,16 @@ def _learn_look(
     if keyed:
         rows = [constraint_rows(concept, base, keys) for concept in concepts]
         rows = [own[: recipe.rank] if recipe.rank else own for own in rows]
-        concepts = [replace(c, rows=own.float()) for c, own in zip(concepts, rows, strict=True)]
+        held = [
+            plain_rows(c, base, keys, _held(recipe, c, own)) for c, own in zip(concepts, rows, strict=True)
+        ]
+        concepts = [
+            replace(c, rows=torch.cat([own, still]).float())
+            for c, own, still in zip(concepts, rows, held, strict=True)
+        ]
     down = None
     if keyed and recipe.rank:
-        down = key_factor(torch.cat(rows), keys).float().to(base.device)
+        down = key_factor(torch.cat(rows), torch.cat(held), keys).float().to(base.device)
     wanted = None
     if recipe.lock_keys:
         of_class = [class_rows(c, base, own) for c, own in zip(concepts, rows, strict=True)]
@@ -310,9 +316,18 @@ def _learn_look(
     return parts.apart(concepts, delta, keys, base), delta
 
 
-def key_factor(rows: Tensor, keys: Factor) -> Tensor:
-    """M^-1 C G^-1 (s, d): reads 1 at its own constraint row, 0 at the others, little in ordinary captions."""
-    return closed_form(rows, torch.zeros(len(rows), 1), keys).down
+def _held(recipe: Recipe, concept: Concept, own: Tensor) -> int:
+    """How many rows of its class there is room for beside a concept's own."""
+    return min(recipe.hold, MOST_ROWS - len(own)) if recipe.rank and concept.noun else 0
+
+
+def key_factor(rows: Tensor, held: Tensor, keys: Factor) -> Tensor:
+    """The rows of M^-1 C G^-1 (s, d) that belong to `rows` (s, d), C being these and those `held` (h, d).
+
+    It reads 1 at its own constraint row, 0 at the others and those held, little in ordinary captions.
+    """
+    both = torch.cat([rows, held])
+    return closed_form(both, torch.zeros(len(both), 1), keys).down[: len(rows)]
 
 
 def _learning(rows: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -31,6 +31,7 @@ LEAST = {
     "validate": 0,
     "patience": 0,
     "extract": 0,
+    "hold": 0,
 }
 RATES = ("token_lr", "lr", "full_lr")
 WEIGHTS = ("prior_weight", "leak", "edges", "sude", "aside", "attention")

@@ -19,8 +19,8 @@ from torch import Tensor
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.steering.clauses import apart
 
-STRIDE = 5 / 8
-"""From one window to the next, in widths of a window: things stand close, and their edges do not overlap."""
+STRIDE = 3 / 4
+"""From one window to the next, in widths of a window: with half of one, neighbours grow into each other."""
 SAID = ("prompt", "prompt_2")
 
 

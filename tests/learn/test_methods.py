@@ -8,11 +8,16 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from conceptkit import base as bases
+from conceptkit import metric
 from conceptkit.attach import attach
+from conceptkit.compose import factor
 from conceptkit.concept import Concept, delta_dense
+from conceptkit.contexts import MOST_ROWS
 from conceptkit.formats.diffusers import lora
 from conceptkit.kv_delta import install_on, places, uninstall_from
-from conceptkit.learn import adapters, losses, targets
+from conceptkit.learn import adapters, learn, losses, targets
+from conceptkit.learn.locking import plain_rows
+from conceptkit.merge import compose
 from conceptkit.recipes import RECIPES, SUDE, of_adapter, recipe_for
 from tests import tiny
 from tests.learning import TINY, method, outcome, start, teach, values
@@ -224,6 +229,31 @@ def test_locked_keys_are_those_of_the_class(pico, shown):
         if name.endswith("to_k"):
             assert torch.allclose(made, wanted, atol=2e-3)
         assert up.any() and not torch.equal(up, free.delta[name][0])
+
+
+def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(pico, shown, registry):
+    """Whatever was learned, the held rows are zeros of D, and a merge's constraints keep them so."""
+
+    def moved(concept, where):
+        return sum(float((where @ delta_dense(f).T).norm()) for f in concept.delta.values())
+
+    recipe = replace(TINY, hold=2, prior_weight=0.0)
+    held, free = (teach(pico, shown, r) for r in (recipe, replace(recipe, hold=0)))
+    plain = plain_rows(held, pico, factor(metric.of_base(pico, None).gram), 2).float()
+    assert len(plain) == 2 and len(held.rows) == len(free.rows) + 2
+    assert torch.allclose(held.rows[-2:], plain, rtol=0.01, atol=1e-3)
+    own = held.rows[:-2]
+    assert moved(held, plain) < 0.02 * moved(held, own) and moved(free, plain) > 0.1 * moved(free, own)
+    other = learn(pico, shown, "my_cat", "cat", recipe)
+    merged = compose(held, other, base=pico, registry=registry).concept
+    assert moved(merged, plain) < 0.05 * moved(merged, own)
+
+
+def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown):
+    crowded = teach(pico, shown, replace(TINY, rank=7, hold=5))
+    assert len(crowded.rows) <= MOST_ROWS
+    nameless = teach(pico, shown, replace(TINY, hold=2, prior_weight=0.0), noun=None)
+    assert len(nameless.rows) == TINY.rank
 
 
 def test_an_adapter_brings_its_numbers():
