@@ -75,7 +75,8 @@ class Concept:
 
     tokens: "<my_dog>" -> per text encoder its embedding rows (k, width of that encoder).
     words: a name in a prompt -> the text it stands for: {"my_dog": "<my_dog> dog"}.
-    rows: (s, d) text features of its own words over many contexts, so that composing encodes no prompt.
+    rows: (s, d) text features of its own words over many contexts, and of its class noun where it leaves that
+        alone, so that composing encodes no prompt.
     recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes.
     reference: a photo that is looked at in every step of drawing, and how; None for most.
     """
