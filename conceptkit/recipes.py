@@ -120,7 +120,7 @@ RECIPES: dict[str, Recipe] = {
         lr=2e-3,
     ),
     "dreambooth": Recipe(
-        "dreambooth", adapter="lora", targets="attn", begin="rare", token_steps=0, rank=4, steps=300, lr=1e-3
+        "dreambooth", adapter="lora", targets="attn", begin="rare", token_steps=0, rank=4, steps=300, lr=3e-3
     ),
     "dreambooth-full": Recipe(
         "dreambooth-full", adapter="unet", begin="rare", token_steps=0, rank=0, steps=250, full_lr=1e-4
