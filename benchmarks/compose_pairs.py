@@ -29,7 +29,7 @@ from conceptkit.drawing import STEPS, draw, draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.evaluate.metrics import AttributeJudge, SubjectJudge
 from conceptkit.registry.store import Registry
-from conceptkit.steering.clauses import apart
+from conceptkit.steering.clauses import clause_of_each
 from conceptkit.storybook import world
 
 PROMPTS = ("a {} next to a {}", "photo of a {} next to a {} on the beach", "a {} next to a {} in a forest")
@@ -127,7 +127,8 @@ class Scorer:
     def in_windows(self, pair: Sequence[Taught]) -> Bounds:
         """Each in a frame of its own: the plain noun, other photos, the subject by itself."""
         a, b = pair
-        told = [apart(prompt.format(a.name, b.name), {a.name: "", b.name: ""}) for prompt in PROMPTS]
+        words = {one.name: f"<{one.name}> {one.noun}" for one in pair}
+        told = [clause_of_each(prompt.format(a.name, b.name), words) for prompt in PROMPTS]
         found = []
         for one in pair:
             own = read(self.registry, one.name)
@@ -190,15 +191,16 @@ def score_pair(scorer: Scorer, pair: Sequence[Taught], ways: Sequence[str]) -> d
         seen = scorer.likeness(pictures, real)
         scores, sides = assigned(seen)
         nearest = seen.argmax(axis=2)
+        swapped = float((sides[:, 0] == 1).mean()) if placed or wide else None
         if wide:  # who is to be where is known, so a swap is no better way to find them
-            scores = seen[:, [0, 1], [0, 1]]
+            scores, sides = seen[:, [0, 1], [0, 1]], np.tile([0, 1], (len(seen), 1))
         result[way] = {
             "together": bounds[wide].share(scores.mean(axis=0)),
             "alone": bounds[wide].share(bounds[wide].alone),
             "kept": kept,
             "missing": scorer.missing(pictures, sides, [a.noun, b.noun]),
             "one twice": float((nearest[:, 0] == nearest[:, 1]).mean()),
-            "swapped": float((sides[:, 0] == 1).mean()) if placed or wide else None,
+            "swapped": swapped,
         }
     return result
 

@@ -16,10 +16,10 @@ from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
 from conceptkit.merging.effects import only
 from conceptkit.merging.request import SHARED, check_one_way_apart, split_weight
 from conceptkit.steering import regions
-from conceptkit.steering.clauses import apart
+from conceptkit.steering.clauses import clause_of_each, things
 from conceptkit.steering.reading import Reading
 from conceptkit.steering.spelling import read_names
-from conceptkit.steering.windows import Windows
+from conceptkit.steering.windows import Windows, can_have_windows
 from conceptkit.tokens import add_tokens
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Attachment:
 
     def clauses(self, prompt: str) -> dict[str, str]:
         """What each concept's window is told, by name, from left to right; {} where there are no windows."""
-        return apart(prompt, self.concept.words) if self.side_by_side else {}
+        return clause_of_each(prompt, self.concept.words) if self.side_by_side else {}
 
     def swap(self, old: str, new: "str | Concept | Merge") -> None:
         """Put `new` in the place of the concept that is called `old`; the others stay as they are.
@@ -169,8 +169,9 @@ def attach(
 
     Strings are names in the registry, with a strength if wanted; `weights`, `how` and `shared` are those of
     `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
-    it by where they begin to appear; `side_by_side` gives each a window in a wide picture, by default on
-    bases that cannot draw two things in one frame. Raises BaseMismatch on another base, BadRegion, NoEffect
+    it by where they begin to appear; `side_by_side` gives each thing that a prompt names a window in a wide
+    picture, by default on bases that cannot draw two things in one frame; the base's own size counts as none
+    given. Raises BaseMismatch on another base, BadRegion, NoEffect
     when nothing would change, ConceptError when the pipeline carries concepts already; whatever is raised,
     the pipeline is as it was.
     """
@@ -296,10 +297,15 @@ def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:
 
 def _windows(here: base.Base, concept: Concept, order: _Order) -> Windows | None:
     """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
-    wanted = order.side_by_side
+    wanted, able = order.side_by_side, can_have_windows(here.pipe)
+    if wanted and not able:
+        raise BadRegion(
+            f"A {type(here.pipe).__name__} draws on a picture that it is given, which has no windows; leave "
+            "side_by_side out, or use a text-to-image pipeline"
+        )
     if wanted is None:
-        wanted = here.side_by_side and not order.regions and not order.separate
-    return Windows(here.pipe, concept.words) if wanted and len(concept.words) > 1 else None
+        wanted = able and here.side_by_side and not order.regions and not order.separate
+    return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
 def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | None) -> None:

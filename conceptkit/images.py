@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -198,11 +197,11 @@ def _tiles(
 
 
 def _lines(tiles: Sequence[Tile], count: int) -> list[list[tuple[int, Tile]]]:
-    """Tiles in lines of `count` columns; a picture takes as many as it is wider than high."""
+    """Tiles in lines of `count` columns; a picture takes as many as it is wider than high, rounded."""
     lines: list[list[tuple[int, Tile]]] = []
     for tile in tiles:
         ratio = tile.picture.width / tile.picture.height if tile.picture is not None else 1
-        columns = min(count, max(1, math.ceil(ratio - 0.1)))
+        columns = min(count, max(1, round(ratio)))
         if not lines or sum(taken for taken, _ in lines[-1]) + columns > count:
             lines.append([])
         lines[-1].append((columns, tile))

@@ -220,9 +220,9 @@ def _joint(kitchen: _Kitchen) -> _Joined:
 
 def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
     """The deltas side by side, to be read apart: which of their ranks are whose is in the recipe."""
-    from conceptkit.steering.routing import side_by_side
+    from conceptkit.steering.routing import stacked
 
-    delta, ranks = side_by_side([part.delta for part in kitchen.parts], kitchen.base.sizes)
+    delta, ranks = stacked([part.delta for part in kitchen.parts], kitchen.base.sizes)
     routes = {word: i for i, part in enumerate(kitchen.parts) for word in part.concept.words}
     recipe = {"ranks": ranks, "routes": routes, "shared": shared}
     return _Joined(delta, [part.delta for part in kitchen.parts], recipe=recipe)

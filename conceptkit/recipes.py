@@ -164,7 +164,9 @@ def of_adapter(method: str, adapter: str) -> dict[str, Any]:
     if RECIPES[method].adapter == adapter:
         return {}
     suited = RECIPES[_ADAPTERS[adapter]]
-    fields_of_it = ("adapter", "targets", "rank", "lr", "full_lr", "attention", "prior_weight")
+    fields_of_it = ["adapter", "targets", "rank", "lr", "full_lr", "attention", "hold"]
+    if RECIPES[method].steps:
+        fields_of_it.append("prior_weight")
     return {name: getattr(suited, name) for name in fields_of_it}
 
 
@@ -192,6 +194,8 @@ def recipe_for(
                 f"{method} learns a word and no delta, so rank {rank} means nothing; leave it out"
             )
         recipe = replace(recipe, rank=rank)
+        if not rank and recipe.hold:  # full matrices cannot be held at rows, so pictures hold on to the class
+            recipe = replace(recipe, hold=0, prior_weight=1.0)
     for name, value in (changes or {}).items():
         recipe = replace(recipe, **{name: _value(recipe, name, value)})
     return recipe

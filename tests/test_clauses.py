@@ -2,9 +2,9 @@
 
 import pytest
 
-from conceptkit.steering.clauses import apart
+from conceptkit.steering.clauses import clause_of_each
 
-WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my_cat> cat"}
+WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my_cat> cat", "inky": "<inky>"}
 
 
 @pytest.mark.parametrize(
@@ -34,18 +34,37 @@ WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my
         ("<my_dog> dog next to a <moongate> at night", ["<my_dog> dog at night", "a <moongate> at night"]),
         ("a moongate and a my_dog; my_dog is smiling", ["a moongate", "a my_dog; my_dog is smiling"]),
         ("ein my_dog vor dem moongate", ["ein my_dog vor dem", "moongate"]),
+        (
+            "my_dog next to a moongate in the style of inky",
+            ["my_dog in the style of inky", "a moongate in the style of inky"],
+        ),
+        ("my_dog in the style of inky", []),
+        ("in front of a moongate, my_dog running", ["a moongate", "my_dog running"]),
+        ("In the snow, my_dog next to a moongate", ["In the snow, my_dog", "In the snow, a moongate"]),
+        (
+            "an oil painting, my_dog and a moongate",
+            ["an oil painting, my_dog", "an oil painting, a moongate"],
+        ),
+        (
+            "my_dog on a chair in the snow beside a moongate",
+            ["my_dog on a chair in the snow", "a moongate in the snow"],
+        ),
+        (
+            "my_dog next to a car in the city and a moongate in the forest",
+            ["my_dog next to a car in the city", "a moongate in the forest"],
+        ),
         ("my_dog", []),
         ("a dog next to a gate", []),
         ("", []),
     ],
 )
 def test_each_concept_is_told_its_own_clause(prompt, told):
-    assert list(apart(prompt, WORDS).values()) == told
+    assert list(clause_of_each(prompt, WORDS).values()) == told
 
 
 @pytest.mark.parametrize("first", ["my_dog", "moongate"])
 def test_the_order_is_that_of_the_prompt_and_nobody_hears_another_name(first):
     second = "moongate" if first == "my_dog" else "my_dog"
-    told = apart(f"a {first} sleeping beside an old {second} by the sea", WORDS)
+    told = clause_of_each(f"a {first} sleeping beside an old {second} by the sea", WORDS)
     assert list(told) == [first, second]
     assert all(other not in text for name, text in told.items() for other in (first, second) if other != name)

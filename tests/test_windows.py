@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from conceptkit import base
 from conceptkit.attach import attach
@@ -98,12 +100,79 @@ def test_one_concept_has_the_whole_picture(pipe):
     pair = two(pipe)
     with attach(pipe, *pair):
         wanted = draw(pipe, "my_dog at night")
+    with attach(pipe, pair[0]):
+        by_itself = draw(pipe, BOTH)
     with attach(pipe, *pair, side_by_side=True):
         draw(pipe, BOTH)
         assert torch.equal(draw(pipe, "my_dog at night"), wanted)
     with attach(pipe, pair[0], side_by_side=True) as attachment:
         assert not attachment.side_by_side
-        assert torch.equal(draw(pipe, "my_dog at night"), draw(pipe, "my_dog at night"))
+        assert torch.equal(draw(pipe, BOTH), by_itself)
+
+
+def test_a_style_is_all_over_the_picture(pipe):
+    inky = pico_concept(pipe, "inky", None, seed=4)
+    with attach(pipe, two(pipe)[0], inky, side_by_side=True) as attachment:
+        assert not attachment.side_by_side
+    with attach(pipe, *two(pipe), inky, side_by_side=True) as attachment:
+        assert list(attachment.clauses(f"{BOTH} in the style of inky")) == ["my_dog", "moongate"]
+        assert draw(pipe, f"{BOTH} in the style of inky").shape == (3, 16, 28)
+
+
+@pytest.mark.parametrize("how", ["constrained", "routed"])
+def test_a_batch_is_as_large_as_it_likes(pipe, how):
+    prompts = [f"my_dog and a moongate {'very ' * k}far away" for k in range(18)]
+    with attach(pipe, *two(pipe), how=how, side_by_side=True):
+        many = pipe(prompts, num_inference_steps=1, guidance_scale=2.0, output_type="latent").images
+    assert len(many) == 18 and many.shape[-1] == 14
+
+
+def test_embeddings_of_a_prompt_are_drawn_like_the_prompt(pipe):
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent"}
+
+    def seed():
+        return torch.Generator().manual_seed(0)
+
+    with attach(pipe, *two(pipe), side_by_side=True):
+        wanted = pipe(BOTH, generator=seed(), **options).images
+        told, against = pipe.encode_prompt(BOTH, "cpu", 1, True)
+        draw(pipe, "a moongate and my_dog")
+        found = pipe(prompt_embeds=told, negative_prompt_embeds=against, generator=seed(), **options).images
+        assert torch.equal(found, wanted)
+        draw(pipe, BOTH)
+        other = torch.randn(1, 77, 32)
+        assert pipe.unet(torch.zeros(1, 4, 8, 8), 1, other).sample.shape == (1, 4, 8, 8)
+
+
+def test_guidance_off_and_negative_prompts(pipe):
+    """With the guidance off the negative prompt does not matter; with it on, it is one for all."""
+    with attach(pipe, *two(pipe), side_by_side=True):
+        plain = draw(pipe, BOTH, guidance_scale=1.0)
+        assert torch.equal(draw(pipe, BOTH, guidance_scale=1.0, negative_prompt="a moongate"), plain)
+        against = draw(pipe, BOTH, negative_prompt="my_dog and a moongate")
+        assert against.shape == (3, 16, 28) and not torch.equal(against, draw(pipe, BOTH))
+
+
+def test_a_second_prompt_in_another_order_is_told_to_the_same_windows():
+    """Both orders of the second prompt say the same of each thing."""
+    pipe = pico_sdxl()
+    with attach(pipe, *two(pipe), side_by_side=True):
+        same, other, plain = (
+            draw(pipe, "a my_dog and a moongate", prompt_2=text)
+            for text in ("a my_dog and a moongate", "a moongate and a my_dog", "the my_dog and the moongate")
+        )
+    assert torch.equal(same, other) and not torch.equal(same, plain)
+
+
+def test_a_pipeline_that_draws_over_a_picture_has_no_windows(pipe):
+    over = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    over.set_progress_bar_config(disable=True)
+    picture = Image.new("RGB", (16, 16))
+    with attach(over, *two(pipe)) as attachment:
+        assert not attachment.side_by_side
+        over(BOTH, image=picture, num_inference_steps=2)
+    with pytest.raises(BadRegion, match="draws on a picture that it is given"):
+        attach(over, *two(pipe), side_by_side=True)
 
 
 def test_several_prompts_and_pictures_are_as_each_alone(pipe):

@@ -82,7 +82,7 @@ def add(
     Without `noun` the name or the photos' folder suggests one; a kind "style" has none.
     device: where a base is loaded that comes by its name. changes: fields of the recipe.
     masks: a folder of pictures, white where the subject is.
-    prior_photos: pictures of the class to hold on to, instead of what the base draws.
+    prior_photos: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
     resume: go on with learning that was stopped.
 
     Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; whatever
@@ -239,6 +239,10 @@ def _with_prior(recipe: Recipe) -> Recipe:
     if not recipe.steps:
         raise BadRecipe(
             f"{recipe.method} learns a word alone, which leaves its class as it is; leave --prior-photos out"
+        )
+    if not recipe.prior_batch:
+        raise BadRecipe(
+            "prior_batch = 0 shows no picture of the class; raise it, or leave --prior-photos out"
         )
     return recipe if recipe.prior_weight else replace(recipe, prior_weight=1.0)
 

@@ -272,7 +272,8 @@ def _learn_look(
         ]
     down = None
     if keyed and recipe.rank:
-        down = key_factor(torch.cat(rows), torch.cat(held), keys).float().to(base.device)
+        by_noun = {concept.noun: still for concept, still in zip(concepts, held, strict=True)}
+        down = key_factor(torch.cat(rows), torch.cat(list(by_noun.values())), keys).float().to(base.device)
     wanted = None
     if recipe.lock_keys:
         of_class = [class_rows(c, base, own) for c, own in zip(concepts, rows, strict=True)]

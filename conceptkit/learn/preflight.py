@@ -93,6 +93,11 @@ def _check_together(recipe: Recipe) -> None:
         raise BadRecipe(
             "lock_keys holds keys at a keyed delta's rows; use the adapter keyed and a rank above 0"
         )
+    if recipe.hold and (recipe.adapter != "keyed" or not recipe.rank):
+        raise BadRecipe(
+            f"hold = {recipe.hold} is about rows of a keyed delta; use the adapter keyed and a rank above 0, "
+            "or hold = 0"
+        )
     if recipe.accumulate > recipe.batch:
         raise BadRecipe(f"A batch of {recipe.batch} has no {recipe.accumulate} parts; lower accumulate")
     if recipe.patience and not recipe.validate:

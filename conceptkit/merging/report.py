@@ -220,7 +220,7 @@ def _cost(solved: Solved, names: Sequence[str]) -> list[str]:
     """What it took to have them all in one delta, in a sentence each."""
     said = []
     who = " and ".join(names) if len(names) <= 3 else f"these {len(names)} concepts"
-    if solved.shared or (solved.problem == "damped" and solved.missed > 0.005):
+    if (solved.shared or solved.problem == "damped") and solved.missed > 0.005:
         said.append(
             f"words of {who} nearly coincide on this base, so each gives way a little "
             f"(they miss {solved.missed:.0%} of what they ask for)"

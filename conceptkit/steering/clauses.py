@@ -1,8 +1,8 @@
 """What a prompt says of each of the concepts in it: one prompt of several things becomes one of each.
 
 "photo of a my_dog wearing a hat next to a moongate in the snow" is "photo of a my_dog wearing a hat in the
-snow" and "photo of a moongate in the snow". English prompts are taken apart so; of others each concept gets
-all that is said, without the others' names.
+snow" and "photo of a moongate in the snow". The words that link things are English; prompts in other
+languages are cut at the names alone.
 """
 
 import re
@@ -57,6 +57,8 @@ LINKS = (
     ",",
 )
 """Words between two things; the last of them before a thing ends what is said of the one before it."""
+BESIDE = LINKS[: LINKS.index("alongside")]
+"""Those that are about where things stand to each other, and can begin a prompt."""
 PLACES = (
     "in",
     "on",
@@ -76,19 +78,30 @@ PLACES = (
 _WORD = r"(?<!\w)(?:{})(?!\w)"
 _LINK = re.compile("|".join(r"\s*,\s*" if w == "," else _WORD.format(re.escape(w)) for w in LINKS))
 _PLACE = re.compile(_WORD.format("|".join(PLACES)) + r"|,")
-_FRAME = re.compile(r"^.*\bof(?=\s)", re.DOTALL)
+_FRONTED = re.compile(rf"^\s*(?:{'|'.join(map(re.escape, BESIDE))})(?!\w)", re.IGNORECASE)
+_PICTURES = (
+    "photo|photograph|picture|image|painting|drawing|sketch|portrait|watercolou?r|illustration|render|view"
+)
+_FRAME = re.compile(rf"^.*(?:\b(?:{_PICTURES})s?\s+of(?=\s)|,)", re.DOTALL | re.IGNORECASE)
+_THERE = re.compile(_WORD.format("in|at"))
 _ARTICLE = re.compile(r"\s(?:a|an|the|my|our|another|one)(?:\s[\w-]+)*\s*$")
 
 
-def apart(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
-    """Name -> what a prompt says of that concept, in the order of their first mention; `words` as in
-    `prompts.replace`. Fewer than two concepts: nothing to take apart, so an empty dictionary."""
-    found = prompts.mentions(prompt, words)
+def things(words: Mapping[str, str]) -> dict[str, str]:
+    """Those names that stand for a thing: with a class noun after the token, which a style has not."""
+    return {name: text for name, text in words.items() if prompts.TOKEN.sub("", text).strip()}
+
+
+def clause_of_each(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
+    """Name -> what a prompt says of that thing, in the order of their first mention; `words` as in
+    `prompts.replace`. Fewer than two things: nothing to take apart, so an empty dictionary."""
+    found = prompts.mentions(prompt, things(words))
     names = list(dict.fromkeys(name for name, _ in found))
     if len(names) < 2:
         return {}
     spans = [span for _, span in found]
     before, after = prompt[: spans[0][0]], prompt[spans[-1][1] :]
+    before = _FRONTED.sub("", before)
     frame = match[0] if (match := _FRAME.match(before)) else ""
     rest, everywhere = _split(after, _PLACE.search(after))
     opening, said = [before[len(frame) :]], []
@@ -106,7 +119,8 @@ def apart(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
             for k, (other, _) in enumerate(found)
             if other == name
         ]
-        tail = "" if everywhere and everywhere.strip() in clauses[-1] else everywhere
+        elsewhere = any(_THERE.search(said[k]) for k, (other, _) in enumerate(found) if other == name)
+        tail = "" if elsewhere or everywhere.strip() in clauses[-1] else everywhere
         told[name] = _tidy(f"{frame} {' '.join(clauses)} {tail}")
     return told
 
@@ -135,9 +149,9 @@ def _before_last(text: str, links: Sequence[re.Match[str]]) -> str:
 def _told_once(said: Sequence[str]) -> str:
     """The place that is told in the middle, where the end tells none."""
     for text in said:
-        place = _PLACE.search(text)
-        if place and place[0] != ",":
-            return text[place.start() :]
+        places = [place for place in _PLACE.finditer(text) if place[0] != ","]
+        if places:
+            return text[places[-1].start() :]
     return ""
 
 

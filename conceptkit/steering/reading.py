@@ -20,7 +20,7 @@ from conceptkit.errors import ConceptError
 OTHER, END = -1, -2
 """Owners of positions that are no concept's: words and the beginning; end of text and padding."""
 REMEMBERED = 32
-"""Encoded prompts kept at most: more than one batch of any picture, and little memory."""
+"""Encoded prompts kept at most when another drawing begins, beside all of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Reading:
         self.names = tuple(texts)
         self._pipe = pipe
         self._spelt = [[spell(pipe, text) for text in written] for written in texts.values()]
-        self._known: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+        self._known: deque[tuple[int, Tensor, Tensor]] = deque()
         self._count = self._drawings = 0
         self._here = threading.local()  # one drawing in each thread
 
@@ -59,12 +59,19 @@ class Reading:
         """Remember `encode_prompt`'s features (n k, T, d) of each list of n prompts, k pictures of each."""
         self._drawings += 1
         self._here.drawing, self._here.steps, self._here.last = self._drawings, {}, None
+        while len(self._known) > REMEMBERED:
+            self._known.pop()
         for hidden, prompts in zip(encoded, texts, strict=True):
             if hidden is None or not prompts:
                 continue
-            owners = self.owners(prompts)
-            pictures = len(hidden) // len(prompts)
-            for row, owner in zip(hidden[::pictures], owners, strict=True):
+            self.note_more(hidden, prompts)
+
+    def note_more(self, hidden: Tensor, prompts: Sequence[str]) -> None:
+        """Remember features (n k, T, d) of n prompts for the drawing that was noted last."""
+        owners = self.owners(prompts)
+        pictures = len(hidden) // len(prompts)
+        for row, owner in zip(hidden[::pictures], owners, strict=True):
+            if self._known_as(row) is None:
                 self._count += 1
                 self._known.appendleft((self._count, row.detach().clone(), owner))
 
@@ -105,10 +112,15 @@ class Reading:
         return Scene(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step)
 
     def _find(self, row: Tensor) -> tuple[int, Tensor]:
-        for key, known, owner in self._known:
-            if known.shape == row.shape and torch.equal(known.to(row), row):
-                return key, owner
+        if (found := self._known_as(row)) is not None:
+            return found
         raise ConceptError(
             "These prompt embeddings were not made while the concepts were attached, so whose words they "
             "hold is unknown; encode the prompt again with this pipeline"
         )
+
+    def _known_as(self, row: Tensor) -> tuple[int, Tensor] | None:
+        for key, known, owner in tuple(self._known):  # another thread may be noting meanwhile
+            if known.shape == row.shape and torch.equal(known.to(row), row):
+                return key, owner
+        return None

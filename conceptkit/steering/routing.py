@@ -13,7 +13,7 @@ from conceptkit.merging.baselines import add
 from conceptkit.steering.reading import END, Reading, Scene
 
 
-def side_by_side(deltas: Sequence[Delta], sizes: Mapping[str, int]) -> tuple[Delta, list[int]]:
+def stacked(deltas: Sequence[Delta], sizes: Mapping[str, int]) -> tuple[Delta, list[int]]:
     """All deltas in one, the ranks of one after those of the other, and how many belong to each.
 
     The product of a map's factors is the sum of the deltas; a route reads its own ranks alone. A concept has

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conceptkit import prompts
 from conceptkit.errors import ConceptError
+from conceptkit.steering.override import override
 from conceptkit.steering.reading import Reading
 from conceptkit.steering.windows import Windows
 from conceptkit.tokens import Tokens
@@ -25,8 +26,6 @@ def read_names(
     windows: Windows | None,
 ) -> Callable[[], None]:
     """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
-    own = attachment.pipe.__dict__
-    before = {name: own[name] for name in ("encode_prompt",) if name in own}
     original = attachment.pipe.encode_prompt
     signature = inspect.signature(type(attachment.pipe).encode_prompt)
 
@@ -50,15 +49,10 @@ def read_names(
 
     def note_window(rows: Tensor, said: Sequence[str]) -> None:
         if reading:
-            reading.note([rows], [said])
-
-    def restore() -> None:
-        own.pop("encode_prompt", None)
-        own.update(before)
+            reading.note_more(rows, said)
 
     encode_prompt.attachment = attachment  # type: ignore[attr-defined]
-    own["encode_prompt"] = encode_prompt
-    return restore
+    return override(attachment.pipe, "encode_prompt", encode_prompt)
 
 
 def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:

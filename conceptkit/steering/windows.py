@@ -9,7 +9,8 @@ towards the edges). Nothing is asked of the UNet that it was not trained for.
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,21 @@ import torch
 from torch import Tensor
 
 from conceptkit.errors import BadPrompt, BadRegion
-from conceptkit.steering.clauses import apart
+from conceptkit.steering.clauses import clause_of_each
+from conceptkit.steering.override import override
 
 STRIDE = 3 / 4
 """From one window to the next, in widths of a window: with half of one, neighbours grow into each other."""
 SAID = ("prompt", "prompt_2")
+REMEMBERED = 16
+"""Prompts whose features are known again when they come back as embeddings."""
+
+
+def can_have_windows(pipe: Any) -> bool:
+    """Whether a pipeline begins with noise of a size that it is told, and its UNet gives what it is given."""
+    config = pipe.unet.config
+    told = inspect.signature(pipe.prepare_latents).parameters if hasattr(pipe, "prepare_latents") else {}
+    return {"height", "width"} <= set(told) and config.in_channels == config.out_channels
 
 
 def starts(width: int, size: int, count: int) -> list[int]:
@@ -59,6 +70,7 @@ class Windows:
     def __init__(self, pipe: Any, words: Mapping[str, str]) -> None:
         self._pipe, self._words = pipe, words
         self._here = threading.local()  # one drawing in each thread
+        self._remembered: deque[_Told] = deque(maxlen=REMEMBERED)
 
     @property
     def _known(self) -> tuple[_Told, ...]:
@@ -83,10 +95,15 @@ class Windows:
         """
         self._here.known = ()
         prompt = bound.arguments.get("prompt")
-        if not prompt or encoded[0] is None:
+        if encoded[0] is None:
+            return
+        if not prompt:
+            known = [found for row in encoded[0] if (found := _among(self._remembered, row))]
+            if len(known) == len(encoded[0]) and len({len(told.windows) for told in known}) == 1:
+                self._here.known = tuple(known)
             return
         texts = {name: _listed(given) for name in SAID if (given := bound.arguments.get(name))}
-        clauses = {name: [apart(text, self._words) for text in told] for name, told in texts.items()}
+        clauses = {name: [clause_of_each(text, self._words) for text in told] for name, told in texts.items()}
         counts = {max(len(found), 1) for found in clauses["prompt"]}
         if len(counts) > 1:
             raise BadPrompt(
@@ -99,7 +116,10 @@ class Windows:
         windows = []
         for k in range(count):
             said = {
-                name: [_clause(found, k, text) for found, text in zip(clauses[name], told, strict=True)]
+                name: [
+                    found.get(list(first)[k], text)  # whatever the order in a second prompt
+                    for first, found, text in zip(clauses["prompt"], clauses[name], told, strict=True)
+                ]
                 for name, told in texts.items()
             }
             again = {**bound.arguments, **said, "do_classifier_free_guidance": False}
@@ -112,6 +132,7 @@ class Windows:
             )
             for row in range(len(encoded[0]))
         )
+        self._remembered.extendleft(self._here.known)
 
     def open(self) -> Callable[[], None]:
         """Widen the pipeline's latents, and let its UNet see one window at a time; gives the way back."""
@@ -135,11 +156,16 @@ class Windows:
         def by_windows(
             sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, *args: Any, **more: Any
         ) -> Any:
-            if getattr(self._here, "inside", False) or self._count == 1:
-                return forward(sample, timestep, encoder_hidden_states, *args, **more)
-            return self._blended(sample, timestep, encoder_hidden_states, *args, **more)
+            if not getattr(self._here, "inside", False) and self._count > 1:
+                rows = [_among(self._known, row) for row in encoder_hidden_states]
+                if any(rows):
+                    return self._blended(rows, sample, timestep, encoder_hidden_states, *args, **more)
+            return forward(sample, timestep, encoder_hidden_states, *args, **more)
 
-        back = [_put(pipe, "prepare_latents", prepare_latents), _put(unet, "forward", by_windows)]
+        back = [
+            override(pipe, "prepare_latents", prepare_latents),
+            override(unet, "forward", by_windows),
+        ]
 
         def undo() -> None:
             for restore in back:
@@ -147,9 +173,17 @@ class Windows:
 
         return undo
 
-    def _blended(self, sample: Tensor, timestep: Any, hidden: Tensor, *args: Any, **more: Any) -> Any:
+    def _blended(
+        self,
+        rows: Sequence[_Told | None],
+        sample: Tensor,
+        timestep: Any,
+        hidden: Tensor,
+        *args: Any,
+        **more: Any,
+    ) -> Any:
+        """What the UNet predicts for the whole width; `rows` says which prompt each row of the batch is."""
         unet, size = self._pipe.unet, _size(self._pipe.unet)
-        rows = [self._told(row) for row in hidden]
         count, width = self._count, sample.shape[-1]
         if sample.shape[-2] != size or not size + count - 1 <= width <= count * size:
             cell = int(self._pipe.vae_scale_factor)
@@ -188,20 +222,24 @@ class Windows:
             if pooled is not None and summary is not None:
                 pooled[i] = summary.to(pooled)
         if pooled is not None:
-            given["added_cond_kwargs"] = {**beside, "text_embeds": pooled}
+            beside = {**beside, "text_embeds": pooled}
+        if "time_ids" in beside:  # SDXL is told sizes, and a window has the base's own
+            ids = beside["time_ids"].clone()
+            native = _size(self._pipe.unet) * int(self._pipe.vae_scale_factor)
+            for of_width in (1, 5) if ids.shape[1] == 6 else ():
+                ids[:, of_width] = ids[:, of_width].clamp(max=native)
+            beside = {**beside, "time_ids": ids}
+        if beside:
+            given["added_cond_kwargs"] = beside
         return told, given
 
-    def _told(self, row: Tensor) -> _Told | None:
-        """Which prompt a row of the UNet's batch is; None for one that says nothing of concepts."""
-        for told in self._known:
-            if told.whole.shape == row.shape and torch.equal(told.whole.to(row), row):
-                return told
-        return None
 
-
-def _clause(found: Mapping[str, str], k: int, text: str) -> str:
-    told = list(found.values())
-    return told[k] if k < len(told) else text
+def _among(known: Iterable[_Told], row: Tensor) -> _Told | None:
+    """The prompt whose features (T, d) a row of the UNet's batch is; None for one without things in it."""
+    for told in tuple(known):
+        if told.whole.shape == row.shape and torch.equal(told.whole.to(row), row):
+            return told
+    return None
 
 
 def _listed(prompt: str | Sequence[str]) -> list[str]:
@@ -212,16 +250,3 @@ def _size(unet: Any) -> int:
     """Cells on a side of the latents that a UNet was trained on."""
     size = unet.config.sample_size
     return int(size if isinstance(size, int) else size[-1])
-
-
-def _put(thing: Any, name: str, function: Any) -> Callable[[], None]:
-    """A function in the place of a method of this one object; gives the way back."""
-    own = thing.__dict__
-    before = {name: own[name]} if name in own else {}
-    own[name] = function
-
-    def restore() -> None:
-        own.pop(name, None)
-        own.update(before)
-
-    return restore

@@ -15,8 +15,10 @@ from conceptkit.concept import Concept, delta_dense
 from conceptkit.contexts import MOST_ROWS
 from conceptkit.formats.diffusers import lora
 from conceptkit.kv_delta import install_on, places, uninstall_from
-from conceptkit.learn import adapters, learn, losses, targets
+from conceptkit.learn import adapters, conditions, learn, losses, targets
 from conceptkit.learn.locking import plain_rows
+from conceptkit.learn.loop import learn_together
+from conceptkit.learn.subjects import Subject
 from conceptkit.merge import compose
 from conceptkit.recipes import RECIPES, SUDE, of_adapter, recipe_for
 from tests import tiny
@@ -249,6 +251,33 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
     assert moved(merged, plain) < 0.05 * moved(merged, own)
 
 
+def test_two_of_one_class_hold_it_once(pico, shown, registry):
+    """Their held rows are the same, which costs neither of them its own ones, learned together or merged."""
+    recipe = replace(TINY, hold=2, prior_weight=0.0)
+    subjects = [Subject(name, "dog", shown) for name in ("my_dog", "your_dog")]
+    mine, yours = learn_together(pico, subjects, recipe, registry=registry).parts
+    assert torch.allclose(mine.rows[-2:], yours.rows[-2:])
+    alone = [teach(pico, shown, recipe), learn(pico, shown, "your_dog", "dog", recipe)]
+    assert "nearly coincide" not in compose(*alone, base=pico, registry=registry).report.text()
+
+
+def test_a_step_reads_its_own_prompts_alone(pico, shown, monkeypatch):
+    told = []
+    read = conditions.read
+
+    def listening(pipe, prompts):
+        told.append(list(prompts))
+        return read(pipe, prompts)
+
+    monkeypatch.setattr(conditions, "read", listening)
+    found = conditions.Live(pico.pipe, ["a dog", "a cat", "a gate"])[torch.tensor([2, 0, 2])]
+    assert told == [["a dog", "a gate"]]
+    assert torch.allclose(found.hidden, read(pico.pipe, ["a gate", "a dog", "a gate"]).hidden, atol=1e-6)
+    told.clear()
+    teach(pico, shown, replace(TINY, steps=0, token_steps=3, batch=2, views=40))
+    assert len(told) == 3 and all(len(prompts) <= 2 for prompts in told)
+
+
 def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown):
     crowded = teach(pico, shown, replace(TINY, rank=7, hold=5))
     assert len(crowded.rows) <= MOST_ROWS
@@ -256,11 +285,18 @@ def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown)
     assert len(nameless.rows) == TINY.rank
 
 
-def test_an_adapter_brings_its_numbers():
+def test_an_adapter_brings_its_numbers(monkeypatch):
+    monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, prior_weight=0.0))
     recipe = recipe_for("dreambooth", changes=of_adapter("dreambooth", "unet"))
     assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
     assert of_adapter("custom", "keyed") == {}
     assert recipe_for("custom", changes=of_adapter("custom", "kv")).prior_weight == 1, (
         "it is not keyed any more"
     )
+    assert recipe_for("custom", changes=of_adapter("custom", "kv")).hold == 0
+    assert recipe_for("dreambooth", changes=of_adapter("dreambooth", "keyed")).hold == 2
+    word = recipe_for("textual-inversion", changes=of_adapter("textual-inversion", "kv"))
+    assert word.prior_weight == 0, "it has no use for pictures of the class"
+    full = recipe_for("custom", rank=0)
+    assert (full.hold, full.prior_weight) == (0, 1), "full matrices need pictures of the class"
     assert set(SUDE) == {r.adapter for r in RECIPES.values()}

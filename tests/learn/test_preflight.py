@@ -36,6 +36,8 @@ def at_rest(monkeypatch):
         ({"adapter": "lora", "rank": 0}, "LoRA of rank 0"),
         ({"adapter": "unet"}, "rank 2 means nothing"),
         ({"adapter": "kv", "lock_keys": True}, "lock_keys"),
+        ({"adapter": "kv", "hold": 2}, "hold = 2 is about rows of a keyed delta"),
+        ({"rank": 0, "hold": 1}, "hold = 1 is about rows"),
         ({"accumulate": 3}, "batch of 2 has no 3 parts"),
         ({"patience": 2}, "patience = 2"),
         ({"vectors": 70}, "70 vectors and the class 'dog' leave no room"),
