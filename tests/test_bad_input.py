@@ -351,6 +351,7 @@ def interrupt(*_: object, **__: object) -> None:
 @pytest.mark.parametrize("moment", ["learn.priors._draw", "learn.losses.masked_mse", "learn.preview"])
 def test_ctrl_c_while_learning(stored, place, pico, monkeypatch, moment):
     learning = ("add", "my_dog", "dogs", "--new-version", "--base", pico, "--steps", 2)
+    learning += ("--set", "prior_weight=1", "--set", "prior_size=4")
     before = kept(place)
     with monkeypatch.context() as patch:
         patch.setattr(f"conceptkit.{moment}", interrupt)

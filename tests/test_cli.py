@@ -82,6 +82,9 @@ def rooms(fake):
         return SimpleNamespace(concept=concept, report=SimpleNamespace(text=lambda: "kept 99 %"))
 
     class Attachment:
+        def clauses(self, prompt):
+            return {}
+
         def __enter__(self):
             calls["attached"] = True
             return self
@@ -104,7 +107,7 @@ def rooms(fake):
     fake("learn", add=add)
     fake("base", load=load)
     fake("merge", compose=compose)
-    fake("attach", attach=lambda pipe, merge: Attachment())
+    fake("attach", attach=lambda pipe, merge, side_by_side: Attachment())
     fake("prompts", mentioned=lambda prompt, words: {word for word in words if word in prompt})
     fake("concept", read=lambda registry, name: registry.read(name))
     fake("formats.diffusers", export=export)
