@@ -128,12 +128,9 @@ def clause_of_each(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
 def _between(text: str) -> tuple[str, str]:
     """What is said of the thing before, and the words that begin the next one."""
     links = list(_LINK.finditer(text))
-    if links:
-        return text[: links[0].start()] if len(links) == 1 else _before_last(text, links), text[
-            links[-1].end() :
-        ]
-    article = _ARTICLE.search(text)
-    return _split(text, article)
+    if not links:
+        return _split(text, _ARTICLE.search(text))
+    return _before_last(text, links), text[links[-1].end() :]
 
 
 def _before_last(text: str, links: Sequence[re.Match[str]]) -> str:
