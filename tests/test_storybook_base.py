@@ -111,7 +111,10 @@ def test_photos_unlike_the_storybook_are_named_as_such(base):
 
 @pytest.mark.slow
 def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
-    """Two subjects that no one has drawn before: each sheet looks like its own photos."""
+    """Two subjects that no one has drawn before: each sheet looks like its own photos.
+
+    By how much is told in shares of what lies between the photos themselves: two may be nearly twins.
+    """
     seed = int.from_bytes(np.random.default_rng().bytes(4), "big")
     print(f"subjects of seed {seed}")  # pytest shows it when the test fails
     fresh = subjects("cat", 2, seed=seed)
@@ -124,5 +127,7 @@ def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
         learned = learn.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
         real.append(judge.embed(photos.read(folder).pictures))
         found.append(judge.embed(draw_with(base, learned.concept, f"photo of a kitty{k}", range(6))))
+    between = 1 - metrics.similarity(real[0], real[1])
     for k in (0, 1):
-        assert metrics.similarity(found[k], real[k]) > metrics.similarity(found[k], real[1 - k]) + 0.1
+        nearer = metrics.similarity(found[k], real[k]) - metrics.similarity(found[k], real[1 - k])
+        assert nearer > between / 4
