@@ -171,9 +171,10 @@ def attach(
     `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
     it by where they begin to appear; `side_by_side` gives each thing that a prompt names a window in a wide
     picture, by default on bases that cannot draw two things in one frame; the base's own size counts as none
-    given. Raises BaseMismatch on another base, BadRegion, NoEffect
-    when nothing would change, ConceptError when the pipeline carries concepts already; whatever is raised,
-    the pipeline is as it was.
+    given.
+
+    Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
+    pipeline carries concepts already; whatever is raised, the pipeline is as it was.
     """
     if not concepts:
         raise ConceptError("There is nothing to attach; name at least one concept")

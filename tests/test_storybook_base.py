@@ -111,23 +111,22 @@ def test_photos_unlike_the_storybook_are_named_as_such(base):
 
 @pytest.mark.slow
 def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
-    """Two subjects that no one has drawn before: each sheet looks like its own photos.
-
-    By how much is told in shares of what lies between the photos themselves: two may be nearly twins.
-    """
+    """Two subjects that no one has drawn before, and no twins: each sheet looks like its own photos."""
     seed = int.from_bytes(np.random.default_rng().bytes(4), "big")
     print(f"subjects of seed {seed}")  # pytest shows it when the test fails
-    fresh = subjects("cat", 2, seed=seed)
+    sets = [
+        (subject, world.photos(subject, 5, k)) for k, subject in enumerate(subjects("cat", 12, seed=seed))
+    ]
+    seen = [judge.embed(shots) for _, shots in sets]
+    other = next(k for k in range(1, len(sets)) if metrics.similarity(seen[0], seen[k]) < 0.6)
     real, found = [], []
-    for k, subject in enumerate(fresh):
+    for k, shots in enumerate((sets[0][1], sets[other][1])):
         folder = tmp_path / f"cat{k}"
         folder.mkdir()
-        for n, shot in enumerate(world.photos(subject, 5, k)):
+        for n, shot in enumerate(shots):
             shot.save(folder / f"{n}.png")
         learned = learn.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
         real.append(judge.embed(photos.read(folder).pictures))
         found.append(judge.embed(draw_with(base, learned.concept, f"photo of a kitty{k}", range(6))))
-    between = 1 - metrics.similarity(real[0], real[1])
     for k in (0, 1):
-        nearer = metrics.similarity(found[k], real[k]) - metrics.similarity(found[k], real[1 - k])
-        assert nearer > between / 4
+        assert metrics.similarity(found[k], real[k]) > metrics.similarity(found[k], real[1 - k]) + 0.1
