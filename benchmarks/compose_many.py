@@ -24,7 +24,7 @@ from conceptkit.registry.store import Registry
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 PROMPTS = ("photo of a {}", "photo of a {} on the beach")
-WAYS = ("constrained", "routed", "sum", "average", "svd", "ties")
+WAYS = ("soft", "constrained", "routed", "sum", "average", "svd", "ties")
 PROBED = 4
 """Concepts that are drawn at every number merged: the first ones, always the same."""
 SEEDS, PLAIN = 4, 60

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conceptkit import metric
 from conceptkit.base import Base, check_fits, load
-from conceptkit.compose import MAX_CONDITION, RIDGE, merge_rows
+from conceptkit.compose import CONTEXT_WEIGHT, MAX_CONDITION, RIDGE, merge_rows, soft_form
 from conceptkit.concept import Concept, Delta
 from conceptkit.contexts import constraint_rows, context_prompts
 from conceptkit.errors import BadRecipe, ConceptError
@@ -155,7 +155,8 @@ def _constrained(kitchen: _Kitchen) -> _Joined:
     wide = [_beyond(part.delta, kitchen.base.sizes) for part in kitchen.parts]
     if not kitchen.sizes:
         return _Joined(add(wide), wide, rows, recipe=recipe)
-    targets = prepared.joined(ready, [part.weight for part in kitchen.parts], kitchen.sizes)
+    weights = [part.weight for part in kitchen.parts]
+    targets = prepared.joined([p.targets for p in ready], counts, weights, kitchen.sizes)
     solution = merge_rows(white, white.new_zeros(len(white), 0), kitchen.ordinary.factor)
     delta = prepared.factors_of(targets, solution.down)
     solved = Solved(
@@ -168,6 +169,25 @@ def _constrained(kitchen: _Kitchen) -> _Joined:
     )
     shares = [{**share, **rest} for share, rest in zip(_blocks(delta, counts), wide, strict=True)]
     recipe |= {"problem": solution.problem}
+    return _Joined({**delta, **add(wide)}, shares, rows, solved, recipe)
+
+
+def _soft(kitchen: _Kitchen) -> _Joined:
+    """Least squares over all concepts' prompts; what is not keys and values is added up."""
+    ready = kitchen.prepared
+    counts = [len(p.asked) for p in ready]
+    recipe = {"rows": counts, "ridge": RIDGE, "context_weight": CONTEXT_WEIGHT}
+    wide = [_beyond(part.delta, kitchen.base.sizes) for part in kitchen.parts]
+    rows = torch.cat([p.rows for p in ready])
+    if not kitchen.sizes:
+        return _Joined(add(wide), wide, rows, recipe=recipe)
+    weights = [part.weight for part in kitchen.parts]
+    given = prepared.joined([p.given for p in ready], counts, weights, kitchen.sizes)
+    asked, seen = torch.cat([p.asked for p in ready]), torch.cat([p.seen for p in ready])
+    down, used, condition = soft_form(asked, seen, kitchen.ordinary.factor)
+    delta = prepared.factors_of(given, down)
+    solved = Solved(condition, problem="soft", rows=round(used))
+    shares = [{**share, **rest} for share, rest in zip(_blocks(delta, counts), wide, strict=True)]
     return _Joined({**delta, **add(wide)}, shares, rows, solved, recipe)
 
 
@@ -229,7 +249,12 @@ def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
 
 
 _WAYS: Mapping[str, Callable[[_Kitchen], _Joined]] = MappingProxyType(
-    {"constrained": _constrained, "joint": _joint, **{how: _baseline(how) for how in BASELINES}}
+    {
+        "constrained": _constrained,
+        "soft": _soft,
+        "joint": _joint,
+        **{how: _baseline(how) for how in BASELINES},
+    }
 )
 
 

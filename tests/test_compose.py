@@ -22,6 +22,7 @@ from conceptkit.compose import (
     near_rows,
     principal_rows,
     relative_error,
+    soft_form,
     weak_span,
 )
 
@@ -213,6 +214,42 @@ def test_rows_that_nearly_coincide_become_one_and_share_fairly(d, s, copies, see
         wanted = (lengths * signs * asked).flatten(0, 1)
         again = merge_rows(metric.whiten(many[order]), wanted[order], metric)
         assert agree(product(again), product(found), 1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(3, 20), st.integers(1, 4), st.integers(1, 4), st.floats(1e-3, 1e3), st.integers(0, 2**31))
+def test_soft_constraints_are_one_least_squares_problem(d, concepts, rank, weight, seed):
+    """Against numpy's lstsq of D [G^1/2, w^1/2 X_i^T, ...] = [0, w^1/2 D_i X_i^T, ...]."""
+    make = torch.Generator().manual_seed(seed)
+    moment, _, _ = problem(d, 1, 1, seed)
+    shape = factor(moment)
+    deltas = [
+        torch.randn(6, rank, generator=make).double() @ torch.randn(rank, d, generator=make).double()
+        for _ in range(concepts)
+    ]
+    features = [torch.randn(m, d, generator=make).double() for m in range(2, 2 + concepts)]
+    asked, given_values = [], []
+    for delta, rows in zip(deltas, features, strict=True):
+        left, sizes, right = torch.linalg.svd(rows @ delta.T, full_matrices=False)
+        asked.append(left.T @ shape.whiten(rows))
+        given_values.append(sizes.unsqueeze(1) * right)
+    seen = torch.cat([shape.whiten(rows) for rows in features])
+    down, used, condition = soft_form(torch.cat(asked), seen, shape, weight)
+    found = (torch.cat(given_values).T @ down).numpy()
+
+    whole = moment + shape.ridge * torch.eye(d, dtype=torch.float64)
+    blocks = [torch.linalg.cholesky(whole), *(weight**0.5 * rows.T for rows in features)]
+    wanted = [torch.zeros(6, d).double()]
+    wanted += [weight**0.5 * delta @ rows.T for delta, rows in zip(deltas, features, strict=True)]
+    expected = np.linalg.lstsq(torch.cat(blocks, 1).T.numpy(), torch.cat(wanted, 1).T.numpy(), rcond=None)[
+        0
+    ].T
+    assert agree(found, expected, 1e-6)
+    moments = sum(rows.T @ rows for rows in features)
+    hat = weight * moments @ torch.linalg.inv(whole + weight * moments)
+    assert used == pytest.approx(float(hat.trace()), rel=1e-6, abs=1e-9)
+    assert 0 < used < d
+    assert condition >= 1
 
 
 def test_groups_are_complete_not_chains():

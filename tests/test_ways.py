@@ -124,7 +124,7 @@ def test_two_thousand_are_refused_at_once(pico, trio, monkeypatch):
 # strengths
 
 
-@pytest.mark.parametrize("how", ["constrained", "sum", "average", "svd", "ties", "routed"])
+@pytest.mark.parametrize("how", ["soft", "constrained", "sum", "average", "svd", "ties", "routed"])
 def test_strengths_scale_what_a_concept_adds(pico, trio, how):
     registry = stored(*trio)
     whole = compose("my_dog", "moongate", base=pico, registry=registry, how=how)
@@ -216,7 +216,7 @@ def widened(concept: Concept, seed: int, pico: base.Base) -> Concept:
     return dataclasses.replace(concept, delta={**concept.delta, **more})
 
 
-@pytest.mark.parametrize("how", ["constrained", "routed", "average", "ties"])
+@pytest.mark.parametrize("how", ["soft", "constrained", "routed", "average", "ties"])
 def test_wide_deltas_are_added_exactly(pico, trio, how):
     first, second = widened(trio[0], 1, pico), widened(trio[1], 2, pico)
     found = compose(first, second, base=pico, how=how, weights=[1.0, 0.5])

@@ -13,14 +13,20 @@ from torch import Tensor
 from conceptkit import contexts, metric
 from conceptkit.base import Base
 from conceptkit.compose import MAX_CONDITION
-from conceptkit.concept import Concept, Factors, apply
+from conceptkit.concept import Concept, Delta, Factors, apply
 from conceptkit.contexts import constraint_rows, word_features
 from conceptkit.metric import Metric
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
 
-FORMAT = 1
+FORMAT = 2
+OTHER_WEIGHT = 0.1
+"""Of the positions of its prompts that are not its words, in what a concept asks of a merge at its contexts."""
+NOTHING = 1e-6
+"""Share of what features hold, and of what a concept does to them, that is not worth a row."""
+MOST_ASKED = 16
+"""Directions in which a concept, under each of its names, asks for something in a soft merge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +35,8 @@ class Prepared:
 
     rows: C (s, d). white: C L^-T (s, d), from which C G^-1 is one triangular solve for all concepts at once.
     targets: map -> R (s, o), of the key and value maps that it changes.
+    seen: X L^-T (m, d), features of prompts to fit it on, its words above all, and its rows among them.
+    asked, given: Q^T X L^-T (r, d) and map -> Z (r, o) with X D^T = Q Z, see `compose.soft_form`.
     own, end, rest: features X (k, d) of held-out prompts with it, at its own words, from the end of text on,
     and elsewhere; k features that stand for all of them in every norm.
     """
@@ -36,15 +44,19 @@ class Prepared:
     rows: Tensor
     white: Tensor
     targets: dict[str, Tensor]
+    seen: Tensor
+    asked: Tensor
+    given: dict[str, Tensor]
     own: Tensor
     end: Tensor
     rest: Tensor
 
     def to_bytes(self) -> bytes:
-        stacked = torch.cat([*self.targets.values(), self.rows.new_zeros(len(self.rows), 0)], dim=1)
-        tensors = {"targets": stacked, "own": self.own, "end": self.end, "rest": self.rest}
-        tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
-        tensors |= {"rows": self.rows.double().contiguous(), "white": self.white.double().contiguous()}
+        half = {"own": self.own, "end": self.end, "rest": self.rest}
+        half |= {"targets": _stacked(self.targets, self.rows), "given": _stacked(self.given, self.asked)}
+        tensors = {name: tensor.float().contiguous() for name, tensor in half.items()}
+        whole = {"rows": self.rows, "white": self.white, "seen": self.seen, "asked": self.asked}
+        tensors |= {name: tensor.double().contiguous() for name, tensor in whole.items()}
         sizes = json.dumps([[name, block.shape[1]] for name, block in self.targets.items()])
         return safetensors.torch.save(tensors, {"conceptkit": sizes})
 
@@ -53,10 +65,17 @@ class Prepared:
         held = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         sizes = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"]))
-        blocks = held["targets"].split(list(sizes.values()), dim=1) if sizes else ()
-        targets = dict(zip(sizes, blocks, strict=True))
+        targets, given = (
+            dict(zip(sizes, held[name].split(list(sizes.values()), dim=1), strict=True)) if sizes else {}
+            for name in ("targets", "given")
+        )
         own, end, rest = (held[name].double() for name in ("own", "end", "rest"))
-        return cls(held["rows"], held["white"], targets, own, end, rest)
+        return cls(held["rows"], held["white"], targets, held["seen"], held["asked"], given, own, end, rest)
+
+
+def _stacked(blocks: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Blocks (k, o) of all maps beside one another; (k, 0) of none."""
+    return torch.cat([*blocks.values(), like.new_zeros(len(like), 0)], dim=1)
 
 
 def prepare(
@@ -78,14 +97,44 @@ def _work_out(concept: Concept, base: Base, ordinary: Metric) -> Prepared:
     features, own = word_features(concept, base, "held-out")
     place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
     end = (place >= features.eot.unsqueeze(1)) & ~own
+    delta = {name: concept.delta[name] for name in base.sizes if name in concept.delta}
+    seen = _seen(concept, base, ordinary, rows)
+    chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))
     return Prepared(
         rows=rows,
         white=ordinary.factor.whiten(rows),
-        targets={name: apply(concept.delta[name], rows) for name in base.sizes if name in concept.delta},
+        targets={name: apply(factors, rows) for name, factors in delta.items()},
+        seen=seen,
+        asked=chosen @ seen,
+        given=given,
         own=_stand_in(features.hidden[own]),
         end=_stand_in(features.hidden[end]),
         rest=_stand_in(features.hidden[~own & ~end]),
     )
+
+
+def _seen(concept: Concept, base: Base, ordinary: Metric, rows: Tensor) -> Tensor:
+    """X L^-T (m, d): X^T X is the mean over its words in the prompts to fit, with the share of a word that the
+    rest of a prompt has, and over its rows, whose last ones may be those of its class noun."""
+    features, own = word_features(concept, base)
+    weight = torch.where(own, 1.0, OTHER_WEIGHT * metric.position_weights(features)) / own.sum()
+    heard = features.hidden.double() * weight.double().sqrt().unsqueeze(2)
+    white = ordinary.factor.whiten(torch.cat([heard.flatten(0, 1), rows.double() / len(rows) ** 0.5]))
+    values, vectors = torch.linalg.eigh(white.T @ white)
+    there = values > NOTHING * values[-1]
+    return values[there].sqrt().unsqueeze(1) * vectors[:, there].T
+
+
+def _asked(delta: Delta, seen: Tensor, most: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Q^T (r, m) and Z (r, o) of every map: the principal directions of all of X D^T."""
+    answers = {name: apply(factors, seen) for name, factors in delta.items()}
+    moment = sum((block.double() @ block.double().T for block in answers.values()), torch.zeros(()).double())
+    if not answers:
+        return seen.new_zeros(0, len(seen)), {}
+    values, vectors = torch.linalg.eigh(moment)
+    count = min(int((values > NOTHING * values[-1]).sum()), most)
+    chosen = vectors.flip(1)[:, :count].T
+    return chosen, {name: chosen @ block.double() for name, block in answers.items()}
 
 
 def _stand_in(rows: Tensor) -> Tensor:
@@ -97,22 +146,25 @@ def _stand_in(rows: Tensor) -> Tensor:
 def _circumstances(ordinary: Metric) -> str:
     """A digest of all that these numbers depend on beside the concept."""
     templates = [contexts.SUBJECTS, contexts.STYLES, contexts.MOST_ROWS, contexts.ENERGY, MAX_CONDITION]
-    told = json.dumps([FORMAT, ordinary.key, templates], sort_keys=True)
+    asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
+    told = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def joined(
-    prepared: Sequence[Prepared], weights: Sequence[float], sizes: Mapping[str, int]
+    blocks: Sequence[Mapping[str, Tensor]],
+    counts: Sequence[int],
+    weights: Sequence[float],
+    sizes: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """The targets of all parts at their strength, one under the other: map -> R (s, o), absent ones 0."""
+    """What all parts ask for at their strength, one under the other: map -> (sum of counts, o), absent ones 0."""
     result = {}
     for name, o in sizes.items():
-        blocks = [p.targets.get(name) for p in prepared]
-        if any(block is not None for block in blocks):
+        if any(name in block for block in blocks):
             result[name] = torch.cat(
                 [
-                    torch.zeros(len(p.rows), o) if block is None else weight * block
-                    for p, block, weight in zip(prepared, blocks, weights, strict=True)
+                    weight * block[name] if name in block else torch.zeros(count, o)
+                    for block, count, weight in zip(blocks, counts, weights, strict=True)
                 ]
             )
     return result

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from conceptkit.errors import BadRecipe, BadRegion, ConceptError
 
 WAYS = {
+    "soft": "least squares over everybody's prompts and ordinary captions, each gives way a little",
     "constrained": "each is exact on its own words, ordinary captions move least (the default)",
     "routed": "each token reads its own concept's delta alone",
     "sum": "the deltas added up",
