@@ -42,7 +42,7 @@ the concepts need, ordinary captions are hardly read by what is added (SPEED, 25
 
 
 CONTEXT_WEIGHT = 0.1
-"""What missing a concept's own effect costs, where moving an ordinary caption as far costs 1: see `soft_form`.
+"""What missing a concept's own effect costs, where moving ordinary captions as far costs 1: see `soft_form`.
 From 0.05 to 1 pictures are equally like their subjects; the less it is, the less do captions move."""
 
 
@@ -177,7 +177,7 @@ def soft_form(
 ) -> tuple[Tensor, float, float]:
     """The merge that misses every concept a little, on all of its prompts, instead of none at its rows.
 
-    Concept i adds D_i, and X_i (m_i, d) are features of prompts with it, ||X_i||^2 a mean over them. The merge
+    Concept i adds D_i; X_i (m_i, d) are features of prompts with it, ||X_i||^2 a mean over them. The merge
 
         argmin tr(D G D^T) + weight sum_i ||(D - D_i) X_i^T||^2
         = weight sum_i D_i X_i^T X_i H^-1,  H = G + weight sum_i X_i^T X_i
