@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 OTHER_WEIGHT = 0.1
-"""Of the positions of its prompts that are not its words, in what a concept asks of a merge at its contexts."""
+"""Of the positions of its prompts that are not its words, in what a concept asks of a soft merge."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
 MOST_ASKED = 16
@@ -114,8 +114,8 @@ def _work_out(concept: Concept, base: Base, ordinary: Metric) -> Prepared:
 
 
 def _seen(concept: Concept, base: Base, ordinary: Metric, rows: Tensor) -> Tensor:
-    """X L^-T (m, d): X^T X is the mean over its words in the prompts to fit, with the share of a word that the
-    rest of a prompt has, and over its rows, whose last ones may be those of its class noun."""
+    """X L^-T (m, d): X^T X is the mean over its words in the prompts to fit, with a share of what is around
+    them, and over its rows, whose last ones may be those of its class noun."""
     features, own = word_features(concept, base)
     weight = torch.where(own, 1.0, OTHER_WEIGHT * metric.position_weights(features)) / own.sum()
     heard = features.hidden.double() * weight.double().sqrt().unsqueeze(2)
@@ -157,7 +157,7 @@ def joined(
     weights: Sequence[float],
     sizes: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """What all parts ask for at their strength, one under the other: map -> (sum of counts, o), absent ones 0."""
+    """What all parts ask for at their strength, one under the other: map -> (sum of counts, o), or zeros."""
     result = {}
     for name, o in sizes.items():
         if any(name in block for block in blocks):
