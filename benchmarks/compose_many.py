@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from conceptkit.attach import attach
 from conceptkit.drawing import STEPS, draw
 from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics
+from conceptkit.merging.request import HOW
 from conceptkit.registry.store import Registry
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 PROMPTS = ("photo of a {}", "photo of a {} on the beach")
 WAYS = ("soft", "constrained", "routed", "sum", "average", "svd", "ties")
 PROBED = 4
-"""Concepts that are drawn at every number merged: the first ones, always the same."""
+"""Concepts that are drawn at every number merged: always the first ones, in several merges of a few."""
 SEEDS, PLAIN = 4, 60
 BAR = 0.01
 """Accuracy of class and place that the base may lose on prompts without any concept."""
@@ -39,8 +41,8 @@ def fidelity(
     bounds: list[tuple[float, float]],
     seeds: int,
     steps: int,
-) -> float:
-    """Mean share of the gap between class noun and photos that the probes close, with what is attached."""
+) -> list[float]:
+    """Share of the gap between class noun and photos that each probe closes, with what is attached."""
     gaps = []
     for one, (floor, ceiling) in zip(probes, bounds, strict=True):
         drawn = [
@@ -49,7 +51,13 @@ def fidelity(
             for p in draw(base, [text.format(one.name)] * seeds, range(seeds), steps=steps)
         ]
         gaps.append(metrics.gap(metrics.similarity(judge.embed(drawn), one.real), floor, ceiling))
-    return float(np.mean(gaps))
+    return gaps
+
+
+def groups(taught: Sequence[Taught], count: int) -> list[list[str]]:
+    """Merges of so many concepts in which every probe is once."""
+    whole = max(count, PROBED)
+    return [[one.name for one in taught[k : k + count]] for k in range(0, whole, count)]
 
 
 def accuracy(base: bases.Base, judge: metrics.AttributeJudge, count: int, steps: int) -> dict[str, float]:
@@ -102,23 +110,24 @@ def main(
         bare = accuracy(base, what, plain, steps)
         for way in lines:
             for count in [c for c in COUNTS if c <= most]:
-                names = [one.name for one in taught[:count]]
-                few = min(count, PROBED)
+                close: list[float] = []
+                reports = []
                 try:
-                    attachment = attach(
-                        base.pipe, *names, registry=registry, how=way if count > 1 else "constrained"
-                    )
+                    for k, names in enumerate(groups(taught, count)):
+                        few = slice(k * count, min(PROBED, (k + 1) * count))
+                        with attach(base.pipe, *names, registry=registry, how=way) as attachment:
+                            close += fidelity(base, judge, probes[few], bounds[few], seeds, steps)
+                            if not reports:
+                                right = accuracy(base, what, plain, steps)
+                            reports.append(attachment.report)
                 except ConceptError as error:
                     print(f"{way} {count}: {error}")
                     break
-                with attachment:
-                    close = fidelity(base, judge, probes[:few], bounds[:few], seeds, steps)
-                    right = accuracy(base, what, plain, steps)
-                    report = attachment.report
+                report = reports[0]
                 lines[way].append(
                     {
                         "count": count,
-                        "gap": close,
+                        "gap": float(np.mean(close)),
                         "s/d": report.rows / report.width if report else None,
                         "problem": report.problem if report else None,
                         "words": float(np.mean([kept.words or 0 for kept in report.kept])) if report else 1.0,
@@ -133,11 +142,11 @@ def main(
         "share of the gap between class noun and photos",
         {way: [(line["count"], line["gap"]) for line in told_lines] for way, told_lines in lines.items()},
     ).save(_folder(plot))
-    ours = lines.get("constrained") or next(iter(lines.values()))
+    ours = lines.get(HOW) or next(iter(lines.values()))
     lost = max((max(line["lost"].values()) for line in ours), default=float("nan"))
     trial = shortfall(
         learning_steps,
-        concepts=(max((line["count"] for line in lines.get("constrained", [])), default=0), max(COUNTS)),
+        concepts=(max((line["count"] for line in lines.get(HOW, [])), default=0), max(COUNTS)),
         seeds=(seeds, SEEDS),
         plain_prompts=(plain, PLAIN),
         denoising_steps=(steps, STEPS),
@@ -145,7 +154,7 @@ def main(
     finish(
         "compose_many",
         lost,
-        "accuracy of class or place lost on prompts without a concept, constrained, at most",
+        "accuracy of class or place lost on prompts without a concept, by default, at most",
         BAR,
         lost <= BAR,
         f"0..{seeds - 1}",

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 @click.option(
     "--how",
     type=click.Choice(list(request.WAYS)),
-    default="constrained",
+    default=request.HOW,
     show_default=True,
-    help="How to merge; all but 'constrained' and 'routed' are there for comparison.",
+    help="How to merge; the first three are meant for use, the others for comparison.",
 )
 @click.option(
     "--shared",

@@ -14,7 +14,7 @@ from conceptkit.concept import Concept, Delta, read
 from conceptkit.errors import BadRegion, ConceptError, NoEffect, UnknownConcept
 from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
 from conceptkit.merging.effects import only
-from conceptkit.merging.request import SHARED, check_one_way_apart, split_weight
+from conceptkit.merging.request import HOW, SHARED, check_one_way_apart, split_weight
 from conceptkit.steering import regions
 from conceptkit.steering.clauses import clause_of_each, things
 from conceptkit.steering.reading import Reading
@@ -155,7 +155,7 @@ def attach(
     pipe: Any,
     *concepts: "str | Concept | Merge",
     registry: "Registry | None" = None,
-    how: str = "constrained",
+    how: str = HOW,
     weights: Sequence[float] | None = None,
     shared: str = SHARED[0],
     regions: Sequence[str] = (),

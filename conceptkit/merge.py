@@ -68,7 +68,7 @@ def compose(
     registry: "Registry | None" = None,
     name: str | None = None,
     weights: Sequence[float] | None = None,
-    how: str = "constrained",
+    how: str = request.HOW,
     shared: str = request.SHARED[0],
     tick: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Merge:

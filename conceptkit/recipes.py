@@ -47,6 +47,8 @@ class Recipe:
     detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys
         are those of the class noun (Perfusion, 2305.01644), values learn. hold: keyed; so many principal rows
         of the class noun by itself, up to 8 with its own, at which the delta is nothing.
+    key_lr: keyed; the rate at which keys learn, 0 for that of values. Keys say where attention looks: shapes
+        fall apart when they move as far as values do.
     sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper".
     validate: steps between two looks at the validation loss, 0 for none; the best of them is kept.
     patience: looks without a better one before learning stops; 0: never.
@@ -81,6 +83,7 @@ class Recipe:
     edges: float = _off(0.0)
     detach_bos: bool = _off(False)
     lock_keys: bool = _off(False)
+    key_lr: float = _off(0.0)
     hold: int = _off(0)
     sude: float = _off(0.0)
     sude_weight: str = _off("code")
@@ -106,7 +109,16 @@ class Recipe:
 # Steps and rates are meant for the storybook base; published ones are for bases a hundred times its size.
 RECIPES: dict[str, Recipe] = {
     "custom": Recipe(
-        "custom", rank=3, vectors=3, aside=6.0, hold=2, token_steps=50, steps=150, prior_weight=0.0
+        "custom",
+        rank=3,
+        vectors=3,
+        aside=6.0,
+        hold=2,
+        token_steps=30,
+        steps=170,
+        key_lr=5e-3,
+        batch=6,
+        prior_weight=0.0,
     ),
     "custom-diffusion": Recipe(
         "custom-diffusion",
@@ -118,15 +130,33 @@ RECIPES: dict[str, Recipe] = {
         rank=0,
         steps=250,
         lr=2e-3,
+        batch=6,
+        prior_batch=2,
     ),
     "dreambooth": Recipe(
-        "dreambooth", adapter="lora", targets="attn", begin="rare", token_steps=0, rank=4, steps=300, lr=3e-3
+        "dreambooth",
+        adapter="lora",
+        targets="attn",
+        begin="rare",
+        token_steps=0,
+        rank=4,
+        steps=280,
+        lr=3e-3,
+        batch=6,
+        prior_batch=2,
     ),
     "dreambooth-full": Recipe(
         "dreambooth-full", adapter="unet", begin="rare", token_steps=0, rank=0, steps=250, full_lr=1e-4
     ),
     "textual-inversion": Recipe(
-        "textual-inversion", begin="noun", token_steps=400, token_lr=5e-3, steps=0, rank=0, prior_weight=0.0
+        "textual-inversion",
+        begin="noun",
+        token_steps=400,
+        token_lr=5e-3,
+        steps=0,
+        rank=0,
+        batch=5,
+        prior_weight=0.0,
     ),
     "vico": Recipe(
         "vico",
@@ -164,7 +194,7 @@ def of_adapter(method: str, adapter: str) -> dict[str, Any]:
     if RECIPES[method].adapter == adapter:
         return {}
     suited = RECIPES[_ADAPTERS[adapter]]
-    fields_of_it = ["adapter", "targets", "rank", "lr", "full_lr", "attention", "hold"]
+    fields_of_it = ["adapter", "targets", "rank", "lr", "full_lr", "attention", "hold", "key_lr"]
     if RECIPES[method].steps:
         fields_of_it.append("prior_weight")
     return {name: getattr(suited, name) for name in fields_of_it}
@@ -195,7 +225,7 @@ def recipe_for(
             )
         recipe = replace(recipe, rank=rank)
         if not rank and recipe.hold:  # full matrices cannot be held at rows, so pictures hold on to the class
-            recipe = replace(recipe, hold=0, prior_weight=1.0)
+            recipe = replace(recipe, hold=0, key_lr=0.0, prior_weight=1.0)
     for name, value in (changes or {}).items():
         recipe = replace(recipe, **{name: _value(recipe, name, value)})
     return recipe

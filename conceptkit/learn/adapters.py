@@ -86,10 +86,22 @@ def put_on(base: Base, recipe: Recipe, seed: int, down: Tensor | None) -> Iterat
                 parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
                 parameter.requires_grad_()
             modules[place] = module
-            groups.append((learned, recipe.lr if rank or shared is not None else recipe.full_lr))
+            lr = recipe.lr if rank or shared is not None else recipe.full_lr
+            groups += _by_rate(module, learned, lr, recipe.key_lr if shared is not None else 0.0)
         if recipe.detach_bos:
             undo.enter_context(_deaf_at_bos(base.unet))
         yield Look(base, recipe, modules, groups, down)
+
+
+def _by_rate(
+    module: nn.Module, learned: list[nn.Parameter], lr: float, key_lr: float
+) -> list[tuple[list[nn.Parameter], float]]:
+    """The parameters with the rate at which they learn; those of key maps with another, if there is one."""
+    if not key_lr:
+        return [(learned, lr)]
+    keys = {id(layer.ups[ADAPTER]) for name, layer in layers(module) if name.endswith("to_k")}
+    apart = [[p for p in learned if (id(p) in keys) == of_keys] for of_keys in (False, True)]
+    return list(zip(apart, (lr, key_lr), strict=True))
 
 
 def ordinary(base: Base, moment: Tensor) -> float:

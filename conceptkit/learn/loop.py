@@ -288,7 +288,8 @@ def _learn_look(
         if taught.sight is not None:
             groups += undo.enter_context(taught.sight.put_on(recipe, taught.seed))
         if wanted is not None:
-            groups = [(lock_keys(look, group, wanted), lr) for group, lr in groups]
+            left = [(lock_keys(look, group, wanted), lr) for group, lr in groups]
+            groups = [(group, lr) for group, lr in left if group]
         if goes_on:
             groups.append((_learning(list(tokens.rows)), recipe.token_lr))
         stage = Stage(

@@ -34,7 +34,7 @@ LEAST = {
     "hold": 0,
 }
 RATES = ("token_lr", "lr", "full_lr")
-WEIGHTS = ("prior_weight", "leak", "edges", "sude", "aside", "attention")
+WEIGHTS = ("key_lr", "prior_weight", "leak", "edges", "sude", "aside", "attention")
 
 
 def check(base: Base, subjects: Sequence[Subject], recipe: Recipe) -> None:
@@ -97,6 +97,11 @@ def _check_together(recipe: Recipe) -> None:
         raise BadRecipe(
             f"hold = {recipe.hold} is about rows of a keyed delta; use the adapter keyed and a rank above 0, "
             "or hold = 0"
+        )
+    if recipe.key_lr and (recipe.adapter != "keyed" or not recipe.rank):
+        raise BadRecipe(
+            f"key_lr = {recipe.key_lr:g} is about keys of a keyed delta; use the adapter keyed and a rank above 0, "
+            "or key_lr = 0"
         )
     if recipe.accumulate > recipe.batch:
         raise BadRecipe(f"A batch of {recipe.batch} has no {recipe.accumulate} parts; lower accumulate")

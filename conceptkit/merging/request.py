@@ -10,7 +10,7 @@ from conceptkit.errors import BadRecipe, BadRegion, ConceptError
 
 WAYS = {
     "soft": "least squares over everybody's prompts and ordinary captions, each gives way a little",
-    "constrained": "each is exact on its own words, ordinary captions move least (the default)",
+    "constrained": "each is exact on its own words, ordinary captions move least beside that",
     "routed": "each token reads its own concept's delta alone",
     "sum": "the deltas added up",
     "average": "their mean",
@@ -18,9 +18,12 @@ WAYS = {
     "ties": "TIES: the strongest entries, by majority of signs",
     "joint": "a concept that was learned of all of them together",
 }
-SHARED = ("average", "sum", "drop")
-"""What end of text and padding read in a routed merge: the mean or the sum of the deltas of the concepts that
-the prompt names, or none."""
+HOW = "soft"
+"""Unless told otherwise: on prompts that nothing was fitted on it keeps more of each concept than the others,
+and moves ordinary captions less."""
+SHARED = ("sum", "average", "drop")
+"""What end of text and padding read in a routed merge: the sum or the mean of the deltas of the concepts that
+the prompt names, or none. The first is the default, by what is left of two concepts in one picture."""
 STRONGEST = 10.0
 """A delta ten times as strong as it was learned gives noise on any base."""
 

@@ -233,6 +233,21 @@ def test_locked_keys_are_those_of_the_class(pico, shown):
         assert up.any() and not torch.equal(up, free.delta[name][0])
 
 
+def test_keys_learn_at_a_rate_of_their_own(pico, shown):
+    """A hundredth of the rate moves keys a hundredth as far, and leaves values theirs."""
+
+    def moved(concept, ending):
+        return sum(float(f[0].norm()) for name, f in concept.delta.items() if name.endswith(ending))
+
+    recipe = replace(TINY, token_steps=0, steps=4)
+    same, slow = (teach(pico, shown, replace(recipe, key_lr=lr)) for lr in (0.0, recipe.lr / 100))
+    assert teach(pico, shown, replace(recipe, key_lr=recipe.lr)).delta.keys() == same.delta.keys()
+    assert moved(slow, "to_k") == pytest.approx(moved(same, "to_k") / 100, rel=0.2)
+    assert moved(slow, "to_v") == pytest.approx(moved(same, "to_v"), rel=0.2)
+    locked = teach(pico, shown, replace(recipe, key_lr=1e-3, lock_keys=True))
+    assert moved(locked, "to_v") > 0, "there is nothing of keys left to learn"
+
+
 def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(pico, shown, registry):
     """Whatever was learned, the held rows are zeros of D, and a merge's constraints keep them so."""
 
@@ -247,7 +262,7 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
     own = held.rows[:-2]
     assert moved(held, plain) < 0.02 * moved(held, own) and moved(free, plain) > 0.1 * moved(free, own)
     other = learn(pico, shown, "my_cat", "cat", recipe)
-    merged = compose(held, other, base=pico, registry=registry).concept
+    merged = compose(held, other, base=pico, registry=registry, how="constrained").concept
     assert moved(merged, plain) < 0.05 * moved(merged, own)
 
 
@@ -258,7 +273,10 @@ def test_two_of_one_class_hold_it_once(pico, shown, registry):
     mine, yours = learn_together(pico, subjects, recipe, registry=registry).parts
     assert torch.allclose(mine.rows[-2:], yours.rows[-2:])
     alone = [teach(pico, shown, recipe), learn(pico, shown, "your_dog", "dog", recipe)]
-    assert "nearly coincide" not in compose(*alone, base=pico, registry=registry).report.text()
+    assert (
+        "nearly coincide"
+        not in compose(*alone, base=pico, registry=registry, how="constrained").report.text()
+    )
 
 
 def test_a_step_reads_its_own_prompts_alone(pico, shown, monkeypatch):
@@ -286,7 +304,7 @@ def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown)
 
 
 def test_an_adapter_brings_its_numbers(monkeypatch):
-    monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, prior_weight=0.0))
+    monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, key_lr=1e-3, prior_weight=0.0))
     recipe = recipe_for("dreambooth", changes=of_adapter("dreambooth", "unet"))
     assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
     assert of_adapter("custom", "keyed") == {}
@@ -294,9 +312,12 @@ def test_an_adapter_brings_its_numbers(monkeypatch):
         "it is not keyed any more"
     )
     assert recipe_for("custom", changes=of_adapter("custom", "kv")).hold == 0
+    assert recipe_for("custom", changes=of_adapter("custom", "kv")).key_lr == 0
     assert recipe_for("dreambooth", changes=of_adapter("dreambooth", "keyed")).hold == 2
     word = recipe_for("textual-inversion", changes=of_adapter("textual-inversion", "kv"))
     assert word.prior_weight == 0, "it has no use for pictures of the class"
     full = recipe_for("custom", rank=0)
-    assert (full.hold, full.prior_weight) == (0, 1), "full matrices need pictures of the class"
+    assert (full.hold, full.key_lr, full.prior_weight) == (0, 0, 1), (
+        "full matrices need pictures of the class"
+    )
     assert set(SUDE) == {r.adapter for r in RECIPES.values()}

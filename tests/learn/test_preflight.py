@@ -38,6 +38,8 @@ def at_rest(monkeypatch):
         ({"adapter": "kv", "lock_keys": True}, "lock_keys"),
         ({"adapter": "kv", "hold": 2}, "hold = 2 is about rows of a keyed delta"),
         ({"rank": 0, "hold": 1}, "hold = 1 is about rows"),
+        ({"adapter": "lora", "key_lr": 1e-3}, "key_lr = 0.001 is about keys of a keyed delta"),
+        ({"key_lr": -1.0}, "key_lr = -1.0"),
         ({"accumulate": 3}, "batch of 2 has no 3 parts"),
         ({"patience": 2}, "patience = 2"),
         ({"vectors": 70}, "70 vectors and the class 'dog' leave no room"),
