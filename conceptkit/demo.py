@@ -134,7 +134,7 @@ def run(out: Path, tick: Tick) -> Path:
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
         summed = merge.compose(*names, base=base, registry=registry, how="sum")
         for title, note, wide in (
-            ("Both together", "side by side, merged by constrained least squares", True),
+            ("Both together", "side by side, merged by least squares", True),
             ("In one frame", "the same merge and prompts; the base seldom draws two things at once", False),
         ):
             rows.append(Row(_tiles(base, merged, TOGETHER, 4, side_by_side=wide), title, note))

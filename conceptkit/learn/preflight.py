@@ -100,8 +100,8 @@ def _check_together(recipe: Recipe) -> None:
         )
     if recipe.key_lr and (recipe.adapter != "keyed" or not recipe.rank):
         raise BadRecipe(
-            f"key_lr = {recipe.key_lr:g} is about keys of a keyed delta; use the adapter keyed and a rank above 0, "
-            "or key_lr = 0"
+            f"key_lr = {recipe.key_lr:g} is about keys of a keyed delta; use the adapter keyed and a rank "
+            "above 0, or key_lr = 0"
         )
     if recipe.accumulate > recipe.batch:
         raise BadRecipe(f"A batch of {recipe.batch} has no {recipe.accumulate} parts; lower accumulate")
