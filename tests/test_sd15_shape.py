@@ -58,7 +58,10 @@ def test_compose_at_real_size(sd15, monkeypatch):
     monkeypatch.setattr(metric, "captions", lambda name: texts[::6])
     assert (len(sd15.sizes), sum(sd15.sizes.values()), sd15.width) == (32, 24_960, 768)
     pair = concept(sd15, "my_dog", "dog", 1), concept(sd15, "moongate", "gate", 2)
-    merge = compose(*pair, base=sd15)
+    soft = compose(*pair, base=sd15).concept
+    assert delta_rank(soft.delta) == sum(soft.recipe["rows"]) <= 32
+    assert len(soft.to_bytes()) < 3 * delta_rank(soft.delta) * (24_960 + 2 * 768)
+    merge = compose(*pair, base=sd15, how="constrained")
     rank = delta_rank(merge.concept.delta)
     assert rank == merge.report.rows <= 16
     assert len(merge.concept.to_bytes()) < 3 * rank * (24_960 + 2 * 768)
