@@ -241,9 +241,8 @@ def test_soft_constraints_are_one_least_squares_problem(d, concepts, rank, weigh
     blocks = [torch.linalg.cholesky(whole), *(weight**0.5 * rows.T for rows in features)]
     wanted = [torch.zeros(6, d).double()]
     wanted += [weight**0.5 * delta @ rows.T for delta, rows in zip(deltas, features, strict=True)]
-    expected = np.linalg.lstsq(torch.cat(blocks, 1).T.numpy(), torch.cat(wanted, 1).T.numpy(), rcond=None)[
-        0
-    ].T
+    left, right = torch.cat(blocks, 1).T.numpy(), torch.cat(wanted, 1).T.numpy()
+    expected = np.linalg.lstsq(left, right, rcond=None)[0].T
     assert agree(found, expected, 1e-6)
     moments = sum(rows.T @ rows for rows in features)
     hat = weight * moments @ torch.linalg.inv(whole + weight * moments)

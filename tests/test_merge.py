@@ -133,6 +133,10 @@ def test_two_of_one_class_give_way_evenly(pico, pair):
     second = {kept.name: kept.words for kept in other.report.kept}
     assert first == pytest.approx(second, abs=0.01)
     assert first["my_dog"] == pytest.approx(first["twin"], abs=0.15)
+    one, other = (compose(*order, base=pico, how="soft").report for order in orders)
+    first, second = ({kept.name: kept.words for kept in report.kept} for report in (one, other))
+    assert first == pytest.approx(second, abs=0.01)
+    assert first["my_dog"] == pytest.approx(first["twin"], abs=0.15)
 
 
 def test_composing_leaves_the_pipeline_alone(pico, pair):
