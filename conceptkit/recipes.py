@@ -11,7 +11,7 @@ from conceptkit.errors import BadRecipe
 CHOICES: dict[str, tuple[str, ...]] = {
     "adapter": ("keyed", "kv", "lora", "unet", "image"),
     "targets": ("kv", "attn", "attn+ff"),
-    "begin": ("aside", "noun", "rare"),
+    "begin": ("aside", "described", "noun", "rare"),
     "sude_weight": ("code", "paper"),
     "precision": ("fp32", "bf16", "fp16"),
     "optimiser": ("adamw", "adamw8bit"),
@@ -27,7 +27,7 @@ def _off(value: Any) -> Any:
 class Recipe:
     """How one concept is learned.
 
-    aside: how far from its class noun the modifier token begins, in lengths of the noun's embedding.
+    aside: how far from a word the modifier token begins, in lengths of the word's embedding.
     token_steps: first the modifier token alone learns, at `token_lr` (Adam, per step, batch `batch`).
     steps: then the look learns at `lr` (full matrices: `full_lr`), while the token stands still.
     rank: of the delta; keyed: constraint rows, as many as its words have and at most 8; 0: full matrices.
@@ -41,7 +41,8 @@ class Recipe:
         `targets`, every linear map of the "unet" in full, or attention to the first photo, the "image".
     attention: ViCo's weight (2306.00971) of keeping attention to the word like that to the end of text.
     text_rank: of a LoRA on the text encoders.
-    begin: the token begins "aside" of its class noun, at the "noun", or as a "rare" one of the vocabulary.
+    begin: the token begins "aside" of its class noun, or of the colour, pattern or material by which the base
+        would have "described" the photos, at the "noun", or as a "rare" one of the vocabulary.
     vectors: of the token. token_goes_on: it learns on beside the look (Custom Diffusion, 2212.04488).
     edges: weight of what the delta does at BOS, EOT and padding of the concept's own prompts, as for `leak`.
     detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys

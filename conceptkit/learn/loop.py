@@ -23,12 +23,23 @@ from conceptkit.compose import Factor, closed_form, factor
 from conceptkit.concept import Concept, Delta
 from conceptkit.contexts import MOST_ROWS, constraint_rows
 from conceptkit.errors import BadRecipe
-from conceptkit.learn import adapters, lesson, parts, penalties, preflight, priors, sight, views, words
+from conceptkit.learn import (
+    adapters,
+    describing,
+    lesson,
+    parts,
+    penalties,
+    preflight,
+    priors,
+    sight,
+    views,
+    words,
+)
 from conceptkit.learn.checkpoints import Keeper
-from conceptkit.learn.crew import find
+from conceptkit.learn.crew import Crew, find
 from conceptkit.learn.lesson import Lesson
 from conceptkit.learn.locking import class_rows, lock_keys, plain_rows
-from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.noise import Schedule, schedule_of
 from conceptkit.learn.stage import Stage, ramp, run
 from conceptkit.learn.stillness import frozen, lean
 from conceptkit.learn.subjects import Subject
@@ -117,24 +128,28 @@ def learn_together(
         )
         with crew.in_turn():
             shape = metric.of_base(base, registry)
-        first = {s.token: words.begin(base, s, recipe, seed) for s in subjects}
+        schedule = schedule_of(base.pipe.scheduler)
+        pools = [_pool(base, s, recipe, seed) for s in subjects]
+        first = {
+            s.token: words.begin(base, s, recipe, seed, _look(base, s, pool, recipe, schedule, seed, crew))
+            for s, pool in zip(subjects, pools, strict=True)
+        }
         with add_tokens(base.pipe, {token: rows for token, (rows, _) in first.items()}) as tokens:
             taught = Lesson(
                 base,
                 tuple(subjects),
-                views.joined([_pool(base, s, recipe, seed) for s in subjects]),
+                views.joined(pools),
                 prior,
                 recipe,
                 seed,
-                schedule_of(base.pipe.scheduler),
+                schedule,
                 crew,
                 sight.of(base, subjects, recipe),
             )
             watch = _watch(taught)
             _learn_token(taught, tokens, keeper, watch, lambda k: tick(begun + k, total, "learning the word"))
             learned = tokens.read()
-        identifiers = {s.name: found for s in subjects if (found := first[s.token][1])}
-        concepts = [_concept(base, s, recipe, seed, learned, identifiers) for s in subjects]
+        concepts = [_concept(base, s, recipe, seed, learned, first[s.token][1]) for s in subjects]
         if recipe.steps:
             begun += recipe.token_steps
             concepts, delta = _learn_look(
@@ -158,16 +173,15 @@ def _concept(
     recipe: Recipe,
     seed: int,
     learned: dict[str, tuple[Tensor, ...]],
-    identifiers: dict[str, str],
+    origin: Mapping[str, str],
 ) -> Concept:
-    """A concept of the word alone."""
+    """A concept of the word alone. origin: where its token began."""
     provenance: dict[str, Any] = {
         "photos": list(subject.photos.names),
         "photos_sha256": subject.photos.digest,
         "seed": seed,
+        **origin,
     }
-    if subject.name in identifiers:
-        provenance["identifier"] = identifiers[subject.name]
     return Concept(
         name=subject.name,
         kind=subject.kind,
@@ -193,6 +207,15 @@ def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int) -> views.Pool
     return views.pool(
         base, photos, subject.words, recipe.views, seed, kind=subject.kind, captions=captions, masks=masks
     )
+
+
+def _look(
+    base: Base, subject: Subject, pool: views.Pool, recipe: Recipe, schedule: Schedule, seed: int, crew: Crew
+) -> str | None:
+    """The word at which the subject's token begins, where the recipe asks for one."""
+    if recipe.begin != "described" or subject.noun is None:
+        return None
+    return describing.best(base, pool, subject.noun, schedule, seed, crew)
 
 
 def _watch(taught: Lesson) -> Watch:

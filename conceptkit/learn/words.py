@@ -1,4 +1,4 @@
-"""Where a modifier token begins: beside its class noun, at it, or as a rare token of the vocabulary."""
+"""Where a modifier token begins: at words, beside them, or as a rare token of the vocabulary."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import Recipe
 
 
-def begin(base: Base, subject: Subject, recipe: Recipe, seed: int) -> tuple[tuple[Tensor, ...], str | None]:
-    """The token's first rows, per text encoder (k, d), and the rare tokens they are copied from, if any."""
+def begin(
+    base: Base, subject: Subject, recipe: Recipe, seed: int, look: str | None = None
+) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+    """The token's first rows, per text encoder (k, d), and what there is to say of their origin.
+
+    look: a word that describes the photos, for recipes that begin there.
+    """
     number = hash_of(seed, subject.name, subject.photos.digest)
     if recipe.begin == "rare":
         taken = choose(base.pipe, captions(base.name), number, recipe.vectors)
-        return _copied(base, taken), " ".join(candidate.text for candidate in taken)
-    aside = recipe.aside if recipe.begin == "aside" else 0.0
-    first = first_rows(base, subject.noun, aside, number)
-    more = [first_rows(base, subject.noun, aside, hash_of(number, k)) for k in range(1, recipe.vectors)]
-    return tuple(torch.cat(rows) for rows in zip(first, *more, strict=True)), None
+        return _copied(base, taken), {"identifier": " ".join(candidate.text for candidate in taken)}
+    aside = 0.0 if recipe.begin == "noun" else recipe.aside
+    numbers = [number, *(hash_of(number, k) for k in range(1, recipe.vectors))]
+    rows = [first_rows(base, look or subject.noun, aside, number) for number in numbers]
+    return tuple(torch.cat(parts) for parts in zip(*rows, strict=True)), {"look": look} if look else {}
 
 
-def first_rows(base: Base, noun: str | None, aside: float, seed: int) -> tuple[Tensor, ...]:
-    """One row per text encoder (1, d): `aside` lengths of its class noun away from it.
+def first_rows(base: Base, word: str | None, aside: float, seed: int) -> tuple[Tensor, ...]:
+    """One row per text encoder (1, d): `aside` lengths of a word away from it.
 
     The direction is random, so that no two concepts share it: what the text encoder makes of it is the key by
     which a delta finds its own words, and keys that point apart can be merged without loss.
@@ -33,7 +38,7 @@ def first_rows(base: Base, noun: str | None, aside: float, seed: int) -> tuple[T
     rows = []
     for tokenizer, encoder in encoders(base.pipe):
         table = encoder.get_input_embeddings().weight.detach().float().cpu()
-        ids = tokenizer(noun or "thing", add_special_tokens=False).input_ids
+        ids = tokenizer(word or "thing", add_special_tokens=False).input_ids
         away = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
         near = table[ids].mean(0)
         rows.append((near + aside * near.norm() * away / away.norm()).unsqueeze(0))

@@ -91,7 +91,7 @@ def test_a_class_of_several_tokens_works(pico, shown, noun):
         ({"batch": "2.5"}, "batch = '2.5'"),
         ({"lr": "fast"}, "lr = 'fast' makes no sense; give a number"),
         ({"detach_bos": "maybe"}, "detach_bos = 'maybe' makes no sense; give yes or no"),
-        ({"begin": "here"}, "begin = 'here' is unknown; choose one of aside, noun, rare"),
+        ({"begin": "here"}, "begin = 'here' is unknown; choose one of aside, described, noun, rare"),
     ],
 )
 def test_fields_that_cannot_be_set(changes, named):
