@@ -220,6 +220,7 @@ def _add(
         if keeper.unfinished:
             stop.add_note(UNFINISHED)
         raise
+    notices += _described(loaded, outcome)
     made = [*outcome.parts, outcome.whole] if joint else [outcome.whole]
     curve = _curve(outcome)
     learned = []
@@ -311,6 +312,15 @@ def _curve(outcome: Outcome) -> Image.Image | None:
     if not outcome.curve:
         return None
     return validation.picture(outcome.curve, outcome.kept, f"{outcome.whole.name}: validation loss")
+
+
+def _described(base: bases.Base, outcome: Outcome) -> list[str]:
+    """One sentence for each subject whose word begins at one of the base's own."""
+    return [
+        f"The word of {base.name} that describes {part.name} best is {look!r}; what is learned begins there."
+        for part in outcome.parts
+        if (look := part.provenance.get("look"))
+    ]
 
 
 def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from conceptkit import base as bases
+from conceptkit import learn
 from conceptkit.learn import describing, views
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.noise import schedule_of
 from conceptkit.learn.subjects import Subject
 from conceptkit.learn.words import begin
 from conceptkit.photos import PhotoSet
-from conceptkit.recipes import Recipe
+from conceptkit.recipes import DEFAULT, RECIPES, Recipe
 from conceptkit.storybook import world
 from tests import tiny
 from tests.learning import teach
@@ -87,11 +88,14 @@ def test_the_token_begins_beside_the_word_and_says_so(pico, shown):
     assert not torch.equal(rows[0], rows[1]) and origin == {"look": "red"}
 
 
-def test_what_is_learned_says_where_its_word_began(pico, shown, monkeypatch):
+def test_what_is_learned_says_where_its_word_began(pico, shown, folder, registry, monkeypatch):
     monkeypatch.setattr(describing, "best", lambda *_: "red")
     recipe = Recipe(
         "custom", begin="described", token_steps=0, steps=1, rank=1, batch=2, prior_weight=0.0, views=4
     )
     assert teach(pico, shown, recipe).provenance["look"] == "red"
+    monkeypatch.setitem(RECIPES, DEFAULT, recipe)
+    (told,) = learn.add("my_dog", folder, noun="dog", base=pico, registry=registry).notices
+    assert told == "The word of pico that describes my_dog best is 'red'; what is learned begins there."
     style = teach(pico, shown, recipe, noun=None)
     assert "look" not in style.provenance
