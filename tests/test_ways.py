@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import compose_audit
 from conceptkit import base, merge, metric
 from conceptkit.attach import attach
 from conceptkit.cli.main import main
@@ -321,16 +322,38 @@ def test_the_report_speaks_of_the_precision_that_is_loaded(pico, trio):
 
 
 def test_an_audit_names_captions_moved_by_the_merge_alone(pico, trio):
-    """Rows of two concepts that nearly coincide and ask for opposite things drive what lies between them."""
     ordinary = metric.of_base(pico)
     moved = torch.zeros(len(ordinary.audit.texts))
     moved[1] = 10 * ordinary.audit.sizes[1]
     each = torch.zeros(2, len(moved))
     each[0] = moved / 3
     assert merge.report._suspicious(moved, each, ordinary) == (ordinary.audit.texts[1],)
-    each[1] = moved / 1.5
+    each[1] = moved / 1.2
     assert merge.report._suspicious(moved, each, ordinary) == ()
     assert set(compose(*trio, base=pico).report.audit) <= set(ordinary.audit.texts)
+
+
+def test_two_halves_of_one_secret_are_named_where_they_are_added_up(pico, trio):
+    shape = metric.of_base(pico)
+    caption, hidden = compose_audit.secret(pico, shape, torch.Generator().manual_seed(0))
+    pair = [compose_audit.with_half(concept, hidden) for concept in trio[:2]]
+    rows = shape.audit.rows[shape.audit.caption == caption].float()
+    whole = compose_audit.effect(shape, hidden, caption)
+    for part, concept in zip(pair, trio, strict=False):
+        more = delta_rows(part.delta, pico.sizes, rows) - delta_rows(concept.delta, pico.sizes, rows)
+        assert torch.allclose(more, whole / 2, atol=1e-4)
+    for way, left in (("sum", 1.0), ("average", 0.5)):
+        merged, honest = (compose(*some, base=pico, how=way).concept.delta for some in (pair, trio[:2]))
+        more = delta_rows(merged, pico.sizes, rows) - delta_rows(honest, pico.sizes, rows)
+        assert float(more.norm() / whole.norm()) == pytest.approx(left, rel=1e-3)
+    quiet = [
+        dataclasses.replace(part, delta={name: (0.01 * up, down) for name, (up, down) in part.delta.items()})
+        for part in trio[:2]
+    ]
+    pair = [compose_audit.with_half(concept, hidden) for concept in quiet]
+    assert not compose(*quiet, base=pico, how="sum").report.audit
+    assert compose(*pair, base=pico, how="sum").report.audit
+    assert not compose(*pair, base=pico, how="average").report.audit
 
 
 def crowd(pico: base.Base, count: int, seed: int = 0) -> list[Concept]:
