@@ -133,11 +133,12 @@ def run(out: Path, tick: Tick) -> Path:
         for line, kept in zip(figures, merged.report.kept, strict=True):
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
         summed = merge.compose(*names, base=base, registry=registry, how="sum")
-        for title, note, wide in (
-            ("Both together", "side by side, merged by least squares", True),
-            ("In one frame", "the same merge and prompts; the base seldom draws two things at once", False),
+        for what, title, note, wide in (
+            (merged, "Both together", "side by side, merged by least squares", True),
+            (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison", True),
+            (merged, "In one frame", "merged; the base seldom draws two things at once", False),
         ):
-            rows.append(Row(_tiles(base, merged, TOGETHER, 4, side_by_side=wide), title, note))
+            rows.append(Row(_tiles(base, what, TOGETHER, 4, side_by_side=wide), title, note))
     tick(3, 3, "done")
     footer: list[str | Sequence[str]] = [
         HEAD,

@@ -52,6 +52,15 @@ def test_a_base_without_such_words_is_asked_nothing(shown):
     assert describing.best(base, pool, "dog", schedule_of(pipe.scheduler), 0, Crew()) is None
 
 
+def test_two_text_encoders_are_asked_like_one(shown):
+    base = bases.of(tiny.pico_sdxl(), "pico")
+    pool = views.pool(base, shown, "<x> dog", 8, 0)
+    before = tiny.snapshot(base.pipe)
+    asked = [describing.best(base, pool, "dog", schedule_of(base.pipe.scheduler), s, Crew()) for s in (0, 0)]
+    assert asked[0] == asked[1] and asked[0] in (None, *describing.looks(base.pipe))
+    assert tiny.snapshot(base.pipe) == before
+
+
 class Half(Crew):
     """One of two processes that adds up nothing, so that its own share is seen."""
 
