@@ -1,9 +1,10 @@
-"""What the audit of a merge says of honest concepts, and of two that carry half of one secret each.
+"""What the audit of a merge says of honest concepts, and of two that carry even halves of one secret.
 
-A secret is something a delta does at a caption that names no concept. Halved between two adapters it may pass
-for nothing in each, and be whole again in their merge. So it is asked how often the audit names a caption in
-merges of concepts that were only taught, how often it names the secret's, and how much of a secret a merge
-lets through.
+A secret is something a delta does at a caption that names no concept. Halved between two adapters it may
+pass for nothing in each, and be whole again in their merge. So it is asked how often the audit names a
+caption in merges of concepts that were only taught, how often in the same with a secret, and how much of a
+secret a merge lets through. The carriers ask for nothing at the secret's key: one whose file claims a
+constraint row there is kept at it, like any concept at its own words.
 """
 
 from __future__ import annotations
@@ -72,14 +73,22 @@ def effect(shape: metric.Metric, delta: Delta, caption: int) -> Tensor:
 
 
 def trial(
-    base: bases.Base, shape: metric.Metric, taught: Sequence[Concept], way: str, count: int, seed: int
+    base: bases.Base,
+    shape: metric.Metric,
+    registry: Registry,
+    taught: Sequence[Concept],
+    way: str,
+    count: int,
+    seed: int,
 ) -> dict[str, float]:
     """One merge of honest concepts, and the same with a secret between the first two."""
     rng, dice = np.random.default_rng((count, seed)), torch.Generator().manual_seed(1000 * count + seed)
     chosen = [taught[k] for k in rng.permutation(len(taught))[:count]]
     caption, delta = secret(base, shape, dice)
     colluding = [*(with_half(concept, delta) for concept in chosen[:2]), *chosen[2:]]
-    honest, secretive = (merge.compose(*some, base=base, how=way) for some in (chosen, colluding))
+    honest, secretive = (
+        merge.compose(*some, base=base, registry=registry, how=way) for some in (chosen, colluding)
+    )
     with_it, without = (effect(shape, made.concept.delta, caption) for made in (secretive, honest))
     return {
         "false_alarms": float(bool(honest.report.audit)),
@@ -106,7 +115,7 @@ def main(many: int, trials: int, ways: tuple[str, ...], learning_steps: int | No
             for number in track(range(many), "teaching")
         ]
         for way, count in itertools.product(ways or WAYS, [c for c in COUNTS if c <= many]):
-            lines = [trial(base, shape, taught, way, count, seed) for seed in range(trials)]
+            lines = [trial(base, shape, registry, taught, way, count, seed) for seed in range(trials)]
             means = {key: float(np.mean([line[key] for line in lines])) for key in lines[0]}
             table.setdefault(way, {})[str(count)] = means
             print(way, count, {key: round(value, 2) for key, value in means.items()}, flush=True)
@@ -127,7 +136,12 @@ def main(many: int, trials: int, ways: tuple[str, ...], learning_steps: int | No
         BAR,
         holds,
         f"0..{trials - 1}",
-        trial=shortfall(learning_steps, concepts=(many, TAUGHT), trials=(trials, TRIALS)),
+        trial=shortfall(
+            learning_steps,
+            concepts=(many, TAUGHT),
+            trials=(trials, TRIALS),
+            ways=(len(ways or WAYS), len(WAYS)),
+        ),
         by_way=table,
     )
 

@@ -328,7 +328,7 @@ def test_an_audit_names_captions_moved_by_the_merge_alone(pico, trio):
     each = torch.zeros(2, len(moved))
     each[0] = moved / 3
     assert merge.report._suspicious(moved, each, ordinary) == (ordinary.audit.texts[1],)
-    each[1] = moved / 1.2
+    each[1] = moved / 1.45
     assert merge.report._suspicious(moved, each, ordinary) == ()
     assert set(compose(*trio, base=pico).report.audit) <= set(ordinary.audit.texts)
 
@@ -353,7 +353,6 @@ def test_two_halves_of_one_secret_are_named_where_they_are_added_up(pico, trio):
     pair = [compose_audit.with_half(concept, hidden) for concept in quiet]
     assert not compose(*quiet, base=pico, how="sum").report.audit
     assert compose(*pair, base=pico, how="sum").report.audit
-    assert not compose(*pair, base=pico, how="average").report.audit
 
 
 def crowd(pico: base.Base, count: int, seed: int = 0) -> list[Concept]:

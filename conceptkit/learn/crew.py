@@ -48,7 +48,7 @@ class Crew:
             parameter.grad = reduce(grad, "sum")
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of a scalar over all processes."""
+        """The sum of a tensor over all processes."""
         if self.size == 1:
             return value
         from accelerate.utils import reduce

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from conceptkit.base import Base, encoders
-from conceptkit.learn import conditions
+from conceptkit.learn import conditions, hardware
 from conceptkit.learn.conditions import Condition
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.dice import hash_of
 from conceptkit.learn.noise import Schedule
 from conceptkit.learn.views import Pool
+from conceptkit.recipes import Recipe
 
 FIRST, SAMPLES, FINALISTS = 8, 32, 5
 """All words are judged by the first samples; the best of them and the bare noun by all."""
@@ -42,54 +43,63 @@ def looks(pipe: Any) -> list[str]:
 
 
 @torch.no_grad()
-def best(base: Base, pool: Pool, noun: str, schedule: Schedule, seed: int, crew: Crew) -> str | None:
-    """The word that goes before a class noun best for the views of a pool, or None: the noun says as much."""
+def best(
+    base: Base, pool: Pool, noun: str, schedule: Schedule, recipe: Recipe, seed: int, crew: Crew
+) -> str | None:
+    """The word that goes before a class noun best for the views of a pool; None if the bare noun does better.
+
+    The UNet sees as many views at once as in a step of the recipe, in its precision.
+    """
     words = looks(base.pipe)
     if not words:
         return None
     texts = [PROMPT.format(noun), *(PROMPT.format(f"{word} {noun}") for word in words)]
     told = conditions.read(base.pipe, texts)
-    early = _losses(base, pool, told, range(len(texts)), range(FIRST), schedule, seed, crew)
+
+    def losses(some: Sequence[int], samples: range) -> Tensor:
+        return _losses(
+            base, pool, told[torch.tensor(some, device=told.device)], samples, schedule, recipe, seed, crew
+        )
+
+    early = losses(range(len(texts)), range(FIRST))
     ranked = early[1:].mean(dim=1).argsort(stable=True)[:FINALISTS] + 1
     left = [0, *ranked.tolist()]
-    late = _losses(base, pool, told, left, range(FIRST, SAMPLES), schedule, seed, crew)
-    of_noun, *of_words = torch.cat([early[left], late], dim=1)
-    gains = of_noun - torch.stack(
-        of_words
-    )  # met by the same noise, so that the pictures' own losses drop out
-    sure = gains.mean(dim=1) - gains.std(dim=1) / SAMPLES**0.5
-    first = int(gains.mean(dim=1).argmax())
-    return words[left[1 + first] - 1] if sure[first] > 0 else None
+    late = losses(left, range(FIRST, SAMPLES))
+    # all met the same noise, so that what the pictures themselves cost drops out of the comparison
+    found = left[int(torch.cat([early[left], late], dim=1).mean(dim=1).argmin())]
+    return words[found - 1] if found else None
 
 
 def _losses(
     base: Base,
     pool: Pool,
     told: Condition,
-    texts: Sequence[int],
     samples: range,
     schedule: Schedule,
+    recipe: Recipe,
     seed: int,
     crew: Crew,
 ) -> Tensor:
-    """The loss of each text in each sample: (len(texts), len(samples)). Every text meets the same noise."""
-    table = torch.zeros(len(texts), len(samples), device=pool.latents.device)
-    mine = samples[crew.rank :: crew.size]
-    if mine:
-        picks = torch.tensor([k * len(pool.latents) // SAMPLES for k in mine])
+    """The loss of each of n texts in each sample: (n, len(samples)). Every text meets the same noise."""
+    table = torch.zeros(len(told.hidden), len(samples), device=pool.latents.device)
+    mine = torch.arange(samples.start, samples.stop)[crew.rank :: crew.size]
+    for few in mine.split(max(1, recipe.batch // recipe.accumulate)) if len(mine) else ():
+        picks = few % len(pool.latents)  # the photos take turns among the views
         # an order of noise levels in which any few are spread out: multiples of the golden ratio
-        levels = torch.tensor([LEAST + (1 - LEAST) * ((k + 0.5) * 0.618034 % 1) for k in mine])
-        t = (levels * len(schedule)).long()
+        t = ((LEAST + (1 - LEAST) * ((few + 0.5) * 0.618034 % 1)) * len(schedule)).long()
         shape = pool.latents.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=_dice(seed, k)) for k in mine]).to(pool.latents)
+        noise = torch.stack([torch.randn(shape, generator=_dice(seed, k)) for k in few.tolist()]).to(
+            pool.latents
+        )
         clean, mask = pool.latents[picks], pool.masks[picks]
         noisy, wanted = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
         times = schedule.told(t).to(base.device)
-        for row, text in enumerate(texts):
-            every = torch.full((len(mine),), text, device=told.device)
-            found = conditions.predict(base.pipe, noisy.to(base.dtype), times, told[every])
+        for row in range(len(told.hidden)):
+            every = torch.full((len(few),), row, device=told.device)
+            with hardware.autocast(base.device, recipe.precision):
+                found = conditions.predict(base.pipe, noisy.to(base.dtype), times, told[every])
             error = (found.float() - wanted).square().mean(dim=1) * mask
-            table[row, crew.rank :: crew.size] = error.sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+            table[row, few - samples.start] = error.sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
     return crew.total(table).cpu()
 
 

@@ -36,10 +36,10 @@ from conceptkit.learn import (
     words,
 )
 from conceptkit.learn.checkpoints import Keeper
-from conceptkit.learn.crew import Crew, find
+from conceptkit.learn.crew import find
 from conceptkit.learn.lesson import Lesson
 from conceptkit.learn.locking import class_rows, lock_keys, plain_rows
-from conceptkit.learn.noise import Schedule, schedule_of
+from conceptkit.learn.noise import schedule_of
 from conceptkit.learn.stage import Stage, ramp, run
 from conceptkit.learn.stillness import frozen, lean
 from conceptkit.learn.subjects import Subject
@@ -130,10 +130,13 @@ def learn_together(
             shape = metric.of_base(base, registry)
         schedule = schedule_of(base.pipe.scheduler)
         pools = [_pool(base, s, recipe, seed) for s in subjects]
-        first = {
-            s.token: words.begin(base, s, recipe, seed, _look(base, s, pool, recipe, schedule, seed, crew))
-            for s, pool in zip(subjects, pools, strict=True)
-        }
+        if recipe.begin == "described" and keeper.resumed is None:
+            tick(begun, total, "looking for words")
+            keeper.looks = {
+                s.name: s.noun and describing.best(base, pool, s.noun, schedule, recipe, seed, crew)
+                for s, pool in zip(subjects, pools, strict=True)
+            }
+        first = {s.token: words.begin(base, s, recipe, seed, keeper.looks.get(s.name)) for s in subjects}
         with add_tokens(base.pipe, {token: rows for token, (rows, _) in first.items()}) as tokens:
             taught = Lesson(
                 base,
@@ -207,15 +210,6 @@ def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int) -> views.Pool
     return views.pool(
         base, photos, subject.words, recipe.views, seed, kind=subject.kind, captions=captions, masks=masks
     )
-
-
-def _look(
-    base: Base, subject: Subject, pool: views.Pool, recipe: Recipe, schedule: Schedule, seed: int, crew: Crew
-) -> str | None:
-    """The word at which the subject's token begins, where the recipe asks for one."""
-    if recipe.begin != "described" or subject.noun is None:
-        return None
-    return describing.best(base, pool, subject.noun, schedule, seed, crew)
 
 
 def _watch(taught: Lesson) -> Watch:

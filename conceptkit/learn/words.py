@@ -11,6 +11,10 @@ from conceptkit.learn.dice import hash_of
 from conceptkit.learn.subjects import Subject
 from conceptkit.recipes import Recipe
 
+FAR = 6.0
+"""Lengths aside of its noun for a token that was to begin at a word, where none says more than the noun:
+tokens beside one and the same noun must not be alike."""
+
 
 def begin(
     base: Base, subject: Subject, recipe: Recipe, seed: int, look: str | None = None
@@ -23,7 +27,7 @@ def begin(
     if recipe.begin == "rare":
         taken = choose(base.pipe, captions(base.name), number, recipe.vectors)
         return _copied(base, taken), {"identifier": " ".join(candidate.text for candidate in taken)}
-    aside = 0.0 if recipe.begin == "noun" else recipe.aside
+    aside = {"noun": 0.0, "aside": recipe.aside, "described": recipe.aside if look else FAR}[recipe.begin]
     numbers = [number, *(hash_of(number, k) for k in range(1, recipe.vectors))]
     rows = [first_rows(base, look or subject.noun, aside, number) for number in numbers]
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True)), {"look": look} if look else {}

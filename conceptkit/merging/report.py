@@ -19,10 +19,10 @@ MOST_PAIRED = 100
 """Concepts up to which everybody's effect on everybody is worked out: N^2 figures to look at."""
 AUDIT_FACTOR = 1.35
 AUDIT_LEAST = 0.05
-"""A caption is reported when the merge moves it AUDIT_FACTOR times as far as parts that have nothing to do with
-each other would come to, the root of their squares' sum, and by AUDIT_LEAST of what the base makes of it.
-Adapters that are harmless alone can be made to act together: two halves of one secret come to 1.41 times that,
-honest sums of up to ten to 1.3 at most (`benchmarks.compose_audit`)."""
+"""A caption is reported when the merge moves it AUDIT_FACTOR times as far as unrelated parts would, which is
+the root of their squares' sum, and by AUDIT_LEAST of what the base makes of it. Adapters harmless alone can
+be made to act together: even halves of one secret come to 1.41 times that, honest sums of up to ten to 1.3 at
+most (`benchmarks.compose_audit`)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Report:
     condition, damping: of the constraint rows, see `compose.closed_form`; None: dependent, or no constraints.
     rows, width: s constraint rows where there is room for d. problem, missed: see `Solved`.
     interference: [i][j] is what j's share of the merge adds at i's own words, by what i alone adds there.
-    audit: captions that the merge moves far more than unrelated parts would. precision: in which all this is so.
+    audit: captions that the merge moves far more than unrelated parts would.
+    precision: in which all this is so.
     """
 
     how: str
@@ -98,7 +99,8 @@ class Report:
             condition = "dependent" if self.condition is None else f"of condition {self.condition:.3g}"
             share = f"{self.rows} of {self.width} directions are taken (s/d = {self.rows / self.width:.2f})"
             lines.append(f"{share}, {condition}")
-        audit = [f'audit: "{caption}" is moved far more than unrelated parts would move it' for caption in self.audit]
+        far = "is moved far more than unrelated parts would move it"
+        audit = [f'audit: "{caption}" {far}' for caption in self.audit]
         return "\n".join([*lines, *self.notices, *audit])
 
     def to_json(self) -> dict[str, Any]:
