@@ -42,7 +42,8 @@ class Recipe:
     attention: ViCo's weight (2306.00971) of keeping attention to the word like that to the end of text.
     text_rank: of a LoRA on the text encoders.
     begin: the token begins "aside" of its class noun, or of the colour, pattern or material by which the base
-        would have "described" the photos, at the "noun", or as a "rare" one of the vocabulary.
+        would have "described" the photos, at the "noun", or as a "rare" one of the vocabulary. Where no word
+        describes them better than the noun, or there is no class, "described" begins far aside.
     vectors: of the token. token_goes_on: it learns on beside the look (Custom Diffusion, 2212.04488).
     edges: weight of what the delta does at BOS, EOT and padding of the concept's own prompts, as for `leak`.
     detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys

@@ -70,7 +70,7 @@ def test_a_merge_with_strengths_is_shown_and_composed_again():
     ids=" ".join,
 )
 def test_ways_and_places_draw_other_pictures(options):
-    steps = 20 if "--separate" in options else 1  # it looks on for five
+    steps = 20 if "--separate" in options else 1  # it looks on for five; then it must show
     assert run("compose", "my_dog", "moongate", *PROMPT, "--steps", steps, "--out", "a").exit_code == 0
     result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", steps, "--out", "b", *options)
     assert result.exit_code == 0, result.output

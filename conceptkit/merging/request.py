@@ -19,8 +19,8 @@ WAYS = {
     "joint": "a concept that was learned of all of them together",
 }
 HOW = "soft"
-"""Unless told otherwise: on prompts that nothing was fitted on it keeps more of each concept than the others,
-and moves ordinary captions less."""
+"""Unless told otherwise: of several concepts in one delta it keeps more on prompts that nothing was fitted on
+than exact rows or a sum do, and moves ordinary captions less."""
 SHARED = ("sum", "average", "drop")
 """What end of text and padding read in a routed merge: the sum or the mean of the deltas of the concepts that
 the prompt names, or none. The first is the default, by what is left of two concepts in one picture."""
