@@ -11,6 +11,7 @@ import click
 import numpy as np
 from rich.progress import track
 
+from benchmarks.pictures import draw
 from benchmarks.plot import curves
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.storybook_base import prompt as prompt_of
@@ -18,7 +19,7 @@ from benchmarks.storybook_base import scenes, score
 from benchmarks.taught import Taught, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
-from conceptkit.drawing import STEPS, draw
+from conceptkit.drawing import STEPS
 from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics
 from conceptkit.merging.request import HOW

@@ -20,12 +20,13 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from benchmarks.pictures import draw, draw_with
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.taught import Taught, interval, teach
 from conceptkit import base as bases
 from conceptkit.attach import attach
 from conceptkit.concept import read
-from conceptkit.drawing import STEPS, draw, draw_with
+from conceptkit.drawing import STEPS
 from conceptkit.evaluate import metrics
 from conceptkit.evaluate.metrics import AttributeJudge, SubjectJudge
 from conceptkit.registry.store import Registry

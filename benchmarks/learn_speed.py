@@ -24,13 +24,13 @@ import torch
 from PIL import Image
 
 from benchmarks.lessons import Pupil, Studio, lacking, options
+from benchmarks.pictures import draw
 from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.concept import Concept
-from conceptkit.drawing import draw
 from conceptkit.learn import priors
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject

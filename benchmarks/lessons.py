@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.pictures import draw
 from benchmarks.report import shortfall
 from conceptkit import base as bases
 from conceptkit.attach import attach
 from conceptkit.concept import Concept
-from conceptkit.drawing import STEPS, draw
+from conceptkit.drawing import STEPS
 from conceptkit.evaluate import metrics
 from conceptkit.photos import PhotoSet
 from conceptkit.storybook import world

@@ -8,9 +8,10 @@ import click
 import numpy as np
 from PIL import Image
 
+from benchmarks.pictures import draw
 from benchmarks.report import finish, use_own_cores
 from conceptkit import base as bases
-from conceptkit.drawing import STEPS, draw
+from conceptkit.drawing import STEPS
 from conceptkit.evaluate.metrics import AttributeJudge
 from conceptkit.storybook import scenery, world
 
@@ -84,7 +85,8 @@ def score(
 @click.option("--count", default=500, show_default=True)
 @click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
 @click.option("--guidance", default=bases.STORYBOOK_GUIDANCE, show_default=True)
-def main(count: int, folder: str, guidance: float) -> None:
+@click.option("--pag", default=0.0, show_default=True, help="Scale of perturbed-attention guidance.")
+def main(count: int, folder: str, guidance: float, pag: float) -> None:
     use_own_cores()
     base = bases.load(folder)
     judge = AttributeJudge()
@@ -93,13 +95,22 @@ def main(count: int, folder: str, guidance: float) -> None:
     for pair in (False, True):
         told = scenes(count, pair)
         ceiling |= score(judge, told, [world.render(scene) for scene in told])
-        found |= score(
-            judge, told, draw(base, [prompt(scene) for scene in told], range(count), guidance=guidance)
-        )
+        asked = [prompt(scene) for scene in told]
+        found |= score(judge, told, draw(base, asked, range(count), guidance=guidance, pag=pag))
     for name, bar in BARS.items():
         print(f"{name:13} {found[name]:.3f}  (bar {bar:.2f}, renders {ceiling[name]:.3f})")
     holds = all(found[name] >= bar for name, bar in BARS.items())
-    finish("storybook_base", found, "share", BARS, holds, f"0..{count - 1}", ceiling=ceiling, steps=STEPS)
+    finish(
+        "storybook_base",
+        found,
+        "share",
+        BARS,
+        holds,
+        f"0..{count - 1}",
+        ceiling=ceiling,
+        steps=STEPS,
+        pag=pag,
+    )
 
 
 if __name__ == "__main__":

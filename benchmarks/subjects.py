@@ -11,10 +11,10 @@ import click
 import numpy as np
 from rich.progress import track
 
+from benchmarks.pictures import draw_with
 from benchmarks.report import finish, shortfall, use_own_cores
 from conceptkit import base as bases
 from conceptkit import learn, merge
-from conceptkit.drawing import draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.photos import PhotoSet
 from conceptkit.registry.store import Registry

@@ -20,7 +20,7 @@ from conceptkit.concept import SKETCH_SIZE, Fingerprint
 from conceptkit.errors import BadBase, BaseMismatch
 
 STORYBOOK = "storybook"
-STORYBOOK_GUIDANCE = 3.5
+STORYBOOK_GUIDANCE, STORYBOOK_PAG = 3.5, 1.5
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
 USABLE = "use a Stable Diffusion or SDXL pipeline"
@@ -66,6 +66,16 @@ class Base:
     def guidance(self) -> float:
         """The guidance scale that suits the base (classifier-free guidance, 2207.12598)."""
         return STORYBOOK_GUIDANCE if self.name == STORYBOOK else 7.5
+
+    @property
+    def pag(self) -> float:
+        """The scale of perturbed-attention guidance that suits the base (2403.17377); 0 is none."""
+        return STORYBOOK_PAG if self.name == STORYBOOK else 0.0
+
+    @property
+    def pag_layers(self) -> tuple[str, ...]:
+        """Where self-attention is perturbed for it, as diffusers names layers: all, or as the paper does."""
+        return ("attn1",) if self.name == STORYBOOK else ("mid",)
 
     @property
     def side_by_side(self) -> bool:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -107,7 +108,13 @@ def rooms(fake):
     fake("learn", add=add)
     fake("base", load=load)
     fake("merge", compose=compose)
+
+    @contextmanager
+    def guided(base, guidance, pag):
+        yield base.pipe, {"guidance_scale": guidance or base.guidance} | ({"pag_scale": pag} if pag else {})
+
     fake("attach", attach=lambda pipe, merge, side_by_side: Attachment())
+    fake("drawing", guided=guided)
     fake("prompts", mentioned=lambda prompt, words: {word for word in words if word in prompt})
     fake("concept", read=lambda registry, name: registry.read(name))
     fake("formats.diffusers", export=export)
@@ -255,6 +262,10 @@ def test_compose(rooms, tmp_path):
     run("compose", "my_dog", "--prompt", prompt, "--seed", 5, "--guidance", 4, "--out", tmp_path)
     assert (tmp_path / "my_dog_in_front_of_a_wall-5-2.png").is_file()
     assert rooms["drawn"][-1][2]["guidance_scale"] == 4
+    run("compose", "my_dog", "--prompt", prompt, "--seed", 9, "--pag", 2, "--out", tmp_path)
+    assert rooms["drawn"][-1][2]["pag_scale"] == 2
+    metadata = images.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-9.png")
+    assert (metadata["guidance"], metadata["pag"]) == (3.5, 2)
 
 
 def test_compose_saves_the_merge(rooms, tmp_path):

@@ -22,7 +22,7 @@ def main(out: Path) -> None:
     """Draw the captions of the first hundred held-out scenes with the seeds 0 to 99."""
     base = bases.load()
     told = [data.caption("scored", k, 0, empty=0) for k in range(COUNT)]
-    drawn = draw(base, told, range(COUNT))
+    drawn = draw(base, told, range(COUNT), pag=0.0)  # as plain diffusers draws them
     save_png(grid(drawn, columns=10, tile=128, enlarge="nearest"), out, prompts=told, steps=STEPS)
     out.with_suffix(".txt").write_text("".join(f"{k:2} {text}\n" for k, text in enumerate(told)))
     click.echo(f"Wrote {out}")
