@@ -85,7 +85,12 @@ def score(
 @click.option("--count", default=500, show_default=True)
 @click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
 @click.option("--guidance", default=bases.STORYBOOK_GUIDANCE, show_default=True)
-@click.option("--pag", default=0.0, show_default=True, help="Scale of perturbed-attention guidance.")
+@click.option(
+    "--pag",
+    default=0.0,
+    show_default=True,
+    help="Perturbed-attention guidance; of a FOLDER in the middle alone.",
+)
 def main(count: int, folder: str, guidance: float, pag: float) -> None:
     use_own_cores()
     base = bases.load(folder)

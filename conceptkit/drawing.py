@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from conceptkit.base import Base
 
 STEPS = 25
-PUT_ON = ("encode_prompt", "prepare_latents")
-"""Methods of a pipeline in whose place attached concepts may have put their own."""
 
 
 @contextmanager
@@ -27,9 +26,10 @@ def guided(
 ) -> Iterator[tuple[Any, dict[str, float]]]:
     """A pipeline to draw with and its scales, to be called with; what is attached to the base is on it.
 
-    guidance: scale of classifier-free guidance (2207.12598). pag: scale of perturbed-attention guidance
-    (2403.17377, eq. 16), away from what the UNet predicts when each place attends to itself alone; things
-    hold together better, for half as much time again. Either is the base's own unless given.
+    guidance: scale g of classifier-free guidance (2207.12598). pag: scale s of perturbed-attention guidance
+    (2403.17377), away from p, what the UNet predicts of the prompt when each place attends to itself alone:
+    u + g (c - u) + s (c - p), with c of the prompt and u without. Things hold together better, for half as
+    much time again. Either is the base's own unless given.
 
     Whoever draws from several threads holds a lock, as the UNet's attention is exchanged meanwhile. Raises
     BadBase where diffusers has no such pipeline, ConceptError with a concept that looks at its photo.
@@ -72,7 +72,9 @@ def _with_pag(base: Base) -> Any:
             f"diffusers has no perturbed-attention guidance for a {type(base.pipe).__name__}; leave it out"
         ) from error
     pipe.set_progress_bar_config(**getattr(base.pipe, "_progress_bar_config", {}))
-    pipe.__dict__.update({name: base.pipe.__dict__[name] for name in PUT_ON if name in base.pipe.__dict__})
+    # what is attached stands in the place of methods, on the pipeline itself
+    methods = {name for name, _ in inspect.getmembers(type(base.pipe), inspect.isroutine)}
+    vars(pipe).update({name: value for name, value in vars(base.pipe).items() if name in methods})
     return pipe
 
 

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
-from diffusers.models.attention_processor import AttnProcessor2_0
 
 from conceptkit import base as bases
 from conceptkit.attach import attach
 from conceptkit.drawing import draw, guided
 from conceptkit.errors import BadBase, ConceptError
 from tests.test_vico import seeing
-from tests.tiny import pico_concept, pico_sd, pico_sdxl, snapshot
+from tests.tiny import perturbed, pico_concept, pico_sd, pico_sdxl, snapshot
 
 PROMPT = "my_dog in front of a moongate"
 STEPS, GUIDANCE, PAG = 2, 2.0, 1.5
@@ -22,32 +21,9 @@ def picture(base, pag, **options):
         return pipe(PROMPT, generator=torch.Generator().manual_seed(0), **scales, **options).images
 
 
-class Itself(AttnProcessor2_0):
-    """Each place attends to itself alone: the attention map is the identity."""
-
-    def __call__(self, attn, hidden_states, *_, **__):
-        return attn.to_out[0](attn.to_v(hidden_states))
-
-
-def perturbed(base, *args, **more):
-    """What the UNet predicts while self-attention in the base's layers is the identity."""
-    unet = base.unet
-    before = unet.attn_processors
-    unet.set_attn_processor(
-        {
-            name: Itself() if "attn1" in name and base.pag_layers[0] in name else kept
-            for name, kept in before.items()
-        }
-    )
-    try:
-        return unet(*args, **more).sample
-    finally:
-        unet.set_attn_processor(before)
-
-
 @torch.no_grad()
 def by_hand(base):
-    """The latents of `picture`, from 2403.17377, eq. 16, without diffusers' pipeline of that guidance."""
+    """The latents of `picture`, by the formula of 2403.17377 without its pipeline in diffusers."""
     pipe = base.pipe
     found = pipe.encode_prompt(
         PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
@@ -65,7 +41,7 @@ def by_hand(base):
         towards, against = (
             pipe.unet(latents, t, told, **given).sample for told, given in zip(found[:2], more, strict=True)
         )
-        worse = perturbed(base, latents, t, found[0], **more[0])
+        worse = perturbed(pipe.unet, base.pag_layers[0], latents, t, found[0], **more[0])
         told = against + GUIDANCE * (towards - against) + PAG * (towards - worse)
         latents = pipe.scheduler.step(told, t, latents).prev_sample
     return latents
@@ -87,17 +63,6 @@ def test_perturbed_attention_guidance_is_the_papers_formula(build, kept):
         attachment.detach()
         assert not torch.allclose(picture(base, PAG), expected, atol=1e-3)
     assert snapshot(pipe) == before
-
-
-def test_side_by_side_is_drawn_with_it():
-    """Each window is a picture of its own, which the guidance is for; windows alone have another."""
-    pipe = pico_sd()
-    base = bases.of(pipe, "pico")
-    pair = pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1)
-    with attach(pipe, *pair, side_by_side=True):
-        wide, plain = picture(base, PAG), picture(base, 0.0)
-    assert wide.shape == plain.shape and wide.shape[-1] > wide.shape[-2]
-    assert (wide - plain).abs().max() > 1e-3
 
 
 def test_without_it_the_pipeline_draws_what_it_always_drew():

@@ -9,9 +9,10 @@ from PIL import Image
 
 from conceptkit import base
 from conceptkit.attach import attach
+from conceptkit.drawing import guided
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.steering.windows import shares, starts
-from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
+from tests.tiny import draw, perturbed, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH = "my_dog in front of a moongate at night"
 CLAUSES = ["<my_dog> dog at night", "a <moongate> gate at night"]
@@ -40,7 +41,7 @@ def test_windows_cover_the_picture_and_their_weights_add_up(size, count, room):
 
 
 @torch.no_grad()
-def by_hand(pipe, clauses, begin, width, steps=2, guidance=2.0):
+def by_hand(pipe, clauses, begin, width, steps=2, guidance=2.0, pag=0.0):
     """The latents after MultiDiffusion, written without hooks: one prompt a window, predictions averaged by
     their distance to the window's edge."""
     size = pipe.unet.config.sample_size
@@ -66,7 +67,13 @@ def by_hand(pipe, clauses, begin, width, steps=2, guidance=2.0):
                 torch.cat([part, part]), t, torch.cat([found[1], found[0]]), **more
             ).sample
             edge = torch.tensor([min(x + 0.5, size - x - 0.5) for x in range(size)])
-            total[..., start : start + size] += edge * (against + guidance * (towards - against))
+            told = against + guidance * (towards - against)
+            if pag:
+                of_prompt = {
+                    key: {name: value[1:] for name, value in given.items()} for key, given in more.items()
+                }
+                told = told + pag * (towards - perturbed(pipe.unet, "mid", part, t, found[0], **of_prompt))
+            total[..., start : start + size] += edge * told
             weight[start : start + size] += edge
         latents = pipe.scheduler.step(total / weight, t, latents).prev_sample
     return latents
@@ -93,6 +100,26 @@ def test_the_picture_is_that_of_its_windows(build, how):
         wanted = by_hand(pipe, CLAUSES, [0, 6], 14)
     assert found.shape == wanted.shape
     assert torch.allclose(found, wanted, atol=1e-4)
+    assert snapshot(pipe) == before
+
+
+@pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
+def test_each_window_is_drawn_with_perturbed_attention_guidance(build):
+    pipe = build()
+    before = snapshot(pipe)
+    pair = two(pipe)
+    options = {"num_inference_steps": 2, "output_type": "latent"}
+    with (
+        attach(pipe, *pair, side_by_side=True),
+        guided(base.of(pipe, "pico"), guidance=2.0, pag=1.5) as (guiding, scales),
+    ):
+        dice = torch.Generator().manual_seed(0)
+        found = guiding(BOTH, generator=dice, **scales, **options).images
+    with attach(pipe, *pair):
+        plain = by_hand(pipe, CLAUSES, [0, 6], 14)
+        wanted = by_hand(pipe, CLAUSES, [0, 6], 14, pag=1.5)
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert (wanted - plain).abs().max() > 1e-3
     assert snapshot(pipe) == before
 
 

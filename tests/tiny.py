@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -198,6 +199,26 @@ def pico_concept(
         recipe={"method": "random", "seed": seed},
         provenance={},
     )
+
+
+class Itself(AttnProcessor2_0):
+    """Each place attends to itself alone: the attention map is the identity."""
+
+    def __call__(self, attn, hidden_states, *_, **__):
+        return attn.to_out[0](attn.to_v(hidden_states))
+
+
+def perturbed(unet: UNet2DConditionModel, layer: str, *args, **more) -> torch.Tensor:
+    """What the UNet predicts while all self-attention in layers named like `layer` is the identity."""
+    before = unet.attn_processors
+    exchanged = {
+        name: Itself() if "attn1" in name and layer in name else kept for name, kept in before.items()
+    }
+    unet.set_attn_processor(exchanged)
+    try:
+        return unet(*args, **more).sample
+    finally:
+        unet.set_attn_processor(before)
 
 
 def snapshot(pipe: DiffusionPipeline, prompt: str = "a photo of a dog") -> dict[str, Any]:
