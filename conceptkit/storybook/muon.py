@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conceptkit import devices
+
 NARROWEST = 16
 """Matrices with fewer rows or columns, such as the last convolution, have too few directions to even out."""
 
@@ -21,17 +23,21 @@ def matrix(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).flatten(1) if tensor.ndim == 4 else tensor
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix (out, in), its singular values brought near 1 by quintic Newton-Schulz steps in float32.
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices (..., out, in), their singular values brought near 1 by quintic Newton-Schulz steps.
 
-    torch.optim.Muon iterates in bfloat16, which a CPU without AVX-512 multiplies hundreds of times slower.
+    In bfloat16, as torch.optim.Muon iterates, where the processor multiplies it, else in float32, as a CPU
+    without AVX-512 takes hundreds of times longer.
     """
-    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x / x.norm().clamp_min(1e-7)
+    upright = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if upright else matrices.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    if x.device.type != "cpu" or devices.has_bfloat16():
+        x = x.bfloat16()
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+        gram = x @ x.mT
+        x = A * x + (B * gram + C * gram @ gram) @ x
+    return (x if upright else x.mT).to(matrices.dtype)
 
 
 A, B, C = 3.4445, -4.775, 2.0315
@@ -48,16 +54,20 @@ class Matrices(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - momentum)
-                update = orthogonal(p.grad.lerp(state["momentum"], momentum))
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * 0.2 * max(p.shape) ** 0.5)
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for shape, params in alike.items():  # many small matrices go through faster together
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    self.state[p]["momentum"].lerp_(p.grad, 1 - momentum)
+                nesterov = [p.grad.lerp(self.state[p]["momentum"], momentum) for p in params]
+                updates = orthogonal(torch.stack(nesterov))
+                for p, update in zip(params, updates, strict=True):
+                    p.mul_(1 - lr * group["weight_decay"])
+                    p.add_(update, alpha=-lr * 0.2 * max(shape) ** 0.5)
 
 
 class Muon:
