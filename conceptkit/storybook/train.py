@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 from conceptkit import devices
 from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, reader, tokenizer, world
 
-PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 12_000, 2400, 4
+PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 48_000, 2400, 4
 SHARE = {
     "vae": 0.14,
     "subject": 0.04,
