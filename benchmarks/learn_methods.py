@@ -39,7 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "dreambooth-no-prior": {"prior_weight": 0.0},
     "dreambooth-kv": {"targets": "kv"},
     "dreambooth-ff": {"targets": "attn+ff"},
-    "dreambooth-text": {"text_rank": 4},
+    "dreambooth-unet": {"text_rank": 0},
     "dreambooth-sude": {"sude": SUDE["lora"]},
     "dreambooth-full": {},
     "dreambooth-full-cut": {"extract": 8},

@@ -1,8 +1,8 @@
 """A plain learning loop, to measure ours beside: in every step it does what the methods' descriptions say.
 
-Pictures are cropped, moved about and encoded, prompts are encoded, the UNet is gone through with a LoRA of
-PEFT's own or with trained keys and values, gradients are clipped, and AdamW takes a step, for Custom
-Diffusion over the whole token table. Nothing is kept from one step to the next.
+Pictures are cropped, moved about and encoded, prompts are encoded, the UNet is gone through with LoRAs of
+PEFT's own, on the text encoder too, or with trained keys and values, gradients are clipped, and AdamW takes
+a step, for Custom Diffusion over the whole token table. Nothing is kept from one step to the next.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Plain:
     ) -> None:
         self.recipe, self.photos, self.of_class, self.noun = recipe, list(photos), list(of_class), noun
         self.custom = recipe.method == "custom-diffusion"
+        self.reads = self.custom or bool(recipe.text_rank)  # how prompts are read changes from step to step
         self.size, self.cell = views.picture_size(base), int(base.pipe.vae_scale_factor)
         self.schedule = schedule_of(base.pipe.scheduler)
         self.dice, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
@@ -91,9 +92,12 @@ class Plain:
                 if name.endswith(("attn2.to_k", "attn2.to_v"))
             ]
         else:
-            maps = ["to_q", "to_k", "to_v", "to_out.0"]
-            unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=maps))
-            self.learned = [p for p in unet.parameters() if p.requires_grad]
+            self.learned = _with_a_lora(unet, recipe.rank, ["to_q", "to_k", "to_v", "to_out.0"])
+            if recipe.text_rank:
+                encoder = parts["text_encoder"] = copy.deepcopy(parts["text_encoder"]).requires_grad_(False)
+                self.learned += _with_a_lora(
+                    encoder, recipe.text_rank, ["q_proj", "k_proj", "v_proj", "out_proj"]
+                )
         groups = [{"params": list(self.learned), "lr": recipe.lr if recipe.rank else recipe.full_lr}]
         if self.table is not None:
             groups.append({"params": [self.table], "lr": recipe.token_lr})
@@ -131,7 +135,7 @@ class Plain:
         n, count = recipe.batch, len(clean)
         t = torch.randint(len(self.schedule), (count,), generator=self.dice)
         noise = torch.randn(clean.shape, generator=self.dice).to(clean)
-        with clock.of(PROMPTS), torch.set_grad_enabled(self.custom):
+        with clock.of(PROMPTS), torch.set_grad_enabled(self.reads):
             told = [f"photo of a {self.word}"] * n + [f"photo of a {self.noun}"] * (count - n)
             told_as = conditions.read(pipe, told)
         with clock.of(UNET):
@@ -172,3 +176,9 @@ class Plain:
         nn.utils.clip_grad_norm_(self.learned, LARGEST_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
+
+
+def _with_a_lora(module: Any, rank: int, maps: Sequence[str]) -> list[nn.Parameter]:
+    """Lay a LoRA of PEFT's own on the maps with these names; what learns of it."""
+    module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(maps)))
+    return [p for p in module.parameters() if p.requires_grad]

@@ -144,7 +144,8 @@ RECIPES: dict[str, Recipe] = {
         begin="rare",
         token_steps=0,
         rank=4,
-        steps=280,
+        text_rank=4,
+        steps=220,
         lr=3e-3,
         batch=6,
         prior_batch=2,
@@ -198,7 +199,7 @@ def of_adapter(method: str, adapter: str) -> dict[str, Any]:
     if RECIPES[method].adapter == adapter:
         return {}
     suited = RECIPES[_ADAPTERS[adapter]]
-    fields_of_it = ["adapter", "targets", "rank", "lr", "full_lr", "attention", "hold", "key_lr"]
+    fields_of_it = ["adapter", "targets", "rank", "text_rank", "lr", "full_lr", "attention", "hold", "key_lr"]
     if RECIPES[method].steps:
         fields_of_it.append("prior_weight")
     return {name: getattr(suited, name) for name in fields_of_it}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOM = 9e9  # bytes; weights of 4.2 GB, activations, and what is learned with its moments
-ATTENTION_MAPS = 16 * 2 * 4
+ATTENTION_MAPS = 16 * 2 * 4 + 12 * 4
+"""Of 16 blocks of the UNet and 12 layers of the text encoder."""
 
 
 def available() -> float:

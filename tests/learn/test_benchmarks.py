@@ -167,6 +167,16 @@ def test_the_plain_loop_learns_on_a_copy(pico, shown, name):
     assert tiny.snapshot(pico.pipe) == before
 
 
+def test_the_plain_loop_teaches_the_text_encoder_too(pico, shown):
+    _, run = plain(pico, shown, "dreambooth")
+    text = [p for p in run.base.pipe.text_encoder.parameters() if p.requires_grad]
+    assert text and {id(p) for p in text} < {id(p) for p in run.learned}
+    before = [p.detach().clone() for p in text]
+    for _ in range(2):
+        run.step()
+    assert all(not torch.equal(p, old) for p, old in zip(text, before, strict=True))
+
+
 @pytest.mark.parametrize("name", plain_loop.METHODS)
 def test_the_plain_loop_has_the_same_loss(pico, shown, name):
     """Before anything is learned, of the same pictures at the same noise: else seconds compare nothing."""
