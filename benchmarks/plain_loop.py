@@ -86,11 +86,10 @@ class Plain:
         self.table: nn.Parameter | None = None
         if self.custom:
             parts |= self._with_a_token(parts["tokenizer"], parts["text_encoder"], identifier.ids[0])
-            self.learned = [
-                layer.weight
-                for name, layer in unet.named_modules()
-                if name.endswith(("attn2.to_k", "attn2.to_v"))
-            ]
+            reading = [m for name, m in unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+            for layer in reading if recipe.detach_bos else ():
+                layer.register_forward_hook(_learning_nothing_at_bos)
+            self.learned = [layer.weight for layer in reading]
         else:
             self.learned = _with_a_lora(unet, recipe.rank, ["to_q", "to_k", "to_v", "to_out.0"])
             if recipe.text_rank:
@@ -176,6 +175,11 @@ class Plain:
         nn.utils.clip_grad_norm_(self.learned, LARGEST_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
+
+
+def _learning_nothing_at_bos(_: nn.Module, __: Any, made: Tensor) -> Tensor:
+    """Custom Diffusion detaches the keys or values (n, T, o) of the first position."""
+    return torch.cat([made[:, :1].detach(), made[:, 1:]], dim=1)
 
 
 def _with_a_lora(module: Any, rank: int, maps: Sequence[str]) -> list[nn.Parameter]:

@@ -167,6 +167,15 @@ def test_the_plain_loop_learns_on_a_copy(pico, shown, name):
     assert tiny.snapshot(pico.pipe) == before
 
 
+def test_the_plain_loop_of_custom_diffusion_learns_nothing_at_the_beginning_of_text(pico, shown):
+    _, run = plain(pico, shown, "custom-diffusion")
+    layer = run.base.unet.get_submodule(next(name for name in pico.sizes if name.endswith("to_v")))
+    made = layer(torch.ones(1, 3, layer.weight.shape[1]))
+    for position, learns in enumerate([False, True, True]):
+        (grad,) = torch.autograd.grad(made[:, position].sum(), layer.weight, retain_graph=True)
+        assert bool(grad.any()) == learns
+
+
 def test_the_plain_loop_teaches_the_text_encoder_too(pico, shown):
     _, run = plain(pico, shown, "dreambooth")
     text = [p for p in run.base.pipe.text_encoder.parameters() if p.requires_grad]
