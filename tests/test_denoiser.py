@@ -53,9 +53,9 @@ def test_plain_scenes_come_more_often():
         and s.style is None
         and all(f.surface == "plain" and f.accessory is None for f in s.figures)
     ]
-    busy = [s for s in told if s.style or s.framing == "far"]
     assert plain and {data.weight(s) for s in plain} == {1.0}
-    assert busy and max(data.weight(s) for s in busy) < 0.5
+    for busy, most in (([s for s in told if s.style], 0.5), ([s for s in told if s.framing == "far"], 0.75)):
+        assert busy and max(data.weight(s) for s in busy) < most
 
 
 def test_a_deepened_unet_draws_what_it_drew():
@@ -80,7 +80,10 @@ def test_training_onward_begins_with_the_weights_it_is_given(tmp_path):
     moved = denoiser.train(
         train._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, lr=1e-3, onward=known
     )
-    assert not torch.equal(moved.conv_in.weight, before["conv_in.weight"])
+    # torch.compile once lost the gradients of all inner blocks, and left them to weight decay alone
+    for name, value in moved.state_dict().items():
+        step = (value - before[name]).flatten()
+        assert nn.functional.cosine_similarity(step, before[name].flatten(), dim=0).abs() < 0.999, name
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 from conceptkit import devices
 from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, reader, tokenizer, world
 
-PICTURES, JUDGED, SESSIONS, VARIANTS = 60_000, 48_000, 2400, 4
+PICTURES, JUDGED, SESSIONS, VARIANTS = 120_000, 48_000, 2400, 4
 SHARE = {
     "vae": 0.14,
     "subject": 0.04,
@@ -114,7 +114,7 @@ def begin_onward(cache: Path) -> None:
     pipe.unet.save_pretrained(cache / ONWARD)
 
 
-def train_denoiser(minutes: float, cache: Path, device: str = "cpu", compiled: bool = False) -> None:
+def train_denoiser(minutes: float, cache: Path, device: str = "cpu") -> None:
     store = cache / "latents.pt"
     if not store.exists():
         torch.save(autoencoder.encode(_vae(cache), data.pictures("base", PICTURES, cache)), store)
@@ -128,9 +128,7 @@ def train_denoiser(minutes: float, cache: Path, device: str = "cpu", compiled: b
         minutes,
         cache,
         weights=weights,
-        lr=1.5e-3 if known.exists() else 2e-3,
         device=device,
-        compiled=compiled,
         onward=UNet2DConditionModel.from_pretrained(str(known)) if known.exists() else None,
     )
     torch.save(model.state_dict(), cache / "unet-average.pt")
@@ -235,9 +233,6 @@ def _note(cache: Path, **figures: float) -> None:
 @click.option(
     "--device", default="cpu", show_default=True, help="Where the UNet is trained, for example cuda."
 )
-@click.option(
-    "--compile", "compiled", is_flag=True, help="Train the UNet by torch.compile: needs a C compiler."
-)
 @click.option("--onward", is_flag=True, help="Begin with the package's weights instead of nothing.")
 def main(
     minutes: float,
@@ -245,7 +240,6 @@ def main(
     stage: tuple[str, ...],
     threads: int,
     device: str,
-    compiled: bool,
     onward: bool,
 ) -> None:
     """Train the storybook base; stop it whenever you like and start it again."""
@@ -255,7 +249,7 @@ def main(
         begin_onward(cache)
     for name in stage or STAGES:
         budget.console.rule(name)
-        more = {"device": devices.choose(device), "compiled": compiled} if name == "denoiser" else {}
+        more = {"device": devices.choose(device)} if name == "denoiser" else {}
         STAGES[name](minutes * SHARE.get(name, 0), cache, **more)
 
 
