@@ -106,6 +106,26 @@ def test_all_traits_and_attributes_occur_in_the_base(scenes):
     assert {scene.relation for scene in scenes} == {None, *world.RELATIONS}
 
 
+@pytest.mark.parametrize("relation", world.RELATIONS)
+def test_the_first_named_stands_on_the_left(relation):
+    """Only one figure's colour changes: where the picture changes, there it stands."""
+    for k in range(12):
+        dice = rng(83, k)
+        pair = tuple(
+            world.draw_figure(world.draw_subject(dice, hue="white"), dice, plain=True) for _ in range(2)
+        )
+        scene = world.Scene(pair, "meadow", relation=relation, seed=k)
+        before = np.asarray(world.render(scene)).astype(int)
+        middles = []
+        for which in range(2):
+            figures = list(pair)
+            black = replace(pair[which].subject, hue="black", colour=(30, 30, 30))
+            figures[which] = replace(pair[which], subject=black)
+            after = np.asarray(world.render(replace(scene, figures=tuple(figures)))).astype(int)
+            middles.append(np.average(np.arange(64), weights=np.abs(after - before).sum((0, 2))))
+        assert middles[0] < middles[1] - 8, (k, middles)
+
+
 # captions: a grammar of their own, written apart from the code that makes them
 
 

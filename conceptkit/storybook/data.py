@@ -81,7 +81,7 @@ def sessions(split: str, count: int, cache: Path) -> np.ndarray:
 
 def weight(scene: Scene) -> float:
     """How often the UNet sees a scene: plain ones more, for shapes are learned on them soonest."""
-    worth = 0.4 if scene.framing == "far" else 1.0
+    worth = 0.7 if scene.framing == "far" else 1.0
     worth *= 0.4 if scene.style else 1.0
     for figure in scene.figures:
         worth *= (1.0 if figure.surface == "plain" else 0.4) * (0.7 if figure.accessory else 1.0)
