@@ -81,9 +81,9 @@ def test_training_onward_begins_with_the_weights_it_is_given(tmp_path):
         train._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, lr=1e-3, onward=known
     )
     # torch.compile once lost the gradients of all inner blocks, and left them to weight decay alone
+    decay = 1e-3 * budget.one_cycle(0.0) * 0.01
     for name, value in moved.state_dict().items():
-        step = (value - before[name]).flatten()
-        assert nn.functional.cosine_similarity(step, before[name].flatten(), dim=0).abs() < 0.999, name
+        assert (value - before[name]).abs().max() > 5 * decay * before[name].abs().max(), name
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
