@@ -48,6 +48,7 @@ def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
         watch.curve, watch.best_step, begin = list(state.curve), state.best, state.step
     else:
         watch.best, watch.best_step = None, None
+    plain = _gradients(taught, stage, begin, scaler) if hardware.compiles(base, recipe) else None
     with hardware.compiled(base, recipe):
         for step in range(begin, stage.steps):
             if watch.look(stage.before + step, parameters):
@@ -58,6 +59,9 @@ def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
             loss = _descend(taught, stage, step, scaler)
             if not losses.finite(loss):
                 raise ConceptError(_no_number(step, keeper, recipe.precision))
+            if plain is not None:
+                hardware.check_compiled([p.grad for p in parameters], plain)
+                plain = None
             if crew.first:
                 tensors = checkpoints.capture(parameters, optimiser, watch.best, scaler) | stage.kept
                 keeper.keep(State(stage.name, step, tensors, watch.curve, watch.best_step))
@@ -73,6 +77,18 @@ def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
             watch.look(stage.before + stage.steps, parameters, last=True)
     watch.put_back(parameters)
     optimiser.zero_grad()
+
+
+def _gradients(
+    taught: Lesson, stage: Stage, step: int, scaler: torch.amp.GradScaler
+) -> list[Tensor | None] | None:
+    """This process's gradients of a step, for later comparison; None at the end, where there is no step."""
+    if step >= stage.steps:
+        return None
+    for p in stage.parameters:
+        p.grad = None
+    _descend(taught, stage, step, scaler)
+    return [None if p.grad is None else p.grad.clone() for p in stage.parameters]
 
 
 def _descend(taught: Lesson, stage: Stage, step: int, scaler: torch.amp.GradScaler) -> Tensor:

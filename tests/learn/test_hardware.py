@@ -207,6 +207,34 @@ def test_the_unet_is_compiled_while_it_learns_and_left_as_it_was(pico, shown, ev
     assert torch.equal(values(concept), values(plain))
 
 
+def test_a_compiler_that_loses_gradients_is_told_of_at_the_first_step(pico, shown, everywhere, monkeypatch):
+    def fake(function, **options):
+        def losing(*args, **more):
+            drawn = function(*args, **more)
+            (drawn[0] if isinstance(drawn, tuple) else drawn.sample).register_hook(torch.zeros_like)
+            return drawn
+
+        return losing
+
+    before = tiny.snapshot(pico.pipe)
+    monkeypatch.setattr(torch, "compile", fake)
+    with pytest.raises(ConceptError, match="changes the gradients of 1 of 1 .*leave compile=yes out"):
+        teach(pico, shown, replace(TINY, compile=True))
+    assert tiny.snapshot(pico.pipe) == before
+
+
+def test_one_lost_gradient_among_many_is_seen():
+    torch.manual_seed(0)
+    plain = [torch.randn(4, 8) * 10.0**-k for k in range(6)] + [torch.zeros(3), None]
+    rounded = [g if g is None else g.bfloat16().float() for g in plain]
+    hardware.check_compiled(rounded, plain)
+    for k in range(6):
+        lost = list(rounded)
+        lost[k] = None if k % 2 else torch.zeros(4, 8)
+        with pytest.raises(ConceptError, match="1 of 7 parameters"):
+            hardware.check_compiled(lost, plain)
+
+
 def test_a_failing_compiler_leaves_the_unet_as_it_was(pico, shown, everywhere, monkeypatch):
     def fake(function, **options):
         def broken(*args, **more):
