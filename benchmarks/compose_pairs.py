@@ -44,12 +44,14 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "side by side, sum": {"side_by_side": True, "how": "sum"},
     "side by side, average": {"side_by_side": True, "how": "average"},
     "soft": {},
+    "soft, read together": {"read_apart": False},
     "soft, regions": {"regions": True},
     "soft, separate": {"separate": True},
     "constrained": {"how": "constrained"},
     "constrained, regions": {"how": "constrained", "regions": True},
     "constrained, separate": {"how": "constrained", "separate": True},
     "routed": {"how": "routed"},
+    "routed, read together": {"how": "routed", "read_apart": False},
     "routed, average": {"how": "routed", "shared": "average"},
     "routed, drop": {"how": "routed", "shared": "drop"},
     "routed, regions": {"how": "routed", "regions": True},
@@ -66,11 +68,15 @@ PAIRS, SEEDS = 10, 4
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Similarities of both subjects (2,): of class nouns, of renders, and of each as the only one taught."""
+    """Similarities of both subjects (2,): of class nouns, of renders, and of each as the only one taught.
+
+    missing: shares of crops without their class, of class nouns and of renders.
+    """
 
     floor: np.ndarray
     ceiling: np.ndarray
     alone: np.ndarray
+    missing: tuple[float, float]
 
     def share(self, scores: np.ndarray) -> np.ndarray:
         return (scores - self.floor) / (self.ceiling - self.floor)
@@ -101,10 +107,16 @@ class Scorer:
 
     def missing(self, pictures: Sequence[Image.Image], sides: np.ndarray, nouns: Sequence[str]) -> float:
         """Share of subjects whose crop shows nothing of their class."""
-        cut = [crops(picture)[side] for picture, pair in zip(pictures, sides, strict=True) for side in pair]
-        logits = self.what.logits(cut).view(len(pictures), len(nouns), -1)
-        columns = [self.what.names.index(f"class:{noun}") for noun in nouns]
-        return float(np.mean([(logits[:, k, column] < 0).float().mean() for k, column in enumerate(columns)]))
+        cut = [
+            [crops(picture)[pair[k]] for picture, pair in zip(pictures, sides, strict=True)]
+            for k in range(len(nouns))
+        ]
+        return float(np.mean([self.without(shown, noun) for shown, noun in zip(cut, nouns, strict=True)]))
+
+    def without(self, pictures: Sequence[Image.Image], noun: str) -> float:
+        """Share of pictures that show nothing of a class."""
+        logits = self.what.logits(list(pictures))
+        return float((logits[:, self.what.names.index(f"class:{noun}")] < 0).float().mean())
 
     def in_one_frame(self, pair: Sequence[Taught]) -> Bounds:
         """Both in a frame: plain nouns, rendered pairs, each subject beside the other's noun."""
@@ -126,15 +138,26 @@ class Scorer:
             )
             for k in range(12)
         ]
-        best = self.likeness(metrics.round_trips(self.base.pipe.vae, rendered), real)
-        return Bounds(plain, assigned(best)[0].mean(axis=0), np.array([alone[0][0], alone[1][1]]))
+        passed = metrics.round_trips(self.base.pipe.vae, rendered)
+        best = self.likeness(passed, real)
+        straight, nouns = np.array([0, 1]), [one.noun for one in pair]
+        missing = [
+            self.missing(shown, np.tile(straight, (len(shown), 1)), nouns)
+            for shown in (with_nouns[0], passed)
+        ]
+        return Bounds(
+            plain,
+            assigned(best)[0].mean(axis=0),
+            np.array([alone[0][0], alone[1][1]]),
+            (missing[0], missing[1]),
+        )
 
     def in_windows(self, pair: Sequence[Taught]) -> Bounds:
         """Each in a frame of its own: the plain noun, other photos, the subject by itself."""
         a, b = pair
         words = {one.name: f"<{one.name}> {one.noun}" for one in pair}
         told = [clause_of_each(prompt.format(a.name, b.name), words) for prompt in PROMPTS]
-        found = []
+        found, missing = [], []
         for one in pair:
             own = read(self.registry, one.name)
             of_noun, of_name = (
@@ -151,7 +174,10 @@ class Scorer:
             found.append(
                 [metrics.similarity(self.who.embed(p), one.real) for p in (of_noun, renders, of_name)]
             )
-        return Bounds(*np.array(found).T)
+            missing.append([self.without(p, one.noun) for p in (of_noun, renders)])
+        floor, ceiling, alone = np.array(found).T
+        of_nouns, of_renders = np.mean(missing, axis=0)
+        return Bounds(floor, ceiling, alone, (of_nouns, of_renders))
 
 
 def crops(picture: Image.Image) -> list[Image.Image]:
@@ -204,6 +230,7 @@ def score_pair(scorer: Scorer, pair: Sequence[Taught], ways: Sequence[str]) -> d
             "alone": bounds[wide].share(bounds[wide].alone),
             "kept": kept,
             "missing": scorer.missing(pictures, sides, [a.noun, b.noun]),
+            "missing bounds": bounds[wide].missing,
             "one twice": float((nearest[:, 0] == nearest[:, 1]).mean()),
             "swapped": swapped,
         }
@@ -221,6 +248,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "alone": float(alone.mean()),
         "kept": float(np.mean([pair["kept"] for pair in pairs])),
         "missing": float(np.mean([pair["missing"] for pair in pairs])),
+        "missing of class nouns and renders": np.mean([p["missing bounds"] for p in pairs], axis=0).tolist(),
         "one twice": float(np.mean([pair["one twice"] for pair in pairs])),
         "swapped": float(np.mean(swapped)) if swapped else None,
     }
@@ -258,10 +286,12 @@ def main(
             found[kind] = {way: summary(line) for way, line in lines.items()}
             for way, line in found[kind].items():
                 low, high = line["interval"]
+                of_nouns, of_renders = line["missing of class nouns and renders"]
                 share = f"{line['share']:.2f} [{low:.2f}, {high:.2f}]"
                 print(
                     f"{kind:9} {way:22} kept share {share}, "
-                    f"gap {line['gap']:.2f}, alone {line['alone']:.2f}, missing {line['missing']:.0%}, "
+                    f"gap {line['gap']:.2f}, alone {line['alone']:.2f}, "
+                    f"missing {line['missing']:.0%} (class nouns {of_nouns:.0%}, renders {of_renders:.0%}), "
                     f"one twice {line['one twice']:.0%}, "
                     f"swapped {line['swapped']}",
                     flush=True,

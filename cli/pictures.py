@@ -61,6 +61,13 @@ if TYPE_CHECKING:
     "[default: side by side on storybook]",
 )
 @click.option(
+    "--read-apart/--read-together",
+    "read_apart",
+    default=None,
+    help="In one frame, read each concept's words in a prompt without the other concepts, or the prompt as "
+    "it is.  [default: apart on storybook]",
+)
+@click.option(
     "--heatmap",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -90,6 +97,7 @@ def compose(
     regions: tuple[str, ...],
     separate: bool,
     side_by_side: bool | None,
+    read_apart: bool | None,
     heatmap: Path | None,
     save: str | None,
     base: str | None,
@@ -157,7 +165,9 @@ def compose(
         }
         tiles = []
         with (
-            attach(loaded.pipe, merge, side_by_side=side_by_side, **apart) as attachment,
+            attach(
+                loaded.pipe, merge, side_by_side=side_by_side, read_apart=read_apart, **apart
+            ) as attachment,
             guided(loaded, guidance, pag) as (pipe, scales),
         ):
             metadata |= {"guidance": scales["guidance_scale"], "pag": scales.get("pag_scale", 0.0)}
@@ -165,6 +175,8 @@ def compose(
             if clauses := attachment.clauses(prompt):
                 metadata["windows"] = list(clauses.values())
                 note("Side by side: " + " | ".join(clauses.values()))
+            if attachment.read_apart:
+                metadata["read_apart"] = True
             for number, picture in draw(pipe, prompt, range(seed, seed + count), drawing):
                 path = free_path(out, f"{slug(prompt)}-{number}", ".png")
                 images.save_png(picture, path, **metadata, seed=number)

@@ -16,6 +16,7 @@ from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
 from conceptkit.merging.effects import only
 from conceptkit.merging.request import HOW, SHARED, check_one_way_apart, split_weight
 from conceptkit.steering import regions
+from conceptkit.steering.apart import Apart
 from conceptkit.steering.clauses import clause_of_each, things
 from conceptkit.steering.reading import Reading
 from conceptkit.steering.spelling import read_names
@@ -38,6 +39,7 @@ class _Order:
     regions: Mapping[str, np.ndarray]
     separate: bool
     side_by_side: bool | None
+    read_apart: bool | None
     registry: "Registry | None"
 
 
@@ -57,6 +59,7 @@ class Attachment:
     concept: the one that was attached, or the merge of several. report: of that merge.
     notice: one sentence when the concept was learned on a near relative of this base.
     side_by_side: whether a prompt of several concepts gives a wide picture, a window for each of them.
+    read_apart: whether in one frame each concept's words are read without the others.
     lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
     """
 
@@ -69,6 +72,7 @@ class Attachment:
     _order: _Order
     _base: base.Base
     side_by_side: bool = False
+    read_apart: bool = False
     lock: Any = field(default_factory=threading.RLock)
 
     def detach(self) -> None:
@@ -138,10 +142,11 @@ class Attachment:
             windows = _windows(self._base, concept, order)
             if windows:
                 undo.callback(windows.open())
+            apart = None if windows else _apart(self._base, concept, order)
             self.concept, self.report, self.notice = concept, found.report, found.notice
             self.concepts, self._order = tuple(concept.words), order
-            self.side_by_side = windows is not None
-            undo.callback(read_names(self, concept.words, tokens, reading, windows))
+            self.side_by_side, self.read_apart = windows is not None, apart is not None
+            undo.callback(read_names(self, concept.words, tokens, reading, windows, apart))
             self._undo = undo.pop_all()
 
     def __enter__(self) -> "Attachment":
@@ -161,6 +166,7 @@ def attach(
     regions: Sequence[str] = (),
     separate: bool = False,
     side_by_side: bool | None = None,
+    read_apart: bool | None = None,
 ) -> Attachment:
     """Put concepts on a pipeline, several of them composed in one call.
 
@@ -171,7 +177,8 @@ def attach(
     `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
     it by where they begin to appear; `side_by_side` gives each thing that a prompt names a window in a wide
     picture, by default on bases that cannot draw two things in one frame; the base's own size counts as none
-    given.
+    given. `read_apart`: in one frame each concept's words are read without the other concepts in the prompt
+    (`steering.apart`), by default on storybook.
 
     Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
     pipeline carries concepts already; whatever is raised, the pipeline is as it was.
@@ -184,7 +191,7 @@ def attach(
             f"This pipeline already carries {carried}; detach first, or attach all in one call"
         )
     here = base.of(pipe)
-    order = _order(concepts, weights, how, shared, regions, separate, side_by_side, registry)
+    order = _order(concepts, weights, how, shared, regions, separate, side_by_side, read_apart, registry)
     found = _find(order, here)
     attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
     attachment._put(order, found)
@@ -201,12 +208,13 @@ def _order(
     places: Sequence[str],
     separate: bool,
     side_by_side: bool | None,
+    read_apart: bool | None,
     registry: "Registry | None",
 ) -> _Order:
     check_one_way_apart(places, separate, side_by_side)
     masks = regions.read(places)
     strengths = None if weights is None else tuple(weights)
-    return _Order(concepts, strengths, how, shared, masks, separate, side_by_side, registry)
+    return _Order(concepts, strengths, how, shared, masks, separate, side_by_side, read_apart, registry)
 
 
 def _find(order: _Order, here: base.Base) -> _Found:
@@ -307,6 +315,12 @@ def _windows(here: base.Base, concept: Concept, order: _Order) -> Windows | None
     if wanted is None:
         wanted = able and here.side_by_side and not order.regions and not order.separate
     return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
+
+
+def _apart(here: base.Base, concept: Concept, order: _Order) -> Apart | None:
+    """Each concept's words read without the others, where that was ordered, or suits the base."""
+    wanted = here.reads_apart if order.read_apart is None else order.read_apart
+    return Apart(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
 def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | None) -> None:

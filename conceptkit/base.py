@@ -82,6 +82,11 @@ class Base:
         """Whether several things are better drawn in a window each: the embedded base knows one at a time."""
         return self.name == STORYBOOK
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether words of several concepts in one frame are better read apart: measured on this base."""
+        return self.name == STORYBOOK
+
 
 @dataclass(frozen=True, eq=False)
 class Features:

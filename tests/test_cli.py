@@ -83,6 +83,8 @@ def rooms(fake):
         return SimpleNamespace(concept=concept, report=SimpleNamespace(text=lambda: "kept 99 %"))
 
     class Attachment:
+        read_apart = False
+
         def clauses(self, prompt):
             return {}
 
@@ -113,7 +115,7 @@ def rooms(fake):
     def guided(base, guidance, pag):
         yield base.pipe, {"guidance_scale": guidance or base.guidance} | ({"pag_scale": pag} if pag else {})
 
-    fake("attach", attach=lambda pipe, merge, side_by_side: Attachment())
+    fake("attach", attach=lambda pipe, merge, **how: Attachment())
     fake("drawing", guided=guided)
     fake("prompts", mentioned=lambda prompt, words: {word for word in words if word in prompt})
     fake("concept", read=lambda registry, name: registry.read(name))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conceptkit import prompts
 from conceptkit.errors import ConceptError
+from conceptkit.steering.apart import Apart
 from conceptkit.steering.override import override
 from conceptkit.steering.reading import Reading
 from conceptkit.steering.windows import Windows
@@ -24,6 +25,7 @@ def read_names(
     tokens: Tokens | None,
     reading: Reading | None,
     windows: Windows | None,
+    apart: Apart | None,
 ) -> Callable[[], None]:
     """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
     original = attachment.pipe.encode_prompt
@@ -41,6 +43,8 @@ def read_names(
         spelt = {name: prompts.replace(text, words) for name, text in given.items()}
         bound.arguments.update(spelt)
         encoded = original(*bound.args[1:], **bound.kwargs)
+        if apart:
+            encoded = apart.encode(original, bound.arguments, encoded)
         if reading:
             reading.note(encoded[:2], _both(spelt, encoded))
         if windows:
