@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conceptkit import base
 from conceptkit.attach import attach
-from conceptkit.steering.apart import Piece, clauses, plan, positions, texts
+from conceptkit.steering.apart import Piece, plan, positions, texts
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH = "my_dog in front of a moongate at night"
@@ -34,7 +34,6 @@ def test_a_prompt_is_told_with_one_concept_at_a_time():
         "<my_dog> dog in front of a gate at night",
         "dog in front of a <moongate> gate at night",
     ]
-    assert clauses(pieces) == ("a <moongate> gate at night", "a gate at night")
     again = plan("a <moongate> gate, my_dog and my_dog dog near moongate", WORDS)
     assert texts(again)[0] == "a gate, dog and dog near gate"
     assert plan("my_dog next to my_dog", WORDS) == plan("a dog", WORDS) == []
@@ -46,23 +45,20 @@ def test_each_words_features_are_those_of_the_prompt_without_the_other(build):
     before = snapshot(pipe)
     pair = two(pipe)
     with attach(pipe, *pair, read_apart=False):
-        plain, dog, gate, alone, noun = (
+        plain, dog, gate = (
             read(pipe, text)[0][0]
             for text in (
                 "dog in front of a gate at night",
                 "my_dog in front of a gate at night",
                 "dog in front of a moongate at night",
-                "a moongate at night",
-                "a gate at night",
             )
         )
         together, others = read(pipe, BOTH)
     with attach(pipe, *pair, read_apart=True) as attachment:
         assert attachment.read_apart
         found, same = read(pipe, BOTH)
-    # the end and padding; before them the beginning, <my_dog> dog, in front of a, <moongate> gate, at night
-    end = (gate[10:76] + plain[9:75] + alone[6:72] - noun[5:71]) / 2
-    rows = [plain[0], *dog[1:3], *plain[2:6], *gate[6:8], *plain[7:9], *end]
+    # the beginning; <my_dog> dog; in front of a; <moongate> gate; at night; the end and padding
+    rows = [plain[0], *dog[1:3], *plain[2:6], *gate[6:8], *plain[7:9], *gate[10:76]]
     assert len(rows) == len(found[0]) == 77
     assert torch.allclose(found[0], torch.stack(rows), atol=1e-6)
     assert not torch.allclose(found, together, atol=1e-3)
@@ -129,15 +125,15 @@ def test_who_is_read_apart_unasked():
         assert attachment.side_by_side and not attachment.read_apart, "a window has one concept anyway"
 
 
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=6))
-def test_tokens_stand_where_their_piece_does(sizes):
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=6), st.integers(30, 40))
+def test_tokens_stand_where_their_piece_does(sizes, length):
     own, other = [a for a, _ in sizes], [b for _, b in sizes]
-    assert torch.equal(positions(own, own), torch.arange(1 + sum(own)))
-    where = positions(own, other)
-    assert where[0] == 0
+    assert torch.equal(positions(own, own, length), torch.arange(length))
+    where = positions(own, other, length)
+    assert len(where) == length and where[0] == 0 and where.max() <= length - 1
     at, there = 1, 1
     for a, b in sizes:
         assert where[at + a - 1] == there + b - 1, "the noun stands for the noun"
         assert there <= where[at] and (where[at : at + a].diff() >= 0).all()
         at, there = at + a, there + b
-    assert len(where) == at
+    assert where[at] == there, "so does the end of the text"

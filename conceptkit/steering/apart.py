@@ -17,7 +17,7 @@ from torch import Tensor
 from conceptkit import prompts
 from conceptkit.base import encoders
 from conceptkit.contexts import spell
-from conceptkit.steering.clauses import clause_of_each, things
+from conceptkit.steering.clauses import things
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,31 @@ class Apart:
         if encoded[0] is None or not prompt or given.get("prompt_2"):
             return encoded
         told = [prompt] if isinstance(prompt, str) else list(prompt)
-        plans = [self._fitting(plan(text, self._words)) for text in told]
-        asked = [[*texts(pieces), *clauses(pieces)] if pieces else [] for pieces in plans]
-        if not any(asked):
+        plans = [plan(text, self._words) for text in told]
+        places = [self._places(pieces) if pieces else None for pieces in plans]
+        asked = [texts(pieces) for pieces, place in zip(plans, places, strict=True) if place]
+        if not asked:
             return encoded
         more = {name: value for name, value in given.items() if name not in ("self", "negative_prompt")}
         again = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         read = encode(**{**more, **again, "prompt": list(itertools.chain(*asked))})[0]
         rows = encoded[0].clone()
-        pictures = len(rows) // len(told)
-        found = read.split([len(those) for those in asked])
-        for i, (pieces, those, variants) in enumerate(zip(plans, asked, found, strict=True)):
-            if pieces:
-                ends = [1 + self._length(text) for text in those]
-                sizes = [(self._length(p.text), self._length(p.plain)) for p in pieces]
-                rows[i * pictures : (i + 1) * pictures] = put_together(pieces, variants, sizes, ends)
+        pictures, at = len(rows) // len(told), 0
+        for i, (pieces, place) in enumerate(zip(plans, places, strict=True)):
+            if place:
+                variants = read[at : at + len(texts(pieces))]
+                rows[i * pictures : (i + 1) * pictures] = put_together(pieces, variants, *place)
+                at += len(variants)
         return (rows, *encoded[1:])
 
-    def _fitting(self, pieces: list[Piece]) -> list[Piece]:
-        """The pieces, or none where their tokens are not those of the prompt, because it is cut off."""
+    def _places(self, pieces: Sequence[Piece]) -> tuple[list[int], list[int]] | None:
+        """How many tokens each piece has as it is and with the class noun; None where they do not add up to
+        those of the prompt, because it is cut off at the end."""
+        counts = {text: len(spell(self._pipe, text)) for p in pieces for text in (p.text, p.plain)}
         room = encoders(self._pipe)[0][0].model_max_length - 2
-        whole = self._length("".join(p.text for p in pieces))
-        return pieces if sum(self._length(p.text) for p in pieces) == whole <= room else []
-
-    def _length(self, text: str) -> int:
-        return len(spell(self._pipe, text))
+        own, plain = ([counts[text] for text in said] for said in _both(pieces))
+        whole = len(spell(self._pipe, "".join(p.text for p in pieces)))
+        return (own, plain) if sum(own) == whole <= room else None
 
 
 def plan(prompt: str, words: Mapping[str, str]) -> list[Piece]:
@@ -93,68 +93,56 @@ def plan(prompt: str, words: Mapping[str, str]) -> list[Piece]:
 
 def texts(pieces: Sequence[Piece]) -> list[str]:
     """The prompts to read: with class nouns alone, and with each concept, in the order of first mention."""
-    kept = (None, *_names(pieces))
-    return ["".join(p.text if p.name == name else p.plain for p in pieces) for name in kept]
-
-
-def clauses(pieces: Sequence[Piece]) -> tuple[str, str]:
-    """What the prompt says of its last concept, with the concept and with the class noun."""
-    of = {p.text: p.plain for p in pieces if p.name}
-    last = _last(pieces)
-    prompt = "".join(p.text for p in pieces)
-    own = clause_of_each(prompt, {p.name: p.text for p in pieces if p.name})[last]
-    plain = own
-    for text, noun in of.items():
-        plain = plain.replace(text, noun)
-    return own, plain
+    return [
+        "".join(p.text if p.name == kept else p.plain for p in pieces) for kept in (None, *_names(pieces))
+    ]
 
 
 def put_together(
-    pieces: Sequence[Piece], variants: Tensor, sizes: Sequence[tuple[int, int]], ends: Sequence[int]
+    pieces: Sequence[Piece], variants: Tensor, own: Sequence[int], plain: Sequence[int]
 ) -> Tensor:
-    """Features (T, d) of the whole prompt from those (n, T, d) of its `texts` and its `clauses`.
+    """Features (T, d) of the whole prompt from those (1 + concepts, T, d) of its `texts`.
 
-    sizes: tokens of each piece as it is and with the class noun. ends: where each of the n texts ends. Words
-    around the concepts are read with class nouns alone, a concept's words with that concept alone. The end of
-    the text and the padding are those of the last concept, as a text encoder that reads from left to right
-    knows most of what came last: the mean of its end in the prompt, and of what it changes by itself.
+    own, plain: tokens of each piece as it is, and with the class noun. Words around the concepts are read
+    with class nouns alone, a concept's words with that concept alone. So are the end of the text and the
+    padding with the last concept: a text encoder that reads from left to right knows most of what came last.
     """
     names = _names(pieces)
-    own = [size for size, _ in sizes]
     rows = torch.empty_like(variants[0])
-    sources = [0] + [names.index(p.name) + 1 if p.name else 0 for p in pieces]
-    source_of = torch.tensor(sources).repeat_interleave(torch.tensor([1, *own]))
+    last = [p.name for p in pieces if p.name][-1]
+    sources = [0] + [names.index(p.name) + 1 if p.name else 0 for p in pieces] + [names.index(last) + 1]
     for source in set(sources):
         kept = names[source - 1] if source else None
-        counts = [o if p.name == kept else n for p, (o, n) in zip(pieces, sizes, strict=True)]
-        here = (source_of == source).nonzero().flatten()
-        rows[here] = variants[source, positions(own, counts)[here]]
-    rest = len(rows) - len(source_of)
-    plain, in_place, alone, noun = (
-        torch.cat([variants[k, ends[k] :], variants[k, -1:].expand(ends[k], -1)])[:rest]
-        for k in (0, names.index(_last(pieces)) + 1, -2, -1)
-    )
-    rows[len(source_of) :] = (in_place + plain + alone - noun) / 2
+        counts = [o if p.name in (None, kept) else n for p, o, n in zip(pieces, own, plain, strict=True)]
+        aligned = variants[source, positions(own, counts, len(rows))]
+        here = torch.tensor(sources).repeat_interleave(_lengths(own, len(rows))) == source
+        rows[here] = aligned[here]
     return rows
 
 
-def positions(own: Collection[int], other: Collection[int]) -> Tensor:
-    """Where each token of a prompt of pieces `own` tokens long, up to its end, stands in one of `other`.
+def positions(own: Collection[int], other: Collection[int], length: int) -> Tensor:
+    """Where each token (length,) of a prompt of pieces `own` tokens long stands in one of `other` tokens.
 
     The last tokens of a piece, which are the noun's, stand for one another; those before them for the first.
     """
-    begins = itertools.accumulate([1, *other])
+    lengths, others = _lengths(own, length).tolist(), [1, *other]
+    begins = itertools.accumulate([0, *others])
     where = [
-        begin + max(0, count - size + i)
-        for begin, size, count in zip(begins, own, other, strict=False)
+        begin + max(0, count - size + i) if count else begin
+        for begin, size, count in zip(begins, lengths, [*others, lengths[-1]], strict=True)
         for i in range(size)
     ]
-    return torch.tensor([0, *where])
+    return torch.tensor(where).clamp(max=length - 1)
+
+
+def _lengths(own: Collection[int], length: int) -> Tensor:
+    """Tokens of the beginning, of each piece, and from the end of the text on."""
+    return torch.tensor([1, *own, length - 1 - sum(own)])
 
 
 def _names(pieces: Sequence[Piece]) -> list[str]:
     return list(dict.fromkeys(p.name for p in pieces if p.name))
 
 
-def _last(pieces: Sequence[Piece]) -> str:
-    return [p.name for p in pieces if p.name][-1]
+def _both(pieces: Sequence[Piece]) -> tuple[list[str], list[str]]:
+    return [p.text for p in pieces], [p.plain for p in pieces]
