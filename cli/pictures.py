@@ -171,12 +171,11 @@ def compose(
             guided(loaded, guidance, pag) as (pipe, scales),
         ):
             metadata |= {"guidance": scales["guidance_scale"], "pag": scales.get("pag_scale", 0.0)}
+            metadata["read_apart"] = attachment.read_apart
             drawing = {"num_inference_steps": steps, **scales}
             if clauses := attachment.clauses(prompt):
                 metadata["windows"] = list(clauses.values())
                 note("Side by side: " + " | ".join(clauses.values()))
-            if attachment.read_apart:
-                metadata["read_apart"] = True
             for number, picture in draw(pipe, prompt, range(seed, seed + count), drawing):
                 path = free_path(out, f"{slug(prompt)}-{number}", ".png")
                 images.save_png(picture, path, **metadata, seed=number)

@@ -115,11 +115,11 @@ def test_who_is_read_apart_unasked():
     pair = two(pipe)
     inky = pico_concept(pipe, "inky", None, seed=2)
     assert base.of(pipe, base.STORYBOOK).reads_apart and not base.of(pipe, "pico").reads_apart
-    for given_ in ([*pair], [pair[0]], [pair[0], inky]):
-        with attach(pipe, *given_) as attachment:
+    for attached in ([*pair], [pair[0]], [pair[0], inky]):
+        with attach(pipe, *attached) as attachment:
             assert not attachment.read_apart
-    for given_ in ([pair[0]], [pair[0], inky]):
-        with attach(pipe, *given_, read_apart=True) as attachment:
+    for attached in ([pair[0]], [pair[0], inky]):
+        with attach(pipe, *attached, read_apart=True) as attachment:
             assert not attachment.read_apart, "a style has no noun to read in its place"
     with attach(pipe, *pair, side_by_side=True, read_apart=True) as attachment:
         assert attachment.side_by_side and not attachment.read_apart, "a window has one concept anyway"

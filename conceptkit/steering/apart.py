@@ -1,7 +1,7 @@
 """Words read apart: each concept's words as a text encoder reads them where no other concept stands.
 
 A text encoder mixes what stands in one prompt: behind "my_dog" the words of "moongate" read half of what they
-read by themselves, and half of a dog. So the features of a prompt are put together from those of others in
+do by themselves, and much of a dog. So the features of a prompt are put together from those of others in
 which its concepts are only class nouns, all or all but one, after the noun phrases that Structured Diffusion
 reads by themselves (2212.05032, section 3.2).
 """

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -207,17 +208,19 @@ def test_the_unet_is_compiled_while_it_learns_and_left_as_it_was(pico, shown, ev
     assert torch.equal(values(concept), values(plain))
 
 
-def test_a_compiler_that_loses_gradients_is_told_of_at_the_first_step(pico, shown, everywhere, monkeypatch):
-    def fake(function, **options):
-        def losing(*args, **more):
-            drawn = function(*args, **more)
-            (drawn[0] if isinstance(drawn, tuple) else drawn.sample).register_hook(torch.zeros_like)
-            return drawn
+def compile_into(monkeypatch, call):
+    """What torch.compile makes of a function is `call` of it and its arguments."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: partial(call, function))
 
-        return losing
+
+def test_a_compiler_that_loses_gradients_is_told_of_at_the_first_step(pico, shown, everywhere, monkeypatch):
+    def losing(function, *args, **more):
+        drawn = function(*args, **more)
+        (drawn[0] if isinstance(drawn, tuple) else drawn.sample).register_hook(torch.zeros_like)
+        return drawn
 
     before = tiny.snapshot(pico.pipe)
-    monkeypatch.setattr(torch, "compile", fake)
+    compile_into(monkeypatch, losing)
     with pytest.raises(ConceptError, match="changes the gradients of 1 of 1 .*leave compile=yes out"):
         teach(pico, shown, replace(TINY, compile=True))
     assert tiny.snapshot(pico.pipe) == before
@@ -236,14 +239,11 @@ def test_one_lost_gradient_among_many_is_seen():
 
 
 def test_a_failing_compiler_leaves_the_unet_as_it_was(pico, shown, everywhere, monkeypatch):
-    def fake(function, **options):
-        def broken(*args, **more):
-            raise RuntimeError("no compiler")
-
-        return broken
+    def broken(function, *args, **more):
+        raise RuntimeError("no compiler")
 
     before = tiny.snapshot(pico.pipe)
-    monkeypatch.setattr(torch, "compile", fake)
+    compile_into(monkeypatch, broken)
     with pytest.raises(RuntimeError, match="no compiler"):
         teach(pico, shown, replace(TINY, compile=True))
     assert tiny.snapshot(pico.pipe) == before
