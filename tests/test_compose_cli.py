@@ -91,6 +91,18 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
     assert Image.open(next(Path("one").iterdir())).size == (16, 16)
 
 
+def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
+    drawn = []
+    for option, apart in ((), False), (("--read-apart",), True), (("--read-together",), False):
+        out = "-".join(("out", *option))
+        result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, *option, "--out", out)
+        assert result.exit_code == 0, result.output
+        (path,) = Path(out).iterdir()
+        assert images.read_metadata(path)["read_apart"] is apart
+        drawn.append(Image.open(path).tobytes())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -52,19 +52,18 @@ class Apart:
         told = [prompt] if isinstance(prompt, str) else list(prompt)
         plans = [plan(text, self._words) for text in told]
         places = [self._places(pieces) if pieces else None for pieces in plans]
-        asked = [texts(pieces) for pieces, place in zip(plans, places, strict=True) if place]
-        if not asked:
+        asked = [texts(pieces) if place else [] for pieces, place in zip(plans, places, strict=True)]
+        if not any(asked):
             return encoded
         more = {name: value for name, value in given.items() if name not in ("self", "negative_prompt")}
         again = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         read = encode(**{**more, **again, "prompt": list(itertools.chain(*asked))})[0]
         rows = encoded[0].clone()
-        pictures, at = len(rows) // len(told), 0
-        for i, (pieces, place) in enumerate(zip(plans, places, strict=True)):
+        pictures = len(rows) // len(told)
+        found = read.split([len(those) for those in asked])
+        for i, (pieces, place, variants) in enumerate(zip(plans, places, found, strict=True)):
             if place:
-                variants = read[at : at + len(texts(pieces))]
                 rows[i * pictures : (i + 1) * pictures] = put_together(pieces, variants, *place)
-                at += len(variants)
         return (rows, *encoded[1:])
 
     def _places(self, pieces: Sequence[Piece]) -> tuple[list[int], list[int]] | None:
