@@ -14,7 +14,7 @@ from conceptkit import learn, photos, storybook
 from conceptkit.drawing import draw_with
 from conceptkit.evaluate import metrics
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import autoencoder, world
+from conceptkit.storybook import autoencoder, data, denoiser, world
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,37 @@ def test_weights_are_small():
 def test_the_autoencoder_redraws_the_world(base):
     shots = np.stack([np.asarray(p) for p in world.photos(subjects("dog", 1)[0], 6, 0)])
     assert autoencoder.psnr(base.pipe.vae, shots) > 25
+
+
+def test_an_enlarged_autoencoder_is_the_same_function():
+    torch.manual_seed(0)
+    small = autoencoder.build().eval()
+    for p in small.parameters():  # norms begin with equal weights, biases with none
+        p.data += 0.1 * torch.randn_like(p)
+    large = autoencoder.enlarged(small)
+    assert large.num_parameters() > 1.5 * small.num_parameters()
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        z = small.encode(x).latent_dist.mean
+        torch.testing.assert_close(large.encode(x).latent_dist.mean, z, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(large.decode(z).sample, small.decode(z).sample, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="only to twice as many"):
+        autoencoder.enlarged(small, channels=(16, 60, 96))
+
+
+def test_what_the_unet_redraws_is_the_picture_with_its_own_faults(base):
+    captions = [data.caption("scored", k, 0, empty=0) for k in range(4)]
+    shots = np.stack([np.asarray(world.render(data.scene("scored", k))) for k in range(4)])
+    tokenizer, encoder = base.encoders[0]
+    ids = tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
+    latents = autoencoder.encode(base.pipe.vae, shots)
+    near, far = (
+        denoiser.redrawn(base.pipe.unet, encoder, latents, ids[:4], ids[4], farthest=farthest)
+        for farthest in (100, 700)
+    )
+    off = [(z.float() - latents.float()).square().mean().item() for z in (near, far)]
+    # a latent has variance 1, so that of another picture would be off by 2
+    assert 0 < 2 * off[0] < off[1] < 1
 
 
 def test_the_subject_judge_tells_individuals_of_one_class_apart_after_a_round_trip(base, judge):

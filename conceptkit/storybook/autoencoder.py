@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from conceptkit.storybook import budget
 
-CHANNELS = (16, 48, 96)
+CHANNELS, LAYERS = (16, 48, 96), 1
+ENLARGED = (32, 48, 96), 3
 
 
-def build() -> AutoencoderKL:
+def build(channels: tuple[int, ...] = CHANNELS, layers: int = LAYERS) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=CHANNELS,
-        layers_per_block=1,
+        block_out_channels=channels,
+        layers_per_block=layers,
         latent_channels=8,
         norm_num_groups=2,  # more groups lose flat colours
         sample_size=64,
@@ -32,7 +33,7 @@ def build() -> AutoencoderKL:
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
     """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,23 +76,68 @@ def train(pictures: np.ndarray, minutes: float, cache: Path) -> AutoencoderKL:
     return vae
 
 
-def refine(vae: AutoencoderKL, pictures: np.ndarray, latents: Tensor, minutes: float, cache: Path) -> None:
-    """Train the decoder further, in place, on fixed latents: a UNet trained on them stays valid."""
-    batch, crop, cells = 32, 32, 8
+@torch.no_grad()
+def enlarged(
+    small: AutoencoderKL, channels: tuple[int, ...] = ENLARGED[0], layers: int = ENLARGED[1]
+) -> AutoencoderKL:
+    """The same function with more layers, and twice the channels where `channels` says so.
+
+    Its latents stay what a UNet knows. A new layer begins as the identity (Net2DeeperNet), and a channel that
+    is now two halves what it gives to either (Net2WiderNet, 1511.05641, section 2). The two stand next to
+    each other, so each is still normalised in its group.
+    """
+    large = build(channels, layers)
+    old, state = small.state_dict(), large.state_dict()
+    for name, value in state.items():
+        if name in old:
+            state[name] = _widened(old[name], value.shape)
+        elif ".conv2." in name:
+            value.zero_()
+    large.load_state_dict(state)
+    return large.eval()
+
+
+def _widened(value: Tensor, shape: torch.Size) -> Tensor:
+    for dim, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
+        if have == want:
+            continue
+        if want != 2 * have:
+            raise ValueError(f"cannot widen {have} channels to {want}: only to twice as many")
+        value = value.repeat_interleave(2, dim)
+        if dim == 1:
+            value = value / 2
+    return value
+
+
+def refine(
+    vae: AutoencoderKL,
+    pictures: np.ndarray,
+    latents: Tensor,
+    minutes: float,
+    cache: Path,
+    redrawn: Tensor | None = None,
+    batch: int = 16,
+) -> None:
+    """Train the decoder further, in place, on fixed latents: a UNet trained on them stays valid.
+
+    `redrawn` (m, 8, 16, 16) are the first m latents as a UNet draws them again from a little noise. Half of
+    every batch comes from there, for what a UNet draws is what the decoder is going to be given.
+    """
     way_back = nn.ModuleDict({"post": vae.post_quant_conv, "decoder": vae.decoder})
     way_back.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((22, step))
         torch.manual_seed(step)
-        picks = np.sort(rng.integers(len(pictures), size=batch))
-        ys, xs = rng.integers(0, 16 - cells + 1, (2, batch))
-        places = list(zip(picks, ys, xs, strict=True))
-        tiles = np.stack([pictures[k, 4 * y : 4 * y + crop, 4 * x : 4 * x + crop] for k, y, x in places])
-        z = torch.stack([latents[k, :, y : y + cells, x : x + cells] for k, y, x in places]).float()
+        picks = rng.integers(len(pictures), size=batch)
+        z = latents[torch.from_numpy(picks)].float()
+        if redrawn is not None:
+            picks[: batch // 2] = rng.integers(len(redrawn), size=batch // 2)
+            z[: batch // 2] = redrawn[torch.from_numpy(picks[: batch // 2])].float()
+        z = (z + 0.03 * torch.randn_like(z)).contiguous(memory_format=torch.channels_last)
         with budget.half():
-            y_ = way_back["decoder"](way_back["post"](z + 0.03 * torch.randn_like(z)))
-        return redraw_loss(y_.float(), to_tensor(tiles))
+            y = way_back["decoder"](way_back["post"](z))
+        return redraw_loss(y.float(), to_tensor(np.stack([pictures[k] for k in picks])))
 
     average = budget.train(
         way_back,

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -204,3 +205,41 @@ def train(
         return trained(onward, minutes, "unet.pt")
     rough = trained(unet(layers=1), minutes * shallow, "unet-shallow.pt")
     return trained(deepened(rough), minutes * (1 - shallow), "unet.pt")
+
+
+@torch.no_grad()
+def redrawn(
+    model: UNet2DConditionModel,
+    text: CLIPTextModel,
+    latents: Tensor,
+    ids: Tensor,
+    empty: Tensor,
+    farthest: int = 320,
+    steps: int = 12,
+    guidance: float = 3.5,
+    batch: int = 64,
+) -> Tensor:
+    """Latents (n, 8, 16, 16), each noised to a timestep up to `farthest` and drawn again by its caption.
+
+    The same picture, with what the UNet gets wrong in it (SDEdit, 2108.01073). ids (n, length) of captions,
+    empty (length,) of none.
+    """
+    torch.manual_seed(6)
+    schedule = scheduler()
+    schedule.set_timesteps(steps)
+    times = [int(t) for t in schedule.timesteps if t <= farthest]
+    out = []
+    for k in track(range(0, len(latents), batch), "redrawing"):
+        clean = latents[k : k + batch].float()
+        # every batch begins at another of the timesteps
+        rest = times[(k // batch) % len(times) :]
+        z = schedule.add_noise(clean, torch.randn_like(clean), torch.tensor(rest[:1]))
+        words = torch.cat([empty.expand(len(clean), -1), ids[k : k + batch]]).long()
+        with budget.half():
+            context = text(input_ids=words).last_hidden_state
+            for t in rest:
+                twice = torch.cat([z, z]).contiguous(memory_format=torch.channels_last)
+                plain, told = model(twice, t, context).sample.float().chunk(2)
+                z = schedule.step(plain + guidance * (told - plain), t, z).prev_sample
+        out.append(z.half())
+    return torch.cat(out)

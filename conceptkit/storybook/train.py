@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 from conceptkit import devices
 from conceptkit.storybook import autoencoder, budget, data, denoiser, evaluators, reader, tokenizer, world
 
-PICTURES, JUDGED, SESSIONS, VARIANTS = 120_000, 48_000, 2400, 4
+PICTURES, JUDGED, SESSIONS, VARIANTS, REDRAWN = 120_000, 48_000, 2400, 4, 12_000
 SHARE = {
     "vae": 0.14,
     "subject": 0.04,
@@ -135,11 +135,26 @@ def train_denoiser(minutes: float, cache: Path, device: str = "cpu") -> None:
 
 
 def refine_decoder(minutes: float, cache: Path) -> None:
-    vae = _vae(cache)
+    """Enlarge the autoencoder and train its decoder on fixed latents, also on ones that the UNet redrew."""
+    vae = autoencoder.enlarged(_vae(cache)) if not (cache / "refined").exists() else _vae(cache)
     latents = torch.load(cache / "latents.pt", weights_only=True)
-    autoencoder.refine(vae, data.pictures("base", PICTURES, cache), latents, minutes, cache)
+    redrawn = _redrawn(latents[:REDRAWN], cache) if (cache / "unet-average.pt").exists() else None
+    pictures = data.pictures("base", PICTURES, cache)
+    autoencoder.refine(vae, pictures, latents, minutes, cache, redrawn)
     vae.save_pretrained(cache / "refined")
     _note(cache, refined_vae_psnr_db=autoencoder.psnr(vae, data.pictures("scored", 2000, cache)[:1000]))
+
+
+def _redrawn(latents: torch.Tensor, cache: Path) -> torch.Tensor:
+    store = cache / "redrawn.pt"
+    if not store.exists():
+        model = denoiser.unet()
+        model.load_state_dict(torch.load(cache / "unet-average.pt", weights_only=True))
+        empty = _tokenizer(cache)("", padding="max_length", return_tensors="pt")["input_ids"][0]
+        ids = torch.from_numpy(_ids(cache)[: len(latents), 0])
+        model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.save(denoiser.redrawn(model, _text(cache).eval(), latents, ids, empty), store)
+    return torch.load(store, weights_only=True)
 
 
 def train_attributes(minutes: float, cache: Path) -> None:
