@@ -136,7 +136,7 @@ def run(out: Path, tick: Tick) -> Path:
         for what, title, note, wide in (
             (merged, "Both together", "side by side, merged by least squares", True),
             (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison", True),
-            (merged, "In one frame", "merged; here the second thing keeps little of its look", False),
+            (merged, "In one frame", "merged; here the second thing keeps less of its look", False),
         ):
             rows.append(Row(_tiles(base, what, TOGETHER, 4, side_by_side=wide), title, note))
     tick(3, 3, "done")
