@@ -1,4 +1,7 @@
-"""What the storybook base draws of withheld combinations, told by the attribute judge, beside renders."""
+"""What the storybook base draws of withheld combinations, told by the attribute judge, beside renders.
+
+And how well its autoencoder alone redraws renders that it has not seen.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,12 @@ from benchmarks.report import finish, use_own_cores
 from conceptkit import base as bases
 from conceptkit.drawing import STEPS
 from conceptkit.evaluate.metrics import AttributeJudge
-from conceptkit.storybook import scenery, world
+from conceptkit.storybook import autoencoder, data, scenery, world
 
 BARS = {"class": 0.95, "place": 0.95, "colour": 0.90, "state": 0.85, "both objects": 0.80}
+DECIBELS = 30.0
+"""Least PSNR of round trips of held-out renders."""
+RENDERS = 1000
 
 
 def scenes(count: int, pair: bool) -> list[world.Scene]:
@@ -104,7 +110,10 @@ def main(count: int, folder: str, guidance: float, pag: float) -> None:
         found |= score(judge, told, draw(base, asked, range(count), guidance=guidance, pag=pag))
     for name, bar in BARS.items():
         print(f"{name:13} {found[name]:.3f}  (bar {bar:.2f}, renders {ceiling[name]:.3f})")
-    holds = all(found[name] >= bar for name, bar in BARS.items())
+    renders = np.stack([np.asarray(world.render(data.scene("scored", k))) for k in range(RENDERS)])
+    decibels = autoencoder.psnr(base.pipe.vae, renders)
+    print(f"autoencoder   {decibels:.1f} dB  (bar {DECIBELS:.0f} dB)")
+    holds = decibels >= DECIBELS and all(found[name] >= bar for name, bar in BARS.items())
     finish(
         "storybook_base",
         found,
@@ -113,6 +122,7 @@ def main(count: int, folder: str, guidance: float, pag: float) -> None:
         holds,
         f"0..{count - 1}",
         ceiling=ceiling,
+        autoencoder_db=decibels,
         steps=STEPS,
         pag=pag,
     )

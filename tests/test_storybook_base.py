@@ -84,6 +84,26 @@ def test_an_enlarged_autoencoder_is_the_same_function():
         autoencoder.enlarged(small, channels=(16, 60, 96))
 
 
+def test_a_decoder_is_refined_on_each_picture_with_its_own_latents_and_redrawn_ones(monkeypatch, tmp_path):
+    grey = np.linspace(0, 255, 40).astype(np.uint8)
+    pictures = np.broadcast_to(grey[:, None, None, None], (40, 64, 64, 3))
+    latents = (torch.from_numpy(grey) / 127.5 - 1)[:, None, None, None].expand(40, 8, 16, 16)
+    exact = torch.nn.Sequential(torch.nn.Upsample(scale_factor=4), torch.nn.Conv2d(8, 3, 1, bias=False))
+    torch.nn.init.constant_(exact[1].weight, 1 / 8)
+    vae = autoencoder.build()
+    vae.post_quant_conv, vae.decoder = torch.nn.Identity(), exact
+    losses = []
+
+    def look(model, loss_of, **_):
+        losses.append(max(loss_of(step).item() for step in range(3)))
+        return model
+
+    monkeypatch.setattr(autoencoder.budget, "train", look)
+    for redrawn in (None, latents[:10], 0.2 + latents[:10], latents[:10].flip(0)):
+        autoencoder.refine(vae, pictures, latents, 1.0, tmp_path, redrawn)
+    assert max(losses[:2]) < 0.05 < min(losses[2:]), losses
+
+
 def test_what_the_unet_redraws_is_the_picture_with_its_own_faults(base):
     captions = [data.caption("scored", k, 0, empty=0) for k in range(4)]
     shots = np.stack([np.asarray(world.render(data.scene("scored", k))) for k in range(4)])

@@ -84,7 +84,7 @@ def enlarged(
 
     Its latents stay what a UNet knows. A new layer begins as the identity (Net2DeeperNet), and a channel that
     is now two halves what it gives to either (Net2WiderNet, 1511.05641, section 2). The two stand next to
-    each other, so each is still normalised in its group.
+    each other, so each is still normalised in its group. One that is as large already stays as it is.
     """
     large = build(channels, layers)
     old, state = small.state_dict(), large.state_dict()

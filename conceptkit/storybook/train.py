@@ -136,7 +136,7 @@ def train_denoiser(minutes: float, cache: Path, device: str = "cpu") -> None:
 
 def refine_decoder(minutes: float, cache: Path) -> None:
     """Enlarge the autoencoder and train its decoder on fixed latents, also on ones that the UNet redrew."""
-    vae = autoencoder.enlarged(_vae(cache)) if not (cache / "refined").exists() else _vae(cache)
+    vae = autoencoder.enlarged(_vae(cache))
     latents = torch.load(cache / "latents.pt", weights_only=True)
     redrawn = _redrawn(latents[:REDRAWN], cache) if (cache / "unet-average.pt").exists() else None
     pictures = data.pictures("base", PICTURES, cache)
