@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from conceptkit.attach import attach
 from conceptkit.concept import delta_dense
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.formats.diffusers import LORA, embedding, export, lora
+from conceptkit.kv_delta import places
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, save
 
 PROMPT = "a photo of my_dog in the snow"
@@ -38,8 +40,14 @@ assert not [name for name in sys.modules if name.startswith("conceptkit")]
 
 @pytest.mark.parametrize(
     ("build", "options"),
-    [(pico_sd, {"rank": 2, "vectors": 2}), (pico_sd, {"rank": 0}), (pico_sdxl, {"rank": 3})],
-    ids=["low-rank", "full", "sdxl"],
+    [
+        (pico_sd, {"rank": 2, "vectors": 2}),
+        (pico_sd, {"rank": 0}),
+        (pico_sdxl, {"rank": 3}),
+        (pico_sd, {"text_rank": 3}),
+        (pico_sdxl, {"text_rank": 1}),
+    ],
+    ids=["low-rank", "full", "sdxl", "text encoder too", "both text encoders of sdxl too"],
 )
 def test_the_same_picture_without_conceptkit(build, options, tmp_path):
     pipe = build()
@@ -57,6 +65,18 @@ def test_the_same_picture_without_conceptkit(build, options, tmp_path):
     picture = torch.from_numpy(np.load(tmp_path / "picture.npy")).permute(2, 0, 1)
     assert torch.allclose(picture, expected, atol=1e-5)
     assert (picture - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
+def test_a_lora_names_text_encoder_maps_as_files_do(build):
+    """Whatever transformers calls them: with the `text_model` that its fifth version left out."""
+    pipe = build()
+    part = places(pico_concept(pipe, text_rank=2).delta)
+    tensors = safetensors.torch.load(lora(pico_concept(pipe, text_rank=2)))
+    for place in (name for name in part if name != "unet"):
+        own = {name for name in tensors if name.startswith(f"{place}.")}
+        assert len(own) == 2 * len(part[place])
+        assert all(name.startswith(f"{place}.text_model.encoder.layers.") for name in own)
 
 
 def test_the_lora_is_the_delta_at_one_rank(tmp_path):

@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from conceptkit import base
 from conceptkit.concept import Concept
+from conceptkit.learn import targets
 
 WORDS = """
     a an the of in on at to and with next front under near by is very far away small close up zoomed
@@ -170,8 +171,12 @@ def pico_concept(
     vectors: int = 1,
     seed: int = 0,
     size: float = 0.3,
+    text_rank: int = 0,
 ) -> Concept:
-    """A concept of random values for this base: rank 0 is a full delta, otherwise all maps share one down."""
+    """A concept of random values for this base: rank 0 is a full delta, otherwise all maps share one down.
+
+    text_rank: of what it changes in the text encoders' attention.
+    """
     generator = torch.Generator().manual_seed(seed)
     here = base.of(pipe, "pico")
 
@@ -185,6 +190,13 @@ def pico_concept(
         else (size * here.width**-0.5 * random(o, here.width),)
         for map_name, o in here.sizes.items()
     }
+    if text_rank:
+        for place in targets.ENCODERS:
+            linears = targets.find(encoder, "text") if (encoder := getattr(pipe, place, None)) else {}
+            delta |= {
+                f"{place}.{map_name}": (size * random(o, text_rank), random(text_rank, d) * d**-0.5)
+                for map_name, (o, d) in ((n, linear.weight.shape) for n, linear in linears.items())
+            }
     token = f"<{name}>"
     widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in here.encoders]
     return Concept(

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from conceptkit.concept import Concept, Factors
 from conceptkit.errors import ConceptError, NoEffect
+from conceptkit.kv_delta import places
 
 if TYPE_CHECKING:
     from conceptkit.merge import Merge
 
 LORA = "pytorch_lora_weights.safetensors"
 SDXL_KEYS = ("clip_l", "clip_g")
+TEXT_MODEL = "text_model."
 
 
 def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[Path]:
@@ -64,20 +66,27 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[
 
 
 def lora(concept: Concept) -> bytes:
-    """The delta as a LoRA for `load_lora_weights`.
+    """The delta as a LoRA for `load_lora_weights`, of the UNet and of text encoders that it has maps of.
 
-    One rank for all maps, padded with zeros, and alpha equal to it: readers that drop per-module alphas, as
-    diffusers does, then still scale by 1.
+    One rank for all maps of a part, padded with zeros, and alpha equal to it: readers that drop per-module
+    alphas, as diffusers does, then still scale by 1.
     """
-    factors = {name: _low_rank(parts) for name, parts in sorted(concept.delta.items())}
-    rank = max(up.shape[1] for up, _ in factors.values())
-    tensors = {}
-    for name, (up, down) in factors.items():
-        more = rank - up.shape[1]
-        tensors[f"unet.{name}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, more))
-        tensors[f"unet.{name}.lora_B.weight"] = torch.nn.functional.pad(up, (0, more))
-    adapter = {"unet.r": rank, "unet.lora_alpha": rank, "unet.target_modules": sorted(factors)}
+    tensors, adapter = {}, {}
+    for place, delta in places(concept.delta).items():
+        factors = {name: _low_rank(parts) for name, parts in sorted(delta.items())}
+        rank = max(up.shape[1] for up, _ in factors.values())
+        for name, (up, down) in factors.items():
+            more, key = rank - up.shape[1], f"{place}.{_written(place, name)}"
+            tensors[f"{key}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, more))
+            tensors[f"{key}.lora_B.weight"] = torch.nn.functional.pad(up, (0, more))
+        names = sorted(name.removeprefix(TEXT_MODEL) for name in factors)
+        adapter |= {f"{place}.r": rank, f"{place}.lora_alpha": rank, f"{place}.target_modules": names}
     return _pack(tensors, {"lora_adapter_metadata": json.dumps(adapter), "conceptkit": provenance(concept)})
+
+
+def _written(place: str, name: str) -> str:
+    """A map's name as files have it: in transformers 5 CLIP's modules lost a level, files did not."""
+    return name if place == "unet" else TEXT_MODEL + name.removeprefix(TEXT_MODEL)
 
 
 def embedding(concept: Concept, rows: Factors) -> bytes:

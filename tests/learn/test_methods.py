@@ -100,7 +100,7 @@ def test_dreambooth_lays_a_lora_on_the_maps_it_names(pico, shown, preset, count)
 
 
 def test_a_lora_is_exported_and_loaded_by_plain_diffusers(pico, shown, tmp_path):
-    concept = teach(pico, shown, method("dreambooth", targets="attn+ff", text_rank=0))
+    concept = teach(pico, shown, method("dreambooth", targets="attn+ff", text_rank=2))
     fresh = tiny.pico_sd()
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(lora(concept))
     fresh.load_lora_weights(tmp_path)
