@@ -32,7 +32,7 @@ PROBED = 4
 """Concepts that are drawn at every number merged: always the first ones, in several merges of a few."""
 SEEDS, PLAIN = 4, 60
 BAR = 0.01
-"""Accuracy of class and place that the base may lose on prompts without any concept."""
+"""Accuracy of class or place that the base may lose on prompts without any concept, over all merges."""
 
 
 def fidelity(
@@ -67,6 +67,12 @@ def accuracy(base: bases.Base, judge: metrics.AttributeJudge, count: int, steps:
     drawn = draw(base, [prompt_of(scene) for scene in told], range(len(told)), steps=steps)
     found = score(judge, told, drawn)
     return {name: found[name] for name in ("class", "place") if name in found}
+
+
+def lost_most(merges: Sequence[dict[str, float]]) -> float:
+    """The most that an attribute loses in the mean over merges; the prompts of one alone are too few."""
+    names = merges[0] if merges else ()
+    return max((float(np.mean([lost[name] for lost in merges])) for name in names), default=float("nan"))
 
 
 @click.command()
@@ -144,7 +150,7 @@ def main(
         {way: [(line["count"], line["gap"]) for line in told_lines] for way, told_lines in lines.items()},
     ).save(_folder(plot))
     ours = lines.get(HOW) or next(iter(lines.values()))
-    lost = max((max(line["lost"].values()) for line in ours), default=float("nan"))
+    lost = lost_most([line["lost"] for line in ours])
     trial = shortfall(
         learning_steps,
         concepts=(max((line["count"] for line in lines.get(HOW, [])), default=0), max(COUNTS)),
@@ -155,7 +161,7 @@ def main(
     finish(
         "compose_many",
         lost,
-        "accuracy of class or place lost on prompts without a concept, by default, at most",
+        "accuracy of class or place lost on prompts without a concept, by default, mean over merges",
         BAR,
         lost <= BAR,
         f"0..{seeds - 1}",

@@ -270,7 +270,7 @@ def main(
     warnings.simplefilter("ignore")
     classes = len(world.CLASSES)
     kinds = {
-        "different": [(k % classes, (k + APART) % classes) for k in range(pairs)],
+        "different": [(k, k + classes + APART) for k in range(pairs)],
         "same": [(k, k + classes) for k in range(pairs)],
     }
     found: dict[str, dict[str, Any]] = {}

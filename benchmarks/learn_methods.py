@@ -16,10 +16,11 @@ from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
-from conceptkit.base import kv_maps
-from conceptkit.concept import READS_TEXT, Concept, apply
+from conceptkit.base import encode, kv_maps
+from conceptkit.concept import Concept, apply
 from conceptkit.drawing import STEPS
 from conceptkit.evaluate import metrics
+from conceptkit.kv_delta import install_on, uninstall_from
 from conceptkit.recipes import RECIPES, SUDE
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import world
@@ -58,17 +59,29 @@ def method_of(row: str) -> str:
     return max(known, key=len)
 
 
-def captions_change(base: bases.Base, concept: Concept, shape: metric.Metric) -> float:
-    """||D Y|| / ||W0 Y|| over held-out captions Y without the concept, of the maps that read text.
+def captions_change(base: bases.Base, concept: Concept) -> float:
+    """||(W0 + D) Y' - W0 Y|| / ||W0 Y|| over held-out captions, of the maps that read text.
 
-    Maps beyond them act on every caption as well; what those do is in the pictures of the class alone.
+    None mentions the concept. Y (n, d) is what the base's text encoder makes of them, Y' what it makes of
+    them with the concept's maps in it.
+    Maps beyond these act on every caption as well; what those do is in the pictures of the class alone.
     """
+    _, texts = metric.split(metric.captions(base.name))
+    usual = read = encode(base.pipe, texts).hidden.float()
+    if upstream := {name: factors for name, factors in concept.delta.items() if name.startswith("text_")}:
+        install_on(base.pipe, upstream)
+        try:
+            read = encode(base.pipe, texts).hidden.float()
+        finally:
+            uninstall_from(base.pipe)
     moved, size = 0.0, 0.0
     for name, linear in kv_maps(base.unet).items():
-        rows = shape.held_out.float()
-        size += float((rows @ linear.weight.detach().float().T).square().sum())
-        if name in concept.delta and name.endswith(READS_TEXT):
-            moved += float(apply(concept.delta[name], rows).square().sum())
+        weight = linear.weight.detach().float()
+        change = (read - usual) @ weight.T
+        if name in concept.delta:
+            change = change + apply(concept.delta[name], read)
+        moved += float(change.square().sum())
+        size += float((usual @ weight.T).square().sum())
     return (moved / size) ** 0.5
 
 
@@ -132,25 +145,26 @@ def main(count: int, seeds: int, photos: int, methods: str, steps: int | None, d
     pupils = [studio.pupil(f"thing{k}", subject, k, photos) for k, subject in enumerate(unseen(count))]
     others = [rivals(studio, pupil) for pupil in pupils]
     table: dict[str, dict[str, Any]] = {}
-    with Registry(tempfile.mkdtemp()) as registry:
-        shape = metric.of_base(base, registry)
-        for row in wanted:
-            recipe = learn.recipe_for(method_of(row), steps, changes=ROWS[row])
-            lines = []
+    for row in wanted:
+        recipe = learn.recipe_for(method_of(row), steps, changes=ROWS[row])
+        lines = []
+        # A registry of its own: each row draws, and pays for, the class pictures that it holds on to.
+        with Registry(tempfile.mkdtemp()) as registry:
+            metric.of_base(base, registry)
             for pupil, alike in zip(pupils, others, strict=True):
                 begun = time.process_time()
                 concept = learn.learn(base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry)
                 seconds = time.process_time() - begun
                 lines.append(score(studio, pupil, alike, concept))
                 lines[-1] |= {
-                    "captions": captions_change(base, concept, shape),
+                    "captions": captions_change(base, concept),
                     "cpu_seconds": seconds,
                     "bytes": len(concept.to_bytes()),
                 }
-            means = {key: mean(np.array([line[key] for line in lines])) for key in lines[0]}
-            table[row] = means | {"interval": interval(np.array([line["gap"] for line in lines]))}
-            shown_figures = "  ".join(f"{key} {value:.3g}" for key, value in means.items())
-            print(f"{row:26} {shown_figures}", flush=True)
+        means = {key: mean(np.array([line[key] for line in lines])) for key in lines[0]}
+        table[row] = means | {"interval": interval(np.array([line["gap"] for line in lines]))}
+        shown_figures = "  ".join(f"{key} {value:.3g}" for key, value in means.items())
+        print(f"{row:26} {shown_figures}", flush=True)
     missed = {row: found for row, line in table.items() if (found := misses(row, line))}
     finish(
         "learn_methods",

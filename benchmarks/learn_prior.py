@@ -38,6 +38,8 @@ RELATED = {
     "flower": ("candle", "bird"),
 }
 """Two nouns near each class, whose pictures must stay what they were."""
+ARMS = {"prior": 1.0, "no prior": 0.0}
+"""The weight of preservation in each."""
 MOONGATE = "moongate"
 PARTS_OF_ITS_NAME = ("gate", "house on the moon")
 BARS = {"diversity": 0.95, "turned": 0.1, "related": 0.95}
@@ -103,6 +105,11 @@ def summary(lines: list[dict[str, float]]) -> dict[str, Any]:
     return figures | {"intervals": intervals | {"diversity": interval(after, first)}}
 
 
+def by_default(method: str) -> str:
+    """The arm that the method's recipe is: the one that the bars are for."""
+    return "prior" if RECIPES[method].prior_weight else "no prior"
+
+
 def misses(figures: dict[str, Any]) -> list[str]:
     """The bars that are not reached; one that could not be measured is not."""
     reached = {
@@ -129,8 +136,8 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
         for method in wanted:
-            for arm, changes in (("prior", {"prior_weight": 1.0}), ("no prior", {"prior_weight": 0.0})):
-                recipe = learn.recipe_for(method, steps, changes=changes)
+            for arm, weight in ARMS.items():
+                recipe = learn.recipe_for(method, steps, changes={"prior_weight": weight})
                 lines = []
                 for pupil, first in zip(pupils, usual, strict=True):
                     concept = learn.learn(
@@ -139,7 +146,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
                     lines.append(score(studio, pupil, concept, first))
                 table[f"{method}, {arm}"] = summary(lines)
                 print(f"{method}, {arm}:", table[f"{method}, {arm}"], flush=True)
-    missed = {row: found for row, line in table.items() if ", prior" in row and (found := misses(line))}
+    missed = {name: found for name in wanted if (found := misses(table[f"{name}, {by_default(name)}"]))}
     turned = {
         method: table[f"{method}, no prior"]["turned"] - table[f"{method}, prior"]["turned"]
         for method in wanted

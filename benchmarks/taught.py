@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptkit import base as bases
 from conceptkit import learn
+from conceptkit.concept import read
 from conceptkit.errors import UnknownConcept
 from conceptkit.evaluate import metrics
 from conceptkit.registry.store import Registry
@@ -46,17 +47,21 @@ def teach(
     number: int,
     steps: int | None = None,
 ) -> Taught:
-    """An unseen subject as a concept: the stored one, or learned now from five photos."""
+    """An unseen subject as a concept: stored by this base and recipe, or learned now from five photos."""
     name, subject = f"thing{number}", unseen(number + 1)[number]
     shots = tuple(world.photos(subject, SHOWN + HELD_OUT, 1000 + number))
     try:
-        registry.get(name)
+        stored = read(registry, name)
+        known = (stored.recipe, stored.base) == (learn.recipe_for(steps=steps).to_json(), base.fingerprint)
     except UnknownConcept:
+        known = False
+    if not known:
         folder = Path(registry.home) / "photos" / name
         folder.mkdir(parents=True, exist_ok=True)
         for k, shot in enumerate(shots[:SHOWN]):
             shot.save(folder / f"{k}.png")
-        learn.add(name, folder, noun=subject.noun, base=base, registry=registry, steps=steps)
+        more = {"steps": steps, "new_version": True}
+        learn.add(name, folder, noun=subject.noun, base=base, registry=registry, **more)
     return Taught(name, subject, shots, judge.embed(list(shots[:SHOWN])))
 
 

@@ -101,13 +101,19 @@ def of_base(base: Base, registry: "Registry | None" = None, texts: list[str] | N
 
 def measure(base: Base, texts: list[str]) -> Metric:
     """Encode the captions and sum up: seconds on a small base, minutes on a real one without a GPU."""
-    fit = [text for i, text in enumerate(texts) if text and i % HELD_OUT != HELD_OUT - 1][:MOST_CAPTIONS]
-    kept_back = [text for text in texts[HELD_OUT - 1 :: HELD_OUT] if text] or fit
+    fit, held_out_texts = split(texts)
     empty = encode(base.pipe, [""])
     moment = (1 - EMPTY_SHARE) * _mean(base, fit) + EMPTY_SHARE * gram(empty.hidden, position_weights(empty))
     moment = moment.float().double()  # as it is stored, so that the factor is that of what is stored
-    held_out = root(_mean(base, kept_back, even=True))
-    return Metric(moment, factor(moment), held_out, _size(base, held_out), _audit(base, kept_back[:AUDITED]))
+    held_out = root(_mean(base, held_out_texts, even=True))
+    audit = _audit(base, held_out_texts[:AUDITED])
+    return Metric(moment, factor(moment), held_out, _size(base, held_out), audit)
+
+
+def split(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Captions that a metric is fitted on, and those held out; where there are too few, the same ones."""
+    fit = [text for i, text in enumerate(texts) if text and i % HELD_OUT != HELD_OUT - 1][:MOST_CAPTIONS]
+    return fit, [text for text in texts[HELD_OUT - 1 :: HELD_OUT] if text] or fit
 
 
 def position_weights(features: Features) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import (
+    compose_many,
     learn_methods,
     learn_prior,
     learn_speed,
@@ -19,6 +20,8 @@ from benchmarks import (
     taught,
 )
 from conceptkit import base as bases
+from conceptkit import metric
+from conceptkit.concept import delta_dense
 from conceptkit.evaluate import metrics
 from conceptkit.learn import conditions, lesson, views
 from conceptkit.learn.noise import schedule_of
@@ -115,6 +118,44 @@ def test_bars_of_the_prior():
     good = {"diversity": 0.97, "turned": 0.02, "related": 0.99}
     assert learn_prior.misses(good) == []
     assert learn_prior.misses(good | {"turned": 0.3, "diversity": float("nan")}) == ["diversity", "turned"]
+
+
+@pytest.mark.parametrize(("weight", "arm"), [(1.0, "prior"), (0.5, "prior"), (0.0, "no prior")])
+def test_the_prior_is_judged_as_a_method_ships(monkeypatch, weight, arm):
+    monkeypatch.setitem(RECIPES, "custom", replace(RECIPES["custom"], prior_weight=weight))
+    assert learn_prior.by_default("custom") == arm
+
+
+def test_captions_change_by_what_the_text_encoder_does_too():
+    pipe = tiny.pico_sd()
+    pico, concept = bases.of(pipe, "pico"), tiny.pico_concept(pipe, text_rank=2)
+    before = tiny.snapshot(pipe)
+    whole = learn_methods.captions_change(pico, concept)
+    kept = {name: factors for name, factors in concept.delta.items() if not name.startswith("text_")}
+    maps_alone = learn_methods.captions_change(pico, replace(concept, delta=kept))
+    assert whole > maps_alone > 0 and tiny.snapshot(pipe) == before
+    shape, moved = metric.of_base(pico), 0.0
+    for factors in kept.values():
+        moved += float((shape.held_out @ delta_dense(factors).double().T).square().sum())
+    assert maps_alone == pytest.approx(moved**0.5 / shape.size, rel=1e-4)
+    nothing = {name: (0 * up, down) for name, (up, down) in kept.items()}
+    assert learn_methods.captions_change(pico, replace(concept, delta=nothing)) == 0
+
+
+def test_many_merges_lose_in_the_mean():
+    lost = [{"class": 0.03, "place": 0.0}, {"class": -0.01, "place": 0.02}]
+    assert compose_many.lost_most(lost) == pytest.approx(0.01)
+    assert np.isnan(compose_many.lost_most([]))
+
+
+def test_what_was_taught_by_another_recipe_is_taught_again(pico, registry, monkeypatch):
+    few = recipe_for(changes={"token_steps": 1, "steps": 1, "batch": 1, "views": 2})
+    monkeypatch.setattr(
+        taught.learn, "recipe_for", lambda method=None, steps=None, *_: replace(few, steps=steps or 1)
+    )
+    for steps, versions in ((2, 1), (2, 1), (None, 2)):
+        taught.teach(pico, Eye(), registry, 0, steps)
+        assert len(registry.versions("thing0")) == versions
 
 
 def test_sude_must_gain_beyond_chance_and_stay_itself():
@@ -252,11 +293,13 @@ def test_a_trial_of_speed(bench, monkeypatch):
 
 
 @pytest.mark.parametrize("loop", ["ours", "plain"])
-def test_memory_of_one_loop_alone(bench, registry, loop):
+def test_memory_of_one_loop_alone(bench, registry, loop, monkeypatch):
     studio = lessons.Studio(bases.of(tiny.pico_sd(), "pico"), 1, 1)
     pupil = studio.pupil("thing", taught.unseen(1)[0], 0)
     recipe = recipe_for("dreambooth", 2)
-    assert learn_speed.alone(studio, pupil, recipe, loop, registry) >= 0
+    peaks = iter([1.0, 3.5])
+    monkeypatch.setattr(learn_speed, "peak_gb", lambda device: next(peaks))
+    assert learn_speed.alone(studio, pupil, recipe, loop, registry) == 2.5
 
 
 @pytest.mark.parametrize("program", [learn_prior, learn_sude, learn_speed, learn_methods])
