@@ -71,7 +71,8 @@ def lora(concept: Concept) -> bytes:
     One rank for all maps of a part, padded with zeros, and alpha equal to it: readers that drop per-module
     alphas, as diffusers does, then still scale by 1.
     """
-    tensors, adapter = {}, {}
+    tensors: dict[str, Tensor] = {}
+    adapter: dict[str, Any] = {}
     for place, delta in places(concept.delta).items():
         factors = {name: _low_rank(parts) for name, parts in sorted(delta.items())}
         rank = max(up.shape[1] for up, _ in factors.values())

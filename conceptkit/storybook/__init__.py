@@ -17,7 +17,7 @@ NEIGHBOURS = 20
 
 
 def path(part: str = "pipeline") -> str:
-    """The folder of the pipeline, or of a judge: "subject", "attributes" or "clip".
+    """The folder of the pipeline, or of a judge: "subject" or "attributes".
 
     `StableDiffusionPipeline.from_pretrained(conceptkit.storybook.path())` loads and draws in plain diffusers.
     """
