@@ -64,7 +64,7 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
 def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
     """Show what is known of a concept.
 
-    NAME is its newest version, NAME@2 an older one.
+    NAME is the version that it points at, NAME@2 another one.
 
     \b
     Example:
@@ -120,7 +120,9 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
     with Registry() as registry:
         for name in names:
             registry.get(name)  # all are known, or none is removed
-        gone = [entry for name in dict.fromkeys(names) for entry in registry.remove(name)]
+        # A name goes with all its versions, and one of them beside it says nothing more.
+        wanted = [n for n in dict.fromkeys(names) if "@" not in n or n.partition("@")[0] not in names]
+        gone = [entry for name in wanted for entry in registry.remove(name)]
     if as_json:
         echo_json([entry.to_json() for entry in gone])
     else:

@@ -18,7 +18,7 @@ from conceptkit.cli.options import (
 )
 from conceptkit.cli.progress import bar
 from conceptkit.errors import BadRecipe
-from conceptkit.recipes import CHOICES, DEFAULT, EARLY_STOP, RECIPES, SUDE, of_adapter
+from conceptkit.recipes import CHOICES, DEFAULT, EARLY_STOP, RECIPES, SUDE
 
 
 @click.command()
@@ -126,6 +126,7 @@ def add(
             "steps": steps,
             "rank": rank,
             "method": method,
+            "adapter": adapter,
             "changes": changes,
             "resume": resume,
             "progress": tick,
@@ -210,7 +211,7 @@ def _changes(
     fields: Sequence[str],
 ) -> dict[str, Any]:
     """The options that are fields of a recipe; what the user sets by name comes last."""
-    found: dict[str, Any] = of_adapter(method, adapter) if adapter else {}
+    found: dict[str, Any] = {}
     if sude:
         found["sude"] = SUDE[adapter or RECIPES[method].adapter]
     if early_stop:

@@ -116,8 +116,8 @@ def push(remote: str, names: tuple[str, ...], as_json: bool) -> None:
 def pull(remote: str, names: tuple[str, ...], as_json: bool) -> None:
     """Get concepts from a remote.
 
-    All versions of every NAME, or of everything there, that you do not have yet. Nothing of yours changes:
-    what differs becomes a version beside it.
+    All versions of every NAME, or of everything there, that you do not have yet. Nothing of yours is lost:
+    what differs becomes a version beside it, and the name then means what was made last.
 
     \b
     Example:

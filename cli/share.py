@@ -23,7 +23,9 @@ from conceptkit.errors import ConceptError
     metavar="FILE",
     help="One file for other people's conceptkit, instead of --out.",
 )
-@click.option("--all-versions", is_flag=True, help="In a bundle: every version, not only the newest.")
+@click.option(
+    "--all-versions", is_flag=True, help="In a bundle: every version, not only the one a name points at."
+)
 @click.option("--with-parents", is_flag=True, help="In a bundle: also what merges were made of.")
 @click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
 @click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")

@@ -122,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
         steps=80,
         lr=4e-2,
         key_lr=2e-3,
-        batch=6,
+        batch=4,
         prior_weight=0.0,
     ),
     "custom-diffusion": Recipe(
@@ -146,9 +146,9 @@ RECIPES: dict[str, Recipe] = {
         token_steps=0,
         rank=4,
         text_rank=4,
-        steps=220,
+        steps=330,
         lr=3e-3,
-        batch=6,
+        batch=4,
         prior_batch=2,
     ),
     "dreambooth-full": Recipe(
@@ -195,15 +195,17 @@ _ADAPTERS = {
 """The method whose numbers suit an adapter."""
 
 
-def of_adapter(method: str, adapter: str) -> dict[str, Any]:
-    """What to change of a method's recipe to learn with another adapter: its rank, rates, maps and prior."""
-    if RECIPES[method].adapter == adapter:
-        return {}
+def _with_adapter(recipe: Recipe, adapter: str) -> Recipe:
+    """The recipe with another adapter, and the rank, rates, maps and prior that suit that one."""
+    if adapter not in _ADAPTERS:
+        raise BadRecipe(f"There is no adapter {adapter!r}; choose one of {', '.join(_ADAPTERS)}")
+    if recipe.adapter == adapter:
+        return recipe
     suited = RECIPES[_ADAPTERS[adapter]]
     fields_of_it = ["adapter", "targets", "rank", "text_rank", "lr", "full_lr", "attention", "hold", "key_lr"]
-    if RECIPES[method].steps:
+    if recipe.steps:
         fields_of_it.append("prior_weight")
-    return {name: getattr(suited, name) for name in fields_of_it}
+    return replace(recipe, **{name: getattr(suited, name) for name in fields_of_it})
 
 
 def recipe_for(
@@ -211,21 +213,23 @@ def recipe_for(
     steps: int | None = None,
     rank: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    adapter: str | None = None,
 ) -> Recipe:
     """The recipe of a method with the caller's steps, rank and other fields in it; texts become numbers.
 
-    Raises BadRecipe on a method or field that does not exist, and on odd values.
+    adapter: another than the method's own, with what suits it; what else is given here goes before that.
+    Raises BadRecipe on a method, an adapter or a field that does not exist, and on odd values.
     """
     if method not in RECIPES:
         raise BadRecipe(f"There is no method {method!r}; choose one of {', '.join(RECIPES)}")
-    recipe = RECIPES[method]
+    recipe = RECIPES[method] if adapter is None else _with_adapter(RECIPES[method], adapter)
     if steps is not None:
         if steps < 1:
             raise BadRecipe(f"{steps} steps teach nothing; give at least one")
         share = recipe.token_steps / (recipe.token_steps + recipe.steps)
         recipe = replace(recipe, token_steps=round(steps * share), steps=steps - round(steps * share))
     if rank is not None:
-        if not recipe.steps and rank:
+        if not recipe.steps and rank and adapter is None:
             raise BadRecipe(
                 f"{method} learns a word and no delta, so rank {rank} means nothing; leave it out"
             )

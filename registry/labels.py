@@ -27,7 +27,7 @@ class Note:
 def tag(registry: Registry, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
     """Put tags on a name and take tags off; returns all it has then. Raises UnknownConcept, ConceptError."""
     add, remove = [check_tag(text) for text in add], list(remove)
-    registry.get(name)
+    name = registry.get(name).name
     if add or remove:
         with registry.index.writing() as conn:
             number = number_of(registry, name)

@@ -62,7 +62,7 @@ def chosen(
             for ref in _ancestors(lineage.tree(registry, entry.ref)):
                 one = registry.get(ref)
                 found.setdefault((one.name, one.version), one)
-    return list(found.values())
+    return sorted(found.values(), key=lambda one: one == registry.get(one.name))
 
 
 def export(

@@ -57,7 +57,7 @@ def test_options_become_fields_of_the_recipe(asked, tmp_path):
     )
     changes = options["changes"]
     assert (options["device"], changes["precision"]) == ("cpu", "bf16")
-    assert (changes["adapter"], changes["rank"], changes["sude"]) == ("kv", 0, SUDE["kv"])
+    assert (options["adapter"], options["rank"], changes["sude"]) == ("kv", None, SUDE["kv"])
     assert (changes["lr"], changes["validate"], changes["patience"]) == ("1e-4", "5", EARLY_STOP["patience"])
     assert (tmp_path / "my_dog.png").is_file() and (tmp_path / "my_dog-curve.png").is_file()
 

@@ -123,6 +123,21 @@ def test_a_name_means_the_newest_wherever_it_is(mine, yours):
     assert late.entry.created < "9998", "nobody can claim to be the newest for ever"
 
 
+def test_a_name_means_here_what_it_meant_there(mine, yours, tmp_path):
+    """A merge's parent that was learned again since, and an old version that was asked for, come before."""
+    old = put(mine, "my_dog", 1)
+    data = blob("both", kind="merge", provenance={"parents": [old.ref], "parent_sha256": [old.hash]})
+    mine.add("both", data, validate.check(data).summary)
+    put(mine, "my_dog", 2)
+    for names in (["my_dog", "both"], ["my_dog", "my_dog@1"]):
+        chosen = share.chosen(mine, names, parents=True)
+        assert {entry.ref for entry in chosen} >= {"my_dog@1", "my_dog@2"}
+        share.export(mine, chosen, tmp_path / names[1])
+        with Registry(tmp_path / f"home {names[1]}") as there:
+            share.import_file(there, tmp_path / names[1])
+            assert there.read("my_dog") == blob("my_dog", 2)
+
+
 def test_parents_come_along_when_asked_for(mine, yours, tmp_path):
     dog, gate = put(mine, "my_dog"), put(mine, "moongate")
     parents = {"parents": [dog.ref, gate.ref], "parent_sha256": [dog.hash, gate.hash]}

@@ -324,6 +324,7 @@ def test_the_commands(stocked):
     assert run("tag", "cat", "pets", "--remove", "pets") == "cat: no tags\n"
     assert run("tag", "cat", "pets", "home") == "cat: home, pets\n"
     assert json.loads(run("tag", "cat", "--json")) == ["home", "pets"]
+    assert run("tag", "cat@1") == "cat@1: home, pets\n"
     assert "Sleeps" in run("note", "cat", "Sleeps well")
     assert json.loads(run("note", "cat", "--json"))[0]["text"] == "Sleeps well"
     assert run("favourite", "cat") == "cat: favourite\n"

@@ -70,6 +70,7 @@ def add(
     steps: int | None = None,
     rank: int | None = None,
     method: str = DEFAULT,
+    adapter: str | None = None,
     kind: str = "subject",
     changes: Mapping[str, Any] | None = None,
     masks: Path | str | None = None,
@@ -80,7 +81,8 @@ def add(
     """Learn a subject from photos and store it under `name`.
 
     Without `noun` the name or the photos' folder suggests one; a kind "style" has none.
-    device: where a base is loaded that comes by its name. changes: fields of the recipe.
+    device: where a base is loaded that comes by its name. adapter: another than the method's own.
+    changes: fields of the recipe.
     masks: a folder of pictures, white where the subject is.
     prior_photos: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
     resume: go on with learning that was stopped.
@@ -92,7 +94,7 @@ def add(
         {name: photos},
         {} if noun is None else {name: noun},
         None,
-        recipe_for(method, steps, rank, changes),
+        recipe_for(method, steps, rank, changes, adapter),
         base=base,
         device=device,
         registry=registry,
@@ -120,6 +122,7 @@ def add_together(
     steps: int | None = None,
     rank: int | None = None,
     method: str = DEFAULT,
+    adapter: str | None = None,
     changes: Mapping[str, Any] | None = None,
     masks: Mapping[str, Path | str] | None = None,
     prior_photos: Mapping[str, Photos] | None = None,
@@ -141,7 +144,7 @@ def add_together(
         photos,
         dict(nouns or {}),
         name or "-".join(photos)[:64],
-        recipe_for(method, steps, rank, changes),
+        recipe_for(method, steps, rank, changes, adapter),
         base=base,
         device=device,
         registry=registry,
@@ -179,6 +182,8 @@ def _add(
     if prior_photos:
         recipe = _with_prior(recipe)
     registry = registry or Registry()
+    if joint in photos:
+        raise BadRecipe(f"The joint concept and one of its parts are both called {joint}; name it otherwise")
     for name in (*photos, joint) if joint else photos:
         registry.check_free(name, new_version=new_version)
     shown = {name: pictures.read(where) for name, where in photos.items()}
@@ -216,20 +221,19 @@ def _add(
             given=given,
             keeper=keeper,
         )
+        made = [*outcome.parts, outcome.whole] if joint else [outcome.whole]
+        sheets = [preview(loaded, concept, seed) for concept in made]
     except KeyboardInterrupt as stop:
         if keeper.unfinished:
             stop.add_note(UNFINISHED)
         raise
     notices += _described(loaded, outcome)
-    made = [*outcome.parts, outcome.whole] if joint else [outcome.whole]
-    curve = _curve(outcome)
-    learned = []
-    for concept in made:
-        sheet = preview(loaded, concept, seed)
-        entry = _store(registry, concept, sheet, new_version)
-        seconds = time.monotonic() - begun
-        size = len(concept.to_bytes())
-        learned.append(Learned(entry, concept, sheet, seconds, size, [*notices, *keeper.notices], curve))
+    entries = _store(registry, made, sheets, subjects, new_version)
+    seconds, curve = time.monotonic() - begun, _curve(outcome)
+    learned = [
+        Learned(*each, seconds, each[0].bytes, [*notices, *keeper.notices], curve)
+        for each in zip(entries, made, sheets, strict=True)
+    ]
     if crew.find().first:
         keeper.drop()
     return learned
@@ -248,17 +252,33 @@ def _with_prior(recipe: Recipe) -> Recipe:
     return recipe if recipe.prior_weight else replace(recipe, prior_weight=1.0)
 
 
-def _store(registry: Registry, concept: Concept, sheet: Image.Image, new_version: bool) -> Entry:
-    """The concept's entry; of several processes the first one stores it."""
+def _store(
+    registry: Registry,
+    made: Sequence[Concept],
+    sheets: Sequence[Image.Image],
+    subjects: Sequence[Subject],
+    new_version: bool,
+) -> list[Entry]:
+    """The concepts' entries, all of them or none; of several processes the first one stores them."""
+    from conceptkit.registry.entries import New
+
     here = crew.find()
     with here.in_turn():
         if not here.first:
-            return registry.get(concept.name)
-        entry = registry.add(concept.name, concept.to_bytes(), concept.summary(), new_version=new_version)
-        png = io.BytesIO()
-        sheet.save(png, format="PNG")
-        registry.set_preview(concept.name, entry.version, png.getvalue())
-        return entry
+            return [registry.get(concept.name) for concept in made]
+        news = [New(c.name, c.to_bytes(), c.summary() | _said(c, subjects)) for c in made]
+        entries = registry.add_many(news, new_version=new_version)
+        for entry, sheet in zip(entries, sheets, strict=True):
+            png = io.BytesIO()
+            sheet.save(png, format="PNG")
+            registry.set_preview(entry.name, entry.version, png.getvalue())
+        return entries
+
+
+def _said(concept: Concept, subjects: Sequence[Subject]) -> dict[str, list[str]]:
+    """The captions of its photos, for searching; they are in no concept's bytes."""
+    told = [text for s in subjects if s.name in concept.words for text in s.captions if text]
+    return {"captions": list(dict.fromkeys(told))} if told else {}
 
 
 def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:

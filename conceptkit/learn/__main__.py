@@ -2,10 +2,14 @@
 
 import os
 import sys
+import tempfile
 
 if __name__ == "__main__":
-    if int(os.environ.get("RANK", "0")):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # one process speaks for all
     from conceptkit.cli.main import main
 
-    main(["add", *sys.argv[1:]], prog_name="conceptkit")
+    words = ["add", *sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as aside:
+        if int(os.environ.get("RANK", "0")):  # one process speaks and draws previews for all
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            words += ["--out", aside]
+        main(words, prog_name="conceptkit")

@@ -93,6 +93,12 @@ def put_on(base: Base, recipe: Recipe, seed: int, down: Tensor | None) -> Iterat
         yield Look(base, recipe, modules, groups, down)
 
 
+def rates(recipe: Recipe) -> list[str]:
+    """The fields of a recipe that say how fast its adapter learns, as far as they may change on the way."""
+    used = {"lr": recipe.rank or recipe.text_rank, "full_lr": not recipe.rank}
+    return [name for name, yes in used.items() if yes]
+
+
 def _by_rate(
     module: nn.Module, learned: list[nn.Parameter], lr: float, key_lr: float
 ) -> list[tuple[list[nn.Parameter], float]]:

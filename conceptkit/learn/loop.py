@@ -255,6 +255,7 @@ def _learn_token(
             told=lesson.tell(taught, with_prior=False, token_learns=True, encoder_learns=False),
             more=None,
             tick=tick,
+            rates=["token_lr"],
         )
         run(taught, stage, keeper, watch)
     elif keeper.resumed is not None and keeper.is_past("token"):
@@ -319,6 +320,7 @@ def _learn_look(
             told=told or lesson.tell(taught, True, goes_on, True),
             more=penalties.of(taught, concepts, look, shape),
             tick=tick,
+            rates=[*adapters.rates(recipe), *(["token_lr"] if goes_on else [])],
             before=recipe.token_steps,
             kept={f"token.{k}": row.detach().clone() for k, row in enumerate(tokens.rows)},
         )

@@ -27,6 +27,7 @@ LEAST = {
     "rank": 0,
     "prior_batch": 0,
     "prior_size": 0,
+    "prior_steps": 1,
     "text_rank": 0,
     "validate": 0,
     "patience": 0,
@@ -82,6 +83,11 @@ def check_numbers(recipe: Recipe) -> None:
 
 def _check_together(recipe: Recipe) -> None:
     """What each makes sense alone, but not with the other."""
+    if not recipe.steps and recipe.adapter != "keyed":
+        raise BadRecipe(
+            f"{recipe.method} learns a word and no delta, so the adapter {recipe.adapter} means nothing; "
+            "leave it out, or give it --set steps=100"
+        )
     if recipe.adapter == "lora" and recipe.steps and not recipe.rank:
         raise BadRecipe("A LoRA of rank 0 holds nothing; give --rank 1 or more, or the adapter kv or unet")
     if recipe.adapter == "unet" and recipe.rank:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,10 @@ from conceptkit.learn.validation import Watch
 
 @dataclass(eq=False)
 class Stage:
-    """A stretch of steps in which the same parameters learn. name: "token" or "delta", part of the dice."""
+    """A stretch of steps in which the same parameters learn. name: "token" or "delta", part of the dice.
+
+    rates: the fields of the recipe that say how fast.
+    """
 
     name: str
     steps: int
@@ -28,6 +31,7 @@ class Stage:
     told: lesson.Told
     more: Callable[[], Tensor] | None
     tick: Callable[[int], None]
+    rates: Sequence[str]
     before: int = 0
     kept: dict[str, Tensor] = field(default_factory=dict)
 
@@ -58,7 +62,7 @@ def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
             optimiser.zero_grad()
             loss = _descend(taught, stage, step, scaler)
             if not losses.finite(loss):
-                raise ConceptError(_no_number(step, keeper, recipe.precision))
+                raise ConceptError(_no_number(step, keeper, recipe.precision, stage.rates))
             if plain is not None:
                 hardware.check_compiled([p.grad for p in parameters], plain)
                 plain = None
@@ -104,12 +108,13 @@ def _descend(taught: Lesson, stage: Stage, step: int, scaler: torch.amp.GradScal
     return taught.crew.total(total)
 
 
-def _no_number(step: int, keeper: Keeper, precision: str) -> str:
+def _no_number(step: int, keeper: Keeper, precision: str, rates: Sequence[str]) -> str:
     text = f"The loss is no number at step {step}; try again with a smaller learning rate"
     text += " or --precision fp32" if precision == "fp16" else ""
     if keeper.path is None or not keeper.path.is_file():
         return text
-    return f"{text}, or go on from the last good state with --resume and a smaller --set lr"
+    smaller = " or ".join(f"--set {rate}" for rate in rates)
+    return f"{text}, or go on from the last good state with --resume and a smaller {smaller}"
 
 
 def ramp(step: int, steps: int) -> float:

@@ -1,18 +1,23 @@
 """Several subjects in one run: each is a concept of its own, and all of them are one."""
 
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
+import conceptkit.learn
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
 from conceptkit.concept import Concept, apply
 from conceptkit.errors import BadRecipe, NameTaken
-from conceptkit.learn import _given, add_together, priors, views
+from conceptkit.learn import UNFINISHED, _given, add_together, priors, views
+from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
+from conceptkit.registry import find
 from conceptkit.registry.store import Registry
 from tests import tiny
 from tests.learning import TINY, draw_photos, method, teach, values
@@ -91,6 +96,44 @@ def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, reg
             add_together(
                 {"cup": folder, "pan": folder}, base=pico, registry=registry, **{given: {"pot": "x"}}
             )
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatch, at):
+    """Stopped at any preview, nothing is there, and what was learned can be gone on with."""
+    monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
+    draw, calls = conceptkit.learn.preview, iter(range(9))
+
+    def preview(*args):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr("conceptkit.learn.preview", preview)
+    given = {"my_dog": folder, "moongate": other_folder}
+    more = {"nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
+    with pytest.raises(KeyboardInterrupt) as stop:
+        add_together(given, **more)
+    assert stop.value.__notes__ == [UNFINISHED] and registry.list() == []
+    assert len(add_together(given, resume=True, **more)) == 3
+
+
+def test_a_part_and_the_whole_have_names_of_their_own(pico, folder, other_folder, registry, monkeypatch):
+    monkeypatch.setattr("conceptkit.learn.learn_together", lambda *a, **k: pytest.fail("learned in vain"))
+    with pytest.raises(BadRecipe, match="one of its parts are both called my_dog"):
+        add_together({"my_dog": folder, "moongate": other_folder}, name="my_dog", registry=registry)
+
+
+def test_concepts_are_found_by_the_captions_of_their_photos(pico, folder, other_folder, registry, tmp_path):
+    told = tmp_path / "told"
+    shutil.copytree(folder, told)
+    first = min(told.iterdir())
+    first.with_suffix(".txt").write_text("a dog in grandmother's garden")
+    add_together(
+        {"my_dog": told, "moongate": other_folder}, nouns={"moongate": "gate"}, base=pico, registry=registry
+    )
+    assert {entry.name for entry in find.search(registry, "garden")} == {"my_dog", "my_dog-moongate"}
+    assert b"garden" not in registry.read("my_dog")
 
 
 def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry, tmp_path, monkeypatch):

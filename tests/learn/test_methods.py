@@ -13,6 +13,7 @@ from conceptkit.attach import attach
 from conceptkit.compose import factor
 from conceptkit.concept import Concept, delta_dense
 from conceptkit.contexts import MOST_ROWS
+from conceptkit.errors import BadRecipe
 from conceptkit.formats.diffusers import lora
 from conceptkit.kv_delta import install_on, places, uninstall_from
 from conceptkit.learn import adapters, conditions, learn, losses, targets
@@ -20,7 +21,7 @@ from conceptkit.learn.locking import plain_rows
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
 from conceptkit.merge import compose
-from conceptkit.recipes import RECIPES, SUDE, of_adapter, recipe_for
+from conceptkit.recipes import RECIPES, SUDE, recipe_for
 from tests import tiny
 from tests.learning import TINY, method, outcome, start, teach, values
 
@@ -305,22 +306,25 @@ def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown)
 
 def test_an_adapter_brings_its_numbers(monkeypatch):
     monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, key_lr=1e-3, prior_weight=0.0))
-    recipe = recipe_for("dreambooth", changes=of_adapter("dreambooth", "unet"))
+    recipe = recipe_for("dreambooth", adapter="unet")
     assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
-    assert of_adapter("custom", "keyed") == {}
-    assert recipe_for("custom", changes=of_adapter("custom", "kv")).prior_weight == 1, (
-        "it is not keyed any more"
-    )
-    assert recipe_for("custom", changes=of_adapter("custom", "kv")).hold == 0
-    assert recipe_for("custom", changes=of_adapter("custom", "kv")).key_lr == 0
-    keyed = recipe_for("dreambooth", changes=of_adapter("dreambooth", "keyed"))
+    assert recipe_for("custom", adapter="keyed") == RECIPES["custom"]
+    assert recipe_for("custom", adapter="kv").prior_weight == 1, "it is not keyed any more"
+    assert recipe_for("custom", adapter="kv").hold == 0
+    assert recipe_for("custom", adapter="kv").key_lr == 0
+    keyed = recipe_for("dreambooth", adapter="keyed")
     assert (keyed.hold, keyed.text_rank) == (2, 0), (
         "its rows are features of a text encoder that stands still"
     )
-    word = recipe_for("textual-inversion", changes=of_adapter("textual-inversion", "kv"))
+    word = recipe_for("textual-inversion", adapter="kv")
     assert word.prior_weight == 0, "it has no use for pictures of the class"
     full = recipe_for("custom", rank=0)
     assert (full.hold, full.key_lr, full.prior_weight) == (0, 0, 1), (
         "full matrices need pictures of the class"
     )
+    assert recipe_for("custom", adapter="lora", rank=8).rank == 8, "what is asked for goes first"
+    assert recipe_for("dreambooth", adapter="keyed", rank=5, changes={"lr": 1}).lr == 1
+    assert recipe_for("custom", adapter="kv", rank=2).hold == 0
+    with pytest.raises(BadRecipe, match="no adapter 'loha'; choose one of keyed, kv"):
+        recipe_for("custom", adapter="loha")
     assert set(SUDE) == {r.adapter for r in RECIPES.values()}

@@ -42,6 +42,8 @@ def at_rest(monkeypatch):
         ({"key_lr": -1.0}, "key_lr = -1.0"),
         ({"accumulate": 3}, "batch of 2 has no 3 parts"),
         ({"patience": 2}, "patience = 2"),
+        ({"prior_steps": 0}, "prior_steps = 0"),
+        ({"steps": 0, "adapter": "lora"}, "no delta, so the adapter lora means nothing"),
         ({"vectors": 70}, "70 vectors and the class 'dog' leave no room"),
     ],
 )

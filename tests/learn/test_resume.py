@@ -155,7 +155,7 @@ def test_when_the_loss_is_no_number_the_last_good_state_is_there(pico, shown, tm
         return true(*args) * (float("nan") if next(calls) == 5 else 1.0)
 
     monkeypatch.setattr(losses, "prior_weighted", broken)
-    with pytest.raises(ConceptError, match="no number at step 2; .*last good state with --resume"):
+    with pytest.raises(ConceptError, match="no number at step 2; .*--resume and a smaller --set lr$"):
         outcome(pico, shown, recipe, keeper=Keeper(path, every=0.0))
     monkeypatch.setattr(losses, "prior_weighted", true)
     keeper = Keeper(path, every=0.0)

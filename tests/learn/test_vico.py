@@ -13,7 +13,7 @@ from conceptkit.learn import add, loop, views
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
-from conceptkit.recipes import RECIPES, of_adapter, recipe_for
+from conceptkit.recipes import RECIPES, recipe_for
 from conceptkit.vico import formulas
 from tests import tiny
 from tests.learning import method, outcome, teach
@@ -163,5 +163,5 @@ def test_one_photo_of_one_thing(pico, shown):
 
 
 def test_an_adapter_brings_its_weight():
-    assert recipe_for("dreambooth", changes=of_adapter("dreambooth", "image")).attention == 5e-4
-    assert recipe_for("vico", changes=of_adapter("vico", "kv")).attention == 0
+    assert recipe_for("dreambooth", adapter="image").attention == 5e-4
+    assert recipe_for("vico", adapter="kv").attention == 0
