@@ -226,7 +226,14 @@ def _tell(report: Any, file: Path | None) -> None:
 
             wrote(save_png(heatmap.picture(report.names, interference), file, concepts=list(report.names)))
     elif file:
-        note("There is no heat map, because nobody can disturb a concept that is alone.")
+        from conceptkit.merging.report import MOST_PAIRED
+
+        alone = len(getattr(report, "kept", ())) < 2
+        note(
+            "There is no heat map, because nobody can disturb a concept that is alone."
+            if alone
+            else f"There is no heat map of more than {MOST_PAIRED} concepts; compose fewer to see one."
+        )
     click.echo(report.text())
 
 

@@ -259,7 +259,8 @@ def _exchanged(order: _Order, present: Sequence[str], old: str, new: Any) -> _Or
     """The order with one concept for another; a merge that was attached is taken apart again."""
     (first, *more) = order.concepts
     if not more and len(getattr(first, "parts", ())) > 1:
-        strengths = tuple(part.weight for part in first.parts)
+        whole = order.weights[0] if order.weights else 1.0
+        strengths = tuple(whole * part.weight for part in first.parts)
         parts = tuple(part.concept for part in first.parts)
         shared = first.concept.recipe.get("shared", order.shared)
         order = replace(order, concepts=parts, weights=strengths, how=first.report.how, shared=shared)

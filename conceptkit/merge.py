@@ -11,7 +11,7 @@ from torch import Tensor
 from conceptkit import metric
 from conceptkit.base import Base, check_fits, load
 from conceptkit.compose import CONTEXT_WEIGHT, MAX_CONDITION, RIDGE, merge_rows, soft_form
-from conceptkit.concept import Concept, Delta
+from conceptkit.concept import Concept, Delta, Factors
 from conceptkit.contexts import constraint_rows, context_prompts
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.merging import parts, prepared, report, request
@@ -219,23 +219,41 @@ def _baseline(how: str) -> Callable[[_Kitchen], _Joined]:
 
 
 def _joint(kitchen: _Kitchen) -> _Joined:
-    """The delta of the concept that was learned of all of them together, when the registry has one."""
+    """The delta of the concept that was learned of all of them together, when the registry has one.
+
+    It is what it is at full strength, and only behind the words that learned with it.
+    """
     from conceptkit.concept import read
 
-    tokens = {token for part in kitchen.parts for token in part.concept.tokens}
-    for entry in kitchen.registry.list():
-        if set(entry.summary.get("tokens") or ()) == tokens and len(kitchen.parts) > 1:
-            concept = read(kitchen.registry, entry.ref)
-            if "parent_sha256" not in concept.provenance:
-                check_fits(concept.base, kitchen.base, concept.name, concept.base_name)
-                return _Joined(
-                    concept.delta,
-                    [part.delta for part in kitchen.parts],
-                    concept.rows,
-                    recipe={"joint": entry.ref, "joint_sha256": entry.hash},
-                )
+    if any(part.weight != 1 for part in kitchen.parts):
+        raise BadRecipe("A joint concept has no strength for each of its parts; leave strengths or --how out")
+    tokens = {token: rows for part in kitchen.parts for token, rows in part.concept.tokens.items()}
     names = " and ".join(part.concept.name for part in kitchen.parts)
+    other = ""
+    for entry in kitchen.registry.list():
+        if set(entry.summary.get("tokens") or ()) == set(tokens) and len(kitchen.parts) > 1:
+            concept = read(kitchen.registry, entry.ref)
+            if "parent_sha256" in concept.provenance:
+                continue
+            if not all(_equal(rows, concept.tokens[token]) for token, rows in tokens.items()):
+                other = entry.ref
+                continue
+            check_fits(concept.base, kitchen.base, concept.name, concept.base_name)
+            return _Joined(
+                concept.delta,
+                [part.delta for part in kitchen.parts],
+                concept.rows,
+                recipe={"joint": entry.ref, "joint_sha256": entry.hash},
+            )
+    if other:
+        raise ConceptError(
+            f"{other} was learned of other versions of {names}; compose those, or {other} by itself"
+        )
     raise ConceptError(f"No concept was learned of {names} together; learn one jointly, or leave out --how")
+
+
+def _equal(some: Factors, others: Factors) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
 def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
@@ -284,8 +302,8 @@ def _as_concept(kitchen: _Kitchen, joined: _Joined, name: str | None, how: str) 
         "weights": [part.weight for part in chosen],
     }
     if len(chosen) == 1 and how != "routed":
-        only_one = chosen[0].concept
-        if chosen[0].weight == 1 and name in (None, only_one.name):
+        only_one = chosen[0].concept.called(name or chosen[0].concept.name)
+        if chosen[0].weight == 1 and only_one is chosen[0].concept:
             return only_one
         stronger = replace(
             only_one,

@@ -268,6 +268,15 @@ def test_a_merge_can_swap_one_of_its_parts_while_its_region_stays(pipe, pair):
         draw(pipe, "my_cat in front of a moongate")
 
 
+def test_a_merge_at_half_strength_is_at_half_strength_after_a_swap(pipe, pair):
+    merge, cat = compose(*pair, base=base.of(pipe, "pico")), pico_concept(pipe, "my_cat", "cat", seed=5)
+    with attach(pipe, merge, weights=[0.5]) as attachment:
+        attachment.swap("my_dog", cat)
+        swapped = draw(pipe, "my_cat in front of a moongate")
+    with attach(pipe, cat, pair[1], weights=[0.5, 0.5]):
+        assert torch.allclose(draw(pipe, "my_cat in front of a moongate"), swapped, atol=1e-6)
+
+
 def test_a_server_swaps_between_drawings(pipe, pair, before):
     """Two threads draw, one swaps: every picture is one that is also drawn in quiet."""
     cat = pico_concept(pipe, "my_cat", "cat", seed=5)

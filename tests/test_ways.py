@@ -201,6 +201,28 @@ def test_joint_needs_a_concept_that_was_learned_jointly(pico, trio):
     assert torch.equal(wanted, got)
 
 
+def test_a_joint_concept_stands_for_the_words_that_learned_with_it(pico, trio):
+    dog, gate, _ = trio
+    joint = compose(dog, gate, base=pico, registry=Registry(), name="joint").concept
+    joint = dataclasses.replace(joint, recipe={"method": "joint"}, provenance={"seed": 1})
+    registry = stored(dog, gate, joint)
+    with pytest.raises(BadRecipe, match="no strength for each of its parts"):
+        compose("my_dog:0.5", "moongate", base=pico, registry=registry, how="joint")
+    again = dataclasses.replace(dog, tokens={t: tuple(r + 1 for r in rows) for t, rows in dog.tokens.items()})
+    registry.add("my_dog", again.to_bytes(), again.summary(), new_version=True)
+    with pytest.raises(ConceptError, match="joint@1 was learned of other versions of my_dog and moongate"):
+        compose("my_dog", "moongate", base=pico, registry=registry, how="joint")
+    assert compose("my_dog@1", "moongate", base=pico, registry=registry, how="joint").concept.delta
+
+
+def test_one_alone_under_another_name_answers_to_it(pico, trio):
+    registry = stored(*trio)
+    for order in ("my_dog:0.5", "my_dog"):
+        made = compose(order, base=pico, registry=registry, name="soft_dog").concept
+        assert (made.name, made.words) == ("soft_dog", {"soft_dog": "<my_dog> dog"})
+        assert Concept.from_bytes(made.to_bytes()).words == made.words
+
+
 def widened(concept: Concept, seed: int, pico: base.Base) -> Concept:
     """The concept with a LoRA on a query map and on a map of the text encoder."""
     make = torch.Generator().manual_seed(seed)
