@@ -29,8 +29,6 @@ class Recipe:
 
     aside: how far from a word the modifier token begins, in lengths of the word's embedding.
     token_steps: first the modifier token alone learns, at `token_lr` (Adam, per step, batch `batch`).
-    one_photo: token_steps where there is a single photo, whose pose the word learns too after a while; 0: the
-        same as of several.
     steps: then the look learns at `lr` (full matrices: `full_lr`), while the token stands still.
     rank: of the delta; keyed: constraint rows, as many as its words have and at most 8; 0: full matrices.
     batch, prior_batch: views of the subject and class pictures in one step; a step shows both.
@@ -100,11 +98,6 @@ class Recipe:
     checkpointing: bool = _off(False)
     extract: int = _off(0)
     attention: float = _off(0.0)
-    one_photo: int = _off(0)
-
-    def for_photos(self, count: int) -> Recipe:
-        """The recipe as it is for subjects of which there are so many photos, at most."""
-        return replace(self, token_steps=self.one_photo) if count == 1 and self.one_photo else self
 
     def to_json(self) -> dict[str, Any]:
         """What is left off is left out, so that a new option changes no byte of concepts without it."""
@@ -125,7 +118,6 @@ RECIPES: dict[str, Recipe] = {
         aside=1.0,
         hold=2,
         token_steps=170,
-        one_photo=85,
         token_lr=5e-3,
         steps=80,
         lr=4e-2,
@@ -235,8 +227,7 @@ def recipe_for(
         if steps < 1:
             raise BadRecipe(f"{steps} steps teach nothing; give at least one")
         share = recipe.token_steps / (recipe.token_steps + recipe.steps)
-        word = round(steps * share)
-        recipe = replace(recipe, token_steps=word, one_photo=0, steps=steps - word)
+        recipe = replace(recipe, token_steps=round(steps * share), steps=steps - round(steps * share))
     if rank is not None:
         if not recipe.steps and rank and adapter is None:
             raise BadRecipe(
@@ -245,8 +236,6 @@ def recipe_for(
         recipe = replace(recipe, rank=rank)
         if not rank and recipe.hold:  # full matrices cannot be held at rows, so pictures hold on to the class
             recipe = replace(recipe, hold=0, key_lr=0.0, prior_weight=1.0)
-    if "token_steps" in (changes or {}):
-        recipe = replace(recipe, one_photo=0)
     for name, value in (changes or {}).items():
         recipe = replace(recipe, **{name: _value(recipe, name, value)})
     return recipe

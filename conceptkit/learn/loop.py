@@ -105,7 +105,6 @@ def learn_together(
     keeper: where checkpoints go, and the one to go on from.
     """
     preflight.check(base, subjects, recipe)
-    recipe = recipe.for_photos(max(len(subject.photos) for subject in subjects))
     keeper, crew = keeper or Keeper(), find()
     if crew.size * recipe.accumulate > recipe.batch:
         raise BadRecipe(

@@ -33,7 +33,6 @@ LEAST = {
     "patience": 0,
     "extract": 0,
     "hold": 0,
-    "one_photo": 0,
 }
 RATES = ("token_lr", "lr", "full_lr")
 WEIGHTS = ("key_lr", "prior_weight", "leak", "edges", "sude", "aside", "attention")

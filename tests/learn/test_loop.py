@@ -92,15 +92,6 @@ def test_a_style_lora_of_the_base_stays_on(shown):
     assert tiny.snapshot(pipe) == before
 
 
-def test_of_one_photo_the_word_learns_for_as_long_as_the_recipe_says(pico, shown):
-    one = replace(shown, pictures=shown.pictures[:1], names=shown.names[:1])
-    recipe, steps = replace(TINY, prior_weight=0.0, one_photo=1), TINY.token_steps
-    assert teach(pico, one, recipe).recipe["token_steps"] == 1 != steps
-    assert teach(pico, shown, recipe).recipe["token_steps"] == steps
-    short = replace(recipe, one_photo=0, token_steps=1)
-    assert torch.equal(ups(teach(pico, one, recipe)), ups(teach(pico, one, short)))
-
-
 @pytest.mark.parametrize("call", [0, 1, 2, 4])
 def test_a_loss_that_is_no_number_is_an_error_that_names_its_step(pico, shown, monkeypatch, call):
     before, mse, calls = tiny.snapshot(pico.pipe), losses.prior_weighted, iter(range(100))

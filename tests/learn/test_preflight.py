@@ -113,8 +113,6 @@ def test_fields_are_set_from_texts():
         recipe_for("textual-inversion", rank=4)
     assert recipe_for("textual-inversion", steps=7).token_steps == 7
     assert recipe_for("dreambooth", steps=7).steps == 7
-    assert recipe_for(changes={"one_photo": 3}).one_photo == 3
-    assert recipe_for(steps=9).one_photo == 0 == recipe_for(changes={"token_steps": "9"}).one_photo
 
 
 def test_what_a_recipe_leaves_off_is_left_out():
