@@ -149,8 +149,12 @@ def compose(
                 "tick": tick,
             }
             merge = library.compose(*names, base=loaded, **options)
+            shown: Any = merge
+            if save and len(entries) == 1:  # what is kept answers to `save`; the prompt has the name as given
+                shown = merge.concept.called(entries[0].name)
+            words = getattr(shown, "concept", shown).words
         apart: dict[str, Any] = {"regions": regions} if regions else {"separate": True} if separate else {}
-        for name in sorted(set(merge.concept.words) - prompts.mentioned(prompt, merge.concept.words)):
+        for name in sorted(set(words) - prompts.mentioned(prompt, words)):
             note(f"The prompt does not mention {name!r}: write the name where the thing should be.")
 
         metadata = {
@@ -166,7 +170,7 @@ def compose(
         tiles = []
         with (
             attach(
-                loaded.pipe, merge, side_by_side=side_by_side, read_apart=read_apart, **apart
+                loaded.pipe, shown, side_by_side=side_by_side, read_apart=read_apart, **apart
             ) as attachment,
             guided(loaded, guidance, pag) as (pipe, scales),
         ):

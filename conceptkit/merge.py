@@ -74,8 +74,9 @@ def compose(
 ) -> Merge:
     """Merge concepts, or names in the registry, into one delta of low rank; one alone stays as it is.
 
-    A name may carry a strength, "my_dog:0.8"; `weights` give one for each concept. `how` is a row of
-    `request.WAYS`; `shared` says what end of text and padding read when it is "routed" (`request.SHARED`).
+    One alone under another `name` answers to that. A name may carry a strength, "my_dog:0.8"; `weights` give
+    one for each concept. `how` is a row of `request.WAYS`; `shared` says what end of text and padding read
+    when it is "routed" (`request.SHARED`).
     `tick` hears of concepts that are read for the first time, a second each on a small base.
     Raises BadRecipe on bad weights or an unknown way, BaseMismatch when a concept does not fit the base,
     UnknownConcept for a name that is not in the registry, ConceptError when two concepts answer to one name.

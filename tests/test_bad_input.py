@@ -21,12 +21,14 @@ from PIL import Image
 from conceptkit import base as bases
 from conceptkit import metric, storybook
 from conceptkit.cli.main import main
+from conceptkit.concept import read
 from conceptkit.recipes import DEFAULT, RECIPES
 from conceptkit.registry import paths
 from conceptkit.registry.store import Registry
 from tests import tiny
 
 STOPPED = "Stopped; nothing half-written was kept."
+GO_ON = "Note: What was learned so far is kept; give the same command with --resume to go on."
 
 
 def run(*arguments: object) -> Result:
@@ -356,9 +358,11 @@ def test_ctrl_c_while_learning(stored, place, pico, monkeypatch, moment):
     with monkeypatch.context() as patch:
         patch.setattr(f"conceptkit.{moment}", interrupt)
         result = run(*learning)
-    assert (result.exit_code, result.stderr) == (130, f"\n{STOPPED}\n")
+    learned = moment == "learn.preview"
+    told = f"\n{GO_ON}\n\n{STOPPED}\n" if learned else f"\n{STOPPED}\n"
+    assert (result.exit_code, result.stderr) == (130, told)
     assert kept(place) == before
-    assert run(*learning).exit_code == 0
+    assert run(*learning, *(["--resume"] if learned else [])).exit_code == 0
 
 
 def test_ctrl_c_while_drawing(stored, place, monkeypatch):
@@ -369,7 +373,9 @@ def test_ctrl_c_while_drawing(stored, place, monkeypatch):
         result = run(*drawing)
     assert (result.exit_code, result.stderr) == (130, f"\n{STOPPED}\n")
     assert kept(place) == before
-    assert run(*drawing).exit_code == 0
+    assert (done := run(*drawing)).exit_code == 0 and "does not mention" not in done.stderr
+    with Registry() as registry:
+        assert read(registry, "best").words.keys() == {"best"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process cannot be sent Ctrl-C alone there")

@@ -77,6 +77,7 @@ def rooms(fake):
         calls["compose"] = (names, options)
         concept = SimpleNamespace(
             words={name.partition("@")[0]: "..." for name in names},
+            called=lambda name: concept,
             to_bytes=lambda: b"merged",
             summary=lambda: SUMMARY | {"kind": "merge", "parents": list(names)},
         )
