@@ -20,7 +20,7 @@ from conceptkit.base import encode, kv_maps
 from conceptkit.concept import Concept, apply
 from conceptkit.drawing import STEPS
 from conceptkit.evaluate import metrics
-from conceptkit.kv_delta import install_on, uninstall_from
+from conceptkit.kv_delta import ENCODERS, install_on, uninstall_from
 from conceptkit.recipes import RECIPES, SUDE
 from conceptkit.registry.store import Registry
 from conceptkit.storybook import world
@@ -68,7 +68,8 @@ def captions_change(base: bases.Base, concept: Concept) -> float:
     """
     _, texts = metric.split(metric.captions(base.name))
     usual = read = encode(base.pipe, texts).hidden.float()
-    if upstream := {name: factors for name, factors in concept.delta.items() if name.startswith("text_")}:
+    upstream = {n: factors for n, factors in concept.delta.items() if n.partition(".")[0] in ENCODERS}
+    if upstream:
         install_on(base.pipe, upstream)
         try:
             read = encode(base.pipe, texts).hidden.float()

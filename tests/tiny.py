@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from conceptkit import base
 from conceptkit.concept import Concept
+from conceptkit.kv_delta import ENCODERS
 from conceptkit.learn import targets
 
 WORDS = """
@@ -191,7 +192,7 @@ def pico_concept(
         for map_name, o in here.sizes.items()
     }
     if text_rank:
-        for place in targets.ENCODERS:
+        for place in ENCODERS:
             linears = targets.find(encoder, "text") if (encoder := getattr(pipe, place, None)) else {}
             delta |= {
                 f"{place}.{map_name}": (size * random(o, text_rank), random(text_rank, d) * d**-0.5)

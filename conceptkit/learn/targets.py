@@ -9,10 +9,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from conceptkit.base import Base
+from conceptkit.kv_delta import ENCODERS
 from conceptkit.recipes import Recipe
 
 UNET = ""
-ENCODERS = ("text_encoder", "text_encoder_2")
 """The places of a delta: maps of the UNet have plain names, those of a text encoder its name in front."""
 
 _ATTENTION = r"\battn[12]\.to_(?:q|k|v|out\.0)"

@@ -168,6 +168,16 @@ def test_when_the_loss_is_no_number_the_last_good_state_is_there(pico, shown, tm
     )
 
 
+def test_when_the_loss_of_the_word_is_no_number_its_own_rate_is_named(pico, shown, tmp_path, monkeypatch):
+    true, calls = losses.prior_weighted, iter(range(99))
+    monkeypatch.setattr(
+        losses, "prior_weighted", lambda *args: true(*args) * (float("nan") if next(calls) == 2 else 1.0)
+    )
+    keeper = Keeper(tmp_path / "kept.safetensors", every=0.0)
+    with pytest.raises(ConceptError, match="no number at step 2; .*--resume and a smaller --set token_lr$"):
+        outcome(pico, shown, replace(LONG, prior_weight=0.0), keeper=keeper)
+
+
 def test_a_checkpoint_costs_little_of_the_time(tmp_path, monkeypatch):
     """The next one is due after ten seconds, or twenty times what writing takes."""
     keeper, written = Keeper(tmp_path / "x", {}), []
