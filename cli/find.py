@@ -1,6 +1,7 @@
 """`conceptkit search`, and what people say about concepts: `tag`, `note`, `favourite`. No torch in here."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -51,9 +52,11 @@ def filter_options(command: Decorated) -> Decorated:
 
 
 def filters(values: dict[str, Any]) -> "Filters":
-    """What `filter_options` were given."""
+    """What `filter_options` were given; a folder is known by its full path, whatever it is called here."""
     from conceptkit.registry.find import Filters
 
+    if (base := values.get("base")) and base != "storybook" and (folder := Path(base).expanduser()).is_dir():
+        values = {**values, "base": str(folder.resolve())}
     return Filters(**values)
 
 

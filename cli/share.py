@@ -1,5 +1,6 @@
 """`conceptkit export` and `import`: files for other programs, and bundles for other people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -56,6 +57,8 @@ def export(
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):
         raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
+    if bundle is not None and base is not None:
+        raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
 
     if out is not None:
         _files(names, out, base)
@@ -121,6 +124,7 @@ def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
     from conceptkit.registry.store import Registry
 
     ordered = request.read(names)
+    notices: Sequence[str] = ()
     with Registry() as registry:
         entries = [registry.get(name) for name in ordered]
 
@@ -130,11 +134,14 @@ def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
         from conceptkit.formats import diffusers
 
         with bar("Exporting"):
-            if list(ordered.values()) == [1.0]:
+            if base is None and list(ordered.values()) == [1.0]:
                 what = read(registry, entries[0].ref)
             else:
                 loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
-                what = library.compose(*names, base=loaded, registry=registry).concept
+                merge = library.compose(*names, base=loaded, registry=registry)
+                what, notices = merge.concept, merge.report.notices
             files = diffusers.export(what, out)
+    for sentence in notices:
+        note(sentence)
     for path in files:
         wrote(path)

@@ -16,6 +16,9 @@ COLUMNS = "v.name, v.version, v.hash, v.bytes, v.created, v.summary, v.preview"
 HEADS = "names n join versions v on v.name = n.name and v.version = n.version"
 """Each name with the version it points at."""
 
+POINTS = "event not in ('rename', 'remove') and event not like '% aside'"
+"""Of the events in the history, those after which a name points at their version."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -100,8 +103,12 @@ def insert(
         ],
     ).lastrowid
     if number is None:
-        made = conn.execute("insert into names (name, version, newest) values (?, 1, 1)", [new.name])
-        number = made.lastrowid
+        # A number that the history knows of belongs to a name that was removed, and stays that one's.
+        (number,) = conn.execute(
+            """select 1 + max(coalesce((select max(id) from names), 0),
+                              coalesce((select max(name_id) from history), 0))"""
+        ).fetchone()
+        conn.execute("insert into names (id, name, version, newest) values (?, ?, 1, 1)", [number, new.name])
     else:
         conn.execute("update names set newest = ? where id = ?", [version, number])
         if new.points:

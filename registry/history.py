@@ -3,13 +3,10 @@
 from dataclasses import asdict, dataclass
 
 from conceptkit.errors import ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry.entries import Entry, record, refresh
+from conceptkit.registry.entries import POINTS, Entry, record, refresh
 from conceptkit.registry.labels import number_of
 from conceptkit.registry.names import check_name, split_version
 from conceptkit.registry.store import Registry
-
-POINTS = "event not in ('rename', 'remove') and event not like '% aside'"
-"""Of the events, those after which a name points at their version."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,11 @@ def history(registry: Registry, name: str) -> list[Event]:
 
     Raises UnknownConcept for a name that never was.
     """
+    name, version = split_version(name)
     query = """select id, name, event, version, hash, at, detail from history
                where name_id = (select id from names where name = ?) or name = ? order by id"""
+    if version is not None:
+        registry.get(name, version)
     if not (found := [Event(*row) for row in registry.index.query(query, [name, name])]):
         registry.get(name)
     return found

@@ -23,6 +23,10 @@ REFERENCES = """select hash, name || '@' || version from versions
         from uses u left join versions v on v.id = u.version_id"""
 """(sha256, what needs it) of everything that must be there."""
 
+STALE = """select key, hash from assets where key like 'prepared/%'
+    and substr(key, 10, 32) not in (select substr(hash, 1, 32) from versions)"""
+"""What concepts brought into merges that are no longer here: `conceptkit.merging.prepared` makes it again."""
+
 RULES = {
     f"select name from names where id not in (select n.id from {HEADS})": "points at a missing version",
     "select name || '@' || version from versions where name not in (select name from names)": "has no name",
@@ -92,9 +96,13 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
 
 
 def gc(registry: Registry, *, delete: bool = False) -> Garbage:
-    """Find the blobs that neither the index nor a kept-aside index names, and delete them if `delete`."""
+    """Find the blobs that neither the index nor a kept-aside index needs, and delete them if `delete`."""
     kept = {digest for file in aside(registry.home) for digest in _named_by(file)}
-    needed = {row[0] for row in registry.index.query(REFERENCES)} | kept
+    stale = dict(registry.index.query(STALE))
+    if delete and stale:
+        with registry.index.writing() as conn:
+            conn.executemany("delete from assets where key = ?", [[key] for key in stale])
+    needed = ({row[0] for row in registry.index.query(REFERENCES)} - set(stale.values())) | kept
     found = {digest: file for digest, file in blobs.walk(registry.blobs) if digest not in needed}
     sizes = {digest: blobs.size(registry.blobs, digest) or 0 for digest in found}
     concepts = sum(_is_concept(file) for file in found.values())

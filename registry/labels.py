@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from conceptkit.errors import ConceptError
+from conceptkit.registry import validate
 from conceptkit.registry.entries import now, refresh
 from conceptkit.registry.store import Registry
 
@@ -46,11 +47,17 @@ def tag(registry: Registry, name: str, add: Iterable[str] = (), remove: Iterable
 
 
 def note(registry: Registry, name: str, text: str) -> Note:
-    """Add a note to a name. Raises UnknownConcept, and ConceptError when it is empty or too long."""
+    """Add a note to a name, its line breaks as "\\n".
+
+    Raises UnknownConcept, and ConceptError when it is empty or too long, or holds what nobody could import.
+    """
+    text = with_plain_breaks(text)
     if not text.strip() or len(text) > LONGEST_NOTE:
         raise ConceptError(
             f"A note has 1 to {LONGEST_NOTE:,} letters, not {len(text.strip()):,}: write another one."
         )
+    if not validate.is_plain_note(text, LONGEST_NOTE):
+        raise ConceptError("A note has no control characters or directions of writing: take them out of it.")
     registry.get(name)
     with registry.index.writing() as conn:
         number, created = number_of(registry, name), now()
@@ -82,6 +89,11 @@ def favourite(registry: Registry, name: str, yes: bool = True) -> None:
     registry.get(name)
     with registry.index.writing() as conn:
         conn.execute("update names set favourite = ? where id = ?", [int(yes), number_of(registry, name)])
+
+
+def with_plain_breaks(text: str) -> str:
+    """The text with each line break, of whatever system, as "\\n"."""
+    return re.sub("\r\n?|[\u2028\u2029]", "\n", text)
 
 
 def check_tag(text: str) -> str:

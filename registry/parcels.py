@@ -21,8 +21,6 @@ LARGEST_PREVIEW = 16 << 20
 WIDEST_PREVIEW = 16_384
 MOST_LABELS = 1_000
 
-_NOTE_BREAKS = str.maketrans("", "", "\n\t")
-
 
 @dataclass(frozen=True)
 class Parcel:
@@ -96,8 +94,10 @@ def receive(registry: Registry, parcels: Sequence[Parcel], event: str) -> list[A
 
 
 def labels_of(registry: Registry, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tags and notes of a name."""
-    return tuple(labels.tag(registry, name)), tuple(note.text for note in labels.notes(registry, name))
+    """Tags and notes of a name, less the notes that nobody could receive."""
+    texts = [labels.with_plain_breaks(note.text) for note in labels.notes(registry, name)]
+    fit = (text for text in texts if validate.is_plain_note(text, labels.LONGEST_NOTE))
+    return tuple(labels.tag(registry, name)), tuple(fit)
 
 
 def check_texts(tags: Iterable[Any], notes: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -106,7 +106,7 @@ def check_texts(tags: Iterable[Any], notes: Iterable[Any]) -> tuple[tuple[str, .
     for note in notes:
         if not isinstance(note, str) or not note.strip() or len(note) > labels.LONGEST_NOTE:
             raise BadBlob("A note in it is no text of a bearable length: ask for it again.")
-        if not validate.is_plain(note.translate(_NOTE_BREAKS), labels.LONGEST_NOTE):
+        if not validate.is_plain_note(note, labels.LONGEST_NOTE):
             raise BadBlob("A note in it has control characters: ask for it again.")
     if len(tags) + len(notes) > MOST_LABELS or not all(isinstance(tag, str) for tag in tags):
         raise BadBlob("Its tags are no tags: ask for it again.")

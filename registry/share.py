@@ -56,12 +56,13 @@ def chosen(
     for name in names:
         entry = registry.get(name)
         others = [other for other in registry.versions(entry.name) if other != entry] if every else []
-        for one in [*(others if "@" not in name else []), entry]:
-            found[one.name, one.version] = one
+        wanted = [*(others if "@" not in name else []), entry]
+        found |= {(one.name, one.version): one for one in wanted}
         if parents:
-            for ref in _ancestors(lineage.tree(registry, entry.ref)):
-                one = registry.get(ref)
-                found.setdefault((one.name, one.version), one)
+            for child in wanted:
+                for ref in _ancestors(lineage.tree(registry, child.ref)):
+                    one = registry.get(ref)
+                    found.setdefault((one.name, one.version), one)
     return sorted(found.values(), key=lambda one: one == registry.get(one.name))
 
 
@@ -77,6 +78,7 @@ def export(
 
     signer: the name of the key to sign with. Raises ConceptError; then no file is written.
     """
+    entries = _different(entries)
     sizes: dict[str, int] = {}
     concepts: dict[str, dict[str, Any]] = {}
     previews: dict[str, bytes] = {}
@@ -98,7 +100,16 @@ def export(
 
     sign = signing.signer(registry.home, signer) if signer is not None else None
     written = bundle.write(file, list(concepts.values()), sizes, read, sign, progress)
-    return Export(file, list(entries), written, signer)
+    return Export(file, entries, written, signer)
+
+
+def _different(entries: Sequence[Entry]) -> list[Entry]:
+    """Of versions of one name with equal bytes, which are one to whoever receives them, the last alone."""
+    found: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        found.pop((entry.name, entry.hash), None)
+        found[entry.name, entry.hash] = entry
+    return list(found.values())
 
 
 def check_own(registry: Registry, entry: Entry) -> None:

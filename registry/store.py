@@ -13,7 +13,18 @@ from typing import Any
 
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
 from conceptkit.registry import blobs, headers, paths, troubles
-from conceptkit.registry.entries import COLUMNS, HEADS, Entry, New, from_row, insert, now, record, refresh
+from conceptkit.registry.entries import (
+    COLUMNS,
+    HEADS,
+    POINTS,
+    Entry,
+    New,
+    from_row,
+    insert,
+    now,
+    record,
+    refresh,
+)
 from conceptkit.registry.index import PATIENCE, Index, has_index
 from conceptkit.registry.names import check_name, split_version, unknown
 
@@ -166,7 +177,8 @@ class Registry:
                 ):
                     conn.execute(f"delete from {table} where {key} = ?", [number])
             elif all(entry.version != head for entry in left):
-                conn.execute("update names set version = ? where id = ?", [left[-1].version, number])
+                version = self._pointed_at(number, left)
+                conn.execute("update names set version = ? where id = ?", [version, number])
                 refresh(conn, number)
         self.drop_unused(*digests)
         return gone
@@ -247,6 +259,13 @@ class Registry:
     def _versions(self, name: str) -> Entries:
         query = f"select {COLUMNS} from versions v where v.name = ? order by v.version"
         return [from_row(row) for row in self.index.query(query, [name])]
+
+    def _pointed_at(self, number: int, left: Entries) -> int:
+        """The version among these that a name pointed at last, or else the one that was made last."""
+        query = f"select version from history where name_id = ? and {POINTS} order by id desc"
+        there = {entry.version for entry in left}
+        trail = (version for (version,) in self.index.query(query, [number]) if version in there)
+        return next(trail, max(left, key=lambda entry: (entry.created, entry.version)).version)
 
     def _store(self, datas: Sequence[bytes]) -> Digests:
         if self.index.read_only:

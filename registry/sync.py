@@ -77,7 +77,10 @@ class Pulled:
 def push(
     registry: Registry, remote: Remote, names: Sequence[str] = (), progress: Progress | None = None
 ) -> Pushed:
-    """Send every version of `names`, or of all, that the remote lacks. Raises ConceptError."""
+    """Send every version of `names`, or of all, that the remote lacks. Raises ConceptError.
+
+    Of versions that are asked for by name the bytes are looked at too, and sent again where they are gone.
+    """
     entries = share.chosen(registry, names or [head.name for head in registry.list()], every=True)
     remote.check()
     remote.sweep()
@@ -90,7 +93,7 @@ def push(
     refused: list[str] = []
     for number, entry in enumerate(entries, 1):
         try:
-            sent.append(Sent(entry, _push(registry, remote, entry, there)))
+            sent.append(Sent(entry, _push(registry, remote, entry, there, thorough=bool(names))))
         except BadBlob as error:
             refused.append(str(error))
         if progress:
@@ -158,11 +161,14 @@ def fetch(home: Path, remote: Remote, digest: str, size: int) -> bytes:
     there = remote.size(path)
     if there != size:
         how = "does not have" if there is None else "has not all of"
-        raise ConceptError(f"the remote {remote.name!r} {how} what it announces; push it there again.")
+        raise ConceptError(
+            f"the remote {remote.name!r} {how} what it announces; push it there again, by its name."
+        )
     data = _resumed(home, remote, path, digest, size) if size > CHUNK else remote.read(path, size)
     if hashlib.sha256(data).hexdigest() != digest:
         raise ConceptError(
-            f"the remote {remote.name!r} sent other bytes than announced; try again, or push it there again."
+            f"the remote {remote.name!r} sent other bytes than announced; try again, or delete its {path} "
+            "and push the concept there again, by its name."
         )
     return data
 
@@ -192,18 +198,19 @@ def _sweep(home: Path) -> None:
                 file.unlink()
 
 
-def _push(registry: Registry, remote: Remote, entry: Entry, there: Container[File]) -> bool:
-    """Send one version unless its record is there; whether that was so."""
+def _push(registry: Registry, remote: Remote, entry: Entry, there: Container[File], thorough: bool) -> bool:
+    """Send what of one version is not there, by its record or, `thorough`, by each file; was it any?"""
     record = _record(registry, entry).to_bytes()
     file = File(f"concepts/{entry.name}/{hashlib.sha256(record).hexdigest()}.json", len(record))
-    if file in there:
+    if file in there and not thorough:
         return False
     share.check_own(registry, entry)
-    _send(remote, entry.hash, entry.bytes, lambda: registry.read(entry))
+    lacked = _send(remote, entry.hash, entry.bytes, lambda: registry.read(entry))
     if (picture := registry.preview(entry)) is not None:
-        _send(remote, entry.preview or "", len(picture), lambda: picture)
-    remote.write(file.path, record)
-    return True
+        lacked |= _send(remote, entry.preview or "", len(picture), lambda: picture)
+    if file not in there:
+        remote.write(file.path, record)
+    return lacked or file not in there
 
 
 def _record(registry: Registry, entry: Entry) -> Record:
@@ -214,10 +221,13 @@ def _record(registry: Registry, entry: Entry) -> Record:
     return Record(entry.name, entry.hash, entry.bytes, entry.created, picture, tags, tuple(sorted(notes)))
 
 
-def _send(remote: Remote, digest: str, size: int, read: Callable[[], bytes]) -> None:
+def _send(remote: Remote, digest: str, size: int, read: Callable[[], bytes]) -> bool:
+    """Write a blob that is not there in its full size; whether that was so."""
     path = f"blobs/{digest[:2]}/{digest[2:]}"
-    if remote.size(path) != size:
-        remote.write(path, read())
+    if remote.size(path) == size:
+        return False
+    remote.write(path, read())
+    return True
 
 
 def _records(remote: Remote, name: str, found: Sequence[File]) -> Iterator[Record]:

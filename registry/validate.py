@@ -26,6 +26,7 @@ MOST_TEXTS = 1_000
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 KINDS = ("subject", "style", "merge")
 
+_NOTE_BREAKS = str.maketrans("", "", "\n\t")
 # control characters could repaint the terminal that shows them, bidirectional ones reorder a line
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -51,6 +52,11 @@ def check_start(start: bytes) -> None:
 def is_plain(text: object, longest: int = LONGEST_TEXT) -> bool:
     """Whether this is a text that can be shown: not too long, and without control characters."""
     return isinstance(text, str) and len(text) <= longest and not _UNSAFE.search(text)
+
+
+def is_plain_note(text: object, longest: int) -> bool:
+    """The same for a text of several lines."""
+    return isinstance(text, str) and is_plain(text.translate(_NOTE_BREAKS), longest) and len(text) <= longest
 
 
 def strict_json(text: bytes | str) -> Any:

@@ -78,6 +78,18 @@ def test_a_bundle_carries_versions_previews_tags_and_notes(mine, yours, tmp_path
         assert (one.hash, one.summary, one.created) == (other.hash, other.summary, other.created)
 
 
+def test_versions_with_equal_bytes_are_one_to_whoever_receives_them(mine, yours, tmp_path):
+    put(mine, "my_dog", 1)
+    mine.set_preview("my_dog", 1, PNG)
+    put(mine, "my_dog", 2)
+    put(mine, "my_dog", 1)
+    entries = share.chosen(mine, ["my_dog"], every=True)
+    done = share.export(mine, entries, tmp_path / "team.bundle")
+    assert [entry.version for entry in done.entries] == [2, 3]
+    share.import_file(yours, tmp_path / "team.bundle")
+    assert yours.read("my_dog") == mine.read("my_dog") and len(yours.versions("my_dog")) == 2
+
+
 def test_importing_again_changes_nothing(mine, yours, tmp_path):
     put(mine, "my_dog")
     labels.note(mine, "my_dog", "good")
@@ -136,6 +148,15 @@ def test_a_name_means_here_what_it_meant_there(mine, yours, tmp_path):
         with Registry(tmp_path / f"home {names[1]}") as there:
             share.import_file(there, tmp_path / names[1])
             assert there.read("my_dog") == blob("my_dog", 2)
+
+
+def test_parents_of_every_version_come_along(mine):
+    for name, part in (("first", put(mine, "my_dog")), ("second", put(mine, "moongate"))):
+        told = {"parents": [part.ref], "parent_sha256": [part.hash]}
+        data = blob("both", kind="merge", provenance=told, noun=name)
+        mine.add("both", data, validate.check(data).summary, new_version=True)
+    found = share.chosen(mine, ["both"], every=True, parents=True)
+    assert {entry.ref for entry in found} == {"both@1", "both@2", "my_dog@1", "moongate@1"}
 
 
 def test_parents_come_along_when_asked_for(mine, yours, tmp_path):

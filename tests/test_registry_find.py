@@ -196,8 +196,14 @@ def test_labels_that_cannot_be(stocked):
         labels.drop_note(stocked, "cat", 7)
     with pytest.raises(ConceptError, match="A note has 1 to"):
         labels.note(stocked, "cat", " ")
+    with pytest.raises(ConceptError, match="A note has no control characters"):
+        labels.note(stocked, "cat", "red\x1b[31m")
     with pytest.raises(UnknownConcept, match="did you mean 'cat'"):
         labels.favourite(stocked, "catt")
+
+
+def test_a_note_from_another_system_has_plain_line_breaks(stocked):
+    assert labels.note(stocked, "cat", "one\r\ntwo\u2028three\rfour").text == "one\ntwo\nthree\nfour"
 
 
 # history
@@ -238,6 +244,26 @@ def test_removing_another_version_leaves_the_name_where_it_points(registry):
     history.rollback(registry, "my_dog", 1)
     registry.remove("my_dog@3")
     assert registry.get("my_dog").version == 1
+
+
+def test_removing_the_version_in_use_leaves_the_name_where_it_pointed_before(registry):
+    registry.add("my_dog", b"mine", DOG)
+    registry.add_many([New("my_dog", b"theirs", DOG, event="pull aside", points=False)], new_version=True)
+    registry.add("my_dog", b"mine again", DOG, new_version=True)
+    registry.remove("my_dog@3")
+    assert registry.get("my_dog").version == 1 and registry.read("my_dog") == b"mine"
+
+
+def test_a_new_name_has_no_history_of_a_removed_one(registry):
+    registry.add("my_dog", b"one", DOG)
+    registry.add("cup", b"two", DOG)
+    registry.remove("cup")
+    registry.add("teapot", b"three", DOG)
+    assert [event.name for event in history.history(registry, "teapot")] == ["teapot"]
+    assert [event.event for event in history.history(registry, "cup")] == ["add", "remove"]
+    assert history.history(registry, "teapot@1") == history.history(registry, "teapot")
+    with pytest.raises(UnknownConcept, match="no version 7"):
+        history.history(registry, "teapot@7")
 
 
 def test_rename(stocked):
@@ -351,3 +377,12 @@ def test_the_commands(stocked):
     assert json.loads(run("lineage", "both", "--json"))["parents"][1]["ref"] == "Moongate@1"
     result = CliRunner().invoke(main, ["list", "--larger", "big"])
     assert result.exit_code == 2 and "is no size" in result.stderr
+
+
+def test_a_base_in_a_folder_is_found_by_any_path_to_it(registry, tmp_path, monkeypatch):
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    registry.add("chair", b"chair", {"base_name": str(folder.resolve())})
+    monkeypatch.chdir(tmp_path)
+    assert "chair" in run("list", "--base", "models/mine") and "chair" in run("list", "--base", str(folder))
+    assert "chair" not in run("list", "--base", "storybook")

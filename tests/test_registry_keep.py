@@ -175,6 +175,17 @@ def test_gc_shows_first_and_deletes_only_what_nothing_names(stocked):
     assert contents(stocked) == before and not keep.verify(stocked).problems
 
 
+def test_gc_frees_what_removed_concepts_brought_into_merges(stocked):
+    mine = stocked.put_asset(f"prepared/{stocked.get('my_dog').hash[:32]}/here", b"of a concept that is here")
+    gone = stocked.put_asset(f"prepared/{'a' * 32}/here", b"of one that is not")
+    shared = stocked.put_asset("prior/teapot", b"for whoever learns a teapot")
+    assert keep.gc(stocked).blobs == 1 and stocked.get_asset(f"prepared/{'a' * 32}/here")
+    assert keep.gc(stocked, delete=True).blobs == 1
+    assert blobs.size(stocked.blobs, gone) is None and stocked.get_asset(f"prepared/{'a' * 32}/here") is None
+    assert blobs.size(stocked.blobs, mine) and blobs.size(stocked.blobs, shared)
+    assert not keep.verify(stocked).problems
+
+
 def test_gc_keeps_what_an_index_put_aside_names(stocked):
     backup.backup(stocked)
     digest = stocked.get("my_dog@1").hash

@@ -405,6 +405,21 @@ def test_only_the_names_that_were_asked_for(mine, yours, folder):
     refused(lambda: sync.push(mine, team(mine), ["nothing"]), "no concept named 'nothing'")
 
 
+def test_what_a_remote_has_lost_is_pushed_again_by_name(mine, yours, folder):
+    put(mine, "my_dog")
+    labels.note(mine, "my_dog", "fine")
+    mine.index.conn.execute("update notes set text = 'of old\r\nwith \x1b[31m'")
+    sync.push(mine, team(mine))
+    digest = mine.get("my_dog").hash
+    (folder / "blobs" / digest[:2] / digest[2:]).unlink()
+    assert "by its name" in sync.pull(yours, at(folder)).refused[0]
+    assert not any(one.new for one in sync.push(mine, team(mine)).sent)
+    assert [one.new for one in sync.push(mine, team(mine), ["my_dog"]).sent] == [True]
+    assert [one.new for one in sync.push(mine, team(mine), ["my_dog"]).sent] == [False]
+    assert not sync.pull(yours, at(folder)).refused and contents(yours) == contents(mine)
+    assert labels.notes(yours, "my_dog") == []
+
+
 def test_tags_that_come_later_arrive_too(mine, yours, folder):
     put(mine, "my_dog")
     sync.push(mine, team(mine))
