@@ -50,6 +50,11 @@ class _Kitchen:
     registry: "Registry"
     sizes: Mapping[str, int]
 
+    @property
+    def beyond(self) -> list[Delta]:
+        """What each part changes beside keys and values of cross-attention."""
+        return parts.beyond(self.parts, self.base.sizes)
+
 
 @dataclass(frozen=True, eq=False)
 class _Joined:
@@ -63,7 +68,7 @@ class _Joined:
 
 
 def compose(
-    *concepts: Concept | Merge | str,
+    *concepts: Concept | Merge | Part | str,
     base: Base | None = None,
     registry: "Registry | None" = None,
     name: str | None = None,
@@ -91,6 +96,9 @@ def compose(
     most = None if base is None or how == "routed" else base.width
     chosen = parts.gather(concepts, weights, registry, most)
     assert base is not None
+    routed = chosen[0].concept.recipe if len(chosen) == 1 and _is_routed(chosen[0]) else None
+    if routed:  # it is drawn by its routes, whatever is asked for now
+        how = request.HOW
     fits = [check_fits(p.concept.base, base, p.concept.name, p.concept.base_name) for p in chosen]
     _check_whole(chosen, how)
     ordinary = metric.of_base(base, registry)
@@ -109,6 +117,8 @@ def compose(
         joined = _WAYS[how](kitchen)
     concept = _as_concept(kitchen, joined, name, how)
     notices = [*filter(None, fits), *_wide(kitchen)]
+    if routed:
+        how, shared = "routed", str(routed["shared"])
     return Merge(concept, _report(kitchen, joined, concept, how, shared, notices), tuple(chosen))
 
 
@@ -117,18 +127,17 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
 
     Raises ConceptError when it is no merge, when a part is gone from the registry, or has other bytes now.
     """
-    from conceptkit.concept import read
-
     registry = _default_registry() if registry is None else registry
-    merge = read(registry, name)
+    merge = Concept.from_bytes(registry.read(name))
     told, recipe = merge.provenance, merge.recipe
     if "parent_sha256" not in told:
         raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
-    refs = [
-        _same(registry, ref, sha) for ref, sha in zip(told["parents"], told["parent_sha256"], strict=True)
+    again = [
+        _as_it_was(registry, ref, sha)
+        for ref, sha in zip(told["parents"], told["parent_sha256"], strict=True)
     ]
     return compose(
-        *refs,
+        *again,
         base=base or load(merge.base_name),
         registry=registry,
         name=merge.name,
@@ -138,13 +147,14 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
     )
 
 
-def _same(registry: "Registry", ref: str, digest: str) -> str:
-    """The reference under which these very bytes are stored."""
-    bare = ref.partition("@")[0]
-    for entry in registry.versions(bare):
-        if entry.hash == digest and ref in (entry.ref, bare):
-            return entry.ref
-    raise ConceptError(f"{ref} is not the concept that was merged any more; the merge itself is whole")
+def _as_it_was(registry: "Registry", ref: str, digest: str) -> Part:
+    """The part with these very bytes, under whatever name it is stored now, as it was called then."""
+    from conceptkit.registry import lineage
+
+    if (entry := lineage.holder(registry, digest)) is None:
+        raise ConceptError(f"{ref} is not the concept that was merged any more; the merge itself is whole")
+    concept = Concept.from_bytes(registry.read(entry)).called(ref.partition("@")[0])
+    return Part(ref, concept, 1.0, digest)
 
 
 def _constrained(kitchen: _Kitchen) -> _Joined:
@@ -153,7 +163,7 @@ def _constrained(kitchen: _Kitchen) -> _Joined:
     rows, white = torch.cat([p.rows for p in ready]), torch.cat([p.white for p in ready])
     counts = [len(p.rows) for p in ready]
     recipe = {"rows": counts, "ridge": RIDGE, "max_condition": MAX_CONDITION}
-    wide = [_beyond(part.delta, kitchen.base.sizes) for part in kitchen.parts]
+    wide = kitchen.beyond
     if not kitchen.sizes:
         return _Joined(add(wide), wide, rows, recipe=recipe)
     weights = [part.weight for part in kitchen.parts]
@@ -178,7 +188,7 @@ def _soft(kitchen: _Kitchen) -> _Joined:
     ready = kitchen.prepared
     counts = [len(p.asked) for p in ready]
     recipe = {"rows": counts, "ridge": RIDGE, "context_weight": CONTEXT_WEIGHT}
-    wide = [_beyond(part.delta, kitchen.base.sizes) for part in kitchen.parts]
+    wide = kitchen.beyond
     rows = torch.cat([p.rows for p in ready])
     if not kitchen.sizes:
         return _Joined(add(wide), wide, rows, recipe=recipe)
@@ -212,7 +222,7 @@ def _baseline(how: str) -> Callable[[_Kitchen], _Joined]:
         """What is not keys and values is added up exactly, whatever is done to those."""
         whole = [part.delta for part in kitchen.parts]
         narrow = [only(delta, kitchen.base.sizes) for delta in whole]
-        delta = {**BASELINES[how](narrow), **add([_beyond(d, kitchen.base.sizes) for d in whole])}
+        delta = {**BASELINES[how](narrow), **add(kitchen.beyond)}
         share = 1 / len(whole) if how == "average" else 1.0
         return _Joined(delta, [parts.scaled(part, share) for part in whole])
 
@@ -261,7 +271,11 @@ def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
     """The deltas side by side, to be read apart: which of their ranks are whose is in the recipe."""
     from conceptkit.steering.routing import stacked
 
-    delta, ranks = stacked([part.delta for part in kitchen.parts], kitchen.base.sizes)
+    sizes = kitchen.base.sizes
+    own = [
+        {**only(part.delta, sizes), **wide} for part, wide in zip(kitchen.parts, kitchen.beyond, strict=True)
+    ]
+    delta, ranks = stacked(own, sizes)
     routes = {word: i for i, part in enumerate(kitchen.parts) for word in part.concept.words}
     recipe = {"ranks": ranks, "routes": routes, "shared": shared}
     return _Joined(delta, [part.delta for part in kitchen.parts], recipe=recipe)
@@ -277,18 +291,15 @@ _WAYS: Mapping[str, Callable[[_Kitchen], _Joined]] = MappingProxyType(
 )
 
 
-def _beyond(delta: Delta, sizes: Mapping[str, int]) -> Delta:
-    return {name: factors for name, factors in delta.items() if name not in sizes}
-
-
 def _wide(kitchen: _Kitchen) -> list[str]:
     """One sentence for each part that changes more than keys and values, when there are others."""
     told = []
-    for part in kitchen.parts if len(kitchen.parts) > 1 else ():
-        if more := len(_beyond(part.delta, kitchen.base.sizes)):
+    several = len(kitchen.parts) > 1
+    for part, wide in zip(kitchen.parts, kitchen.beyond, strict=True) if several else ():
+        if wide:
             told.append(
-                f"{part.concept.name} also changes {more} maps beside keys and values of cross-attention: "
-                "they are added to the others' exactly, and no figure here speaks of them"
+                f"{part.concept.name} also changes {len(wide)} maps beside keys and values of "
+                "cross-attention: they are added to the others' exactly, and no figure here speaks of them"
             )
     return told
 
@@ -363,17 +374,21 @@ def _check_whole(chosen: Sequence[Part], how: str) -> None:
                 f"{part.concept.name} looks at its reference photo, for which a merge has no place; draw it "
                 "alone, or learn it again with --method custom to compose it"
             )
-        if part.concept.recipe.get("method") == "routed" and len(chosen) > 1:
+        if _is_routed(part) and len(chosen) > 1:
             parents = ", ".join(map(str, part.concept.provenance.get("parents", ())))
             raise ConceptError(
                 f"{part.source} is routed and cannot be merged further; compose its parts {parents}"
             )
 
 
-def _base_of(first: Concept | Merge | str, registry: "Registry") -> str:
+def _is_routed(part: Part) -> bool:
+    return part.concept.recipe.get("method") == "routed"
+
+
+def _base_of(first: Concept | Merge | Part | str, registry: "Registry") -> str:
     if isinstance(first, str):
         return str(registry.get(request.split_weight(first)[0]).summary.get("base_name") or "storybook")
-    return (first.concept if isinstance(first, Merge) else first).base_name
+    return (first if isinstance(first, Concept) else first.concept).base_name
 
 
 def _default_registry() -> "Registry":

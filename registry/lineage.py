@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from conceptkit.registry.entries import Entry
+from conceptkit.registry.entries import COLUMNS, Entry, from_row
 from conceptkit.registry.store import Registry
 
 DEEPEST = 50
@@ -35,6 +35,12 @@ def children(registry: Registry, entry: Entry) -> list[str]:
     query = """select v.name, v.version from parents p join versions v on v.id = p.version_id
                where p.hash = ? order by v.name, v.version"""
     return [f"{name}@{version}" for name, version in registry.index.query(query, [entry.hash])]
+
+
+def holder(registry: Registry, digest: str) -> Entry | None:
+    """A version with these bytes, whatever it is called now."""
+    query = f"select {COLUMNS} from versions v where v.hash = ? order by v.id"
+    return next(map(from_row, registry.index.query(query, [digest])), None)
 
 
 def lines(node: Node, first: str = "", rest: str = "") -> Iterator[str]:

@@ -53,6 +53,37 @@ WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my
             "my_dog next to a car in the city and a moongate in the forest",
             ["my_dog next to a car in the city", "a moongate in the forest"],
         ),
+        ("my_dog to the right of a moongate", ["a moongate", "my_dog"]),
+        (
+            "my_dog on the right of a moongate in the snow",
+            ["a moongate in the snow", "my_dog in the snow"],
+        ),
+        (
+            "my_dog on the left of a moongate in the snow",
+            ["my_dog in the snow", "a moongate in the snow"],
+        ),
+        ("my_dog on the right and moongate on the left", ["moongate", "my_dog"]),
+        (
+            "a my_dog standing on the right, a moongate in the snow",
+            ["a moongate in the snow", "a my_dog standing in the snow"],
+        ),
+        ("on the right a my_dog, on the left a moongate", ["a moongate", "a my_dog"]),
+        (
+            "my_dog in the snow next to a moongate in the style of inky",
+            ["my_dog in the snow in the style of inky", "a moongate in the style of inky"],
+        ),
+        (
+            "my_dog looking at the camera next to a moongate on the beach",
+            ["my_dog looking at the camera on the beach", "a moongate on the beach"],
+        ),
+        (
+            "my_dog in red sunglasses next to a moongate in the snow",
+            ["my_dog in red sunglasses in the snow", "a moongate in the snow"],
+        ),
+        (
+            "a my_dog at night and a moongate, pixel art",
+            ["a my_dog at night, pixel art", "a moongate, pixel art"],
+        ),
         ("my_dog", []),
         ("a dog next to a gate", []),
         ("", []),

@@ -19,6 +19,7 @@ from conceptkit.contexts import word_features
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError
 from conceptkit.merge import compose, rebuild
 from conceptkit.merging import baselines, effects, heatmap, parts, prepared, request
+from conceptkit.registry import history
 from conceptkit.registry.store import Registry
 from tests import tiny
 from tests.test_merge import learned
@@ -291,6 +292,39 @@ def test_a_stored_merge_is_rebuilt_bit_for_bit(pico, trio, how):
         rebuild("both", registry=registry, base=pico)
     with pytest.raises(ConceptError, match="nothing to rebuild"):
         rebuild("moongate", registry=registry, base=pico)
+
+
+def test_a_merge_is_rebuilt_whatever_its_parts_and_itself_are_called_now(pico, trio):
+    registry = stored(*trio)
+    made = compose("my_dog:0.8", "moongate", base=pico, registry=registry, name="both")
+    alone = compose("my_dog:0.5", base=pico, registry=registry, name="weak")
+    for one in (made, alone):
+        registry.add(one.concept.name, one.concept.to_bytes(), one.concept.summary())
+    history.rename(registry, "my_dog", "tom")
+    history.rename(registry, "weak", "pale")
+    assert rebuild("both", registry=registry, base=pico).concept.to_bytes() == registry.read("both")
+    assert rebuild("pale", registry=registry, base=pico).concept.to_bytes() == registry.read("pale")
+
+
+@pytest.mark.parametrize("how", ["routed", "soft"])
+def test_a_routed_merge_alone_keeps_its_routes(pico, trio, how):
+    registry = stored(*trio)
+    made = compose("my_dog", "moongate", base=pico, registry=registry, name="both", how="routed")
+    registry.add("both", made.concept.to_bytes(), made.concept.summary())
+    again = compose("both", base=pico, registry=registry, how=how)
+    assert again.concept.to_bytes() == made.concept.to_bytes()
+    assert (again.report.how, again.report.captions) == ("routed", 0.0)
+
+
+@pytest.mark.parametrize("how", ["soft", "constrained", "sum", "average", "routed"])
+def test_what_things_learned_together_share_is_there_once(pico, trio, how):
+    shared = widened(trio[0], 1, pico).delta
+    pair = [dataclasses.replace(concept, delta=shared) for concept in trio[:2]]
+    found = compose(*pair, base=pico, how=how).concept.delta
+    for name in set(shared) - set(pico.sizes):
+        assert torch.allclose(delta_dense(found[name]), delta_dense(shared[name]), rtol=0.01, atol=2e-3)
+    with pytest.raises(BadRecipe, match="were learned together"):
+        compose(*pair, base=pico, how=how, weights=[1.0, 0.5])
 
 
 def test_one_alone_at_another_strength_remembers_where_it_came_from(pico, trio):

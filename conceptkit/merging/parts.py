@@ -1,9 +1,11 @@
 """The parts of a merge: concepts, read, at their strength, and fit to stand side by side."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from conceptkit.concept import Concept, Delta, read
 from conceptkit.errors import BadRecipe, ConceptError
@@ -30,6 +32,35 @@ class Part:
 def scaled(delta: Delta, weight: float) -> Delta:
     """The delta times a weight; what maps share stays shared."""
     return {name: (weight * factors[0], *factors[1:]) for name, factors in delta.items()}
+
+
+def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
+    """What each part changes beside the maps in `sizes`; what is shared counts once.
+
+    Raises BadRecipe where such things are given different strengths.
+    """
+    own: list[Delta] = []
+    for i, part in enumerate(chosen):
+        mine = _beside(part.concept.delta, sizes)
+        twins = [other for other in chosen[:i] if mine and _same(mine, _beside(other.concept.delta, sizes))]
+        if any(twin.weight != part.weight for twin in twins):
+            raise BadRecipe(
+                f"{twins[0].concept.name} and {part.concept.name} were learned together and share what they "
+                "change beside keys and values; give both the same strength"
+            )
+        own.append({} if twins else _beside(part.delta, sizes))
+    return own
+
+
+def _beside(delta: Delta, sizes: Mapping[str, int]) -> Delta:
+    return {name: factors for name, factors in delta.items() if name not in sizes}
+
+
+def _same(some: Delta, others: Delta) -> bool:
+    return some.keys() == others.keys() and all(
+        len(factors) == len(others[name]) and all(map(torch.equal, factors, others[name]))
+        for name, factors in some.items()
+    )
 
 
 def gather(
@@ -68,6 +99,8 @@ def gather(
 
 
 def _part(given: Any, name: str, weight: float, registry: "Registry") -> Part:
+    if isinstance(given, Part):
+        return replace(given, weight=weight)
     if isinstance(given, str):
         entry = registry.get(name)
         return Part(entry.ref, read(registry, entry.ref), weight, entry.hash)

@@ -15,6 +15,8 @@ LINKS = (
     "in front of",
     "to the left of",
     "to the right of",
+    "on the left of",
+    "on the right of",
     "left of",
     "right of",
     "on top of",
@@ -83,7 +85,13 @@ _PICTURES = (
     "photo|photograph|picture|image|painting|drawing|sketch|portrait|watercolou?r|illustration|render|view"
 )
 _FRAME = re.compile(rf"^.*(?:\b(?:{_PICTURES})s?\s+of(?=\s)|,)", re.DOTALL | re.IGNORECASE)
-_THERE = re.compile(_WORD.format("in|at"))
+_WORN = "hat|cap|scarf|sunglasses|glasses|coat|jacket|shirt|dress|sweater|boots|shoes|costume|suit"
+_THERE = re.compile(_WORD.format("in|at") + rf"(?!\s+(?:an?\s+|the\s+)?(?:\w+\s+)?(?:{_WORN})(?!\w))")
+_MANNER = re.compile(r"(?:,|(?<!\w)in the style of(?!\w)).*", re.DOTALL | re.IGNORECASE)
+_SIDE = r"(?:on|to|at) (?:the|its|my) (left|right)(?: side)?(?!\w)(?! of)"
+_STANDS_AT = re.compile(rf"^(\s*(?:is |\w+ing )?){_SIDE}", re.IGNORECASE)
+_SIDE_BEFORE = re.compile(rf"{_SIDE}[,:]?(\s*(?:is )?(?:an?|the|my)?\s*)$", re.IGNORECASE)
+_RIGHT_OF = re.compile(_WORD.format("right of"), re.IGNORECASE)
 _ARTICLE = re.compile(r"\s(?:a|an|the|my|our|another|one)(?:\s[\w-]+)*\s*$")
 
 
@@ -93,8 +101,13 @@ def things(words: Mapping[str, str]) -> dict[str, str]:
 
 
 def clause_of_each(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
-    """Name -> what a prompt says of that thing, in the order of their first mention; `words` as in
-    `prompts.replace`. Fewer than two things: nothing to take apart, so an empty dictionary."""
+    """Name -> what a prompt says of that thing, from left to right; `words` as in `prompts.replace`.
+
+    From left to right is the order of first mention, unless the prompt says otherwise ("my_dog to the right
+    of a moongate", "moongate on the left"). Fewer than two things: nothing to take apart, so an empty
+    dictionary.
+    """
+    prompt, sides = _without_sides(prompt, words)
     found = prompts.mentions(prompt, things(words))
     names = list(dict.fromkeys(name for name, _ in found))
     if len(names) < 2:
@@ -119,10 +132,45 @@ def clause_of_each(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
             for k, (other, _) in enumerate(found)
             if other == name
         ]
-        elsewhere = any(_THERE.search(said[k]) for k, (other, _) in enumerate(found) if other == name)
-        tail = "" if elsewhere or everywhere.strip() in clauses[-1] else everywhere
-        told[name] = _tidy(f"{frame} {' '.join(clauses)} {tail}")
-    return told
+        elsewhere = any(_is_placed(said[k]) for k, (other, _) in enumerate(found) if other == name)
+        tail = everywhere
+        if elsewhere:  # who has a place of its own shares the manner alone
+            tail = match[0] if (match := _MANNER.search(everywhere)) else ""
+        told[name] = _tidy(f"{frame} {' '.join(clauses)} {'' if tail.strip() in clauses[-1] else tail}")
+    return {name: told[name] for name in _left_to_right(prompt, found, names, sides)}
+
+
+def _is_placed(text: str) -> bool:
+    """Whether what is said of a thing says where it is, not only what it wears or looks at."""
+    return _THERE.search(text.replace("looking at", "")) is not None
+
+
+def _without_sides(prompt: str, words: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The prompt without "on the left" and "on the right", as windows are there already; and who is where."""
+    sides: dict[str, str] = {}
+    for k in range(len(prompts.mentions(prompt, things(words)))):
+        name, (start, end) = prompts.mentions(prompt, things(words))[k]
+        if after := _STANDS_AT.search(prompt[end:]):
+            sides[name] = after[2].lower()
+            prompt = prompt[:end] + after[1].rstrip() + prompt[end:][after.end() :]
+        elif before := _SIDE_BEFORE.search(prompt[:start]):
+            sides[name] = before[1].lower()
+            prompt = prompt[: before.start()] + before[2].lstrip() + prompt[start:]
+    return prompt, sides
+
+
+def _left_to_right(
+    prompt: str,
+    found: Sequence[tuple[str, tuple[int, int]]],
+    names: Sequence[str],
+    sides: Mapping[str, str],
+) -> list[str]:
+    order = list(names)
+    for (one, (_, end)), (other, (start, _)) in pairwise(found):
+        if one != other and _RIGHT_OF.search(prompt[end:start]):
+            order.remove(one)
+            order.insert(order.index(other) + 1, one)
+    return sorted(order, key=lambda name: {"left": -1, "right": 1}.get(sides.get(name, ""), 0))
 
 
 def _between(text: str) -> tuple[str, str]:
