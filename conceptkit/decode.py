@@ -7,15 +7,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from conceptkit.errors import BadPhotos
 
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
-def decode(file: Path) -> Image.Image:
-    """The file's first picture: upright, 8-bit RGB in sRGB, transparency laid on white.
+def decode(file: Path, behind: str = "white") -> Image.Image:
+    """The file's first picture: upright, 8-bit RGB in sRGB, with the colour `behind` what is transparent.
 
     Raises BadPhotos when the file is no picture, is damaged, has more than `Image.MAX_IMAGE_PIXELS` pixels,
     or needs a package that is not installed.
@@ -26,7 +26,7 @@ def decode(file: Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(file) as image:
                 image.load()
-                picture = _to_rgb(_upright(image))
+                picture = _to_rgb(_upright(image), behind)
                 picture.info.clear()  # what it said of profile and orientation is no longer true
                 return picture
     except BadPhotos:
@@ -81,27 +81,27 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; transparency on white, and 16-bit grey scaled to 8 bits (Pillow's own conversion clips)."""
+def _to_rgb(image: Image.Image, behind: str) -> Image.Image:
+    """8-bit RGB, with 16-bit grey scaled to 8 bits (Pillow's own conversion clips)."""
     if image.mode == "F":
         raise ValueError("floating-point pictures carry no range")
     if image.mode.startswith("I"):
-        return _from_16_bit(image)
+        return _from_16_bit(image, behind)
     profile = image.info.get("icc_profile")
     if not image.has_transparency_data:
         return _managed(image, profile)
     layered = image.convert("RGBA")
     alpha = layered.getchannel("A")
-    white = Image.new("RGB", image.size, "white")
-    return Image.composite(_managed(layered.convert("RGB"), profile), white, alpha)
+    plain = Image.new("RGB", image.size, behind)
+    return Image.composite(_managed(layered.convert("RGB"), profile), plain, alpha)
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image, behind: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
     grey = np.round(values / 257).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
-        grey[values == clear] = 255
+        grey[values == clear] = ImageColor.getrgb(behind)[0]
     return Image.fromarray(grey).convert("RGB")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,14 @@ def candidates(pipe: Any, captions: Sequence[str], longest: int = LONGEST) -> li
     return sorted(found, key=lambda one: (one.seen, -one.rarity, one.text))
 
 
-def choose(pipe: Any, captions: Sequence[str], seed: int, count: int = 1) -> list[Candidate]:
-    """`count` rare tokens, different ones for different seeds. Raises BadRecipe when there are too few."""
-    unseen = [one for one in candidates(pipe, captions) if not one.seen]
+def choose(
+    pipe: Any, captions: Sequence[str], seed: int, count: int = 1, taken: Collection[str] = ()
+) -> list[Candidate]:
+    """`count` rare tokens, none of those `taken`, different ones for different seeds.
+
+    Raises BadRecipe when there are too few.
+    """
+    unseen = [one for one in candidates(pipe, captions) if not one.seen and one.text not in taken]
     if len(unseen) < count:
         raise BadRecipe(
             f"The vocabulary has {len(unseen)} rare tokens of up to {LONGEST} letters, not {count}; "

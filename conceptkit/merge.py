@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ def compose(
     else:
         joined = _WAYS[how](kitchen)
     concept = _as_concept(kitchen, joined, name, how)
-    notices = [*filter(None, fits), *_wide(kitchen)]
+    notices = [*filter(None, fits), *_weak_words(kitchen), *_same_words(kitchen), *_wide(kitchen)]
     if routed:
         how, shared = "routed", str(routed["shared"])
     return Merge(concept, _report(kitchen, joined, concept, how, shared, notices), tuple(chosen))
@@ -300,6 +301,30 @@ def _wide(kitchen: _Kitchen) -> list[str]:
             told.append(
                 f"{part.concept.name} also changes {len(wide)} maps beside keys and values of "
                 "cross-attention: they are added to the others' exactly, and no figure here speaks of them"
+            )
+    return told
+
+
+def _weak_words(kitchen: _Kitchen) -> list[str]:
+    """One sentence for each part that was given a strength and has nothing that could be weaker."""
+    return [
+        f"{part.concept.name} is a word alone, which is as strong as it is: {part.weight:g} changes nothing"
+        for part in kitchen.parts
+        if part.weight != 1 and not part.concept.delta and part.concept.reference is None
+    ]
+
+
+def _same_words(kitchen: _Kitchen) -> list[str]:
+    """One sentence for each two parts with one word: a rare token may have been drawn twice."""
+    told = []
+    for one, other in combinations(kitchen.parts, 2):
+        pairs = [
+            (mine, theirs) for mine in one.concept.tokens.values() for theirs in other.concept.tokens.values()
+        ]
+        if one.concept.noun == other.concept.noun and any(_equal(*pair) for pair in pairs):
+            told.append(
+                f"{one.concept.name} and {other.concept.name} have the same word inside, so each looks like "
+                "both; learn one of them again with another --seed"
             )
     return told
 

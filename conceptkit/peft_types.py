@@ -242,7 +242,8 @@ def carrier(
         own = isinstance(module, KVDeltaLinear)
         what = type(module).__name__ if own else "LoRA"
         raise ConceptError(
-            f"{name} already carries a {what}; unload or fuse it first (pipe.unload_lora_weights())"
+            f"{name} already carries a {what}; unload it first (pipe.unload_lora_weights()), after "
+            "pipe.fuse_lora() if it is to stay"
         )
     if not isinstance(module, nn.Linear | KVDeltaLinear):
         found = "is missing" if module is None else f"is a {type(module).__name__}"

@@ -47,6 +47,13 @@ def test_a_choice_is_as_its_seed_and_never_a_word_in_use():
         choose(pipe, CAPTIONS, 0, 999)
 
 
+def test_a_choice_leaves_out_what_is_taken():
+    pipe = pico_sd()
+    (first,) = choose(pipe, [], 7)
+    (second,) = choose(pipe, [], 7, taken=[first.text])
+    assert first.text != second.text
+
+
 def test_the_storybook_lists_its_own(monkeypatch):
     monkeypatch.setattr(base, "load", lambda name: base.of(pico_sd(), "pico"))
     shown = CliRunner().invoke(tokens, ["-n", "5"])

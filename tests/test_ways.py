@@ -327,6 +327,16 @@ def test_what_things_learned_together_share_is_there_once(pico, trio, how):
         compose(*pair, base=pico, how=how, weights=[1.0, 0.5])
 
 
+def test_parts_with_one_word_and_words_with_a_strength_are_told_of(pico, trio):
+    token = trio[0].tokens["<my_dog>"]
+    twin = dataclasses.replace(trio[1], tokens={"<moongate>": token}, noun=trio[0].noun)
+    assert "my_dog and moongate have the same word inside" in compose(trio[0], twin, base=pico).report.text()
+    assert "same word" not in compose(*trio[:2], base=pico).report.text()
+    word = dataclasses.replace(trio[0], delta={})
+    told = compose(word, trio[1], base=pico, weights=[0.5, 1.0]).report.text()
+    assert "my_dog is a word alone" in told and "0.5 changes nothing" in told
+
+
 def test_one_alone_at_another_strength_remembers_where_it_came_from(pico, trio):
     registry = stored(*trio)
     strong = compose("my_dog:1.5", base=pico, registry=registry, name="strong")

@@ -129,14 +129,17 @@ def learn_together(
         with crew.in_turn():
             shape = metric.of_base(base, registry)
         schedule = schedule_of(base.pipe.scheduler)
-        pools = [_pool(base, s, recipe, seed) for s in subjects]
+        pools = [_pool(base, s, recipe, seed, subjects) for s in subjects]
         if recipe.begin == "described" and keeper.resumed is None:
             tick(begun, total, "looking for words")
             keeper.looks = {
                 s.name: s.noun and describing.best(base, pool, s.noun, schedule, recipe, seed, crew)
                 for s, pool in zip(subjects, pools, strict=True)
             }
-        first = {s.token: words.begin(base, s, recipe, seed, keeper.looks.get(s.name)) for s in subjects}
+        first: dict[str, tuple[tuple[Tensor, ...], dict[str, str]]] = {}
+        for s in subjects:
+            taken = " ".join(origin.get("identifier", "") for _, origin in first.values()).split()
+            first[s.token] = words.begin(base, s, recipe, seed, keeper.looks.get(s.name), taken)
         with add_tokens(base.pipe, {token: rows for token, (rows, _) in first.items()}) as tokens:
             taught = Lesson(
                 base,
@@ -199,9 +202,9 @@ def _concept(
     )
 
 
-def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int) -> views.Pool:
+def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int, run: Sequence[Subject]) -> views.Pool:
     """The subject's views; what it is judged on, or looks at, is not among them."""
-    photos, captions, masks = subject.photos, views.contexts_of(subject), subject.masks
+    photos, captions, masks = subject.photos, views.contexts_of(subject, run), subject.masks
     begin = 1 if sight.looks(recipe) and len(photos) > 1 else 0
     end = len(photos) - (1 if recipe.validate and len(photos) >= HELD_OUT_FROM else 0)
     if (begin, end) != (0, len(photos)):
@@ -219,11 +222,11 @@ def _watch(taught: Lesson) -> Watch:
         return Watch()
     shown = []
     for subject in taught.subjects:
-        photos, captions = subject.photos, views.contexts_of(subject)
+        photos, captions, masks = subject.photos, views.contexts_of(subject, taught.subjects), subject.masks
         if len(photos) >= HELD_OUT_FROM:
             photos = replace(photos, pictures=photos.pictures[-1:], names=photos.names[-1:])
-            captions = captions[-1:]
-        shown.append(views.still(taught.base, photos, subject.words, subject.kind, captions))
+            captions, masks = captions[-1:], masks[-1:]
+        shown.append(views.still(taught.base, photos, subject.words, subject.kind, captions, masks))
     plain = replace(recipe, batch=SAMPLES, sude=0.0, attention=0.0, accumulate=1)
     judged = replace(taught, pool=views.joined(shown), prior=None, recipe=plain)
     judged = replace(judged, crew=type(taught.crew)())

@@ -123,10 +123,13 @@ def _check_subject(subject: Subject, recipe: Recipe) -> None:
         )
     if subject.noun is not None:
         return
+    style = subject.kind == "style"
     if recipe.sude:
-        raise BadRecipe(f"SuDe draws {name} towards its class, and it has none; give --class NOUN")
+        advice = "a style has none; leave --sude out" if style else "it has none; give --class NOUN"
+        raise BadRecipe(f"SuDe draws {name} towards its class, and {advice}")
     if recipe.lock_keys:
-        raise BadRecipe(f"lock_keys takes the keys of a class noun, and {name} has none; give --class NOUN")
+        advice = "leave it out for a style" if style else "give --class NOUN"
+        raise BadRecipe(f"lock_keys takes the keys of a class noun, and {name} has none; {advice}")
     if subject.kind == "subject" and len(subject.photos) == 1 and recipe.prior_weight and recipe.steps:
         raise BadRecipe(
             f"One photo of {name} and no class noun: there is no class to hold on to; "

@@ -68,7 +68,7 @@ def _text(file: Path) -> str:
 def _mask(file: Path | None, photo: Image.Image, name: str) -> Image.Image | None:
     if file is None:
         return None
-    mask = decode(file).convert("L")
+    mask = decode(file, behind="black").convert("L")
     # A photo may have been shrunk since; then the shapes must agree as far as whole pixels do.
     same = mask.size == photo.size
     if not same and min(photo.size) == LARGEST:

@@ -51,7 +51,7 @@ def run(taught: Lesson, stage: Stage, keeper: Keeper, watch: Watch) -> None:
         watch.best = checkpoints.restore(state.tensors, parameters, optimiser, scaler)
         watch.curve, watch.best_step, begin = list(state.curve), state.best, state.step
     else:
-        watch.best, watch.best_step = None, None
+        watch.begin(stage.before, parameters)
     plain = _gradients(taught, stage, begin, scaler) if hardware.compiles(base, recipe) else None
     with hardware.compiled(base, recipe):
         for step in range(begin, stage.steps):

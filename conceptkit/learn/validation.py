@@ -39,6 +39,12 @@ class Watch:
         since = sum(at > self.best_step for at, _ in self.curve)
         return bool(self.patience) and since >= self.patience
 
+    def begin(self, step: int, parameters: Sequence[nn.Parameter]) -> None:
+        """A new stage begins at `step`: as they are now the parameters may be the best that it comes to."""
+        self.best, self.best_step = None, None
+        self.curve = [(at, loss) for at, loss in self.curve if at != step]
+        self.look(step, parameters, last=True)
+
     @torch.no_grad()
     def put_back(self, parameters: Sequence[nn.Parameter]) -> None:
         """The values of the best step."""

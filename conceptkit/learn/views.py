@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -96,27 +97,34 @@ def pool(
 
 
 def still(
-    base: Base, photos: PhotoSet, words: str, kind: str = "subject", captions: Sequence[str | None] = ()
+    base: Base,
+    photos: PhotoSet,
+    words: str,
+    kind: str = "subject",
+    captions: Sequence[str | None] = (),
+    masks: Sequence[Image.Image | None] = (),
 ) -> Pool:
-    """Every photo once, whole and unmoved, where `pool` takes its chances."""
+    """Every photo once, whole and unmoved, where `pool` takes its chances; the rest as for `pool`."""
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
-    rng = np.random.default_rng(0)
-    views = [
-        augment(photo, size, rng, cell, hflip=False, framing=Framing(still=1.0))
-        for photo in photos.for_size(size).pictures
-    ]
+    rng, unmoved = np.random.default_rng(0), Framing(still=1.0)
+    views = []
+    for photo, mask in zip_longest(photos.for_size(size).pictures, masks):
+        twin = copy.deepcopy(rng)
+        view = augment(photo, size, rng, cell, hflip=False, framing=unmoved)
+        views.append(view if mask is None else _masked(view, mask, photo, twin, unmoved, hflip=False))
     usual = STYLE_CONTEXTS[0] if kind == "style" else CONTEXTS[0]
     told = captions or (None,) * len(views)
     return _pool(base, views, [_prompt("", text or usual, words) for text in told])
 
 
-def contexts_of(subject: Subject) -> tuple[str | None, ...]:
+def contexts_of(subject: Subject, run: Sequence[Subject] = ()) -> tuple[str | None, ...]:
     """The photos' captions as prompts with "{}" for the subject's words.
 
     The words take the place of the subject's name, or else of its class noun; where a caption has neither,
-    they go before it, and those of a style after it.
+    they go before it, and those of a style after it. Names of others in the same `run` become their words.
     """
-    return tuple(None if text is None else _context(subject, text) for text in subject.captions)
+    known = {other.name: other.words for other in (*run, subject)}
+    return tuple(None if text is None else _context(subject, text, known) for text in subject.captions)
 
 
 def joined(pools: Sequence[Pool]) -> Pool:
@@ -149,18 +157,24 @@ def _framing(size: int) -> Framing:
 
 
 def _masked(
-    view: View, mask: Image.Image, photo: Image.Image, rng: np.random.Generator, framing: Framing
+    view: View,
+    mask: Image.Image,
+    photo: Image.Image,
+    rng: np.random.Generator,
+    framing: Framing,
+    hflip: bool = True,
 ) -> View:
     """The view with its mask cut to the subject's, by the same dice that placed the photo."""
     size, cells = view.pixels.shape[-1], view.mask.shape[-1]
     shaped = mask.convert("L").resize(photo.size).convert("RGB")
-    moved = augment(shaped, size, rng, size // cells, framing=framing).pixels[0]
+    moved = augment(shaped, size, rng, size // cells, hflip=hflip, framing=framing).pixels[0]
     share = ((moved + 1) / 2).reshape(cells, size // cells, cells, size // cells).mean(axis=(1, 3))
     return View(view.pixels, view.mask * (share >= 0.5).astype(np.float32), view.prefix, view.box)
 
 
-def _context(subject: Subject, caption: str) -> str:
-    marked = names.replace(caption, {subject.name: "\0"}).replace(subject.token, "\0")
+def _context(subject: Subject, caption: str, known: Mapping[str, str]) -> str:
+    told = names.replace(caption, known)
+    marked = told.replace(subject.words, "\0").replace(subject.token, "\0")
     if "\0" not in marked and subject.noun:
         words = marked.split()
         noun = subject.noun.split()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -17,16 +19,21 @@ tokens beside one and the same noun must not be alike."""
 
 
 def begin(
-    base: Base, subject: Subject, recipe: Recipe, seed: int, look: str | None = None
+    base: Base,
+    subject: Subject,
+    recipe: Recipe,
+    seed: int,
+    look: str | None = None,
+    taken: Collection[str] = (),
 ) -> tuple[tuple[Tensor, ...], dict[str, str]]:
     """The token's first rows, per text encoder (k, d), and what there is to say of their origin.
 
-    look: a word that describes the photos, for recipes that begin there.
+    look: a word that describes the photos, for recipes that begin there. taken: rare tokens that are others'.
     """
     number = hash_of(seed, subject.name, subject.photos.digest)
     if recipe.begin == "rare":
-        taken = choose(base.pipe, captions(base.name), number, recipe.vectors)
-        return _copied(base, taken), {"identifier": " ".join(candidate.text for candidate in taken)}
+        chosen = choose(base.pipe, captions(base.name), number, recipe.vectors, taken)
+        return _copied(base, chosen), {"identifier": " ".join(candidate.text for candidate in chosen)}
     aside = {"noun": 0.0, "aside": recipe.aside, "described": recipe.aside if look else FAR}[recipe.begin]
     numbers = [number, *(hash_of(number, k) for k in range(1, recipe.vectors))]
     rows = [first_rows(base, look or subject.noun, aside, number) for number in numbers]

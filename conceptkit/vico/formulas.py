@@ -26,14 +26,15 @@ def otsu(values: Tensor) -> Tensor:
     count = values.shape[1]
     if count == 1:
         return torch.ones_like(values, dtype=torch.bool)
-    values = values.detach().double()
+    device = values.device
+    values = values.detach().cpu().double()  # not every device has double precision
     ordered = values.sort(dim=1).values
-    below = torch.arange(1, count, device=values.device)
+    below = torch.arange(1, count)
     sums = ordered.cumsum(dim=1)
     low = sums[:, :-1] / below
     high = (sums[:, -1:] - sums[:, :-1]) / (count - below)
     between = below * (count - below) * (high - low).square()
-    return values >= ordered.gather(1, between.argmax(dim=1, keepdim=True) + 1)
+    return (values >= ordered.gather(1, between.argmax(dim=1, keepdim=True) + 1)).to(device)
 
 
 def look(block: Any, cells: Tensor, patches: Tensor, mask: Tensor, maps: Mapping[str, Factors]) -> Tensor:

@@ -73,6 +73,12 @@ def test_one_photo_without_a_class_has_nothing_to_hold_on_to(pico, shown, at_res
         teach(pico, shown, replace(TINY, sude=1.0), noun=None)
 
 
+@pytest.mark.parametrize("changes", [{"sude": 1.0}, {"lock_keys": True}])
+def test_what_needs_a_class_is_left_out_for_a_style(pico, shown, at_rest, changes):
+    with pytest.raises(BadRecipe, match="leave (--sude|it) out"):
+        outcome(pico, shown, replace(TINY, hold=0, **changes), noun=None, kind="style")
+
+
 def test_a_style_with_a_class(pico, shown, at_rest):
     with pytest.raises(BadRecipe, match="style my_dog was given the class 'dog'"):
         outcome(pico, shown, kind="style")

@@ -1,5 +1,7 @@
 """Captions and masks that lie beside the photos."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,12 +45,31 @@ def test_captions_are_read_by_the_photos_names(place):
         ("a dog on a bench", "a {} on a bench"),
         ("my_dog and a cat", "{} and a cat"),
         ("<my_dog> in {braces}", "{} in {{braces}}"),
+        ("my_dog dog on a bench", "{} on a bench"),
+        ("<my_dog> dog on a bench", "{} on a bench"),
         ("Dog, asleep", "{}, asleep"),
         ("sleeping on a bench", "a {}, sleeping on a bench"),
     ],
 )
 def test_the_subjects_words_find_their_place_in_a_caption(shown, caption, prompt):
     assert views.contexts_of(Subject("my_dog", "dog", shown, captions=(caption,))) == (prompt,)
+
+
+def test_a_caption_may_name_others_of_the_run(shown):
+    subject = Subject("my_dog", "dog", shown, captions=("my_dog in front of moongate",))
+    others = [subject, Subject("moongate", "gate", shown)]
+    assert views.contexts_of(subject, others) == ("{} in front of <moongate> gate",)
+    assert views.contexts_of(subject) == ("{} in front of moongate",)
+
+
+def test_a_mask_may_be_drawn_on_nothing(shown, place):
+    folder = place / "masks"
+    folder.mkdir()
+    mask = Image.new("LA", (44, 36), (255, 0))
+    mask.paste((255, 255), (22, 0, 44, 36))
+    mask.save(folder / "0.png")
+    cut = sidecars.masks(folder, shown)[0]
+    assert cut.getpixel((5, 5)) == 0 and cut.getpixel((40, 5)) == 255
 
 
 def test_a_styles_caption_ends_with_it(shown):
@@ -90,6 +111,16 @@ def test_only_what_is_masked_counts(pico, shown, place):
     assert 0 < pool.masks.sum() < 0.8 * whole.masks.sum()
     recipe = method("textual-inversion")
     assert not torch.equal(*(values(outcome(pico, shown, recipe, masks=m).whole) for m in (cut, ())))
+
+
+def test_what_is_judged_is_masked_too(pico, shown):
+    mask = Image.new("L", shown.pictures[0].size, 0)
+    mask.paste(255, (0, 0, mask.width // 2, mask.height))
+    one = replace(shown, pictures=shown.pictures[:1], names=shown.names[:1])
+    whole, cut = (views.still(pico, one, "<x> dog", masks=masks) for masks in ((), (mask,)))
+    assert torch.equal(whole.latents, cut.latents) and bool(whole.masks.all())
+    half = cut.masks.shape[2] // 2
+    assert bool(cut.masks[:, :, : half - 1].all()) and not cut.masks[:, :, half + 1 :].any()
 
 
 def test_masks_that_do_not_fit(shown, place):

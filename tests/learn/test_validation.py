@@ -25,6 +25,20 @@ def test_the_best_step_is_kept_and_learning_stops_when_it_gets_no_better():
     assert row.tolist() == [2, 2]
 
 
+def test_what_a_stage_begins_with_may_be_the_best_of_it():
+    told = iter([3.0, 1.0, 2.0, 2.5])
+    row = torch.nn.Parameter(torch.zeros(1))
+    watch = Watch(20, 0, lambda: next(told))
+    watch.look(0, [row])
+    watch.look(30, [row], last=True)
+    watch.begin(30, [row])  # the values of the best step before, which is not what was measured last
+    row.data += 1
+    watch.look(40, [row])
+    assert watch.best_step == 30 and watch.curve == [(0, 3.0), (30, 2.0), (40, 2.5)]
+    watch.put_back([row])
+    assert row.item() == 0
+
+
 def test_without_patience_it_only_keeps_the_best():
     told = iter([3.0, 1.0, 2.0, 4.0])
     row = torch.nn.Parameter(torch.zeros(1))
