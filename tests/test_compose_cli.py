@@ -122,3 +122,13 @@ def test_mistakes_are_one_sentence(arguments, sentence):
     assert result.exit_code == 2 and sentence in result.stderr, result.output
     assert result.stderr.count("\n") == 1
     assert not Path("pictures").exists()
+
+
+def test_one_concept_is_exported_for_the_base_that_is_asked_for(folder, tmp_path):
+    made = run("export", "my_dog", "--base", folder, "--out", tmp_path / "mine")
+    assert made.exit_code == 0 and list((tmp_path / "mine").iterdir()), made.output
+    other = tiny.save(tiny.pico_sd(d=48), tmp_path / "other")
+    refused = run("export", "my_dog", "--base", other, "--out", tmp_path / "theirs")
+    assert refused.exit_code == 2 and "my_dog" in refused.stderr and not (tmp_path / "theirs").exists()
+    bundled = run("export", "my_dog", "--base", folder, "--bundle", tmp_path / "one.bundle")
+    assert bundled.exit_code == 2 and "--base belongs to --out" in bundled.stderr
