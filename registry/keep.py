@@ -98,7 +98,7 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
 def gc(registry: Registry, *, delete: bool = False) -> Garbage:
     """Find the blobs that neither the index nor a kept-aside index needs, and delete them if `delete`."""
     kept = {digest for file in aside(registry.home) for digest in _named_by(file)}
-    stale = dict(registry.index.query(STALE))
+    stale: dict[str, str] = dict(registry.index.query(STALE))
     if delete and stale:
         with registry.index.writing() as conn:
             conn.executemany("delete from assets where key = ?", [[key] for key in stale])
