@@ -15,11 +15,13 @@ from conceptkit.errors import BadRegion, ConceptError, NoEffect, UnknownConcept
 from conceptkit.kv_delta import ADAPTER, install_on, uninstall_from
 from conceptkit.merging.effects import only
 from conceptkit.merging.request import HOW, SHARED, check_one_way_apart, split_weight
+from conceptkit.merging.wide import voices
 from conceptkit.steering import regions
 from conceptkit.steering.apart import Apart
 from conceptkit.steering.clauses import clause_of_each, things
 from conceptkit.steering.reading import Reading
 from conceptkit.steering.spelling import read_names
+from conceptkit.steering.voices import listen
 from conceptkit.steering.windows import Windows, can_have_windows
 from conceptkit.tokens import add_tokens
 
@@ -298,11 +300,11 @@ def _reading(pipe: Any, concept: Concept, order: _Order) -> Reading | None:
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
     if concept.reference is not None:
         return Reading(pipe, {name: list(concept.tokens) for name in concept.words})
-    routed = concept.recipe.get("method") == "routed"
-    if not (routed or order.regions or order.separate):
+    strict = concept.recipe.get("method") == "routed" or bool(order.regions) or order.separate
+    if not strict and not voices(concept):
         return None
     spelt = {name: [text, *prompts.TOKEN.findall(text)] for name, text in concept.words.items()}
-    return Reading(pipe, spelt)
+    return Reading(pipe, spelt, strict)
 
 
 def _windows(here: base.Base, concept: Concept, order: _Order) -> Windows | None:
@@ -337,3 +339,5 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | No
     if delta:
         install_on(pipe, delta)
         undo.callback(uninstall_from, pipe, ADAPTER)
+    if reading and (heard := voices(concept)):
+        listen(unet, heard, reading)

@@ -15,12 +15,13 @@ from conceptkit.compose import CONTEXT_WEIGHT, MAX_CONDITION, RIDGE, merge_rows,
 from conceptkit.concept import Concept, Delta, Factors
 from conceptkit.contexts import constraint_rows, context_prompts
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.merging import parts, prepared, report, request
-from conceptkit.merging.baselines import BASELINES, add
+from conceptkit.merging import parts, prepared, report, request, wide
+from conceptkit.merging.baselines import BASELINES
 from conceptkit.merging.effects import only
 from conceptkit.merging.parts import Part
 from conceptkit.merging.prepared import Prepared, prepare
 from conceptkit.merging.report import NO_CONSTRAINTS, Kept, Report, Solved
+from conceptkit.merging.wide import Wide
 from conceptkit.metric import Metric
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class _Kitchen:
     sizes: Mapping[str, int]
 
     @property
-    def beyond(self) -> list[Delta]:
-        """What each part changes beside keys and values of cross-attention."""
-        return parts.beyond(self.parts, self.base.sizes)
+    def wide(self) -> Wide:
+        """What the parts change beside keys and values of cross-attention: all of it, whatever the way."""
+        return wide.together(self.parts, self.base.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +164,10 @@ def _constrained(kitchen: _Kitchen) -> _Joined:
     ready = kitchen.prepared
     rows, white = torch.cat([p.rows for p in ready]), torch.cat([p.white for p in ready])
     counts = [len(p.rows) for p in ready]
-    recipe = {"rows": counts, "ridge": RIDGE, "max_condition": MAX_CONDITION}
-    wide = kitchen.beyond
+    beside = kitchen.wide
+    recipe = {"rows": counts, "ridge": RIDGE, "max_condition": MAX_CONDITION, **beside.recipe}
     if not kitchen.sizes:
-        return _Joined(add(wide), wide, rows, recipe=recipe)
+        return _Joined(beside.delta, [{} for _ in kitchen.parts], rows, recipe=recipe)
     weights = [part.weight for part in kitchen.parts]
     targets = prepared.joined([p.targets for p in ready], counts, weights, kitchen.sizes)
     solution = merge_rows(white, white.new_zeros(len(white), 0), kitchen.ordinary.factor)
@@ -179,28 +180,26 @@ def _constrained(kitchen: _Kitchen) -> _Joined:
         len(rows) - solution.shared,
         _missed(targets, rows @ solution.down.T),
     )
-    shares = [{**share, **rest} for share, rest in zip(_blocks(delta, counts), wide, strict=True)]
     recipe |= {"problem": solution.problem}
-    return _Joined({**delta, **add(wide)}, shares, rows, solved, recipe)
+    return _Joined({**delta, **beside.delta}, _blocks(delta, counts), rows, solved, recipe)
 
 
 def _soft(kitchen: _Kitchen) -> _Joined:
     """Least squares over all concepts' prompts; what is not keys and values is added up."""
     ready = kitchen.prepared
     counts = [len(p.asked) for p in ready]
-    recipe = {"rows": counts, "ridge": RIDGE, "context_weight": CONTEXT_WEIGHT}
-    wide = kitchen.beyond
+    beside = kitchen.wide
+    recipe = {"rows": counts, "ridge": RIDGE, "context_weight": CONTEXT_WEIGHT, **beside.recipe}
     rows = torch.cat([p.rows for p in ready])
     if not kitchen.sizes:
-        return _Joined(add(wide), wide, rows, recipe=recipe)
+        return _Joined(beside.delta, [{} for _ in kitchen.parts], rows, recipe=recipe)
     weights = [part.weight for part in kitchen.parts]
     given = prepared.joined([p.given for p in ready], counts, weights, kitchen.sizes)
     asked, seen = torch.cat([p.asked for p in ready]), torch.cat([p.seen for p in ready])
     down, used, condition = soft_form(asked, seen, kitchen.ordinary.factor)
     delta = prepared.factors_of(given, down)
     solved = Solved(condition, problem="soft", rows=round(used))
-    shares = [{**share, **rest} for share, rest in zip(_blocks(delta, counts), wide, strict=True)]
-    return _Joined({**delta, **add(wide)}, shares, rows, solved, recipe)
+    return _Joined({**delta, **beside.delta}, _blocks(delta, counts), rows, solved, recipe)
 
 
 def _blocks(delta: Delta, counts: Sequence[int]) -> list[Delta]:
@@ -221,11 +220,11 @@ def _missed(targets: Mapping[str, Tensor], met: Tensor) -> float:
 def _baseline(how: str) -> Callable[[_Kitchen], _Joined]:
     def join(kitchen: _Kitchen) -> _Joined:
         """What is not keys and values is added up exactly, whatever is done to those."""
-        whole = [part.delta for part in kitchen.parts]
-        narrow = [only(delta, kitchen.base.sizes) for delta in whole]
-        delta = {**BASELINES[how](narrow), **add(kitchen.beyond)}
-        share = 1 / len(whole) if how == "average" else 1.0
-        return _Joined(delta, [parts.scaled(part, share) for part in whole])
+        narrow = [only(part.delta, kitchen.base.sizes) for part in kitchen.parts]
+        beside = kitchen.wide
+        share = 1 / len(narrow) if how == "average" else 1.0
+        shares = [parts.scaled(delta, share) for delta in narrow]
+        return _Joined({**BASELINES[how](narrow), **beside.delta}, shares, recipe=beside.recipe)
 
     return join
 
@@ -255,7 +254,7 @@ def _joint(kitchen: _Kitchen) -> _Joined:
                 concept.delta,
                 [part.delta for part in kitchen.parts],
                 concept.rows,
-                recipe={"joint": entry.ref, "joint_sha256": entry.hash},
+                recipe={"joint": entry.ref, "joint_sha256": entry.hash, **wide.as_told(concept)},
             )
     if other:
         raise ConceptError(
@@ -272,14 +271,11 @@ def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
     """The deltas side by side, to be read apart: which of their ranks are whose is in the recipe."""
     from conceptkit.steering.routing import stacked
 
-    sizes = kitchen.base.sizes
-    own = [
-        {**only(part.delta, sizes), **wide} for part, wide in zip(kitchen.parts, kitchen.beyond, strict=True)
-    ]
-    delta, ranks = stacked(own, sizes)
+    sizes, beside = kitchen.base.sizes, kitchen.wide
+    delta, ranks = stacked([only(part.delta, sizes) for part in kitchen.parts], sizes)
     routes = {word: i for i, part in enumerate(kitchen.parts) for word in part.concept.words}
-    recipe = {"ranks": ranks, "routes": routes, "shared": shared}
-    return _Joined(delta, [part.delta for part in kitchen.parts], recipe=recipe)
+    recipe = {"ranks": ranks, "routes": routes, "shared": shared, **beside.recipe}
+    return _Joined({**delta, **beside.delta}, [part.delta for part in kitchen.parts], recipe=recipe)
 
 
 _WAYS: Mapping[str, Callable[[_Kitchen], _Joined]] = MappingProxyType(
@@ -293,13 +289,14 @@ _WAYS: Mapping[str, Callable[[_Kitchen], _Joined]] = MappingProxyType(
 
 
 def _wide(kitchen: _Kitchen) -> list[str]:
-    """One sentence for each part that changes more than keys and values, when there are others."""
+    """One sentence for each part that changes more than keys and values on all pictures, beside others."""
     told = []
     several = len(kitchen.parts) > 1
-    for part, wide in zip(kitchen.parts, kitchen.beyond, strict=True) if several else ():
-        if wide:
+    beyond = parts.beyond(kitchen.parts, kitchen.base.sizes)
+    for part, own in zip(kitchen.parts, beyond, strict=True) if several else ():
+        if own and not wide.voices(part.concept):
             told.append(
-                f"{part.concept.name} also changes {len(wide)} maps beside keys and values of "
+                f"{part.concept.name} also changes {len(own)} maps beside keys and values of "
                 "cross-attention: they are added to the others' exactly, and no figure here speaks of them"
             )
     return told

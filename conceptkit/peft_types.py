@@ -7,6 +7,7 @@ Importing `conceptkit.kv_delta` registers both.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -58,7 +59,10 @@ class KVDeltaConfig(PeftConfig):
 
 
 class KVDeltaLinear(nn.Module, BaseTunerLayer):
-    """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full."""
+    """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full.
+
+    gates: of adapters of low rank; from down x (B, n, r) how far its ranks act, a factor of it.
+    """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
     other_param_names = ("r", "scaling")
@@ -77,6 +81,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
         self._unmerged: Tensor | None = None
+        self.gates: dict[str, Callable[[Tensor], Tensor]] = {}
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: KVDeltaConfig) -> None:
@@ -130,9 +135,12 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.scaling:
-                added = x
-                for factor in reversed(self.factors(name)):
-                    added = F.linear(self._cast_input_dtype(added, factor.dtype), factor)
+                *up, first = self.factors(name)
+                added = F.linear(self._cast_input_dtype(x, first.dtype), first)
+                if name in self.gates:
+                    added = added * self.gates[name](added)
+                for factor in up:
+                    added = F.linear(added, factor)
                 y = y + (added * self.scaling[name]).to(y.dtype)
         return y
 

@@ -41,6 +41,8 @@ class Recipe:
         `targets`, every linear map of the "unet" in full, or attention to the first photo, the "image".
     attention: ViCo's weight (2306.00971) of keeping attention to the word like that to the end of text.
     text_rank: of a LoRA on the text encoders.
+    wide: keyed; rank of a LoRA beside it, on the maps of attention that read no text, at `wide_lr`. In a
+        pipeline it acts on pictures whose prompts name the concept, and on no others.
     begin: the token begins "aside" of its class noun, or of the colour, pattern or material by which the base
         would have "described" the photos, at the "noun", or as a "rare" one of the vocabulary. Where no word
         describes them better than the noun, or there is no class, "described" begins far aside.
@@ -79,6 +81,8 @@ class Recipe:
     adapter: str = _off("keyed")
     targets: str = _off("kv")
     text_rank: int = _off(0)
+    wide: int = _off(0)
+    wide_lr: float = _off(3e-3)
     begin: str = _off("aside")
     vectors: int = _off(1)
     token_goes_on: bool = _off(False)
@@ -117,11 +121,13 @@ RECIPES: dict[str, Recipe] = {
         vectors=3,
         aside=1.0,
         hold=2,
-        token_steps=170,
+        token_steps=80,
         token_lr=5e-3,
-        steps=80,
-        lr=4e-2,
+        steps=170,
+        lr=3e-2,
         key_lr=2e-3,
+        wide=2,
+        wide_lr=4e-3,
         batch=4,
         prior_weight=0.0,
     ),
@@ -203,6 +209,7 @@ def _with_adapter(recipe: Recipe, adapter: str) -> Recipe:
         return recipe
     suited = RECIPES[_ADAPTERS[adapter]]
     fields_of_it = ["adapter", "targets", "rank", "text_rank", "lr", "full_lr", "attention", "hold", "key_lr"]
+    fields_of_it += ["wide", "wide_lr"]
     if recipe.steps:
         fields_of_it.append("prior_weight")
     return replace(recipe, **{name: getattr(suited, name) for name in fields_of_it})
@@ -235,7 +242,7 @@ def recipe_for(
             )
         recipe = replace(recipe, rank=rank)
         if not rank and recipe.hold:  # full matrices cannot be held at rows, so pictures hold on to the class
-            recipe = replace(recipe, hold=0, key_lr=0.0, prior_weight=1.0)
+            recipe = replace(recipe, hold=0, key_lr=0.0, wide=0, prior_weight=1.0)
     for name, value in (changes or {}).items():
         recipe = replace(recipe, **{name: _value(recipe, name, value)})
     return recipe

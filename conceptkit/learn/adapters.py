@@ -7,7 +7,7 @@ KV_DELTA layers, whose product of factors is added to the map; a LoRA is one of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -76,18 +76,16 @@ def put_on(base: Base, recipe: Recipe, seed: int, down: Tensor | None) -> Iterat
         groups: list[tuple[list[nn.Parameter], float]] = []
         for place, maps in targets.places(base, recipe).items():
             module = getattr(base.pipe, place) if place else base.unet
+            keyed = {name for name in maps if down is not None and targets.READS_TEXT.search(name)}
             rank = targets.rank(recipe, place)
-            shared = None if place else down
-            install(module, {n: first(n, m.weight.shape, rank, shared, seed) for n, m in maps.items()})
+            begun = {
+                name: first(name, map.weight.shape, rank, down if name in keyed else None, seed)
+                for name, map in maps.items()
+            }
+            install(module, begun)
             undo.callback(uninstall, module, ADAPTER)
-            ends = (UP, FULL) if shared is not None else (UP, FULL, DOWN)
-            learned = [p for name, p in module.named_parameters() if name.endswith(ends)]
-            for parameter in learned:
-                parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
-                parameter.requires_grad_()
+            groups += _by_rate(module, keyed, recipe, recipe.lr if rank or keyed else recipe.full_lr)
             modules[place] = module
-            lr = recipe.lr if rank or shared is not None else recipe.full_lr
-            groups += _by_rate(module, learned, lr, recipe.key_lr if shared is not None else 0.0)
         if recipe.detach_bos:
             undo.enter_context(_deaf_at_bos(base.unet))
         yield Look(base, recipe, modules, groups, down)
@@ -95,19 +93,36 @@ def put_on(base: Base, recipe: Recipe, seed: int, down: Tensor | None) -> Iterat
 
 def rates(recipe: Recipe) -> list[str]:
     """The fields of a recipe that say how fast its adapter learns, as far as they may change on the way."""
-    used = {"lr": recipe.rank or recipe.text_rank, "full_lr": not recipe.rank}
+    used = {
+        "lr": recipe.rank or recipe.text_rank,
+        "full_lr": not recipe.rank,
+        "wide_lr": targets.preset(recipe) == "attn" and recipe.adapter == "keyed",
+    }
     return [name for name, yes in used.items() if yes]
 
 
 def _by_rate(
-    module: nn.Module, learned: list[nn.Parameter], lr: float, key_lr: float
+    module: nn.Module, keyed: Collection[str], recipe: Recipe, lr: float
 ) -> list[tuple[list[nn.Parameter], float]]:
-    """The parameters with the rate at which they learn; those of key maps with another, if there is one."""
-    if not key_lr:
-        return [(learned, lr)]
-    keys = {id(layer.ups[ADAPTER]) for name, layer in layers(module) if name.endswith("to_k")}
-    apart = [[p for p in learned if (id(p) in keys) == of_keys] for of_keys in (False, True)]
-    return list(zip(apart, (lr, key_lr), strict=True))
+    """The parameters that learn on a module, ready to, with their rates; `keyed` maps learn values alone.
+
+    Values of key maps have a rate of their own if the recipe says so, and so has what is beside keyed maps.
+    """
+    of_keys: list[nn.Parameter] = []
+    of_values: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, layer in layers(module):
+        alone = [p for n, p in layer.named_parameters() if n.endswith((UP, FULL, DOWN))]
+        if name not in keyed:
+            others += alone
+        else:
+            (of_keys if name.endswith("to_k") and recipe.key_lr else of_values).append(layer.ups[ADAPTER])
+    for parameter in (*of_keys, *of_values, *others):
+        parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
+        parameter.requires_grad_()
+    beside = recipe.wide_lr if keyed else lr
+    found = [(of_values, lr), (of_keys, recipe.key_lr), (others, beside)]
+    return [(some, rate) for some, rate in found if some]
 
 
 def ordinary(base: Base, moment: Tensor) -> float:

@@ -18,11 +18,13 @@ def apart(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: Base) -
 
     Alone it is all of the delta. Of several, each keeps what the delta adds at its own rows, and among all
     changes that do so the one that moves ordinary captions least. A delta beyond keys and values cannot be
-    parted so, and every concept has the whole of it.
+    parted so, and every concept has the whole of it; beside a keyed delta, which can, the whole of the rest.
     """
-    if len(concepts) == 1 or not all(name in base.sizes for name in delta):
+    beyond = {name: factors for name, factors in delta.items() if name not in base.sizes}
+    keyed = all(concept.rows is not None for concept in concepts)
+    if len(concepts) == 1 or (beyond and not keyed):
         return [replace(concept, delta=delta) for concept in concepts]
-    return [replace(concept, delta=_own(concept, delta, keys, base)) for concept in concepts]
+    return [replace(c, delta={**_own(c, delta, keys, base), **beyond}) for c in concepts]
 
 
 def together(

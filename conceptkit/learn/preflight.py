@@ -33,8 +33,9 @@ LEAST = {
     "patience": 0,
     "extract": 0,
     "hold": 0,
+    "wide": 0,
 }
-RATES = ("token_lr", "lr", "full_lr")
+RATES = ("token_lr", "lr", "full_lr", "wide_lr")
 WEIGHTS = ("key_lr", "prior_weight", "leak", "edges", "sude", "aside", "attention")
 
 
@@ -109,6 +110,11 @@ def _check_together(recipe: Recipe) -> None:
             f"key_lr = {recipe.key_lr:g} is about keys of a keyed delta; use the adapter keyed and a rank "
             "above 0, or key_lr = 0"
         )
+    if recipe.wide and (recipe.adapter != "keyed" or not recipe.rank):
+        raise BadRecipe(
+            f"wide = {recipe.wide} is what learns beside a keyed delta; use the adapter keyed and a rank "
+            "above 0, or wide = 0"
+        )
     if recipe.accumulate > recipe.batch:
         raise BadRecipe(f"A batch of {recipe.batch} has no {recipe.accumulate} parts; lower accumulate")
     if recipe.patience and not recipe.validate:
@@ -172,6 +178,8 @@ def _check_layers(base: Base, recipe: Recipe) -> None:
         for name, module in maps.items():
             carrier(name, module)
             rank, most = targets.rank(recipe, place), min(module.weight.shape)
+            if not place and targets.READS_TEXT.search(name):
+                rank = recipe.rank
             if rank > most:
                 raise BadRecipe(f"Rank {rank} is larger than {name}, which has {most}; give at most {most}")
 

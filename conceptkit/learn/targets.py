@@ -28,11 +28,16 @@ READS_TEXT = re.compile(PRESETS["kv"] + "$")
 
 def preset(recipe: Recipe) -> str:
     """The name of the UNet maps that the recipe teaches."""
+    if recipe.adapter == "keyed" and recipe.rank and recipe.wide:
+        return "attn"
     return {"lora": recipe.targets, "unet": "linear"}.get(recipe.adapter, "kv")
 
 
 def rank(recipe: Recipe, place: str) -> int:
-    return recipe.text_rank if place else recipe.rank
+    """Of factors that a map has to itself; a keyed delta shares its keys."""
+    if place:
+        return recipe.text_rank
+    return recipe.wide if preset(recipe) == "attn" and recipe.adapter == "keyed" else recipe.rank
 
 
 def places(base: Base, recipe: Recipe) -> dict[str, dict[str, Any]]:

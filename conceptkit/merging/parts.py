@@ -41,15 +41,21 @@ def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
     """
     own: list[Delta] = []
     for i, part in enumerate(chosen):
-        mine = _beside(part.concept.delta, sizes)
-        twins = [other for other in chosen[:i] if mine and _same(mine, _beside(other.concept.delta, sizes))]
-        if any(twin.weight != part.weight for twin in twins):
+        before = [chosen[k] for k in twins(chosen, i, sizes) if k < i]
+        if any(twin.weight != part.weight for twin in before):
             raise BadRecipe(
-                f"{twins[0].concept.name} and {part.concept.name} were learned together and share what they "
+                f"{before[0].concept.name} and {part.concept.name} were learned together and share what they "
                 "change beside keys and values; give both the same strength"
             )
-        own.append({} if twins else _beside(part.delta, sizes))
+        own.append({} if before else _beside(part.delta, sizes))
     return own
+
+
+def twins(chosen: Sequence[Part], i: int, sizes: Mapping[str, int]) -> list[int]:
+    """The other parts that change the very same beside the maps in `sizes` as part i does."""
+    mine = _beside(chosen[i].concept.delta, sizes)
+    others = [(k, _beside(part.concept.delta, sizes)) for k, part in enumerate(chosen) if k != i]
+    return [k for k, theirs in others if mine and _same(mine, theirs)]
 
 
 def _beside(delta: Delta, sizes: Mapping[str, int]) -> Delta:

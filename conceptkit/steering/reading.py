@@ -17,8 +17,9 @@ from conceptkit.base import encoders, token_ids
 from conceptkit.contexts import positions, spell
 from conceptkit.errors import ConceptError
 
-OTHER, END = -1, -2
-"""Owners of positions that are no concept's: words and the beginning; end of text and padding."""
+OTHER, END, UNKNOWN = -1, -2, -3
+"""Owners of positions that are no concept's: words and the beginning; end of text and padding; those of
+prompts that were encoded elsewhere."""
 REMEMBERED = 32
 """Encoded prompts kept at most when another drawing begins, beside all of its own."""
 
@@ -29,7 +30,8 @@ class Scene:
 
     owners: (B, T) index of the concept whose word a position is, or OTHER or END. mentioned: (B, N) whether
     the row's prompt names each concept. size: height and width of the latents. key: which drawing of which
-    prompts this is. step: how many calls about it came before.
+    prompts this is. step: how many calls about it came before. pictures: how many are drawn; the rows of each
+    half of guidance are these, in order.
     """
 
     owners: Tensor
@@ -37,13 +39,17 @@ class Scene:
     size: tuple[int, int]
     key: tuple[int, ...]
     step: int
+    pictures: int = 1
 
 
 class Reading:
-    """Listens to a pipeline's `encode_prompt` and UNet; `texts` are the ways to write each concept."""
+    """Listens to a pipeline's `encode_prompt` and UNet; `texts` are the ways to write each concept.
 
-    def __init__(self, pipe: Any, texts: Mapping[str, Sequence[str]]) -> None:
-        self.names = tuple(texts)
+    strict: prompts that were encoded elsewhere are a ConceptError; otherwise their owners are UNKNOWN.
+    """
+
+    def __init__(self, pipe: Any, texts: Mapping[str, Sequence[str]], strict: bool = True) -> None:
+        self.names, self._strict = tuple(texts), strict
         self._pipe = pipe
         self._spelt = [[spell(pipe, text) for text in written] for written in texts.values()]
         self._known: deque[tuple[int, Tensor, Tensor]] = deque()
@@ -59,6 +65,7 @@ class Reading:
         """Remember `encode_prompt`'s features (n k, T, d) of each list of n prompts, k pictures of each."""
         self._drawings += 1
         self._here.drawing, self._here.steps, self._here.last = self._drawings, {}, None
+        self._here.pictures = next((len(hidden) for hidden in encoded if hidden is not None), 1)
         while len(self._known) > REMEMBERED:
             self._known.pop()
         for hidden, prompts in zip(encoded, texts, strict=True):
@@ -109,11 +116,14 @@ class Reading:
         _, key, owners, mentioned = last
         steps = self._here.__dict__.setdefault("steps", {})
         step = steps[key] = steps.get(key, -1) + 1
-        return Scene(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step)
+        pictures = getattr(self._here, "pictures", 1)
+        return Scene(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step, pictures)
 
     def _find(self, row: Tensor) -> tuple[int, Tensor]:
         if (found := self._known_as(row)) is not None:
             return found
+        if not self._strict:
+            return 0, torch.full(row.shape[:1], UNKNOWN)
         raise ConceptError(
             "These prompt embeddings were not made while the concepts were attached, so whose words they "
             "hold is unknown; encode the prompt again with this pipeline"

@@ -16,10 +16,11 @@ from conceptkit.steering.reading import END, Reading, Scene
 def stacked(deltas: Sequence[Delta], sizes: Mapping[str, int]) -> tuple[Delta, list[int]]:
     """All deltas in one, the ranks of one after those of the other, and how many belong to each.
 
-    The product of a map's factors is the sum of the deltas; a route reads its own ranks alone. A concept has
-    the same number of ranks in all key and value maps, zeros where it needs fewer; other maps are added up.
+    sizes: map -> o, of the maps to stack, of any widths; others are added up. The product of a map's
+    factors is the sum of the deltas. A concept has the same number of ranks in all maps, zeros where it needs
+    fewer, so that whoever draws can tell them from the others'.
     """
-    kept: dict[tuple[int, int], Tensor] = {}
+    kept: dict[tuple[int, int, int], Tensor] = {}
     ranks = [
         max((_low_rank(f)[1].shape[0] for name, f in delta.items() if name in sizes), default=0)
         for delta in deltas
@@ -35,7 +36,8 @@ def stacked(deltas: Sequence[Delta], sizes: Mapping[str, int]) -> tuple[Delta, l
         for factors, rank in zip(present, ranks, strict=True):
             up, down = _low_rank(factors) if factors else (torch.zeros(o, 0), torch.zeros(0, width))
             ups.append(torch.nn.functional.pad(up, (0, rank - up.shape[1])))
-            key = (id(factors[1]) if factors and len(factors) == 2 else -len(down) - 1, rank)
+            whose = id(factors[1]) if factors and len(factors) == 2 else -len(down) - 1
+            key = (whose, rank, down.shape[1])
             if key not in kept:
                 kept[key] = torch.nn.functional.pad(down, (0, 0, 0, rank - len(down)))
             downs.append(kept[key])

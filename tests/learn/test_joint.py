@@ -11,12 +11,14 @@ from PIL import Image
 import conceptkit.learn
 from conceptkit import photos as pictures
 from conceptkit.attach import attach
-from conceptkit.concept import Concept, apply
+from conceptkit.concept import Concept, apply, delta_dense
 from conceptkit.errors import BadRecipe, NameTaken
 from conceptkit.learn import UNFINISHED, _given, add_together, priors, views
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
+from conceptkit.merge import compose
+from conceptkit.merging import wide
 from conceptkit.registry import find
 from conceptkit.registry.store import Registry
 from tests import tiny
@@ -66,6 +68,23 @@ def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair):
     for part in made.parts:
         assert part.delta.keys() == made.whole.delta.keys()
         assert all(torch.equal(part.delta[n][0], made.whole.delta[n][0]) for n in part.delta)
+
+
+def test_beside_a_keyed_delta_everyone_has_all_of_the_rest_and_a_merge_has_it_once(pico, pair, registry):
+    made = learn_together(pico, pair, replace(TINY, wide=2, prior_weight=0.0))
+    dog, gate = made.parts
+    keyed, rest = (set(pico.sizes), set(wide.maps(made.whole.delta)))
+    assert rest and keyed | rest == set(dog.delta)
+    assert all(torch.equal(dog.delta[n][0], gate.delta[n][0]) for n in rest)
+    assert not all(torch.equal(dog.delta[n][0], gate.delta[n][0]) for n in keyed)
+    assert wide.voices(dog) == (wide.Voice(2, ("my_dog",)),)
+    assert wide.voices(made.whole) == (wide.Voice(2, ("my_dog", "moongate")),)
+    merged = compose(dog, gate, base=pico, registry=registry).concept
+    assert wide.voices(merged) == (wide.Voice(2, ("moongate", "my_dog")),)
+    for name in rest:
+        assert torch.allclose(
+            delta_dense(merged.delta[name]), delta_dense(dog.delta[name]), rtol=0.01, atol=1e-4
+        )
 
 
 def test_both_are_learned_from(pico, pair, shown):

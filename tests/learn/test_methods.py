@@ -1,5 +1,6 @@
 """Every method learns what it says and nothing else; without its distinguishing term the gradients differ."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from conceptkit.learn.locking import plain_rows
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.subjects import Subject
 from conceptkit.merge import compose
+from conceptkit.merging import wide
 from conceptkit.recipes import RECIPES, SUDE, recipe_for
 from tests import tiny
 from tests.learning import TINY, method, outcome, start, teach, values
@@ -249,6 +251,37 @@ def test_keys_learn_at_a_rate_of_their_own(pico, shown):
     assert moved(locked, "to_v") > 0, "there is nothing of keys left to learn"
 
 
+def test_beside_keyed_maps_a_lora_learns_on_the_rest_of_attention(pico, shown):
+    recipe = replace(TINY, token_steps=0, steps=4, prior_weight=0.0, wide=2)
+    made, narrow = teach(pico, shown, recipe), teach(pico, shown, replace(recipe, wide=0))
+    rest = wide.maps(made.delta)
+    assert set(made.delta) == set(targets.find(pico.unet, "attn")) and set(narrow.delta) == set(pico.sizes)
+    assert all(up.any() and up.shape[1] == 2 for up, _ in rest.values())
+    assert len({id(made.delta[name][1]) for name in pico.sizes}) == 1, "keyed maps share their keys"
+    assert len({id(factors[1]) for factors in rest.values()}) == len(rest)
+    assert torch.equal(made.rows, narrow.rows) and "wide" not in narrow.recipe
+
+    def moved(concept, among):
+        return sum(float(concept.delta[name][0].norm()) for name in among)
+
+    slow = teach(pico, shown, replace(recipe, wide_lr=recipe.wide_lr / 100))
+    assert moved(slow, rest) == pytest.approx(moved(made, rest) / 100, rel=0.2)
+    assert moved(slow, pico.sizes) == pytest.approx(moved(made, pico.sizes), rel=0.1)
+
+
+def test_pictures_of_the_class_do_not_hear_what_was_learned_beside(pico, shown):
+    """Prompts without the word read the keyed part alone."""
+    made = teach(pico, shown, replace(TINY, prior_weight=0.0, wide=2, wide_lr=0.1))
+    narrow = replace(made, delta={name: made.delta[name] for name in pico.sizes})
+    drawn = {}
+    for which, concept in (("whole", made), ("narrow", narrow)):
+        with attach(pico.pipe, concept), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            drawn[which] = [tiny.draw(pico.pipe, text) for text in ("a dog on grass", "my_dog on grass")]
+    assert torch.equal(drawn["whole"][0], drawn["narrow"][0])
+    assert not torch.allclose(drawn["whole"][1], drawn["narrow"][1], atol=1e-3)
+
+
 def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(pico, shown, registry):
     """Whatever was learned, the held rows are zeros of D, and a merge's constraints keep them so."""
 
@@ -305,7 +338,7 @@ def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown)
 
 
 def test_an_adapter_brings_its_numbers(monkeypatch):
-    monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, key_lr=1e-3, prior_weight=0.0))
+    monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, key_lr=1e-3, wide=2, prior_weight=0.0))
     recipe = recipe_for("dreambooth", adapter="unet")
     assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
     assert recipe_for("custom", adapter="keyed") == RECIPES["custom"]
@@ -313,13 +346,14 @@ def test_an_adapter_brings_its_numbers(monkeypatch):
     assert recipe_for("custom", adapter="kv").hold == 0
     assert recipe_for("custom", adapter="kv").key_lr == 0
     keyed = recipe_for("dreambooth", adapter="keyed")
-    assert (keyed.hold, keyed.text_rank) == (2, 0), (
+    assert (keyed.hold, keyed.text_rank, keyed.wide) == (2, 0, 2), (
         "its rows are features of a text encoder that stands still"
     )
     word = recipe_for("textual-inversion", adapter="kv")
     assert word.prior_weight == 0, "it has no use for pictures of the class"
+    assert recipe_for("custom", adapter="kv").wide == 0
     full = recipe_for("custom", rank=0)
-    assert (full.hold, full.key_lr, full.prior_weight) == (0, 0, 1), (
+    assert (full.hold, full.key_lr, full.wide, full.prior_weight) == (0, 0, 0, 1), (
         "full matrices need pictures of the class"
     )
     assert recipe_for("custom", adapter="lora", rank=8).rank == 8, "what is asked for goes first"

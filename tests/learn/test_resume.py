@@ -30,10 +30,11 @@ def stop_at(count):
     return tick
 
 
-@pytest.mark.parametrize("recipe", ["custom", "custom-diffusion", "keyed on the move", "validated"])
+@pytest.mark.parametrize("recipe", ["custom", "wide", "custom-diffusion", "keyed on the move", "validated"])
 def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, recipe):
     given = {
         "custom": replace(LONG, prior_weight=0.0),
+        "wide": replace(LONG, prior_weight=0.0, wide=2),
         "custom-diffusion": method("custom-diffusion", prior_weight=0.0),
         "keyed on the move": replace(LONG, token_goes_on=True, prior_weight=0.0),
         "validated": replace(LONG, validate=2, patience=2, prior_weight=0.0),

@@ -1,0 +1,50 @@
+"""Voices: what a concept changes beside keys and values acts where prompts say its words, not elsewhere."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from conceptkit.kv_delta import ADAPTER, KVDeltaLinear
+from conceptkit.merging.wide import Voice, reads_text
+from conceptkit.steering.reading import UNKNOWN, Reading, Scene
+
+
+def listen(unet: nn.Module, heard: Sequence[Voice], reading: Reading) -> None:
+    """Let the ranks of the wide maps on a UNet act by what is read, until the delta is taken off."""
+    last: list[tuple[Scene, Tensor]] = []
+
+    def gate(x: Tensor) -> Tensor:
+        scene = reading.scene
+        known = next((found for of, found in last if of is scene), None)
+        if known is None:
+            known = gates(scene, reading.names, heard)
+            last[:] = [(scene, known)]
+        # A layer may be given a part of the batch, whole pictures in their order.
+        whole = len(x) % len(known) == 0
+        rows = known.repeat(len(x) // len(known), 1) if whole else known.amax(dim=0, keepdim=True)
+        return rows.to(x).unsqueeze(1)
+
+    for name, layer in unet.named_modules():
+        if isinstance(layer, KVDeltaLinear) and not reads_text(name) and ADAPTER in layer.scaling:
+            layer.gates[ADAPTER] = gate
+
+
+def gates(scene: Scene, names: Sequence[str], heard: Sequence[Voice]) -> Tensor:
+    """How far each rank acts on each picture: (pictures, ranks), 1 or 0.
+
+    Both halves of guidance belong to one picture. Prompts that nobody has read may say anything: every voice
+    speaks on pictures of which no other prompt is known.
+    """
+    pictures = scene.pictures if len(scene.owners) % scene.pictures == 0 else 1
+    owners = scene.owners.view(-1, pictures, scene.owners.shape[1])
+    said = [(owners == i).any(dim=2).any(dim=0) for i in range(len(names))]
+    unread = (owners == UNKNOWN).all(dim=2).all(dim=0)
+    found = []
+    for voice in heard:
+        speaks = unread if voice.words is not None else torch.ones_like(unread)
+        for name, mentioned in zip(names, said, strict=True):
+            if voice.words is not None and name in voice.words:
+                speaks = speaks | mentioned
+        found.append(speaks.unsqueeze(1).expand(-1, voice.ranks))
+    return torch.cat(found, dim=1).float()
