@@ -11,6 +11,7 @@ from conceptkit import base, metric
 from conceptkit.attach import attach
 from conceptkit.concept import Concept, delta_dense
 from conceptkit.errors import BadBlob
+from conceptkit.formats.diffusers import readme
 from conceptkit.kv_delta import install_on, uninstall_from
 from conceptkit.learn import targets
 from conceptkit.merge import compose
@@ -268,6 +269,11 @@ def test_voices_that_do_not_fit_are_refused(pipe, told):
         attach(pipe, damaged)
     assert "\n" not in str(error.value) and "again" in str(error.value)
     assert snapshot(pipe) == before
+
+
+def test_the_readme_of_an_export_says_that_a_plain_lora_acts_always(pipe):
+    assert "acts on every picture" in readme(speaking(pipe))
+    assert "acts on every picture" not in readme(pico_concept(pipe))
 
 
 def test_merges_without_voices_are_what_they_were(pipe):

@@ -15,6 +15,7 @@ from torch import Tensor
 from conceptkit.concept import Concept, Factors
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.kv_delta import places
+from conceptkit.merging.wide import voices
 
 if TYPE_CHECKING:
     from conceptkit.merge import Merge
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 LORA = "pytorch_lora_weights.safetensors"
 SDXL_KEYS = ("clip_l", "clip_g")
 TEXT_MODEL = "text_model."
+ALWAYS = (
+    "A plain LoRA acts on every picture: those whose prompts say none of these words lean a little this way "
+    "too. Unload it for them (`pipe.unload_lora_weights()`); conceptkit lets it act where the words are."
+)
 
 
 def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[Path]:
@@ -134,6 +139,8 @@ def readme(concept: Concept) -> str:
     typed = " and ".join(f"`{text}`" for text in concept.words.values()) or "any prompt"
     example = " and ".join(concept.words.values()) or "anything"
     loading = "\n".join(lines)
+    spoken = any(voice.words is not None for voice in voices(concept))
+    always = f"\n{ALWAYS}\n" if spoken else ""
     return f"""# {concept.name}
 
 Learned on the base `{concept.base_name}`; it fits no other architecture. In a prompt type {typed}.
@@ -147,7 +154,7 @@ pipe("a photo of {example}").images[0].save("{concept.name}.png")
 ```
 
 Put the base's folder or hub id for BASE, and this folder for FOLDER.
-"""
+{always}"""
 
 
 def _token_file(token: str) -> str:
