@@ -2,8 +2,8 @@
 
 A delta maps the name of a linear map of the UNet to the factors whose product (o, d) is added to that map:
 `(weight,)` is the full matrix, `(up, down)` are (o, r) and (r, d). Maps that share one `down` store it once.
-Most deltas lie on keys and values of cross-attention alone; maps of a text encoder have its name in front,
-"text_encoder.encoder.layers.0.self_attn.q_proj".
+Deltas lie on keys and values of cross-attention, and some on other maps too; those of a text encoder have its
+name in front, "text_encoder.encoder.layers.0.self_attn.q_proj".
 """
 
 import json

@@ -65,7 +65,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
-    other_param_names = ("r", "scaling")
+    other_param_names = ("r", "scaling", "gates")
     up_name, down_name, full_name = adapter_layer_names
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, config: KVDeltaConfig) -> None:

@@ -1,6 +1,7 @@
 """What concepts change beside keys and values acts where prompts say their words, and nowhere else."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conceptkit.attach import attach
 from conceptkit.concept import Concept, delta_dense
 from conceptkit.errors import BadBlob
 from conceptkit.formats.diffusers import readme
-from conceptkit.kv_delta import install_on, uninstall_from
+from conceptkit.kv_delta import KVDeltaConfig, KVDeltaLinear, install_on, uninstall, uninstall_from
 from conceptkit.learn import targets
 from conceptkit.merge import compose
 from conceptkit.merging import wide
@@ -247,6 +248,30 @@ def test_what_was_learned_together_speaks_for_all_of_it(pipe):
     assert voices(merged) == (Voice(2, ("moongate", "my_dog")),)
     for name, factors in wide.maps(merged.delta).items():
         assert torch.allclose(delta_dense(factors), delta_dense(dog.delta[name]), atol=5e-3), "counted once"
+
+
+def test_what_was_learned_together_and_always_speaks_goes_on_to(pipe):
+    here = base.of(pipe, "pico")
+    loud = dataclasses.replace(speaking(pipe, seed=1), recipe={"method": "dreambooth"})
+    twin = dataclasses.replace(
+        speaking(pipe, "moongate", "gate", seed=2), delta=loud.delta, recipe=loud.recipe
+    )
+    cup = speaking(pipe, "my_cup", "cup", seed=3)
+    for order in itertools.permutations((loud, twin, cup)):
+        found = voices(compose(*order, base=here).concept)
+        assert sorted(found, key=str) == sorted([Voice(2, None), Voice(2, ("my_cup",))], key=str)
+
+
+def test_taken_off_beside_another_adapter_no_gate_is_left(pipe):
+    concept = speaking(pipe)
+    pipe.unet.add_adapter(KVDeltaConfig(r=1, target_modules=r".*attn1\.to_q"), "other")
+    try:
+        with attach(pipe, concept):
+            draw(pipe, "my_dog")
+        layers = [layer for layer in pipe.unet.modules() if isinstance(layer, KVDeltaLinear)]
+        assert layers and not any(layer.gates for layer in layers)
+    finally:
+        uninstall(pipe.unet)
 
 
 def test_a_voice_goes_by_the_name_of_today(pipe):

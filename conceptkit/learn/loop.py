@@ -4,7 +4,8 @@ First the modifier token learns alone (Textual Inversion, 2208.01618). Then the 
 recipe's adapter puts it. By default the token stands still meanwhile: the features of the concept's words in
 many contexts are known, their principal rows C become the keys of the delta, and only its values learn
 (Custom Diffusion, 2212.04488, with the delta written as D = V M^-1 C G^-1). What is learned so acts where the
-composer's constraints are, and as little as possible on other captions.
+composer's constraints are, and as little as possible on other captions. Beside it a LoRA may learn on the
+maps of attention that read no text, which say where in a picture things belong (`steering.voices`).
 """
 
 from __future__ import annotations

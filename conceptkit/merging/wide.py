@@ -88,8 +88,9 @@ def together(parts: Sequence[Part], sizes: Mapping[str, int]) -> Wide:
     for i, (count, its) in enumerate(zip(ranks, told, strict=True)):
         if not count:
             continue
-        also = [told[k] for k in twins(parts, i, sizes)]
-        for voice, *others in zip(its or (Voice(count, None),), *also, strict=True):
+        always = (Voice(count, None),)
+        also = [told[k] or always for k in twins(parts, i, sizes)]
+        for voice, *others in zip(its or always, *also, strict=True):
             words = voice.words
             for other in others:
                 words = None if words is None or other.words is None else (*words, *other.words)
