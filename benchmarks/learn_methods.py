@@ -30,6 +30,7 @@ DISTRACTORS = 20
 
 ROWS: dict[str, dict[str, Any]] = {
     "custom": {},
+    "custom-narrow": {"wide": 0, "token_steps": 170, "steps": 80, "lr": 4e-2},
     "custom-locked": {"lock_keys": True},
     "custom-guarded": {"leak": 1.0, "edges": 1.0},
     "custom-sude": {"sude": SUDE["keyed"]},
