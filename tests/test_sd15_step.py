@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOM = 9e9  # bytes; weights of 4.2 GB, activations, and what is learned with its moments
-ATTENTION_MAPS = 16 * 2 * 4 + 12 * 4
+ATTENTION_MAPS, TEXT_MAPS = 16 * 2 * 4, 12 * 4
 """Of 16 blocks of the UNet and 12 layers of the text encoder."""
 
 
@@ -23,7 +23,8 @@ def available() -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "maps"), [("dreambooth", ATTENTION_MAPS), ("custom-diffusion", 32), ("custom", 32)]
+    ("method", "maps"),
+    [("dreambooth", ATTENTION_MAPS + TEXT_MAPS), ("custom-diffusion", 32), ("custom", ATTENTION_MAPS)],
 )
 def test_one_step_at_full_size(method, maps):
     if available() < ROOM:
