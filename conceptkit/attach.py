@@ -28,6 +28,7 @@ from conceptkit.tokens import add_tokens
 if TYPE_CHECKING:
     from conceptkit.merge import Merge, Report
     from conceptkit.registry.store import Registry
+    from conceptkit.steering.separation import Where
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +130,7 @@ class Attachment:
                 undo.callback(reading.listen(unet).remove)
             if changes:
                 _install(undo, self.pipe, concept, reading)
+            where: Where | None = None
             if reading and concept.reference is not None:
                 from conceptkit.vico import looking
 
@@ -136,11 +138,14 @@ class Attachment:
             if reading and (order.regions or order.separate):
                 from conceptkit.steering import separation
 
-                undo.callback(
+                where, back = (
                     separation.separate(unet, reading)
                     if order.separate
                     else separation.confine(unet, reading, order.regions)
                 )
+                undo.callback(back)
+            if reading and changes and (heard := voices(concept)):
+                listen(unet, heard, reading, where)
             windows = _windows(self._base, concept, order)
             if windows:
                 undo.callback(windows.open())
@@ -339,5 +344,3 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: Reading | No
     if delta:
         install_on(pipe, delta)
         undo.callback(uninstall_from, pipe, ADAPTER)
-    if reading and (heard := voices(concept)):
-        listen(unet, heard, reading)

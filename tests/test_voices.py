@@ -20,6 +20,7 @@ from conceptkit.merging import wide
 from conceptkit.merging.wide import Voice, voices
 from conceptkit.registry.store import Registry
 from conceptkit.steering.reading import END, OTHER, UNKNOWN, Scene
+from conceptkit.steering.separation import WATCHED
 from conceptkit.steering.voices import gates
 from conceptkit.tokens import add_tokens
 from tests import tiny
@@ -209,6 +210,52 @@ def test_side_by_side_each_window_hears_its_own(pipe):
     assert w > 16
     own, shared = [abs(seen[0] - seen[1])[:, :, part].max() for part in (slice(0, 4), slice(w - 4, w))]
     assert own < 1e-3 < shared
+
+
+def added(pipe, prompt: str, **options) -> list[torch.Tensor]:
+    """What the first self-attention's queries gain from the delta, call by call: (B, cells, o)."""
+    seen = []
+    layer = next(m for name, m in pipe.unet.named_modules() if name.endswith("attn1.to_q"))
+    hook = layer.register_forward_hook(lambda _, args, y: seen.append(y - layer.base_layer(args[0])))
+    try:
+        draw(pipe, prompt, **options)
+    finally:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("way", ["soft", "routed"])
+def test_a_voice_stays_in_the_region_of_its_words(pipe, way):
+    here = base.of(pipe, "pico")
+    dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2)
+    silent = dataclasses.replace(gate, delta={}, recipe={})
+    before = snapshot(pipe)
+    with attach(pipe, compose(dog, silent, base=here, how=way), regions=["my_dog=left"]):
+        (first, *_) = added(pipe, "my_dog by a moongate")
+        (other, *_) = added(pipe, "a moongate on grass")
+    cells = first.unflatten(1, (8, 8)).abs().sum(3)
+    assert (cells[:, :, :4] > 0).all() and (cells[:, :, 4:] == 0).all() and len(cells) == 2
+    assert not other.any()
+    with attach(pipe, compose(dog, silent, base=here, how=way)):
+        (free, *_) = added(pipe, "my_dog by a moongate")
+    assert torch.allclose(free.unflatten(1, (8, 8))[:, :, :4], first.unflatten(1, (8, 8))[:, :, :4])
+    assert snapshot(pipe) == before
+
+
+def test_voices_split_the_picture_as_the_words_do(pipe):
+    here = base.of(pipe, "pico")
+    dog, gate = (
+        speaking(pipe, *about, narrow=True) for about in (("my_dog", "dog", 1), ("moongate", "gate", 2))
+    )
+    silent = dataclasses.replace(
+        gate, delta={n: f for n, f in gate.delta.items() if n in here.sizes}, recipe={}
+    )
+    with attach(pipe, compose(dog, silent, base=here), separate=True):
+        calls = added(pipe, "my_dog by a moongate", num_inference_steps=WATCHED + 2)
+    early, late = (calls[k].abs().sum(2) for k in (WATCHED - 1, WATCHED + 1))
+    assert (early > 0).all()
+    assert 0 < int((late[0] > 0).sum()) < late.shape[1]
+    assert torch.equal(late[0] > 0, late[1] > 0), "both halves of guidance"
 
 
 def test_parts_without_a_voice_always_speak(pipe):

@@ -21,22 +21,33 @@ KEPT = 8
 """Drawings whose attention is kept, for as many threads."""
 
 
-def confine(unet: nn.Module, reading: Reading, masks: Mapping[str, np.ndarray]) -> Callable[[], None]:
-    """Let the words of each concept be seen in its mask (H, W) alone, `True` inside; gives the way back."""
+Where = Callable[[Scene, int], Tensor | None]
+"""Who may be where on a level of so many cells: (B, N, cells) bool for N concepts, None while all may be
+anywhere."""
+
+
+def confine(
+    unet: nn.Module, reading: Reading, masks: Mapping[str, np.ndarray]
+) -> tuple[Where, Callable[[], None]]:
+    """Let the words of each concept be seen in its mask (H, W) alone, `True` inside; and the way back."""
     allowed = {reading.names.index(name): torch.from_numpy(cells).float() for name, cells in masks.items()}
+
+    def where(scene: Scene, count: int) -> Tensor:
+        size = level(scene.size, count)
+        inside = torch.ones(len(scene.owners), len(reading.names), count, dtype=torch.bool)
+        for i, cells in allowed.items():
+            inside[:, i] = _cells(cells[None], size).flatten()
+        return inside
 
     def limit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         scene, queries = reading.scene, _queries(args, kwargs)
-        size = level(scene.size, queries.shape[1])
-        inside = torch.ones(len(scene.owners), len(reading.names), queries.shape[1], dtype=torch.bool)
-        for i, cells in allowed.items():
-            inside[:, i] = _cells(cells[None], size).flatten()
+        inside = where(scene, queries.shape[1])
         return args, _seen(kwargs, scene, inside.to(queries.device), queries)
 
-    return _on_cross_attention(unet, limit)
+    return where, _on_cross_attention(unet, limit)
 
 
-def separate(unet: nn.Module, reading: Reading) -> Callable[[], None]:
+def separate(unet: nn.Module, reading: Reading) -> tuple[Where, Callable[[], None]]:
     """Let competing concepts split the picture by where the first steps look for their words.
 
     In WATCHED calls the attention on each concept's words is added up, over all layers and heads. After them
@@ -44,6 +55,13 @@ def separate(unet: nn.Module, reading: Reading) -> Callable[[], None]:
     that names fewer than two concepts is left alone.
     """
     watched: dict[tuple[int, ...], Tensor] = {}
+
+    def where(scene: Scene, count: int) -> Tensor | None:
+        if scene.step < WATCHED or scene.key not in watched:
+            return None
+        inside = winners(watched[scene.key], scene.mentioned)
+        size = level(scene.size, count)
+        return torch.stack([_cells(row.float(), size).flatten(1) for row in inside])
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         scene, queries = reading.scene, _queries(args, kwargs)
@@ -57,11 +75,10 @@ def separate(unet: nn.Module, reading: Reading) -> Callable[[], None]:
                 watched.clear()
             watched[scene.key] = seen + watched.get(scene.key, 0)
             return args, kwargs
-        inside = winners(watched[scene.key], scene.mentioned)
-        inside = torch.stack([_cells(row.float(), size).flatten(1) for row in inside])
-        return args, _seen(kwargs, scene, inside, queries)
+        inside = where(scene, queries.shape[1])
+        return args, kwargs if inside is None else _seen(kwargs, scene, inside, queries)
 
-    return _on_cross_attention(unet, watch)
+    return where, _on_cross_attention(unet, watch)
 
 
 def attention(module: nn.Module, queries: Tensor, hidden: Tensor, scene: Scene) -> Tensor:

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from conceptkit.kv_delta import ADAPTER, KVDeltaLinear
 from conceptkit.merging.wide import Voice, reads_text
 from conceptkit.steering.reading import UNKNOWN, Reading, Scene
+from conceptkit.steering.separation import Where
 
 
-def listen(unet: nn.Module, heard: Sequence[Voice], reading: Reading) -> None:
-    """Let the ranks of the wide maps on a UNet act by what is read, until the delta is taken off."""
+def listen(unet: nn.Module, heard: Sequence[Voice], reading: Reading, where: Where | None = None) -> None:
+    """Let the ranks of the wide maps on a UNet act by what is read, until the delta is taken off.
+
+    where: in which cells of a picture each of the concepts that are read may be; everywhere if None.
+    """
     last: list[tuple[Scene, Tensor]] = []
 
     def gate(x: Tensor) -> Tensor:
@@ -23,7 +27,14 @@ def listen(unet: nn.Module, heard: Sequence[Voice], reading: Reading) -> None:
         # A layer may be given a part of the batch, whole pictures in their order.
         whole = len(x) % len(known) == 0
         rows = known.repeat(len(x) // len(known), 1) if whole else known.amax(dim=0, keepdim=True)
-        return rows.to(x).unsqueeze(1)
+        rows = rows.unsqueeze(1)
+        inside = where(scene, x.shape[1]) if where else None
+        if inside is not None:
+            cells = _own_cells(inside, reading.names, heard)
+            # Both halves of guidance are of one picture: its cells are those of the half that names anyone.
+            cells = cells.view(-1, len(known), *cells.shape[1:]).all(dim=0)
+            rows = rows * cells.repeat(len(x) // len(known), 1, 1).to(rows) if whole else rows
+        return rows.to(x)
 
     for name, layer in unet.named_modules():
         if isinstance(layer, KVDeltaLinear) and not reads_text(name) and ADAPTER in layer.scaling:
@@ -48,3 +59,15 @@ def gates(scene: Scene, names: Sequence[str], heard: Sequence[Voice]) -> Tensor:
                 speaks = speaks | mentioned
         found.append(speaks.unsqueeze(1).expand(-1, voice.ranks))
     return torch.cat(found, dim=1).float()
+
+
+def _own_cells(inside: Tensor, names: Sequence[str], heard: Sequence[Voice]) -> Tensor:
+    """Where each rank may act, (B, cells, ranks), from where each concept may be, (B, N, cells)."""
+    found = []
+    for voice in heard:
+        own = [inside[:, i] for i, name in enumerate(names) if voice.words is None or name in voice.words]
+        cells = torch.stack(own).any(dim=0)
+        if voice.words is None:
+            cells = torch.ones_like(cells)
+        found.append(cells.unsqueeze(2).expand(-1, -1, voice.ranks))
+    return torch.cat(found, dim=2)
