@@ -53,6 +53,8 @@ class Recipe:
         of the class noun by itself, up to 8 with its own, at which the delta is nothing.
     key_lr: keyed; the rate at which keys learn, 0 for that of values. Keys say where attention looks: shapes
         fall apart when they move as far as values do.
+    until: share of the noise levels, the least ones, at which the look learns. Where a thing stands, and in
+        what pose, is decided at the others, and is the photos' own there.
     sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper".
     validate: steps between two looks at the validation loss, 0 for none; the best of them is kept.
     patience: looks without a better one before learning stops; 0: never.
@@ -91,6 +93,7 @@ class Recipe:
     lock_keys: bool = _off(False)
     key_lr: float = _off(0.0)
     hold: int = _off(0)
+    until: float = _off(1.0)
     sude: float = _off(0.0)
     sude_weight: str = _off("code")
     validate: int = _off(0)

@@ -21,6 +21,8 @@ from conceptkit.recipes import Recipe
 from conceptkit.vico.attention import Seen, showing
 
 Key = tuple[str, int]
+LOOK = "delta"
+"""The stage in which the look learns, as its dice and checkpoints know it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,10 @@ def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
     if with_prior and lesson.prior is not None:
         others = torch.randint(len(lesson.prior.latents), (recipe.prior_batch,), generator=dice)
     count = len(picks) + len(others)
-    t = losses.spread(count, len(lesson.schedule), dice)
+    levels = len(lesson.schedule)
+    if key[0] == LOOK:
+        levels = max(1, round(recipe.until * levels))
+    t = losses.spread(count, levels, dice)
     shape = pool.latents.shape[1:]
     noise = torch.randn((count, *shape), generator=dice)
     photo = torch.randn((len(picks), *shape), generator=dice) if looks(recipe) else None

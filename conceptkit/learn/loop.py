@@ -315,7 +315,7 @@ def _learn_look(
         if goes_on:
             groups.append((_learning(list(tokens.rows)), recipe.token_lr))
         stage = Stage(
-            name="delta",
+            name=lesson.LOOK,
             steps=recipe.steps,
             groups=groups,
             betas=(0.9, 0.99),

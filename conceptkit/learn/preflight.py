@@ -78,6 +78,8 @@ def check_numbers(recipe: Recipe) -> None:
     for name in WEIGHTS:
         if getattr(recipe, name) < 0:
             raise BadRecipe(f"{name} = {getattr(recipe, name)} would learn the opposite; give 0 or more")
+    if not 0 < recipe.until <= 1:
+        raise BadRecipe(f"until = {recipe.until:g} is no share of the noise levels; give above 0 and up to 1")
     if recipe.steps + recipe.token_steps == 0:
         raise BadRecipe("0 steps teach nothing; give at least one")
 

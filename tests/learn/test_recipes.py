@@ -10,7 +10,7 @@ from conceptkit.attach import attach
 from conceptkit.concept import Concept
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.kv_delta import install, uninstall
-from conceptkit.learn import losses, views
+from conceptkit.learn import lesson, losses, views
 from tests import tiny
 from tests.learning import TINY, teach, ups
 
@@ -55,6 +55,26 @@ def test_cells_outside_the_mask_give_no_gradient():
     mask[0, 2:4, 2:4] = 1
     losses.masked_mse(found, wanted, mask).backward()
     assert torch.equal(found.grad.abs().sum(1).bool(), mask.bool())
+
+
+def test_the_look_learns_at_the_noise_levels_that_it_is_given(pico, shown, monkeypatch):
+    seen: dict[str, list[int]] = {}
+    draw = lesson.draw
+
+    def watching(taught, key, with_prior):
+        drawn = draw(taught, key, with_prior)
+        seen.setdefault(key[0], []).extend(drawn.t.tolist())
+        return drawn
+
+    monkeypatch.setattr(lesson, "draw", watching)
+    recipe = replace(TINY, token_steps=8, steps=8, prior_weight=0.0)
+    whole = teach(pico, shown, recipe)
+    assert max(seen["token"]) >= 900 and max(seen["delta"]) >= 900
+    seen.clear()
+    low = teach(pico, shown, replace(recipe, until=0.3))
+    assert max(seen["token"]) >= 900 and 200 < max(seen["delta"]) < 300 and min(seen["delta"]) < 100
+    assert torch.equal(low.tokens["<my_dog>"][0], whole.tokens["<my_dog>"][0])
+    assert not torch.equal(ups(low), ups(whole)) and "until" not in whole.recipe
 
 
 @pytest.mark.parametrize(
