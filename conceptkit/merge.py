@@ -21,6 +21,7 @@ from conceptkit.merging.effects import only
 from conceptkit.merging.parts import Part
 from conceptkit.merging.prepared import Prepared, prepare
 from conceptkit.merging.report import NO_CONSTRAINTS, Kept, Report, Solved
+from conceptkit.merging.stacking import stacked
 from conceptkit.merging.wide import Wide
 from conceptkit.metric import Metric
 
@@ -269,8 +270,6 @@ def _equal(some: Factors, others: Factors) -> bool:
 
 def _routed(kitchen: _Kitchen, shared: str) -> _Joined:
     """The deltas side by side, to be read apart: which of their ranks are whose is in the recipe."""
-    from conceptkit.steering.routing import stacked
-
     sizes, beside = kitchen.base.sizes, kitchen.wide
     delta, ranks = stacked([only(part.delta, sizes) for part in kitchen.parts], sizes)
     routes = {word: i for i, part in enumerate(kitchen.parts) for word in part.concept.words}

@@ -211,8 +211,19 @@ def _with_adapter(recipe: Recipe, adapter: str) -> Recipe:
     if recipe.adapter == adapter:
         return recipe
     suited = RECIPES[_ADAPTERS[adapter]]
-    fields_of_it = ["adapter", "targets", "rank", "text_rank", "lr", "full_lr", "attention", "hold", "key_lr"]
-    fields_of_it += ["wide", "wide_lr"]
+    fields_of_it = [
+        "adapter",
+        "targets",
+        "rank",
+        "text_rank",
+        "lr",
+        "full_lr",
+        "attention",
+        "hold",
+        "key_lr",
+        "wide",
+        "wide_lr",
+    ]
     if recipe.steps:
         fields_of_it.append("prior_weight")
     return replace(recipe, **{name: getattr(suited, name) for name in fields_of_it})

@@ -96,7 +96,7 @@ def rates(recipe: Recipe) -> list[str]:
     used = {
         "lr": recipe.rank or recipe.text_rank,
         "full_lr": not recipe.rank,
-        "wide_lr": targets.preset(recipe) == "attn" and recipe.adapter == "keyed",
+        "wide_lr": targets.wide(recipe),
     }
     return [name for name, yes in used.items() if yes]
 

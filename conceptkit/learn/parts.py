@@ -21,7 +21,7 @@ def apart(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: Base) -
     parted so, and every concept has the whole of it; beside a keyed delta, which can, the whole of the rest.
     """
     beyond = {name: factors for name, factors in delta.items() if name not in base.sizes}
-    keyed = all(concept.rows is not None for concept in concepts)
+    keyed = all(concept.recipe.get("adapter", "keyed") == "keyed" for concept in concepts)
     if len(concepts) == 1 or (beyond and not keyed):
         return [replace(concept, delta=delta) for concept in concepts]
     return [replace(c, delta={**_own(c, delta, keys, base), **beyond}) for c in concepts]

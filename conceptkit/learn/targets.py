@@ -28,7 +28,7 @@ READS_TEXT = re.compile(PRESETS["kv"] + "$")
 
 def preset(recipe: Recipe) -> str:
     """The name of the UNet maps that the recipe teaches."""
-    if recipe.adapter == "keyed" and recipe.rank and recipe.wide:
+    if wide(recipe):
         return "attn"
     return {"lora": recipe.targets, "unet": "linear"}.get(recipe.adapter, "kv")
 
@@ -37,7 +37,12 @@ def rank(recipe: Recipe, place: str) -> int:
     """Of factors that a map has to itself; a keyed delta shares its keys."""
     if place:
         return recipe.text_rank
-    return recipe.wide if preset(recipe) == "attn" and recipe.adapter == "keyed" else recipe.rank
+    return wide(recipe) or recipe.rank
+
+
+def wide(recipe: Recipe) -> int:
+    """The rank of the LoRA beside a keyed delta; 0 where there is none."""
+    return recipe.wide if recipe.adapter == "keyed" and recipe.rank else 0
 
 
 def places(base: Base, recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from conceptkit.errors import BadBlob
 from conceptkit.kv_delta import ENCODERS
 from conceptkit.merging.baselines import add
 from conceptkit.merging.parts import Part, beyond, twins
-from conceptkit.steering.routing import stacked
+from conceptkit.merging.stacking import stacked
 
 VOICES = "voices"
 """Of a merge's recipe: [ranks, words] of each voice in turn; without words it always speaks."""

@@ -53,10 +53,9 @@ def gates(scene: Scene, names: Sequence[str], heard: Sequence[Voice]) -> Tensor:
     unread = (owners == UNKNOWN).all(dim=2).all(dim=0)
     found = []
     for voice in heard:
-        speaks = unread if voice.words is not None else torch.ones_like(unread)
-        for name, mentioned in zip(names, said, strict=True):
-            if voice.words is not None and name in voice.words:
-                speaks = speaks | mentioned
+        own = [mentioned for name, mentioned in zip(names, said, strict=True) if name in (voice.words or ())]
+        always = torch.ones_like(unread) if voice.words is None else unread
+        speaks = torch.stack([always, *own]).any(dim=0)
         found.append(speaks.unsqueeze(1).expand(-1, voice.ranks))
     return torch.cat(found, dim=1).float()
 
@@ -65,9 +64,7 @@ def _own_cells(inside: Tensor, names: Sequence[str], heard: Sequence[Voice]) -> 
     """Where each rank may act, (B, cells, ranks), from where each concept may be, (B, N, cells)."""
     found = []
     for voice in heard:
-        own = [inside[:, i] for i, name in enumerate(names) if voice.words is None or name in voice.words]
-        cells = torch.stack(own).any(dim=0)
-        if voice.words is None:
-            cells = torch.ones_like(cells)
+        own = [i for i, name in enumerate(names) if name in (voice.words or ())]
+        cells = torch.ones_like(inside[:, 0]) if voice.words is None else inside[:, own].any(dim=1)
         found.append(cells.unsqueeze(2).expand(-1, -1, voice.ranks))
     return torch.cat(found, dim=2)

@@ -62,8 +62,9 @@ def test_each_alone_does_at_its_own_words_what_it_does_in_the_joint_one(pico, pa
         tiny.draw(pico.pipe, "a moongate")
 
 
-def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair):
-    made = learn_together(pico, pair, method("dreambooth"))
+@pytest.mark.parametrize("text_rank", [4, 0])
+def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair, text_rank):
+    made = learn_together(pico, pair, replace(method("dreambooth"), text_rank=text_rank))
     assert made.whole.name == "my_dog-moongate"
     for part in made.parts:
         assert part.delta.keys() == made.whole.delta.keys()
