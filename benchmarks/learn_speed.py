@@ -47,8 +47,8 @@ PREPARED = "prepared once"
 MEMORY_STEPS = 4
 
 
-def budgets(recipe: Recipe) -> list[int]:
-    return sorted({max(1, round(share * recipe.steps)) for share in SHARES})
+def budgets(steps: int, shares: Sequence[float]) -> list[int]:
+    return sorted({max(1, round(share * steps)) for share in shares})
 
 
 def class_pictures(base: bases.Base, recipe: Recipe, noun: str) -> list[Image.Image]:
@@ -166,7 +166,7 @@ def compare(
     studio: Studio, pupils: Sequence[Pupil], recipe: Recipe, method: str, registry: Registry
 ) -> dict[str, Any]:
     """One row: both loops' curves, their seconds per step, and the causes of the difference."""
-    stops = budgets(recipe)
+    stops = budgets(recipe.steps, SHARES)
     theirs, mine, rows = [], [], []
     for pupil in pupils:
         beside = class_pictures(studio.base, recipe, pupil.noun)

@@ -10,7 +10,7 @@ from conceptkit.errors import BadRecipe
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "adapter": ("keyed", "kv", "lora", "unet", "image"),
-    "targets": ("kv", "attn", "attn+ff"),
+    "targets": ("kv", "cross", "attn", "attn+ff"),
     "begin": ("aside", "described", "noun", "rare"),
     "sude_weight": ("code", "paper"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -37,8 +37,10 @@ class Recipe:
     leak: weight of tr(D G D^T) / tr(W0 G W0^T), what the delta does to captions without the concept.
     views: augmented views encoded beforehand; the loop draws from them.
 
-    adapter: where the look is learned: "keyed" values at the concept's own rows, a "kv" delta, a "lora" on
+    adapter: where the look is learned: "keyed" values at the concept's own rows, a "kv" delta or a "lora" on
         `targets`, every linear map of the "unet" in full, or attention to the first photo, the "image".
+    targets: keys and values of cross-attention ("kv"), all of it ("cross"), of self-attention too ("attn"),
+        or feed-forward maps besides ("attn+ff").
     attention: ViCo's weight (2306.00971) of keeping attention to the word like that to the end of text.
     text_rank: of a LoRA on the text encoders.
     wide: keyed; rank of a LoRA beside it, on the maps of attention that read no text, at `wide_lr`. In a
@@ -131,6 +133,7 @@ RECIPES: dict[str, Recipe] = {
         key_lr=2e-3,
         wide=2,
         wide_lr=4e-3,
+        until=0.8,
         batch=4,
         prior_weight=0.0,
     ),

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from conceptkit import base
-from conceptkit.cli.tokens import tokens
+from conceptkit.cli.main import main
 from conceptkit.errors import BadRecipe
 from conceptkit.identifiers import candidates, choose
 from tests.tiny import pico_sd, pico_sdxl
@@ -56,9 +56,9 @@ def test_a_choice_leaves_out_what_is_taken():
 
 def test_the_storybook_lists_its_own(monkeypatch):
     monkeypatch.setattr(base, "load", lambda name: base.of(pico_sd(), "pico"))
-    shown = CliRunner().invoke(tokens, ["-n", "5"])
+    shown = CliRunner().invoke(main, ["tokens", "-n", "5"])
     assert shown.exit_code == 0, shown.output
     lines = shown.output.splitlines()
     assert lines[0].split() == ["TOKEN", "ID", "RARITY", "SEEN"] and len(lines) == 6
-    found = json.loads(CliRunner().invoke(tokens, ["-n", "5", "--json"]).output)
+    found = json.loads(CliRunner().invoke(main, ["tokens", "-n", "5", "--json"]).output)
     assert [one["text"] for one in found] == [line.split()[0] for line in lines[1:]]

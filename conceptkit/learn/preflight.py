@@ -35,6 +35,8 @@ LEAST = {
     "hold": 0,
     "wide": 0,
 }
+TARGETED = ("lora", "kv")
+"""Adapters that go where `targets` says."""
 RATES = ("token_lr", "lr", "full_lr", "wide_lr")
 WEIGHTS = ("key_lr", "prior_weight", "leak", "edges", "sude", "aside", "attention")
 
@@ -97,6 +99,11 @@ def _check_together(recipe: Recipe) -> None:
         raise BadRecipe(
             f"The adapter unet learns full matrices, so rank {recipe.rank} means nothing; "
             f"use extract = {recipe.rank} to cut what it has learned"
+        )
+    if recipe.targets != "kv" and recipe.adapter not in TARGETED:
+        raise BadRecipe(
+            f"targets = {recipe.targets} is about a LoRA or a kv delta, and the adapter {recipe.adapter} has "
+            f"its own maps; use the adapter {' or '.join(TARGETED)}, or leave it out"
         )
     if recipe.lock_keys and (recipe.adapter != "keyed" or not recipe.rank):
         raise BadRecipe(

@@ -18,6 +18,7 @@ UNET = ""
 _ATTENTION = r"\battn[12]\.to_(?:q|k|v|out\.0)"
 PRESETS = {
     "kv": r"\battn2\.to_[kv]",
+    "cross": r"\battn2\.to_(?:q|k|v|out\.0)",
     "attn": _ATTENTION,
     "attn+ff": rf"(?:{_ATTENTION}|\bff\.net\.(?:0\.proj|2))",
     "linear": r"",
@@ -30,7 +31,7 @@ def preset(recipe: Recipe) -> str:
     """The name of the UNet maps that the recipe teaches."""
     if wide(recipe):
         return "attn"
-    return {"lora": recipe.targets, "unet": "linear"}.get(recipe.adapter, "kv")
+    return "linear" if recipe.adapter == "unet" else recipe.targets
 
 
 def rank(recipe: Recipe, place: str) -> int:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from benchmarks import (
     compose_many,
     learn_methods,
     learn_prior,
+    learn_scripts,
     learn_speed,
     learn_sude,
     lessons,
@@ -300,6 +302,63 @@ def test_memory_of_one_loop_alone(bench, registry, loop, monkeypatch):
     peaks = iter([1.0, 3.5])
     monkeypatch.setattr(learn_speed, "peak_gb", lambda device: next(peaks))
     assert learn_speed.alone(studio, pupil, recipe, loop, registry) == 2.5
+
+
+SCRIPT = """
+import argparse, pathlib
+parser = argparse.ArgumentParser()
+for name in {names}:
+    parser.add_argument("--" + name, required=True)
+parser.add_argument("--with_prior_preservation", action="store_true")
+parser.add_argument("--train_text_encoder", action="store_true")
+told = parser.parse_args()
+assert len(list(pathlib.Path(told.instance_data_dir).iterdir())) == 5
+assert len(list(pathlib.Path(told.class_data_dir).iterdir())) == 2
+assert (pathlib.Path(told.pretrained_model_name_or_path) / "model_index.json").is_file()
+sum(k * k for k in range(200_000 * int(told.max_train_steps)))
+out = pathlib.Path(told.output_dir)
+out.mkdir()
+(out / "learned").write_text(told.learning_rate + " " + told.max_train_steps)
+"""
+NAMES = (
+    *("pretrained_model_name_or_path", "resolution", "max_train_steps", "learning_rate", "lr_scheduler"),
+    *("lr_warmup_steps", "output_dir", "seed", "checkpointing_steps", "instance_data_dir"),
+    *("instance_prompt", "train_batch_size", "rank", "num_class_images", "class_data_dir", "class_prompt"),
+)
+
+
+def test_a_trial_beside_scripts(bench, monkeypatch, tmp_path):
+    """A script in a process of its own: its work is what is counted, and what it wrote is what is judged."""
+    loaded = []
+    monkeypatch.setitem(
+        learn_scripts.SCRIPTS,
+        "dreambooth",
+        replace(
+            learn_scripts.SCRIPTS["dreambooth"],
+            load=lambda pipe, made: loaded.append((made / "learned").read_text()),
+        ),
+    )
+    path = tmp_path / learn_scripts.SCRIPTS["dreambooth"].path
+    path.parent.mkdir()
+    path.write_text(SCRIPT.format(names=NAMES))
+    told = last_line(learn_scripts.main, "--steps", 6, "--methods", "dreambooth", "--examples", tmp_path)
+    fast, slow = learn_scripts.SCRIPTS["dreambooth"].rates(recipe_for("dreambooth"))
+    assert set(loaded) >= {f"{fast} 6", f"{slow} 6"} and len(loaded) == 4, "both rates, and two points more"
+    line = told["by_method"]["dreambooth"]
+    assert line["rates"][0] in (fast, slow) and len(line["curves"]["script"]) == 3
+    assert line["seconds_per_step"]["script"] > 0 and line["seconds_per_step"]["ours"] > 0
+
+
+def test_a_script_that_fails_says_why(tmp_path):
+    script = tmp_path / "one.py"
+    script.write_text("raise SystemExit('no such option')")
+    with pytest.raises(click.ClickException, match=r"one\.py failed: no such option"):
+        learn_scripts.run(script, tmp_path, {}, 1, 1e-3, tmp_path / "out")
+
+
+def test_a_folder_without_the_scripts_is_a_mistake(bench, tmp_path):
+    result = CliRunner().invoke(learn_scripts.main, ["--examples", str(tmp_path)])
+    assert result.exit_code == 2 and "train_dreambooth_lora.py" in result.output
 
 
 @pytest.mark.parametrize("program", [learn_prior, learn_sude, learn_speed, learn_methods])

@@ -92,7 +92,16 @@ def test_nothing_is_learned_from_keys_and_values_at_bos(pico, shown, monkeypatch
     )
 
 
-@pytest.mark.parametrize(("preset", "count"), [("kv", 14), ("attn", 56), ("attn+ff", 70)])
+@pytest.mark.parametrize(("preset", "count"), [("kv", 14), ("cross", 28)])
+def test_custom_diffusion_learns_full_matrices_where_it_is_told(pico, shown, preset, count):
+    concept = teach(pico, shown, method("custom-diffusion", targets=preset, prior_weight=0.0))
+    assert list(concept.delta) == maps(pico, preset) and len(concept.delta) == count
+    assert all(".attn2." in name for name in concept.delta)
+    assert all(len(factors) == 1 and factors[0].any() for factors in concept.delta.values())
+    assert not wide.voices(concept), "what is not told apart by ranks acts on every picture"
+
+
+@pytest.mark.parametrize(("preset", "count"), [("kv", 14), ("cross", 28), ("attn", 56), ("attn+ff", 70)])
 def test_dreambooth_lays_a_lora_on_the_maps_it_names(pico, shown, preset, count):
     concept = teach(pico, shown, method("dreambooth", targets=preset, text_rank=0))
     assert list(concept.delta) == maps(pico, preset) and len(concept.delta) == count

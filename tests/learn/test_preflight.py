@@ -47,6 +47,8 @@ def at_rest(monkeypatch):
         ({"wide": 2, "wide_lr": 0.0}, "wide_lr = 0.0 learns nothing"),
         ({"wide": 17}, "Rank 17 is larger than down_blocks.*which has 16"),
         ({"wide": 2, "rank": 17}, "Rank 17 is larger than down_blocks.*attn2.to_k, which has 16"),
+        ({"targets": "attn"}, "targets = attn is about a LoRA or a kv delta, and the adapter keyed has"),
+        ({"adapter": "unet", "rank": 0, "targets": "cross"}, "the adapter unet has its own maps; use"),
         ({"adapter": "lora", "wide": 2}, "wide = 2 is what learns beside a keyed delta"),
         ({"rank": 0, "wide": 2}, "wide = 2 is what learns beside a keyed delta"),
         ({"accumulate": 3}, "batch of 2 has no 3 parts"),
