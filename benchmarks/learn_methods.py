@@ -30,11 +30,12 @@ DISTRACTORS = 20
 
 ROWS: dict[str, dict[str, Any]] = {
     "custom": {},
-    "custom-narrow": {"wide": 0, "token_steps": 170, "steps": 80, "lr": 4e-2},
+    "custom-narrow": {"wide": 0, "until": 1.0, "token_steps": 170, "steps": 80, "lr": 4e-2},
     "custom-locked": {"lock_keys": True},
     "custom-guarded": {"leak": 1.0, "edges": 1.0},
     "custom-sude": {"sude": SUDE["keyed"]},
     "custom-diffusion": {},
+    "custom-diffusion-kv": {"targets": "kv", "full_lr": 2e-4, "until": 1.0},
     "custom-diffusion-guarded": {"leak": 1.0, "edges": 1.0},
     "custom-diffusion-low": {"rank": 8},
     "dreambooth": {},

@@ -92,6 +92,7 @@ def _custom_diffusion(lesson: Lesson) -> dict[str, Any]:
         "instance_prompt": f"photo of a {TOKEN} {lesson.noun}",
         "modifier_token": TOKEN,
         "initializer_token": lesson.rare,
+        "freeze_model": "crossattn" if lesson.recipe.targets == "cross" else "crossattn_kv",
         "hflip": True,
     }
 

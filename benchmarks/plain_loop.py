@@ -1,7 +1,7 @@
 """A plain learning loop, to measure ours beside: in every step it does what the methods' descriptions say.
 
 Pictures are cropped, moved about and encoded, prompts are encoded, the UNet is gone through with LoRAs of
-PEFT's own, on the text encoder too, or with trained keys and values, gradients are clipped, and AdamW takes
+PEFT's own, on the text encoder too, or with trained cross-attention, gradients are clipped, and AdamW takes
 a step, for Custom Diffusion over the whole token table. Nothing is kept from one step to the next.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from conceptkit import photos as pictures
 from conceptkit.base import Base, captions
 from conceptkit.identifiers import choose
-from conceptkit.learn import conditions, losses, views
+from conceptkit.learn import conditions, losses, targets, views
 from conceptkit.learn.conditions import Condition
 from conceptkit.learn.noise import schedule_of
 from conceptkit.recipes import Recipe
@@ -86,10 +86,11 @@ class Plain:
         self.table: nn.Parameter | None = None
         if self.custom:
             parts |= self._with_a_token(parts["tokenizer"], parts["text_encoder"], identifier.ids[0])
-            reading = [m for name, m in unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+            maps = targets.find(unet, recipe.targets)
+            reading = [layer for name, layer in maps.items() if targets.READS_TEXT.search(name)]
             for layer in reading if recipe.detach_bos else ():
                 layer.register_forward_hook(_learning_nothing_at_bos)
-            self.learned = [layer.weight for layer in reading]
+            self.learned = [layer.weight for layer in maps.values()]
         else:
             self.learned = _with_a_lora(unet, recipe.rank, ["to_q", "to_k", "to_v", "to_out.0"])
             if recipe.text_rank:
@@ -132,7 +133,8 @@ class Plain:
         with clock.of(ENCODING):
             clean = self._encode(pixels)
         n, count = recipe.batch, len(clean)
-        t = torch.randint(len(self.schedule), (count,), generator=self.dice)
+        levels = round(recipe.until * len(self.schedule))
+        t = torch.randint(levels, (count,), generator=self.dice)
         noise = torch.randn(clean.shape, generator=self.dice).to(clean)
         with clock.of(PROMPTS), torch.set_grad_enabled(self.reads):
             told = [f"photo of a {self.word}"] * n + [f"photo of a {self.noun}"] * (count - n)

@@ -140,6 +140,7 @@ RECIPES: dict[str, Recipe] = {
     "custom-diffusion": Recipe(
         "custom-diffusion",
         adapter="kv",
+        targets="cross",
         begin="rare",
         token_steps=0,
         token_goes_on=True,
@@ -147,6 +148,8 @@ RECIPES: dict[str, Recipe] = {
         rank=0,
         steps=250,
         lr=2e-3,
+        full_lr=4e-4,
+        until=0.8,
         batch=6,
         prior_batch=2,
     ),

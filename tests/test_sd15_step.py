@@ -24,7 +24,11 @@ def available() -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "maps"),
-    [("dreambooth", ATTENTION_MAPS + TEXT_MAPS), ("custom-diffusion", 32), ("custom", ATTENTION_MAPS)],
+    [
+        ("dreambooth", ATTENTION_MAPS + TEXT_MAPS),
+        ("custom-diffusion", ATTENTION_MAPS // 2),
+        ("custom", ATTENTION_MAPS),
+    ],
 )
 def test_one_step_at_full_size(method, maps):
     if available() < ROOM:

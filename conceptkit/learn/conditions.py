@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,21 +40,22 @@ class Live:
     prompts: Sequence[str]
     gradient: bool = True
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
+        """Kept: a pipeline looks through all its modules for it, which is a tenth of a small step."""
         return torch.device(self.pipe._execution_device)
 
     def __getitem__(self, picks: Tensor) -> Condition:
         used, places = picks.unique(return_inverse=True)
         with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
-            return read(self.pipe, [self.prompts[k] for k in used.tolist()])[places]
+            return read(self.pipe, [self.prompts[k] for k in used.tolist()], self.device)[places]
 
 
-def read(pipe: Any, prompts: Sequence[str]) -> Condition:
-    """The conditions of prompts, through the pipeline's own `encode_prompt`."""
+def read(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Condition:
+    """The conditions of prompts, through a pipeline's own `encode_prompt`; by itself, where that runs."""
     encoded = pipe.encode_prompt(
         prompt=list(prompts),
-        device=pipe._execution_device,
+        device=device or pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )

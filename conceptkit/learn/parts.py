@@ -17,12 +17,13 @@ def apart(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: Base) -
     """Each concept with its part of what was learned.
 
     Alone it is all of the delta. Of several, each keeps what the delta adds at its own rows, and among all
-    changes that do so the one that moves ordinary captions least. A delta beyond keys and values cannot be
-    parted so, and every concept has the whole of it; beside a keyed delta, which can, the whole of the rest.
+    changes that do so the one that moves ordinary captions least. What goes beyond keys and values cannot be
+    parted so, and every concept has the whole of it; where the adapter is not about keys and values in the
+    first place, the whole delta.
     """
     beyond = {name: factors for name, factors in delta.items() if name not in base.sizes}
-    keyed = all(concept.recipe.get("adapter", "keyed") == "keyed" for concept in concepts)
-    if len(concepts) == 1 or (beyond and not keyed):
+    parted = all(concept.recipe.get("adapter", "keyed") in ("keyed", "kv") for concept in concepts)
+    if len(concepts) == 1 or (beyond and not parted):
         return [replace(concept, delta=delta) for concept in concepts]
     return [replace(c, delta={**_own(c, delta, keys, base), **beyond}) for c in concepts]
 

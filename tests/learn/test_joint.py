@@ -36,7 +36,9 @@ def pair(shown, other_folder):
 
 
 def added(concept: Concept, rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([apply(concept.delta[name], rows) for name in sorted(concept.delta)], dim=1)
+    """What the maps that read text add at rows."""
+    reading = [name for name in sorted(concept.delta) if wide.reads_text(name)]
+    return torch.cat([apply(concept.delta[name], rows) for name in reading], dim=1)
 
 
 @pytest.mark.parametrize("kind", ["custom", "custom-diffusion"])
@@ -51,6 +53,9 @@ def test_each_alone_does_at_its_own_words_what_it_does_in_the_joint_one(pico, pa
     assert set(joint.tokens) == {"<my_dog>", "<moongate>"} and joint.recipe["joint"] is True
     assert joint.provenance["parents"] == ["my_dog", "moongate"]
     assert (dog.kind, dog.noun, set(dog.tokens)) == ("subject", "dog", {"<my_dog>"})
+    beyond = wide.maps(joint.delta)
+    assert len(beyond) == (14 if kind == "custom-diffusion" else 0)
+    assert all(torch.equal(dog.delta[name][0], beyond[name][0]) for name in beyond)
     for part in (dog, gate):
         found, wanted = added(part, part.rows), added(joint, part.rows)
         assert (found - wanted).norm() < 0.01 * wanted.norm() and wanted.norm() > 0
