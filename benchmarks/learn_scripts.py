@@ -44,7 +44,7 @@ class Script:
 
     told: its options for a lesson, besides those that all scripts have. load: what it wrote, onto a pipeline.
     word: what stands for the subject in prompts, from its identifier, noun and vectors.
-    rates: learning rates; the script is measured with the one that comes nearest.
+    rates: learning rates; the one that comes nearest on the first subject is taken for all.
     """
 
     path: str
@@ -56,9 +56,10 @@ class Script:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What a script is to learn: folders of photos and class pictures, their size, a rare token, a noun."""
+    """What a script is to learn: folders of the base, photos and class pictures, their size, its words."""
 
     recipe: Recipe
+    model: Path
     size: int
     photos: Path
     of_class: Path
@@ -178,28 +179,22 @@ def save(pictures: Sequence[Image.Image], folder: Path) -> Path:
 
 
 def theirs(
-    studio: Studio,
-    pupil: Pupil,
-    script: Script,
-    path: Path,
-    model: Path,
-    lesson: Lesson,
-    stops: Sequence[int],
+    studio: Studio, pupil: Pupil, script: Script, examples: Path, lesson: Lesson, rates: Sequence[float]
 ) -> tuple[list[tuple[float, float]], float, float]:
-    """(seconds, gap closed) at the stops, at the script's best rate; seconds per step; that rate."""
+    """(seconds, gap closed) at the stops, at the best of the rates; seconds per step; that rate."""
+    path, stops = examples / script.path, budgets(steps_of(lesson.recipe), SHARES)
     room = lesson.photos.parent
     told = {"resolution": lesson.size, **script.told(lesson)}
-    rates = script.rates(lesson.recipe)
     out = room / "made"
 
     def learned(steps: int, rate: float) -> tuple[float, float]:
         shutil.rmtree(out, ignore_errors=True)
-        seconds = run(path, model, told, steps, rate, out)
-        drawer = Studio(bases.load(str(model)), len(studio.seeds), studio.steps)
+        seconds = run(path, lesson.model, told, steps, rate, out)
+        drawer = Studio(bases.load(str(lesson.model)), len(studio.seeds), studio.steps)
         script.load(drawer.base.pipe, out)
         return seconds, pupil.gap(drawer.likeness(drawer.in_places(script.word(lesson)), pupil.real))
 
-    start = run(path, model, told, 1, rates[0], out)
+    start = run(path, lesson.model, told, 1, rates[0], out)
     whole = {rate: learned(stops[-1], rate) for rate in rates}
     best = max(rates, key=lambda rate: np.nan_to_num(whole[rate][1], nan=-np.inf))
     found = [*(learned(steps, best) for steps in stops[:-1]), whole[best]]
@@ -209,14 +204,14 @@ def theirs(
 
 
 def compare(
-    studio: Studio, pupils: Sequence[Pupil], method: str, recipe: Recipe, path: Path, registry: Registry
+    studio: Studio, pupils: Sequence[Pupil], method: str, recipe: Recipe, examples: Path, registry: Registry
 ) -> dict[str, Any]:
     """One row: both curves, seconds per step, and seconds to the likeness that the script ends with."""
     script = SCRIPTS[method]
     (rare,) = choose(studio.base.pipe, bases.captions(studio.base.name), 0, 1)
     stops = budgets(steps_of(recipe), SHARES)
     curves: tuple[list[Any], list[Any]] = ([], [])
-    each, rates = [], []
+    each, rates = [], script.rates(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         studio.base.pipe.save_pretrained(model)
@@ -225,13 +220,14 @@ def compare(
             room = Path(scratch) / pupil.name
             lesson = Lesson(
                 recipe,
+                model,
                 views.picture_size(studio.base),
                 save(pupil.shown.pictures, room / "photos"),
                 save(beside, room / "class"),
                 rare.text,
                 pupil.noun,
             )
-            curve, per_step, rate = theirs(studio, pupil, script, path / script.path, model, lesson, stops)
+            curve, per_step, rate = theirs(studio, pupil, script, examples, lesson, rates)
             points = []
             for steps in stops:
                 concept, whole, _ = ours(
@@ -242,7 +238,7 @@ def compare(
             for curves_of, found in zip(curves, (curve, points), strict=True):
                 curves_of.append(found)
             each.append((per_step, points[-1][0] / stops[-1]))
-            rates.append(rate)
+            rates = (rate,)
             print(f"{method}, {pupil.noun}: script {curve} at {rate}, ours {points}", flush=True)
     means = [
         [(mean(seconds), mean(gaps)) for seconds, gaps in np.array(found).transpose(1, 2, 0)]
@@ -256,7 +252,7 @@ def compare(
         "seconds_to_gap": {"gap": wanted, "script": times[0], "ours": times[1]},
         "ratio": times[1] / times[0] if all(times) else None,
         "curves": {"script": means[0], "ours": means[1]},
-        "rates": rates,
+        "rate": rates[0],
     }
 
 

@@ -345,7 +345,7 @@ def test_a_trial_beside_scripts(bench, monkeypatch, tmp_path):
     fast, slow = learn_scripts.SCRIPTS["dreambooth"].rates(recipe_for("dreambooth"))
     assert set(loaded) >= {f"{fast} 6", f"{slow} 6"} and len(loaded) == 4, "both rates, and two points more"
     line = told["by_method"]["dreambooth"]
-    assert line["rates"][0] in (fast, slow) and len(line["curves"]["script"]) == 3
+    assert line["rate"] in (fast, slow) and len(line["curves"]["script"]) == 3
     assert line["seconds_per_step"]["script"] > 0 and line["seconds_per_step"]["ours"] > 0
 
 
