@@ -16,25 +16,15 @@ from conceptkit.merging.parts import Part, beyond, twins
 from conceptkit.merging.stacking import stacked
 
 VOICES = "voices"
-"""Of a merge's recipe: [ranks, words] of each voice in turn, and its `until` where that is less than 1;
-without words it speaks on every picture."""
+"""Of a merge's recipe: [ranks, words] of each voice in turn; without words it always speaks."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """`ranks` of the maps beside keys and values, and the words that let them act; None: all prompts do.
-
-    until: the share of the noise levels, the least ones, at which they have learned to act, and do.
-    """
+    """`ranks` of the maps beside keys and values, and the words that let them act; None: they always do."""
 
     ranks: int
     words: tuple[str, ...] | None
-    until: float = 1.0
-
-    def told(self) -> list[Any]:
-        """As a merge's recipe says it."""
-        words = None if self.words is None else list(self.words)
-        return [self.ranks, words, *([self.until] if self.until < 1 else [])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +56,18 @@ def voices(concept: Concept) -> tuple[Voice, ...]:
     sizes = {factors[-1].shape[0] if len(factors) == 2 else 0 for factors in found}
     if VOICES not in concept.recipe:
         own = bool(concept.recipe.get("wide")) and 0 not in sizes
-        until = float(concept.recipe.get("until", 1.0))
-        return (Voice(max(sizes), tuple(concept.words), until),) if own else ()
+        return (Voice(max(sizes), tuple(concept.words)),) if own else ()
     try:
         told = tuple(
-            Voice(int(ranks), None if words is None else tuple(map(str, words)), *map(float, until))
-            for ranks, words, *until in concept.recipe[VOICES]
+            Voice(int(ranks), None if words is None else tuple(map(str, words)))
+            for ranks, words in concept.recipe[VOICES]
         )
     except (TypeError, ValueError) as error:
         raise BadBlob(
             f"What {concept.name} says of its voices is damaged; import or compose it again"
         ) from error
     known = all(word in concept.words for voice in told for word in voice.words or ())
-    fit = all(voice.ranks >= 0 and 0 < voice.until <= 1 for voice in told)
-    if not known or not fit or sizes != {sum(voice.ranks for voice in told)}:
+    if not known or any(voice.ranks < 0 for voice in told) or sizes != {sum(voice.ranks for voice in told)}:
         raise BadBlob(f"The voices of {concept.name} do not fit its maps; import or compose it again")
     return told
 
@@ -103,12 +91,10 @@ def together(parts: Sequence[Part], sizes: Mapping[str, int]) -> Wide:
         always = (Voice(count, None),)
         also = [told[k] or always for k in twins(parts, i, sizes)]
         for voice, *others in zip(its or always, *also, strict=True):
-            words, until = voice.words, voice.until
+            words = voice.words
             for other in others:
                 words = None if words is None or other.words is None else (*words, *other.words)
-                until = max(until, other.until)
-            words = None if words is None else tuple(sorted(set(words)))
-            listed.append(Voice(voice.ranks, words, until).told())
+            listed.append([voice.ranks, None if words is None else sorted(set(words))])
     upstream = [{n: f for n, f in whole.items() if n not in outputs} for whole in own]
     return Wide({**delta, **add(upstream)}, {VOICES: listed})
 
@@ -116,4 +102,4 @@ def together(parts: Sequence[Part], sizes: Mapping[str, int]) -> Wide:
 def as_told(concept: Concept) -> dict[str, Any]:
     """What a merge's recipe says of the voices of a concept that it takes as it is."""
     found = voices(concept)
-    return {VOICES: [voice.told() for voice in found]} if found else {}
+    return {VOICES: [[v.ranks, None if v.words is None else list(v.words)] for v in found]} if found else {}

@@ -31,7 +31,7 @@ class Scene:
     owners: (B, T) index of the concept whose word a position is, or OTHER or END. mentioned: (B, N) whether
     the row's prompt names each concept. size: height and width of the latents. key: which drawing of which
     prompts this is. step: how many calls about it came before. pictures: how many are drawn; the rows of each
-    half of guidance are these, in order. level (): of the noise, as a share of all levels, 0 for none.
+    half of guidance are these, in order.
     """
 
     owners: Tensor
@@ -39,8 +39,7 @@ class Scene:
     size: tuple[int, int]
     key: tuple[int, ...]
     step: int
-    pictures: int
-    level: Tensor
+    pictures: int = 1
 
 
 class Reading:
@@ -101,12 +100,11 @@ class Reading:
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = kwargs["encoder_hidden_states"] if len(args) < 3 else args[2]
             sample = args[0] if args else kwargs["sample"]
-            timestep = kwargs["timestep"] if len(args) < 2 else args[1]
-            self._here.scene = self._scene(hidden, tuple(sample.shape[-2:]), timestep)
+            self._here.scene = self._scene(hidden, tuple(sample.shape[-2:]))
 
         return unet.register_forward_pre_hook(look, with_kwargs=True)
 
-    def _scene(self, hidden: Tensor, size: tuple[int, int], timestep: Tensor | float) -> Scene:
+    def _scene(self, hidden: Tensor, size: tuple[int, int]) -> Scene:
         last = getattr(self._here, "last", None)
         if last is None or last[0] is not hidden:
             found = [self._find(row) for row in hidden]
@@ -119,9 +117,7 @@ class Reading:
         steps = self._here.__dict__.setdefault("steps", {})
         step = steps[key] = steps.get(key, -1) + 1
         pictures = getattr(self._here, "pictures", 1)
-        levels = self._pipe.scheduler.config.num_train_timesteps
-        level = torch.as_tensor(timestep).to(hidden.device).float().max() / levels
-        return Scene(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step, pictures, level)
+        return Scene(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step, pictures)
 
     def _find(self, row: Tensor) -> tuple[int, Tensor]:
         if (found := self._known_as(row)) is not None:

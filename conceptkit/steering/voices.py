@@ -44,8 +44,8 @@ def listen(unet: nn.Module, heard: Sequence[Voice], reading: Reading, where: Whe
 def gates(scene: Scene, names: Sequence[str], heard: Sequence[Voice]) -> Tensor:
     """How far each rank acts on each picture: (pictures, ranks), 1 or 0.
 
-    None acts at noise where it has not learned. Both halves of guidance belong to one picture. Prompts that
-    nobody has read may say anything: every voice speaks on pictures of which no other prompt is known.
+    Both halves of guidance belong to one picture. Prompts that nobody has read may say anything: every voice
+    speaks on pictures of which no other prompt is known.
     """
     pictures = scene.pictures if len(scene.owners) % scene.pictures == 0 else 1
     owners = scene.owners.view(-1, pictures, scene.owners.shape[1])
@@ -55,7 +55,7 @@ def gates(scene: Scene, names: Sequence[str], heard: Sequence[Voice]) -> Tensor:
     for voice in heard:
         own = [mentioned for name, mentioned in zip(names, said, strict=True) if name in (voice.words or ())]
         always = torch.ones_like(unread) if voice.words is None else unread
-        speaks = torch.stack([always, *own]).any(dim=0) & (scene.level < voice.until)
+        speaks = torch.stack([always, *own]).any(dim=0)
         found.append(speaks.unsqueeze(1).expand(-1, voice.ranks))
     return torch.cat(found, dim=1).float()
 
