@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "custom-guarded": {"leak": 1.0, "edges": 1.0},
     "custom-sude": {"sude": SUDE["keyed"]},
     "custom-diffusion": {},
-    "custom-diffusion-kv": {"targets": "kv", "full_lr": 2e-4, "until": 1.0},
+    "custom-diffusion-kv": {"targets": "kv", "full_lr": 2e-4, "until": 1.0, "batch": 6, "steps": 250},
     "custom-diffusion-guarded": {"leak": 1.0, "edges": 1.0},
     "custom-diffusion-low": {"rank": 8},
     "dreambooth": {},

@@ -146,11 +146,11 @@ RECIPES: dict[str, Recipe] = {
         token_goes_on=True,
         detach_bos=True,
         rank=0,
-        steps=250,
+        steps=330,
         lr=2e-3,
         full_lr=4e-4,
         until=0.8,
-        batch=6,
+        batch=4,
         prior_batch=2,
     ),
     "dreambooth": Recipe(
