@@ -140,7 +140,7 @@ RECIPES: dict[str, Recipe] = {
     "custom-diffusion": Recipe(
         "custom-diffusion",
         adapter="kv",
-        targets="cross",
+        targets="cross",  # the paper teaches keys and values ("kv"), its authors' code can teach all of it
         begin="rare",
         token_steps=0,
         token_goes_on=True,
