@@ -22,10 +22,10 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.learn_speed import BAR, SUBJECTS, budgets, class_pictures, ours, reached
+from benchmarks.learn_speed import SUBJECTS, budgets, class_pictures, conclude, ours, side_by_side
 from benchmarks.lessons import Pupil, Studio, lacking, options
-from benchmarks.report import finish, use_own_cores
-from benchmarks.taught import mean, unseen
+from benchmarks.report import use_own_cores
+from benchmarks.taught import unseen
 from conceptkit import base as bases
 from conceptkit import learn, metric
 from conceptkit.identifiers import choose
@@ -43,7 +43,7 @@ class Script:
     """A script of diffusers.
 
     told: its options for a lesson, besides those that all scripts have. load: what it wrote, onto a pipeline.
-    word: what stands for the subject in prompts, from its identifier, noun and vectors.
+    word: what stands for the subject in prompts.
     rates: learning rates; the one that comes nearest on the first subject is taken for all.
     """
 
@@ -72,24 +72,29 @@ class Lesson:
         return max(1, (self.recipe.batch + self.recipe.prior_batch) // 2)
 
 
-def _dreambooth(lesson: Lesson) -> dict[str, Any]:
-    prior = {"with_prior_preservation": True, "num_class_images": lesson.recipe.prior_size}
-    prior |= {"class_data_dir": lesson.of_class, "class_prompt": f"photo of a {lesson.noun}"}
+def _with_class_pictures(lesson: Lesson) -> dict[str, Any]:
     return {
         "instance_data_dir": lesson.photos,
-        "instance_prompt": f"photo of a {lesson.rare} {lesson.noun}",
         "train_batch_size": lesson.half,
+        "with_prior_preservation": True,
+        "num_class_images": lesson.recipe.prior_size,
+        "class_data_dir": lesson.of_class,
+        "class_prompt": f"photo of a {lesson.noun}",
+    }
+
+
+def _dreambooth(lesson: Lesson) -> dict[str, Any]:
+    return {
+        **_with_class_pictures(lesson),
+        "instance_prompt": f"photo of a {lesson.rare} {lesson.noun}",
         "train_text_encoder": True,
         "rank": lesson.recipe.rank,
-        **prior,
     }
 
 
 def _custom_diffusion(lesson: Lesson) -> dict[str, Any]:
-    shared = _dreambooth(lesson)
-    del shared["train_text_encoder"], shared["rank"]
     return {
-        **shared,
+        **_with_class_pictures(lesson),
         "instance_prompt": f"photo of a {TOKEN} {lesson.noun}",
         "modifier_token": TOKEN,
         "initializer_token": lesson.rare,
@@ -240,20 +245,7 @@ def compare(
             each.append((per_step, points[-1][0] / stops[-1]))
             rates = (rate,)
             print(f"{method}, {pupil.noun}: script {curve} at {rate}, ours {points}", flush=True)
-    means = [
-        [(mean(seconds), mean(gaps)) for seconds, gaps in np.array(found).transpose(1, 2, 0)]
-        for found in curves
-    ]
-    wanted = means[0][-1][1]
-    times = [reached(curve, wanted) for curve in means]
-    per_step = [float(np.mean([pair[k] for pair in each])) for k in (0, 1)]
-    return {
-        "seconds_per_step": {"script": per_step[0], "ours": per_step[1], "ratio": per_step[1] / per_step[0]},
-        "seconds_to_gap": {"gap": wanted, "script": times[0], "ours": times[1]},
-        "ratio": times[1] / times[0] if all(times) else None,
-        "curves": {"script": means[0], "ours": means[1]},
-        "rate": rates[0],
-    }
+    return side_by_side("script", *curves, each) | {"rate": rates[0]}
 
 
 @click.command()
@@ -277,17 +269,13 @@ def main(examples: Path, count: int, seeds: int, steps: int | None, methods: str
             recipe = learn.recipe_for(method, steps)
             table[method] = compare(studio, pupils, method, recipe, examples.resolve(), registry)
             print(f"{method}:", table[method], flush=True)
-    ratios = {method: line["ratio"] for method, line in table.items()}
-    finish(
+    conclude(
         "learn_scripts",
-        ratios,
         "CPU time to the likeness that diffusers' script of the method ends with, as a share of the script's",
-        BAR,
-        all(ratio is not None and ratio <= BAR for ratio in ratios.values()),
-        f"0..{seeds - 1}",
-        trial=lacking(steps, count, seeds, drawing, full=SUBJECTS),
-        by_method=table,
-        subjects=count,
+        table,
+        count,
+        seeds,
+        lacking(steps, count, seeds, drawing, full=SUBJECTS),
     )
 
 

@@ -180,20 +180,39 @@ def compare(
         mine.append(points)
         per_step = float(np.median(each)) if each else whole / stops[-1]
         rows.append((sum(by_cause.values()), per_step, causes(by_cause, per_step, whole, stops[-1])))
+    by_cause = {cause: float(np.mean([row[2][cause] for row in rows])) for cause in rows[0][2]}
+    return side_by_side("plain", theirs, mine, [row[:2] for row in rows]) | {"saved_per_step": by_cause}
+
+
+def side_by_side(
+    other: str,
+    theirs: Sequence[Sequence[tuple[float, float]]],
+    mine: Sequence[Sequence[tuple[float, float]]],
+    per_steps: Sequence[tuple[float, float]],
+) -> dict[str, Any]:
+    """Means over subjects: seconds per step (theirs, ours), both curves, and seconds to where theirs ends."""
     curves = [
         [(mean(seconds), mean(gaps)) for seconds, gaps in np.array(found).transpose(1, 2, 0)]
         for found in (theirs, mine)
     ]
     wanted = curves[0][-1][1]
     times = [reached(curve, wanted) for curve in curves]
-    per_step = [float(np.mean([row[k] for row in rows])) for k in (0, 1)]
+    per_step = [float(np.mean([pair[k] for pair in per_steps])) for k in (0, 1)]
     return {
-        "seconds_per_step": {"plain": per_step[0], "ours": per_step[1], "ratio": per_step[1] / per_step[0]},
-        "saved_per_step": {cause: float(np.mean([row[2][cause] for row in rows])) for cause in rows[0][2]},
-        "seconds_to_gap": {"gap": wanted, "plain": times[0], "ours": times[1]},
+        "seconds_per_step": {other: per_step[0], "ours": per_step[1], "ratio": per_step[1] / per_step[0]},
+        "seconds_to_gap": {"gap": wanted, other: times[0], "ours": times[1]},
         "ratio": times[1] / times[0] if all(times) else None,
-        "curves": {"plain": curves[0], "ours": curves[1]},
+        "curves": {other: curves[0], "ours": curves[1]},
     }
+
+
+def conclude(
+    name: str, unit: str, table: dict[str, dict[str, Any]], subjects: int, seeds: int, trial: str
+) -> None:
+    """The last line: the ratios of time, which hold where all of them are within the bar."""
+    ratios = {method: line["ratio"] for method, line in table.items()}
+    holds = all(ratio is not None and ratio <= BAR for ratio in ratios.values())
+    finish(name, ratios, unit, BAR, holds, f"0..{seeds - 1}", trial=trial, by_method=table, subjects=subjects)
 
 
 @click.command()
@@ -219,17 +238,13 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, 
             table[method] = compare(studio, pupils, recipe, method, registry)
             table[method]["peak_gb"] = {loop: memory(method, loop, drawing) for loop in ("plain", "ours")}
             print(f"{method}:", table[method], flush=True)
-    ratios = {method: line["ratio"] for method, line in table.items()}
-    finish(
+    conclude(
         "learn_speed",
-        ratios,
         "time to the plain loop's likeness to the subject, as a share of the plain loop's",
-        BAR,
-        all(ratio is not None and ratio <= BAR for ratio in ratios.values()),
-        f"0..{seeds - 1}",
-        trial=lacking(steps, count, seeds, drawing, full=SUBJECTS),
-        by_method=table,
-        subjects=count,
+        table,
+        count,
+        seeds,
+        lacking(steps, count, seeds, drawing, full=SUBJECTS),
     )
 
 

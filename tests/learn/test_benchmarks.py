@@ -349,6 +349,27 @@ def test_a_trial_beside_scripts(bench, monkeypatch, tmp_path):
     assert line["seconds_per_step"]["script"] > 0 and line["seconds_per_step"]["ours"] > 0
 
 
+def test_a_scripts_start_is_not_counted_and_its_best_rate_is_taken(bench, monkeypatch, tmp_path):
+    pico = bases.of(tiny.pico_sd(), "pico")
+    studio = lessons.Studio(pico, 1, 1)
+    pupil = studio.pupil("thing", taught.unseen(1)[0], 0)
+    used, recipe = [], recipe_for("dreambooth", 30)
+
+    def seven_and_two_a_step(path, model, told, steps, rate, out):
+        used.append(rate)
+        return 7.0 + 2.0 * steps
+
+    gaps = {0.1: 0.3, 0.2: 0.9, 0.3: float("nan")}
+    monkeypatch.setattr(learn_scripts, "run", seven_and_two_a_step)
+    monkeypatch.setattr(lessons.Studio, "likeness", lambda self, pictures, real: used[-1])
+    monkeypatch.setattr(lessons.Pupil, "gap", lambda self, rate: gaps[rate])
+    script = replace(learn_scripts.SCRIPTS["dreambooth"], load=lambda pipe, made: None)
+    lesson = learn_scripts.Lesson(recipe, tmp_path, 64, tmp_path / "photos", tmp_path / "class", "up", "dog")
+    curve, per_step, rate = learn_scripts.theirs(studio, pupil, script, tmp_path, lesson, (0.1, 0.2, 0.3))
+    assert per_step == pytest.approx(2.0) and rate == 0.2
+    assert curve == [(pytest.approx(2.0 * steps), 0.9) for steps in (10, 20, 30)]
+
+
 def test_a_script_that_fails_says_why(tmp_path):
     script = tmp_path / "one.py"
     script.write_text("raise SystemExit('no such option')")
