@@ -11,7 +11,7 @@ import click
 import numpy as np
 from torch import Tensor
 
-from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, lacking
+from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, briefly, lacking
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
@@ -164,10 +164,10 @@ def main(count: int, seeds: int, photos: int, methods: str, steps: int | None, d
                     "cpu_seconds": seconds,
                     "bytes": len(concept.to_bytes()),
                 }
+                print(f"{row}, {pupil.noun}: {briefly(lines[-1])}", flush=True)
         means = {key: mean(np.array([line[key] for line in lines])) for key in lines[0]}
         table[row] = means | {"interval": interval(np.array([line["gap"] for line in lines]))}
-        shown_figures = "  ".join(f"{key} {value:.3g}" for key, value in means.items())
-        print(f"{row:26} {shown_figures}", flush=True)
+        print(f"{row}: {briefly(means)}", flush=True)
     missed = {row: found for row, line in table.items() if (found := misses(row, line))}
     finish(
         "learn_methods",

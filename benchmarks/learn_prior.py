@@ -9,7 +9,7 @@ import click
 import numpy as np
 from torch import Tensor
 
-from benchmarks.lessons import Pupil, Studio, lacking, options
+from benchmarks.lessons import Pupil, Studio, briefly, lacking, options
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
@@ -144,6 +144,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
                         studio.base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry
                     )
                     lines.append(score(studio, pupil, concept, first))
+                    print(f"{method}, {arm}, {pupil.noun}: {briefly(lines[-1])}", flush=True)
                 table[f"{method}, {arm}"] = summary(lines)
                 print(f"{method}, {arm}:", table[f"{method}, {arm}"], flush=True)
     missed = {name: found for name in wanted if (found := misses(table[f"{name}, {by_default(name)}"]))}

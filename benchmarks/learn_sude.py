@@ -9,7 +9,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.lessons import Pupil, Studio, lacking, options
+from benchmarks.lessons import Pupil, Studio, briefly, lacking, options
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
 from conceptkit import base as bases
@@ -105,6 +105,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
                     for arm, weight in weights.items()
                 }
                 lines.append(score(studio, pupil, {**concepts, "prompts alone": concepts["without"]}))
+                print(f"{method}, {pupil.noun}: {briefly(lines[-1])}", flush=True)
             table[method] = summary(lines)
             print(f"{method}:", table[method], flush=True)
     missed = {row: found for row, line in table.items() if (found := misses(line))}

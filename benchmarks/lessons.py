@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -60,6 +60,11 @@ def options(methods: Iterable[str], full: int = SUBJECTS) -> Callable[[Program],
 def lacking(steps: int | None, subjects: int, seeds: int, drawing: int, full: int = SUBJECTS) -> str:
     """What a run with these options lacks of a full one, as `report.shortfall` says it."""
     return shortfall(steps, subjects=(subjects, full), seeds=(seeds, SEEDS), denoising_steps=(drawing, STEPS))
+
+
+def briefly(line: Mapping[str, float]) -> str:
+    """Figures on one line, for the eye."""
+    return "  ".join(f"{key} {value:.3g}" for key, value in line.items())
 
 
 @dataclass(frozen=True, eq=False)
