@@ -53,6 +53,8 @@ class Recipe:
     detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys
         are those of the class noun (Perfusion, 2305.01644), values learn. hold: keyed; so many principal rows
         of the class noun by itself, up to 8 with its own, at which the delta is nothing.
+    states: a single photo without a caption is told by the word for a state that the base itself sees in it;
+        otherwise what a thing does on its only photo is learned as a part of it.
     key_lr: keyed; the rate at which keys learn, 0 for that of values. Keys say where attention looks: shapes
         fall apart when they move as far as values do.
     until: share of the noise levels, the least ones, at which the look learns. Where a thing stands, and in
@@ -96,6 +98,7 @@ class Recipe:
     key_lr: float = _off(0.0)
     hold: int = _off(0)
     until: float = _off(1.0)
+    states: bool = _off(False)
     sude: float = _off(0.0)
     sude_weight: str = _off("code")
     validate: int = _off(0)
@@ -134,6 +137,7 @@ RECIPES: dict[str, Recipe] = {
         wide=2,
         wide_lr=4e-3,
         until=0.8,
+        states=True,
         batch=4,
         prior_weight=0.0,
     ),

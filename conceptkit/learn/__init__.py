@@ -335,12 +335,20 @@ def _curve(outcome: Outcome) -> Image.Image | None:
 
 
 def _described(base: bases.Base, outcome: Outcome) -> list[str]:
-    """One sentence for each subject whose word begins at one of the base's own."""
-    return [
+    """One sentence for each subject whose word begins at one of the base's own, or whose photo it told."""
+    begun = [
         f"The word of {base.name} that describes {part.name} best is {look!r}; what is learned begins there."
         for part in outcome.parts
         if (look := part.provenance.get("look"))
     ]
+    told = [
+        f"{base.name} sees {part.name} {state} in {photo}, and learns it so that others can be asked for; "
+        f"if it is not {state}, put a caption beside the photo."
+        for part in outcome.parts
+        for photo, state in zip(part.provenance["photos"], part.provenance.get("states", ()), strict=False)
+        if state
+    ]
+    return begun + told
 
 
 def _faint(base: bases.Base, shown: pictures.PhotoSet) -> list[str]:

@@ -1,9 +1,10 @@
-"""Which word of its vocabulary a base would use for what photos show.
+"""Which words of its vocabulary a base would use for what photos show.
 
 A base that predicts noise better under one caption than under another has classified the picture (Diffusion
 Classifier, 2303.16203, section 3). Asked of every word for a look, with the same noise for all of them, it
 tells where a modifier token best begins: the first picture from there is whole and in about the right
-colours, and less is left to learn.
+colours, and less is left to learn. Asked of every word for a state it tells what a photo's caption leaves
+out: of a thing that is only ever seen running, running becomes a part unless the caption says it.
 """
 
 from __future__ import annotations
@@ -26,14 +27,45 @@ from conceptkit.recipes import Recipe
 
 FIRST, SAMPLES, FINALISTS = 8, 32, 5
 """All words are judged by the first samples; the best of them and the bare noun by all."""
-LEAST = 0.2
-"""Share of the noise levels, the least ones, that say more about lines than about looks."""
+OF_LOOKS, OF_STATES = (0.2, 1.0), (0.1, 0.7)
+"""The noise levels that are asked, as shares of all: those below say more about lines than about looks, and
+above there is no pose to be seen."""
 PROMPT = "photo of a {}"
 
 
 def looks(pipe: Any) -> list[str]:
     """Words for colours, patterns and materials that are one token in every tokenizer of a pipeline."""
-    words = files("conceptkit.captions").joinpath("looks.txt").read_text(encoding="utf-8").split()
+    return _known(pipe, "looks.txt")
+
+
+def states(pipe: Any) -> list[str]:
+    """Words for what a thing does, and for poses and states it can be in, of which the same is true."""
+    return _known(pipe, "states.txt")
+
+
+def look(
+    base: Base, pool: Pool, noun: str, schedule: Schedule, recipe: Recipe, seed: int, crew: Crew
+) -> str | None:
+    """The word that goes before a class noun best for the views of a pool; None if the bare noun does better.
+
+    The UNet sees as many views at once as in a step of the recipe, in its precision.
+    """
+    words = looks(base.pipe)
+    phrases = [f"{word} {noun}" for word in words]
+    return _best(base, pool, noun, words, phrases, OF_LOOKS, schedule, recipe, seed, crew)
+
+
+def state(
+    base: Base, pool: Pool, noun: str, schedule: Schedule, recipe: Recipe, seed: int, crew: Crew
+) -> str | None:
+    """The word for a state that goes after a class noun best; the rest as for `look`."""
+    words = states(base.pipe)
+    phrases = [f"{noun} {word}" for word in words]
+    return _best(base, pool, noun, words, phrases, OF_STATES, schedule, recipe, seed, crew)
+
+
+def _known(pipe: Any, file: str) -> list[str]:
+    words = files("conceptkit.captions").joinpath(file).read_text(encoding="utf-8").split()
     tokenizers = [tokenizer for tokenizer, _ in encoders(pipe)]
     return [
         word
@@ -43,25 +75,28 @@ def looks(pipe: Any) -> list[str]:
 
 
 @torch.no_grad()
-def best(
-    base: Base, pool: Pool, noun: str, schedule: Schedule, recipe: Recipe, seed: int, crew: Crew
+def _best(
+    base: Base,
+    pool: Pool,
+    noun: str,
+    words: Sequence[str],
+    phrases: Sequence[str],
+    levels: tuple[float, float],
+    schedule: Schedule,
+    recipe: Recipe,
+    seed: int,
+    crew: Crew,
 ) -> str | None:
-    """The word that goes before a class noun best for the views of a pool; None if the bare noun does better.
-
-    The UNet sees as many views at once as in a step of the recipe, in its precision.
-    """
-    words = looks(base.pipe)
+    """The word whose phrase does better than all others and than the bare noun."""
     if not words:
         return None
-    texts = [PROMPT.format(noun), *(PROMPT.format(f"{word} {noun}") for word in words)]
-    told = conditions.read(base.pipe, texts)
+    told = conditions.read(base.pipe, [PROMPT.format(phrase) for phrase in (noun, *phrases)])
 
     def losses(some: Sequence[int], samples: range) -> Tensor:
-        return _losses(
-            base, pool, told[torch.tensor(some, device=told.device)], samples, schedule, recipe, seed, crew
-        )
+        chosen = told[torch.tensor(some, device=told.device)]
+        return _losses(base, pool, chosen, samples, levels, schedule, recipe, seed, crew)
 
-    early = losses(range(len(texts)), range(FIRST))
+    early = losses(range(len(words) + 1), range(FIRST))
     ranked = early[1:].mean(dim=1).argsort(stable=True)[:FINALISTS] + 1
     left = [0, *ranked.tolist()]
     late = losses(left, range(FIRST, SAMPLES))
@@ -75,18 +110,20 @@ def _losses(
     pool: Pool,
     told: Condition,
     samples: range,
+    levels: tuple[float, float],
     schedule: Schedule,
     recipe: Recipe,
     seed: int,
     crew: Crew,
 ) -> Tensor:
     """The loss of each of n texts in each sample: (n, len(samples)). Every text meets the same noise."""
+    least, most = levels
     table = torch.zeros(len(told.hidden), len(samples), device=pool.latents.device)
     mine = torch.arange(samples.start, samples.stop)[crew.rank :: crew.size]
     for few in mine.split(max(1, recipe.batch // recipe.accumulate)) if len(mine) else ():
         picks = few % len(pool.latents)  # the photos take turns among the views
         # an order of noise levels in which any few are spread out: multiples of the golden ratio
-        t = ((LEAST + (1 - LEAST) * ((few + 0.5) * 0.618034 % 1)) * len(schedule)).long()
+        t = ((least + (most - least) * ((few + 0.5) * 0.618034 % 1)) * len(schedule)).long()
         shape = pool.latents.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=_dice(seed, k)) for k in few.tolist()]).to(
             pool.latents

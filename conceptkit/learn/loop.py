@@ -130,11 +130,19 @@ def learn_together(
         with crew.in_turn():
             shape = metric.of_base(base, registry)
         schedule = schedule_of(base.pipe.scheduler)
+        if keeper.resumed is None and (alone := [s for s in subjects if recipe.states and _needs_state(s)]):
+            tick(begun, total, "looking for words")
+            keeper.states = {
+                s.name: describing.state(base, _still(base, s), str(s.noun), schedule, recipe, seed, crew)
+                for s in alone
+            }
+        told = {name: (word,) for name, word in keeper.states.items()}
+        subjects = [replace(s, states=told.get(s.name, ())) for s in subjects]
         pools = [_pool(base, s, recipe, seed, subjects) for s in subjects]
         if recipe.begin == "described" and keeper.resumed is None:
             tick(begun, total, "looking for words")
             keeper.looks = {
-                s.name: s.noun and describing.best(base, pool, s.noun, schedule, recipe, seed, crew)
+                s.name: s.noun and describing.look(base, pool, s.noun, schedule, recipe, seed, crew)
                 for s, pool in zip(subjects, pools, strict=True)
             }
         first: dict[str, tuple[tuple[Tensor, ...], dict[str, str]]] = {}
@@ -189,6 +197,8 @@ def _concept(
         "seed": seed,
         **origin,
     }
+    if any(subject.states):
+        provenance["states"] = list(subject.states)
     return Concept(
         name=subject.name,
         kind=subject.kind,
@@ -212,8 +222,26 @@ def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int, run: Sequence
         photos = replace(photos, pictures=photos.pictures[begin:end], names=photos.names[begin:end])
         captions, masks = captions[begin:end], masks[begin:end]
     return views.pool(
-        base, photos, subject.words, recipe.views, seed, kind=subject.kind, captions=captions, masks=masks
+        base,
+        photos,
+        subject.words,
+        recipe.views,
+        seed,
+        kind=subject.kind,
+        captions=captions,
+        masks=masks,
+        states=subject.states,
     )
+
+
+def _needs_state(subject: Subject) -> bool:
+    """Whether its only photo says nothing of what it does there; several show what stays and what changes."""
+    return len(subject.photos) == 1 and subject.noun is not None and not any(subject.captions)
+
+
+def _still(base: Base, subject: Subject) -> views.Pool:
+    """The photos as they are."""
+    return views.still(base, subject.photos, subject.words, masks=subject.masks)
 
 
 def _watch(taught: Lesson) -> Watch:
@@ -227,7 +255,9 @@ def _watch(taught: Lesson) -> Watch:
         if len(photos) >= HELD_OUT_FROM:
             photos = replace(photos, pictures=photos.pictures[-1:], names=photos.names[-1:])
             captions, masks = captions[-1:], masks[-1:]
-        shown.append(views.still(taught.base, photos, subject.words, subject.kind, captions, masks))
+        shown.append(
+            views.still(taught.base, photos, subject.words, subject.kind, captions, masks, subject.states)
+        )
     plain = replace(recipe, batch=SAMPLES, sude=0.0, attention=0.0, accumulate=1)
     judged = replace(taught, pool=views.joined(shown), prior=None, recipe=plain)
     judged = replace(judged, crew=type(taught.crew)())

@@ -11,7 +11,10 @@ from conceptkit.photos import PhotoSet
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """captions, masks: one for each photo, None where there is none; or empty. Masks are white on it."""
+    """captions, masks, states: one for each photo, None where there is none; or empty.
+
+    Masks are white on it. A state is a word for what it does there, where no caption says so.
+    """
 
     name: str
     noun: str | None
@@ -19,6 +22,7 @@ class Subject:
     kind: str = "subject"
     captions: tuple[str | None, ...] = ()
     masks: tuple[Image.Image | None, ...] = ()
+    states: tuple[str | None, ...] = ()
 
     @property
     def token(self) -> str:

@@ -70,11 +70,13 @@ def pool(
     kind: str = "subject",
     captions: Sequence[str | None] = (),
     masks: Sequence[Image.Image | None] = (),
+    states: Sequence[str | None] = (),
 ) -> Pool:
     """`count` views of the photos in turn; `words` is what a prompt calls the subject.
 
     captions: prompts of the photos, with "{}" for the words; None and none at all: one of CONTEXTS.
     masks: white where the subject is; the loss counts there alone.
+    states: what goes on after the words, for each photo, None for nothing.
     """
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
     small = photos.for_size(size)
@@ -92,7 +94,8 @@ def pool(
         told = captions[k % len(small)] if captions else None
         context = contexts[int(rng.integers(len(contexts)))]
         prefix = "" if kind == "style" else view.prefix
-        texts.append(_prompt(prefix, context if told is None else told, words))
+        state = states[k % len(small)] if states else None
+        texts.append(_prompt(prefix, context if told is None else told, words, state))
     return _pool(base, views, texts)
 
 
@@ -103,6 +106,7 @@ def still(
     kind: str = "subject",
     captions: Sequence[str | None] = (),
     masks: Sequence[Image.Image | None] = (),
+    states: Sequence[str | None] = (),
 ) -> Pool:
     """Every photo once, whole and unmoved, where `pool` takes its chances; the rest as for `pool`."""
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
@@ -113,8 +117,8 @@ def still(
         view = augment(photo, size, rng, cell, hflip=False, framing=unmoved)
         views.append(view if mask is None else _masked(view, mask, photo, twin, unmoved, hflip=False))
     usual = STYLE_CONTEXTS[0] if kind == "style" else CONTEXTS[0]
-    told = captions or (None,) * len(views)
-    return _pool(base, views, [_prompt("", text or usual, words) for text in told])
+    told = zip_longest(captions or (None,) * len(views), states)
+    return _pool(base, views, [_prompt("", text or usual, words, state) for text, state in told])
 
 
 def contexts_of(subject: Subject, run: Sequence[Subject] = ()) -> tuple[str | None, ...]:
@@ -189,9 +193,9 @@ def _context(subject: Subject, caption: str, known: Mapping[str, str]) -> str:
     return marked.replace("{", "{{").replace("}", "}}").replace("\0", "{}", 1).replace("\0", subject.words)
 
 
-def _prompt(prefix: str, context: str, words: str) -> str:
-    """A view's words belong to the thing: "a far away " gives "photo of a far away <my_dog> dog"."""
-    return context.format(prefix.removeprefix("a ") + words)
+def _prompt(prefix: str, context: str, words: str, state: str | None) -> str:
+    """A view's words belong to the thing: "a far away " gives "photo of a far away <my_dog> dog running"."""
+    return context.format(prefix.removeprefix("a ") + words + (f" {state}" if state else ""))
 
 
 @torch.no_grad()

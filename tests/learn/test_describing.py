@@ -9,7 +9,7 @@ import torch
 
 from conceptkit import base as bases
 from conceptkit import learn
-from conceptkit.learn import describing, views
+from conceptkit.learn import describing, lesson, views
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.loop import learn_together
@@ -41,14 +41,27 @@ def pool_of(base: bases.Base, noun: str, hue: str, seed: int) -> views.Pool:
 def test_a_base_names_the_colour_of_what_it_is_shown(storybook, noun, hue):
     schedule = schedule_of(storybook.pipe.scheduler)
     pool = pool_of(storybook, noun, hue, seed=5)
-    assert describing.best(storybook, pool, noun, schedule, RECIPE, 0, Crew()) == hue
+    assert describing.look(storybook, pool, noun, schedule, RECIPE, 0, Crew()) == hue
 
 
 def test_where_no_word_does_better_the_noun_does(storybook, monkeypatch):
     monkeypatch.setattr(describing, "looks", lambda pipe: ["black", "brown"])
     pool = pool_of(storybook, "robot", "white", seed=5)
     schedule = schedule_of(storybook.pipe.scheduler)
-    assert describing.best(storybook, pool, "robot", schedule, RECIPE, 0, Crew()) is None
+    assert describing.look(storybook, pool, "robot", schedule, RECIPE, 0, Crew()) is None
+
+
+def posed(noun: str, state: str, seed: int = 5) -> PhotoSet:
+    subject = world.draw_subject(np.random.default_rng(seed), noun, "scored")
+    shot = world.render(world.Scene((world.Figure(subject, state),), place=None, seed=seed))
+    return PhotoSet((shot,), (f"{noun}.png",), "0" * 64)
+
+
+@pytest.mark.parametrize(("noun", "state"), [("cat", "running"), ("cat", "sleeping"), ("rabbit", "sitting")])
+def test_a_base_names_what_a_thing_does_on_its_only_photo(storybook, noun, state):
+    pool = views.still(storybook, posed(noun, state), f"<x> {noun}")
+    schedule = schedule_of(storybook.pipe.scheduler)
+    assert describing.state(storybook, pool, noun, schedule, RECIPE, 0, Crew()) == state
 
 
 def test_every_photo_is_looked_at(pico, shown):
@@ -65,15 +78,17 @@ def test_every_photo_is_looked_at(pico, shown):
 
     watched = Watched(schedule.prediction, schedule.bars)
     told = describing.conditions.read(pico.pipe, ["a dog"])
-    describing._losses(pico, marked, told, range(8), watched, RECIPE, 0, Crew())
+    describing._losses(pico, marked, told, range(8), (0.2, 1.0), watched, RECIPE, 0, Crew())
     assert len(seen) == 8 and set(seen) == {0.0, 1.0, 2.0}
 
 
-def test_only_whole_tokens_are_asked_about(pico):
+def test_only_whole_tokens_are_asked_about(pico, storybook):
     tokenizer, _ = pico.encoders[0]
     found = describing.looks(pico.pipe)
     assert {"red", "blue", "black"} <= set(found) and "turquoise" not in found
     assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in found)
+    states = describing.states(storybook.pipe)
+    assert {"running", "open"} <= set(states) and "kneeling" not in states
 
 
 def test_a_base_without_such_words_is_asked_nothing(shown):
@@ -81,7 +96,7 @@ def test_a_base_without_such_words_is_asked_nothing(shown):
     pipe.tokenizer = tiny.tokenizer("a photo of dog")
     base = bases.of(pipe, "pico")
     pool = views.pool(base, shown, "<x> dog", 4, 0)
-    assert describing.best(base, pool, "dog", schedule_of(pipe.scheduler), RECIPE, 0, Crew()) is None
+    assert describing.look(base, pool, "dog", schedule_of(pipe.scheduler), RECIPE, 0, Crew()) is None
 
 
 def test_two_text_encoders_are_asked_like_one(shown):
@@ -89,7 +104,7 @@ def test_two_text_encoders_are_asked_like_one(shown):
     pool = views.pool(base, shown, "<x> dog", 8, 0)
     before = tiny.snapshot(base.pipe)
     asked = [
-        describing.best(base, pool, "dog", schedule_of(base.pipe.scheduler), RECIPE, s, Crew())
+        describing.look(base, pool, "dog", schedule_of(base.pipe.scheduler), RECIPE, s, Crew())
         for s in (0, 0)
     ]
     assert asked[0] == asked[1] and asked[0] in (None, *describing.looks(base.pipe))
@@ -109,7 +124,7 @@ def test_the_shares_of_several_processes_add_up_to_the_whole(pico, shown):
     schedule = schedule_of(pico.pipe.scheduler)
 
     def losses(crew: Crew) -> torch.Tensor:
-        return describing._losses(pico, pool, told, range(2, 9), schedule, RECIPE, 0, crew)
+        return describing._losses(pico, pool, told, range(2, 9), (0.2, 1.0), schedule, RECIPE, 0, crew)
 
     with torch.no_grad():
         first, second, none, whole = (
@@ -132,7 +147,7 @@ def test_the_token_begins_beside_the_word_and_says_so(pico, shown):
 
 
 def test_what_is_learned_says_where_its_word_began(pico, shown, folder, registry, monkeypatch):
-    monkeypatch.setattr(describing, "best", lambda *_: "red")
+    monkeypatch.setattr(describing, "look", lambda *_: "red")
     recipe = Recipe(
         "custom", begin="described", token_steps=0, steps=1, rank=1, batch=2, prior_weight=0.0, views=4
     )
@@ -146,7 +161,7 @@ def test_what_is_learned_says_where_its_word_began(pico, shown, folder, registry
 
 def test_of_several_each_begins_at_its_own(pico, shown, monkeypatch):
     found = iter(["red", "blue"])
-    monkeypatch.setattr(describing, "best", lambda *_: next(found))
+    monkeypatch.setattr(describing, "look", lambda *_: next(found))
     subjects = [Subject("my_dog", "dog", shown), Subject("my_cat", "cat", shown)]
     recipe = replace(RECIPE, token_steps=0, steps=1, rank=1, batch=2)
     joint = learn_together(pico, subjects, recipe)
@@ -155,7 +170,7 @@ def test_of_several_each_begins_at_its_own(pico, shown, monkeypatch):
 
 def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
     asked = []
-    monkeypatch.setattr(describing, "best", lambda *_: asked.append(1) or "red")
+    monkeypatch.setattr(describing, "look", lambda *_: asked.append(1) or "red")
     recipe = replace(RECIPE, token_steps=3, steps=3, rank=1, batch=2)
     monkeypatch.setitem(RECIPES, DEFAULT, recipe)
     monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
@@ -168,6 +183,95 @@ def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
         learn.add("my_dog", folder, progress=stop, **again)
-    monkeypatch.setattr(describing, "best", lambda *_: "blue")
+    monkeypatch.setattr(describing, "look", lambda *_: "blue")
     resumed = learn.add("my_dog", folder, resume=True, **again).concept
     assert len(asked) == 2 and resumed.provenance["look"] == "red" and resumed.to_bytes() == whole
+
+
+def only(photos: PhotoSet, k: int = 0) -> PhotoSet:
+    return replace(photos, pictures=photos.pictures[k : k + 1], names=photos.names[k : k + 1])
+
+
+ALONE = Recipe("custom", token_steps=1, steps=1, rank=1, batch=2, prior_weight=0.0, views=4, states=True)
+
+
+def test_the_only_photo_is_told_by_its_state(pico, shown, monkeypatch):
+    """All its prompts go on with it, SuDe's class too; of several photos the base is asked nothing."""
+    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    seen = []
+    monkeypatch.setattr(lesson.Lesson, "plain_prompts", property(lambda self: told(self)))
+
+    def told(taught: lesson.Lesson) -> tuple[str, ...]:
+        plain = tuple(taught._plain(text) for text in taught.pool.prompts)
+        seen.append((taught.pool.prompts, plain))
+        return plain
+
+    concept = teach(pico, only(shown), replace(ALONE, sude=1.0))
+    own, plain = seen[0]
+    assert all("<my_dog> dog running" in text for text in own)
+    assert all("dog running" in text and "<my_dog>" not in text for text in plain)
+    assert concept.provenance["states"] == ["running"] and concept.words == {"my_dog": "<my_dog> dog"}
+    seen.clear()
+    several = teach(pico, shown, replace(ALONE, sude=1.0))
+    assert not any("running" in text for text in seen[0][0]) and "states" not in several.provenance
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"captions": ("photo of a dog sitting",)},
+        {"noun": None},
+        {"noun": None, "kind": "style"},
+    ],
+    ids=["captioned", "classless", "style"],
+)
+def test_nothing_is_asked_of_photos_that_say_it_or_have_no_class(pico, shown, monkeypatch, subject):
+    monkeypatch.setattr(describing, "state", lambda *_: pytest.fail("asked"))
+    learn_together(pico, [Subject(**{"name": "x", "noun": "dog", "photos": only(shown), **subject})], ALONE)
+
+
+def test_a_recipe_without_states_asks_nothing(pico, shown, monkeypatch):
+    monkeypatch.setattr(describing, "state", lambda *_: pytest.fail("asked"))
+    teach(pico, only(shown), replace(ALONE, states=False))
+
+
+def test_the_validation_of_one_photo_is_told_its_state(pico, shown, monkeypatch):
+    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    told, still = [], views.still
+    monkeypatch.setattr(views, "still", lambda *a, **k: told.append(still(*a, **k)) or told[-1])
+    teach(pico, only(shown), replace(ALONE, validate=1))
+    assert told[-1].prompts == ("photo of a <my_dog> dog running",)
+
+
+def test_a_captioned_photo_beside_one_that_is_not(pico, shown, monkeypatch):
+    """Of two learned in one run, each photo is told in its own way."""
+    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    subjects = [
+        Subject("my_dog", "dog", only(shown)),
+        Subject("my_cat", "cat", only(shown, 1), captions=("a cat sitting",)),
+    ]
+    joint = learn_together(pico, subjects, ALONE)
+    assert [part.provenance.get("states") for part in joint.parts] == [["running"], None]
+
+
+def test_going_on_keeps_what_was_seen_in_the_photo(pico, folder, registry, monkeypatch, tmp_path):
+    photo = tmp_path / "0.png"
+    photo.write_bytes((folder / "0.png").read_bytes())
+    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    monkeypatch.setitem(RECIPES, DEFAULT, replace(ALONE, token_steps=3, steps=3))
+    monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
+    first = learn.add("my_dog", photo, noun="dog", base=pico, registry=registry)
+    assert first.notices == [
+        "pico sees my_dog running in 0.png, and learns it so that others can be asked for; "
+        "if it is not running, put a caption beside the photo."
+    ]
+
+    def stop(done, total, text):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
+    with pytest.raises(KeyboardInterrupt):
+        learn.add("my_dog", photo, progress=stop, **again)
+    monkeypatch.setattr(describing, "state", lambda *_: "sitting")
+    assert learn.add("my_dog", photo, resume=True, **again).concept.to_bytes() == first.concept.to_bytes()
