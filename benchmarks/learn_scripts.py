@@ -24,10 +24,11 @@ from PIL import Image
 
 from benchmarks.learn_speed import SUBJECTS, budgets, class_pictures, conclude, ours, side_by_side
 from benchmarks.lessons import Pupil, Studio, lacking, options
+from benchmarks.plain_loop import recipe_of
 from benchmarks.report import use_own_cores
 from benchmarks.taught import unseen
 from conceptkit import base as bases
-from conceptkit import learn, metric
+from conceptkit import metric
 from conceptkit.identifiers import choose
 from conceptkit.learn import views
 from conceptkit.recipes import Recipe
@@ -235,9 +236,7 @@ def compare(
             curve, per_step, rate = theirs(studio, pupil, script, examples, lesson, rates)
             points = []
             for steps in stops:
-                concept, whole, _ = ours(
-                    studio.base, pupil, learn.recipe_for(method, steps), beside, registry
-                )
+                concept, whole, _ = ours(studio.base, pupil, recipe_of(method, steps), beside, registry)
                 likeness = studio.likeness(studio.in_places(pupil.name, concept), pupil.real)
                 points.append((whole, pupil.gap(likeness)))
             for curves_of, found in zip(curves, (curve, points), strict=True):
@@ -266,7 +265,7 @@ def main(examples: Path, count: int, seeds: int, steps: int | None, methods: str
     with Registry(tempfile.mkdtemp()) as registry:
         metric.of_base(studio.base, registry)  # once for each base, and kept
         for method in wanted:
-            recipe = learn.recipe_for(method, steps)
+            recipe = recipe_of(method, steps)
             table[method] = compare(studio, pupils, method, recipe, examples.resolve(), registry)
             print(f"{method}:", table[method], flush=True)
     conclude(

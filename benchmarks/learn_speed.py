@@ -25,11 +25,11 @@ from PIL import Image
 
 from benchmarks.lessons import Pupil, Studio, lacking, options
 from benchmarks.pictures import draw
-from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain
+from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain, recipe_of
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import mean, unseen
 from conceptkit import base as bases
-from conceptkit import learn, metric
+from conceptkit import metric
 from conceptkit.concept import Concept
 from conceptkit.learn import priors
 from conceptkit.learn.loop import learn_together
@@ -230,7 +230,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, 
     with Registry(tempfile.mkdtemp()) as registry:
         metric.of_base(studio.base, registry)  # once for each base, and kept
         for method in wanted:
-            recipe = learn.recipe_for(method, steps)
+            recipe = recipe_of(method, steps)
             if only:
                 added = alone(studio, pupils[0], recipe, only, registry)
                 finish("learn_speed", added, f"GB added by {only}", None, None, 0, method=method)

@@ -1,8 +1,9 @@
 """A plain learning loop, to measure ours beside: in every step it does what the methods' descriptions say.
 
 Pictures are cropped, moved about and encoded, prompts are encoded, the UNet is gone through with LoRAs of
-PEFT's own, on the text encoder too, or with trained cross-attention, gradients are clipped, and AdamW takes
-a step, for Custom Diffusion over the whole token table. Nothing is kept from one step to the next.
+PEFT's own, on the text encoder too, or with the matrices of cross-attention themselves, gradients are
+clipped, and AdamW takes a step, for Custom Diffusion over the whole token table. Nothing is kept from one
+step to the next.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from conceptkit.identifiers import choose
 from conceptkit.learn import conditions, losses, targets, views
 from conceptkit.learn.conditions import Condition
 from conceptkit.learn.noise import schedule_of
-from conceptkit.recipes import Recipe
+from conceptkit.recipes import Recipe, recipe_for
 
 METHODS = ("dreambooth", "custom-diffusion")
 READING, ENCODING, PROMPTS, UNET, OPTIMISER = (
@@ -37,6 +38,11 @@ READING, ENCODING, PROMPTS, UNET, OPTIMISER = (
 )
 TOKEN = "<plain>"
 LARGEST_NORM = 1.0
+
+
+def recipe_of(method: str, steps: int | None = None) -> Recipe:
+    """The method's recipe with the adapter of others' programs, where ours is another by default."""
+    return recipe_for(method, steps, rank=0 if method == "custom-diffusion" else None)
 
 
 class Clock:
