@@ -168,6 +168,11 @@ def test_of_several_each_begins_at_its_own(pico, shown, monkeypatch):
     assert [part.provenance["look"] for part in joint.parts] == ["red", "blue"]
 
 
+def stop_after_four(done, total, text):
+    if done == 4:
+        raise KeyboardInterrupt
+
+
 def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
     asked = []
     monkeypatch.setattr(describing, "look", lambda *_: asked.append(1) or "red")
@@ -176,13 +181,9 @@ def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
     monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
     whole = learn.add("my_dog", folder, noun="dog", base=pico, registry=registry).concept.to_bytes()
 
-    def stop(done, total, text):
-        if done == 4:
-            raise KeyboardInterrupt
-
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
-        learn.add("my_dog", folder, progress=stop, **again)
+        learn.add("my_dog", folder, progress=stop_after_four, **again)
     monkeypatch.setattr(describing, "look", lambda *_: "blue")
     resumed = learn.add("my_dog", folder, resume=True, **again).concept
     assert len(asked) == 2 and resumed.provenance["look"] == "red" and resumed.to_bytes() == whole
@@ -266,12 +267,8 @@ def test_going_on_keeps_what_was_seen_in_the_photo(pico, folder, registry, monke
         "if it is not running, put a caption beside the photo."
     ]
 
-    def stop(done, total, text):
-        if done == 4:
-            raise KeyboardInterrupt
-
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
-        learn.add("my_dog", photo, progress=stop, **again)
+        learn.add("my_dog", photo, progress=stop_after_four, **again)
     monkeypatch.setattr(describing, "state", lambda *_: "sitting")
     assert learn.add("my_dog", photo, resume=True, **again).concept.to_bytes() == first.concept.to_bytes()
