@@ -9,7 +9,8 @@ out: of a thing that is only ever seen running, running becomes a part unless th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -43,25 +44,70 @@ def states(pipe: Any) -> list[str]:
     return _known(pipe, "states.txt")
 
 
-def look(
-    base: Base, pool: Pool, noun: str, schedule: Schedule, recipe: Recipe, seed: int, crew: Crew
-) -> str | None:
-    """The word that goes before a class noun best for the views of a pool; None if the bare noun does better.
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A base that says which of its words it would use for the views of a pool.
 
-    The UNet sees as many views at once as in a step of the recipe, in its precision.
+    It sees as many of them at once as in a step of the recipe, in the recipe's precision.
     """
-    words = looks(base.pipe)
-    phrases = [f"{word} {noun}" for word in words]
-    return _best(base, pool, noun, words, phrases, OF_LOOKS, schedule, recipe, seed, crew)
 
+    base: Base
+    schedule: Schedule
+    recipe: Recipe
+    seed: int
+    crew: Crew
 
-def state(
-    base: Base, pool: Pool, noun: str, schedule: Schedule, recipe: Recipe, seed: int, crew: Crew
-) -> str | None:
-    """The word for a state that goes after a class noun best; the rest as for `look`."""
-    words = states(base.pipe)
-    phrases = [f"{noun} {word}" for word in words]
-    return _best(base, pool, noun, words, phrases, OF_STATES, schedule, recipe, seed, crew)
+    def look(self, pool: Pool, noun: str) -> str | None:
+        """The word that goes before a class noun best; None if the bare noun does better."""
+        return self._best(pool, noun, {word: f"{word} {noun}" for word in looks(self.base.pipe)}, OF_LOOKS)
+
+    def state(self, pool: Pool, noun: str) -> str | None:
+        """The word for a state that goes after a class noun best; None as for `look`."""
+        return self._best(pool, noun, {word: f"{noun} {word}" for word in states(self.base.pipe)}, OF_STATES)
+
+    @torch.no_grad()
+    def _best(
+        self, pool: Pool, noun: str, phrases: Mapping[str, str], levels: tuple[float, float]
+    ) -> str | None:
+        """The word whose phrase does better than all others and than the bare noun."""
+        if not phrases:
+            return None
+        told = conditions.read(self.base.pipe, [PROMPT.format(text) for text in (noun, *phrases.values())])
+
+        def losses(some: Sequence[int], samples: range) -> Tensor:
+            return self.losses(pool, told[torch.tensor(some, device=told.device)], samples, levels)
+
+        early = losses(range(len(phrases) + 1), range(FIRST))
+        ranked = early[1:].mean(dim=1).argsort(stable=True)[:FINALISTS] + 1
+        left = [0, *ranked.tolist()]
+        late = losses(left, range(FIRST, SAMPLES))
+        # all met the same noise, so that what the pictures themselves cost drops out of the comparison
+        found = left[int(torch.cat([early[left], late], dim=1).mean(dim=1).argmin())]
+        return list(phrases)[found - 1] if found else None
+
+    def losses(self, pool: Pool, told: Condition, samples: range, levels: tuple[float, float]) -> Tensor:
+        """The loss of each of n texts in each sample: (n, len(samples)). Every text meets the same noise."""
+        base, schedule, crew = self.base, self.schedule, self.crew
+        least, most = levels
+        table = torch.zeros(len(told.hidden), len(samples), device=pool.latents.device)
+        mine = torch.arange(samples.start, samples.stop)[crew.rank :: crew.size]
+        at_once = max(1, self.recipe.batch // self.recipe.accumulate)
+        for few in mine.split(at_once) if len(mine) else ():
+            picks = few % len(pool.latents)  # the photos take turns among the views
+            # an order of noise levels in which any few are spread out: multiples of the golden ratio
+            t = ((least + (most - least) * ((few + 0.5) * 0.618034 % 1)) * len(schedule)).long()
+            shape = pool.latents.shape[1:]
+            drawn = [torch.randn(shape, generator=_dice(self.seed, k)) for k in few.tolist()]
+            clean, mask, noise = pool.latents[picks], pool.masks[picks], torch.stack(drawn).to(pool.latents)
+            noisy, wanted = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
+            times = schedule.told(t).to(base.device)
+            for row in range(len(told.hidden)):
+                every = torch.full((len(few),), row, device=told.device)
+                with hardware.autocast(base.device, self.recipe.precision):
+                    found = conditions.predict(base.pipe, noisy.to(base.dtype), times, told[every])
+                error = (found.float() - wanted).square().mean(dim=1) * mask
+                table[row, few - samples.start] = error.sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+        return crew.total(table).cpu()
 
 
 def _known(pipe: Any, file: str) -> list[str]:
@@ -72,72 +118,6 @@ def _known(pipe: Any, file: str) -> list[str]:
         for word in words
         if all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for tokenizer in tokenizers)
     ]
-
-
-@torch.no_grad()
-def _best(
-    base: Base,
-    pool: Pool,
-    noun: str,
-    words: Sequence[str],
-    phrases: Sequence[str],
-    levels: tuple[float, float],
-    schedule: Schedule,
-    recipe: Recipe,
-    seed: int,
-    crew: Crew,
-) -> str | None:
-    """The word whose phrase does better than all others and than the bare noun."""
-    if not words:
-        return None
-    told = conditions.read(base.pipe, [PROMPT.format(phrase) for phrase in (noun, *phrases)])
-
-    def losses(some: Sequence[int], samples: range) -> Tensor:
-        chosen = told[torch.tensor(some, device=told.device)]
-        return _losses(base, pool, chosen, samples, levels, schedule, recipe, seed, crew)
-
-    early = losses(range(len(words) + 1), range(FIRST))
-    ranked = early[1:].mean(dim=1).argsort(stable=True)[:FINALISTS] + 1
-    left = [0, *ranked.tolist()]
-    late = losses(left, range(FIRST, SAMPLES))
-    # all met the same noise, so that what the pictures themselves cost drops out of the comparison
-    found = left[int(torch.cat([early[left], late], dim=1).mean(dim=1).argmin())]
-    return words[found - 1] if found else None
-
-
-def _losses(
-    base: Base,
-    pool: Pool,
-    told: Condition,
-    samples: range,
-    levels: tuple[float, float],
-    schedule: Schedule,
-    recipe: Recipe,
-    seed: int,
-    crew: Crew,
-) -> Tensor:
-    """The loss of each of n texts in each sample: (n, len(samples)). Every text meets the same noise."""
-    least, most = levels
-    table = torch.zeros(len(told.hidden), len(samples), device=pool.latents.device)
-    mine = torch.arange(samples.start, samples.stop)[crew.rank :: crew.size]
-    for few in mine.split(max(1, recipe.batch // recipe.accumulate)) if len(mine) else ():
-        picks = few % len(pool.latents)  # the photos take turns among the views
-        # an order of noise levels in which any few are spread out: multiples of the golden ratio
-        t = ((least + (most - least) * ((few + 0.5) * 0.618034 % 1)) * len(schedule)).long()
-        shape = pool.latents.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=_dice(seed, k)) for k in few.tolist()]).to(
-            pool.latents
-        )
-        clean, mask = pool.latents[picks], pool.masks[picks]
-        noisy, wanted = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
-        times = schedule.told(t).to(base.device)
-        for row in range(len(told.hidden)):
-            every = torch.full((len(few),), row, device=told.device)
-            with hardware.autocast(base.device, recipe.precision):
-                found = conditions.predict(base.pipe, noisy.to(base.dtype), times, told[every])
-            error = (found.float() - wanted).square().mean(dim=1) * mask
-            table[row, few - samples.start] = error.sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
-    return crew.total(table).cpu()
 
 
 def _dice(seed: int, sample: int) -> torch.Generator:

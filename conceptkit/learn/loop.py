@@ -130,19 +130,17 @@ def learn_together(
         with crew.in_turn():
             shape = metric.of_base(base, registry)
         schedule = schedule_of(base.pipe.scheduler)
+        classifier = describing.Classifier(base, schedule, recipe, seed, crew)
         if keeper.resumed is None and (alone := [s for s in subjects if recipe.states and _needs_state(s)]):
             tick(begun, total, "looking for words")
-            keeper.states = {
-                s.name: describing.state(base, _still(base, s), str(s.noun), schedule, recipe, seed, crew)
-                for s in alone
-            }
+            keeper.states = {s.name: classifier.state(_still(base, s), str(s.noun)) for s in alone}
         told = {name: (word,) for name, word in keeper.states.items()}
         subjects = [replace(s, states=told.get(s.name, ())) for s in subjects]
         pools = [_pool(base, s, recipe, seed, subjects) for s in subjects]
         if recipe.begin == "described" and keeper.resumed is None:
             tick(begun, total, "looking for words")
             keeper.looks = {
-                s.name: s.noun and describing.look(base, pool, s.noun, schedule, recipe, seed, crew)
+                s.name: s.noun and classifier.look(pool, s.noun)
                 for s, pool in zip(subjects, pools, strict=True)
             }
         first: dict[str, tuple[tuple[Tensor, ...], dict[str, str]]] = {}

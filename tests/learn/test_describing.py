@@ -12,8 +12,9 @@ from conceptkit import learn
 from conceptkit.learn import describing, lesson, views
 from conceptkit.learn.checkpoints import Keeper
 from conceptkit.learn.crew import Crew
+from conceptkit.learn.describing import Classifier
 from conceptkit.learn.loop import learn_together
-from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.noise import Schedule, schedule_of
 from conceptkit.learn.subjects import Subject
 from conceptkit.learn.words import begin
 from conceptkit.photos import PhotoSet
@@ -23,6 +24,7 @@ from tests import tiny
 from tests.learning import teach
 
 RECIPE = Recipe("custom", begin="described", aside=0.5, batch=3, prior_weight=0.0, vectors=2, views=6)
+WHOLE = Crew()
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +39,18 @@ def pool_of(base: bases.Base, noun: str, hue: str, seed: int) -> views.Pool:
     return views.pool(base, photos, f"<x> {noun}", 24, seed)
 
 
+def asked(base: bases.Base, crew: Crew = WHOLE, schedule: Schedule | None = None) -> Classifier:
+    return Classifier(base, schedule or schedule_of(base.pipe.scheduler), RECIPE, 0, crew)
+
+
 @pytest.mark.parametrize(("noun", "hue"), [("boat", "blue"), ("rabbit", "red"), ("robot", "white")])
 def test_a_base_names_the_colour_of_what_it_is_shown(storybook, noun, hue):
-    schedule = schedule_of(storybook.pipe.scheduler)
-    pool = pool_of(storybook, noun, hue, seed=5)
-    assert describing.look(storybook, pool, noun, schedule, RECIPE, 0, Crew()) == hue
+    assert asked(storybook).look(pool_of(storybook, noun, hue, seed=5), noun) == hue
 
 
 def test_where_no_word_does_better_the_noun_does(storybook, monkeypatch):
     monkeypatch.setattr(describing, "looks", lambda pipe: ["black", "brown"])
-    pool = pool_of(storybook, "robot", "white", seed=5)
-    schedule = schedule_of(storybook.pipe.scheduler)
-    assert describing.look(storybook, pool, "robot", schedule, RECIPE, 0, Crew()) is None
+    assert asked(storybook).look(pool_of(storybook, "robot", "white", seed=5), "robot") is None
 
 
 def posed(noun: str, state: str, seed: int = 5) -> PhotoSet:
@@ -60,8 +62,7 @@ def posed(noun: str, state: str, seed: int = 5) -> PhotoSet:
 @pytest.mark.parametrize(("noun", "state"), [("cat", "running"), ("cat", "sleeping"), ("rabbit", "sitting")])
 def test_a_base_names_what_a_thing_does_on_its_only_photo(storybook, noun, state):
     pool = views.still(storybook, posed(noun, state), f"<x> {noun}")
-    schedule = schedule_of(storybook.pipe.scheduler)
-    assert describing.state(storybook, pool, noun, schedule, RECIPE, 0, Crew()) == state
+    assert asked(storybook).state(pool, noun) == state
 
 
 def test_every_photo_is_looked_at(pico, shown):
@@ -78,7 +79,7 @@ def test_every_photo_is_looked_at(pico, shown):
 
     watched = Watched(schedule.prediction, schedule.bars)
     told = describing.conditions.read(pico.pipe, ["a dog"])
-    describing._losses(pico, marked, told, range(8), (0.2, 1.0), watched, RECIPE, 0, Crew())
+    asked(pico, schedule=watched).losses(marked, told, range(8), (0.2, 1.0))
     assert len(seen) == 8 and set(seen) == {0.0, 1.0, 2.0}
 
 
@@ -96,18 +97,15 @@ def test_a_base_without_such_words_is_asked_nothing(shown):
     pipe.tokenizer = tiny.tokenizer("a photo of dog")
     base = bases.of(pipe, "pico")
     pool = views.pool(base, shown, "<x> dog", 4, 0)
-    assert describing.look(base, pool, "dog", schedule_of(pipe.scheduler), RECIPE, 0, Crew()) is None
+    assert asked(base).look(pool, "dog") is None
 
 
 def test_two_text_encoders_are_asked_like_one(shown):
     base = bases.of(tiny.pico_sdxl(), "pico")
     pool = views.pool(base, shown, "<x> dog", 8, 0)
     before = tiny.snapshot(base.pipe)
-    asked = [
-        describing.look(base, pool, "dog", schedule_of(base.pipe.scheduler), RECIPE, s, Crew())
-        for s in (0, 0)
-    ]
-    assert asked[0] == asked[1] and asked[0] in (None, *describing.looks(base.pipe))
+    first, again = (asked(base).look(pool, "dog") for _ in range(2))
+    assert first == again and first in (None, *describing.looks(base.pipe))
     assert tiny.snapshot(base.pipe) == before
 
 
@@ -121,10 +119,9 @@ class Half(Crew):
 def test_the_shares_of_several_processes_add_up_to_the_whole(pico, shown):
     pool = views.pool(pico, shown, "<x> dog", 8, 0)
     told = describing.conditions.read(pico.pipe, ["a dog", "a red dog"])
-    schedule = schedule_of(pico.pipe.scheduler)
 
     def losses(crew: Crew) -> torch.Tensor:
-        return describing._losses(pico, pool, told, range(2, 9), (0.2, 1.0), schedule, RECIPE, 0, crew)
+        return asked(pico, crew).losses(pool, told, range(2, 9), (0.2, 1.0))
 
     with torch.no_grad():
         first, second, none, whole = (
@@ -147,7 +144,7 @@ def test_the_token_begins_beside_the_word_and_says_so(pico, shown):
 
 
 def test_what_is_learned_says_where_its_word_began(pico, shown, folder, registry, monkeypatch):
-    monkeypatch.setattr(describing, "look", lambda *_: "red")
+    monkeypatch.setattr(Classifier, "look", lambda *_: "red")
     recipe = Recipe(
         "custom", begin="described", token_steps=0, steps=1, rank=1, batch=2, prior_weight=0.0, views=4
     )
@@ -161,7 +158,7 @@ def test_what_is_learned_says_where_its_word_began(pico, shown, folder, registry
 
 def test_of_several_each_begins_at_its_own(pico, shown, monkeypatch):
     found = iter(["red", "blue"])
-    monkeypatch.setattr(describing, "look", lambda *_: next(found))
+    monkeypatch.setattr(Classifier, "look", lambda *_: next(found))
     subjects = [Subject("my_dog", "dog", shown), Subject("my_cat", "cat", shown)]
     recipe = replace(RECIPE, token_steps=0, steps=1, rank=1, batch=2)
     joint = learn_together(pico, subjects, recipe)
@@ -174,8 +171,8 @@ def stop_after_four(done, total, text):
 
 
 def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
-    asked = []
-    monkeypatch.setattr(describing, "look", lambda *_: asked.append(1) or "red")
+    questions = []
+    monkeypatch.setattr(Classifier, "look", lambda *_: questions.append(1) or "red")
     recipe = replace(RECIPE, token_steps=3, steps=3, rank=1, batch=2)
     monkeypatch.setitem(RECIPES, DEFAULT, recipe)
     monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
@@ -184,9 +181,9 @@ def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
         learn.add("my_dog", folder, progress=stop_after_four, **again)
-    monkeypatch.setattr(describing, "look", lambda *_: "blue")
+    monkeypatch.setattr(Classifier, "look", lambda *_: "blue")
     resumed = learn.add("my_dog", folder, resume=True, **again).concept
-    assert len(asked) == 2 and resumed.provenance["look"] == "red" and resumed.to_bytes() == whole
+    assert len(questions) == 2 and resumed.provenance["look"] == "red" and resumed.to_bytes() == whole
 
 
 def only(photos: PhotoSet, k: int = 0) -> PhotoSet:
@@ -198,7 +195,7 @@ ALONE = Recipe("custom", token_steps=1, steps=1, rank=1, batch=2, prior_weight=0
 
 def test_the_only_photo_is_told_by_its_state(pico, shown, monkeypatch):
     """All its prompts go on with it, SuDe's class too; of several photos the base is asked nothing."""
-    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
     seen = []
     monkeypatch.setattr(lesson.Lesson, "plain_prompts", property(lambda self: told(self)))
 
@@ -227,17 +224,17 @@ def test_the_only_photo_is_told_by_its_state(pico, shown, monkeypatch):
     ids=["captioned", "classless", "style"],
 )
 def test_nothing_is_asked_of_photos_that_say_it_or_have_no_class(pico, shown, monkeypatch, subject):
-    monkeypatch.setattr(describing, "state", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Classifier, "state", lambda *_: pytest.fail("asked"))
     learn_together(pico, [Subject(**{"name": "x", "noun": "dog", "photos": only(shown), **subject})], ALONE)
 
 
 def test_a_recipe_without_states_asks_nothing(pico, shown, monkeypatch):
-    monkeypatch.setattr(describing, "state", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Classifier, "state", lambda *_: pytest.fail("asked"))
     teach(pico, only(shown), replace(ALONE, states=False))
 
 
 def test_the_validation_of_one_photo_is_told_its_state(pico, shown, monkeypatch):
-    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
     told, still = [], views.still
     monkeypatch.setattr(views, "still", lambda *a, **k: told.append(still(*a, **k)) or told[-1])
     teach(pico, only(shown), replace(ALONE, validate=1))
@@ -246,7 +243,7 @@ def test_the_validation_of_one_photo_is_told_its_state(pico, shown, monkeypatch)
 
 def test_a_captioned_photo_beside_one_that_is_not(pico, shown, monkeypatch):
     """Of two learned in one run, each photo is told in its own way."""
-    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
     subjects = [
         Subject("my_dog", "dog", only(shown)),
         Subject("my_cat", "cat", only(shown, 1), captions=("a cat sitting",)),
@@ -258,7 +255,7 @@ def test_a_captioned_photo_beside_one_that_is_not(pico, shown, monkeypatch):
 def test_going_on_keeps_what_was_seen_in_the_photo(pico, folder, registry, monkeypatch, tmp_path):
     photo = tmp_path / "0.png"
     photo.write_bytes((folder / "0.png").read_bytes())
-    monkeypatch.setattr(describing, "state", lambda *_: "running")
+    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
     monkeypatch.setitem(RECIPES, DEFAULT, replace(ALONE, token_steps=3, steps=3))
     monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
     first = learn.add("my_dog", photo, noun="dog", base=pico, registry=registry)
@@ -270,5 +267,5 @@ def test_going_on_keeps_what_was_seen_in_the_photo(pico, folder, registry, monke
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
         learn.add("my_dog", photo, progress=stop_after_four, **again)
-    monkeypatch.setattr(describing, "state", lambda *_: "sitting")
+    monkeypatch.setattr(Classifier, "state", lambda *_: "sitting")
     assert learn.add("my_dog", photo, resume=True, **again).concept.to_bytes() == first.concept.to_bytes()
