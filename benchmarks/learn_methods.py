@@ -37,6 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "custom-diffusion": {},
     "custom-diffusion-kv": {
         "rank": 0,
+        "leak": 0.0,
         "targets": "kv",
         "full_lr": 2e-4,
         "until": 1.0,
@@ -44,7 +45,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "steps": 250,
     },
     "custom-diffusion-guarded": {"leak": 1.0, "edges": 1.0},
-    "custom-diffusion-full": {"rank": 0},
+    "custom-diffusion-full": {"rank": 0, "leak": 0.0},
     "dreambooth": {},
     "dreambooth-no-prior": {"prior_weight": 0.0},
     "dreambooth-kv": {"targets": "kv"},

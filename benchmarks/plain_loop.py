@@ -41,8 +41,10 @@ LARGEST_NORM = 1.0
 
 
 def recipe_of(method: str, steps: int | None = None) -> Recipe:
-    """The method's recipe with the adapter of others' programs, where ours is another by default."""
-    return recipe_for(method, steps, rank=0 if method == "custom-diffusion" else None)
+    """The method's recipe with the adapter and the loss of others' programs, by default or not."""
+    if method == "custom-diffusion":
+        return recipe_for(method, steps, rank=0, changes={"leak": 0.0})
+    return recipe_for(method, steps)
 
 
 class Clock:

@@ -13,6 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "targets": ("kv", "cross", "attn", "attn+ff"),
     "begin": ("aside", "described", "noun", "rare"),
     "sude_weight": ("code", "paper"),
+    "sude_prompts": ("own", "states"),
     "precision": ("fp32", "bf16", "fp16"),
     "optimiser": ("adamw", "adamw8bit"),
 }
@@ -53,13 +54,15 @@ class Recipe:
     detach_bos: nothing is learned from keys and values at BOS. lock_keys: keyed; at the concept's rows keys
         are those of the class noun (Perfusion, 2305.01644), values learn. hold: keyed; so many principal rows
         of the class noun by itself, up to 8 with its own, at which the delta is nothing.
-    states: a single photo without a caption is told by the word for a state that the base itself sees in it;
-        otherwise what a thing does on its only photo is learned as a part of it.
+    scene: a single photo without a caption is told by the words for a state and a place that the base itself
+        sees in it; otherwise what a thing does there, and where, is learned as a part of it.
     key_lr: keyed; the rate at which keys learn, 0 for that of values. Keys say where attention looks: shapes
         fall apart when they move as far as values do.
     until: share of the noise levels, the least ones, at which the look learns. Where a thing stands, and in
         what pose, is decided at the others, and is the photos' own there.
-    sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper".
+    sude: w_s of SuDe (2403.06775); sude_weight: w_t of the authors' "code" or of the "paper". sude_prompts:
+        the photos' "own", as published; or those with other "states" in them that the base has words for,
+        while the word learns, so that it inherits what its class can do by name.
     validate: steps between two looks at the validation loss, 0 for none; the best of them is kept.
     patience: looks without a better one before learning stops; 0: never.
     accumulate: parts in which a batch goes through. precision: of the forward pass, "fp32", "bf16" or "fp16",
@@ -98,9 +101,10 @@ class Recipe:
     key_lr: float = _off(0.0)
     hold: int = _off(0)
     until: float = _off(1.0)
-    states: bool = _off(False)
+    scene: bool = _off(False)
     sude: float = _off(0.0)
     sude_weight: str = _off("code")
+    sude_prompts: str = _off("own")
     validate: int = _off(0)
     patience: int = _off(0)
     accumulate: int = _off(1)
@@ -137,7 +141,8 @@ RECIPES: dict[str, Recipe] = {
         wide=2,
         wide_lr=4e-3,
         until=0.8,
-        states=True,
+        scene=True,
+        sude_prompts="states",
         batch=4,
         prior_weight=0.0,
     ),
@@ -156,6 +161,8 @@ RECIPES: dict[str, Recipe] = {
         until=0.8,
         batch=4,
         prior_batch=2,
+        prior_size=48,
+        leak=0.3,  # else low rank changes other captions, and in a merge other concepts, by half
     ),
     "dreambooth": Recipe(
         "dreambooth",
@@ -182,6 +189,7 @@ RECIPES: dict[str, Recipe] = {
         rank=0,
         batch=5,
         prior_weight=0.0,
+        sude_prompts="states",
     ),
     "vico": Recipe(
         "vico",
@@ -199,8 +207,9 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 DEFAULT = "custom"
-SUDE = {"lora": 0.4, "unet": 0.4, "kv": 2.0, "keyed": 2.0, "image": 1.5}
-"""The published w_s, which belong to the weight of the authors' code: DreamBooth, Custom Diffusion, ViCo."""
+SUDE = {"lora": 0.4, "unet": 0.4, "kv": 2.0, "keyed": 8.0, "image": 1.5}
+"""The published w_s, which belong to the weight of the authors' code: DreamBooth, Custom Diffusion, ViCo; and
+for keyed deltas ours, at which a word takes on states that are named."""
 
 
 EARLY_STOP = {"validate": 20, "patience": 3}
@@ -233,6 +242,7 @@ def _with_adapter(recipe: Recipe, adapter: str) -> Recipe:
         "key_lr",
         "wide",
         "wide_lr",
+        "leak",
     ]
     if recipe.steps:
         fields_of_it.append("prior_weight")

@@ -342,11 +342,10 @@ def _described(base: bases.Base, outcome: Outcome) -> list[str]:
         if (look := part.provenance.get("look"))
     ]
     told = [
-        f"{base.name} sees {part.name} {state} in {photo}, and learns it so that others can be asked for; "
-        f"if it is not {state}, put a caption beside the photo."
+        f"In {part.provenance['photos'][0]} {base.name} sees {part.name} {scene}, and learns it so that "
+        "other prompts are followed; if it is something else, put a caption beside the photo."
         for part in outcome.parts
-        for photo, state in zip(part.provenance["photos"], part.provenance.get("states", ()), strict=False)
-        if state
+        if (scene := part.provenance.get("scene"))
     ]
     return begun + told
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.learn.subjects import Scene
 from conceptkit.registry.paths import make_private, sync
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class State:
 class Keeper:
     """Keeps checkpoints of one run in one file; without a path it keeps nothing.
 
-    about: what is being learned, JSON: a checkpoint of anything else is refused. looks, states: the words at
+    about: what is being learned, JSON: a checkpoint of anything else is refused. looks, scenes: the words at
     which tokens began, and those for what a photo shows, by subject, which a run that goes on takes over.
     """
 
@@ -56,7 +57,7 @@ class Keeper:
     resumed: State | None = None
     notices: list[str] = field(default_factory=list)
     looks: dict[str, str | None] = field(default_factory=dict)
-    states: dict[str, str | None] = field(default_factory=dict)
+    scenes: dict[str, Scene] = field(default_factory=dict)
     _due: float = 0.0
     _wrote: bool = False
 
@@ -69,7 +70,7 @@ class Keeper:
         """Read the checkpoint. Raises ConceptError when there is none, BadRecipe when of another run."""
         if self.path is None or not self.path.is_file():
             raise ConceptError("Nothing unfinished was found to go on with; leave --resume out")
-        about, self.looks, self.states, self.resumed = _read(self.path)
+        about, self.looks, self.scenes, self.resumed = _read(self.path)
         differing = _differences(about, self.about)
         hard = [text for name, text in differing.items() if name not in RATES]
         if hard:
@@ -95,7 +96,7 @@ class Keeper:
         if self.path is None or time.monotonic() < self._due:
             return
         begun = time.monotonic()
-        write(self.path, state, self.about, self.looks, self.states)
+        write(self.path, state, self.about, self.looks, self.scenes)
         self._wrote = True
         ended = time.monotonic()
         self._due = ended + max(self.every, 20 * (ended - begun) if self.every else 0.0)
@@ -115,14 +116,14 @@ def write(
     state: State,
     about: Mapping[str, Any],
     looks: Mapping[str, str | None],
-    states: Mapping[str, str | None],
+    scenes: Mapping[str, Scene],
 ) -> None:
     """Put the state on disk, durably, in one move."""
     header = {
         "format": FORMAT,
         "about": dict(about),
         "looks": dict(looks),
-        "states": dict(states),
+        "scenes": dict(scenes),
         "stage": state.stage,
         "step": state.step,
         "curve": state.curve,
@@ -198,7 +199,7 @@ def _unpacked(value: Tensor) -> Any:
     return value.item() if value.ndim == 0 and value.dtype in (torch.int64, torch.float64) else value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str | None], dict[str, str | None], State]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str | None], dict[str, Scene], State]:
     try:
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
@@ -208,7 +209,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str | None], dict[str, 
             raise ValueError(header["format"])
         curve = [(int(step), float(value)) for step, value in header["curve"]]
         state = State(header["stage"], header["step"], tensors, curve, header["best"])
-        return header["about"], header.get("looks", {}), header.get("states", {}), state
+        return (
+            header["about"],
+            header.get("looks", {}),
+            {name: Scene(*scene) for name, scene in header.get("scenes", {}).items()},
+            state,
+        )
     except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
         raise ConceptError(
             f"The checkpoint {path} cannot be read; delete it, or leave --resume out to begin anew"

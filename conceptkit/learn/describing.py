@@ -3,8 +3,8 @@
 A base that predicts noise better under one caption than under another has classified the picture (Diffusion
 Classifier, 2303.16203, section 3). Asked of every word for a look, with the same noise for all of them, it
 tells where a modifier token best begins: the first picture from there is whole and in about the right
-colours, and less is left to learn. Asked of every word for a state it tells what a photo's caption leaves
-out: of a thing that is only ever seen running, running becomes a part unless the caption says it.
+colours, and less is left to learn. Asked of places and states it tells what a missing caption would have
+said: of a thing that is only ever seen running in a kitchen, both become a part, unless a prompt says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,15 +23,28 @@ from conceptkit.learn.conditions import Condition
 from conceptkit.learn.crew import Crew
 from conceptkit.learn.dice import hash_of
 from conceptkit.learn.noise import Schedule
+from conceptkit.learn.subjects import Scene
 from conceptkit.learn.views import Pool
 from conceptkit.recipes import Recipe
 
 FIRST, SAMPLES, FINALISTS = 8, 32, 5
 """All words are judged by the first samples; the best of them and the bare noun by all."""
-OF_LOOKS, OF_STATES = (0.2, 1.0), (0.1, 0.7)
-"""The noise levels that are asked, as shares of all: those below say more about lines than about looks, and
-above there is no pose to be seen."""
 PROMPT = "photo of a {}"
+
+
+class Question(NamedTuple):
+    """The noise levels that are asked, from least to most, as shares of all, and how clear an answer must be.
+
+    clear: the share of the loss that a word must save to be believed.
+    """
+
+    least: float
+    most: float
+    clear: float = 0.0
+
+
+# Below its levels a question is of lines; what is only to be seen at the noisiest, a state is not.
+LOOK, PLACE, STATE = Question(0.2, 1.0), Question(0.2, 1.0, 0.01), Question(0.1, 0.7, 0.003)
 
 
 def looks(pipe: Any) -> list[str]:
@@ -42,6 +55,11 @@ def looks(pipe: Any) -> list[str]:
 def states(pipe: Any) -> list[str]:
     """Words for what a thing does, and for poses and states it can be in, of which the same is true."""
     return _known(pipe, "states.txt")
+
+
+def places(pipe: Any) -> list[str]:
+    """Where a thing can be: "in a kitchen"; each word of it is one token, as above."""
+    return _known(pipe, "places.txt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,36 +77,41 @@ class Classifier:
 
     def look(self, pool: Pool, noun: str) -> str | None:
         """The word that goes before a class noun best; None if the bare noun does better."""
-        return self._best(pool, noun, {word: f"{word} {noun}" for word in looks(self.base.pipe)}, OF_LOOKS)
+        return self._best(pool, noun, {word: f"{word} {noun}" for word in looks(self.base.pipe)}, LOOK)
 
-    def state(self, pool: Pool, noun: str) -> str | None:
-        """The word for a state that goes after a class noun best; None as for `look`."""
-        return self._best(pool, noun, {word: f"{noun} {word}" for word in states(self.base.pipe)}, OF_STATES)
+    def scene(self, pool: Pool, noun: str) -> Scene:
+        """What the thing does and where it is, as far as the base sees it clearly."""
+        place = self._best(pool, noun, {where: f"{noun} {where}" for where in places(self.base.pipe)}, PLACE)
+        there = f" {place}" if place else ""
+        phrases = {word: f"{noun} {word}{there}" for word in states(self.base.pipe)}
+        state = self._best(pool, noun + there, phrases, STATE)
+        return Scene(state, place)
 
     @torch.no_grad()
-    def _best(
-        self, pool: Pool, noun: str, phrases: Mapping[str, str], levels: tuple[float, float]
-    ) -> str | None:
-        """The word whose phrase does better than all others and than the bare noun."""
+    def _best(self, pool: Pool, plain: str, phrases: Mapping[str, str], question: Question) -> str | None:
+        """The word whose phrase does better than all others, and than the plain one by what is asked."""
         if not phrases:
             return None
-        told = conditions.read(self.base.pipe, [PROMPT.format(text) for text in (noun, *phrases.values())])
+        told = conditions.read(self.base.pipe, [PROMPT.format(text) for text in (plain, *phrases.values())])
 
         def losses(some: Sequence[int], samples: range) -> Tensor:
-            return self.losses(pool, told[torch.tensor(some, device=told.device)], samples, levels)
+            return self.losses(pool, told[torch.tensor(some, device=told.device)], samples, question)
 
         early = losses(range(len(phrases) + 1), range(FIRST))
         ranked = early[1:].mean(dim=1).argsort(stable=True)[:FINALISTS] + 1
         left = [0, *ranked.tolist()]
         late = losses(left, range(FIRST, SAMPLES))
         # all met the same noise, so that what the pictures themselves cost drops out of the comparison
-        found = left[int(torch.cat([early[left], late], dim=1).mean(dim=1).argmin())]
-        return list(phrases)[found - 1] if found else None
+        mean = torch.cat([early[left], late], dim=1).mean(dim=1)
+        best = int(mean.argmin())
+        if best == 0 or mean[0] - mean[best] < question.clear * mean[0]:
+            return None
+        return list(phrases)[left[best] - 1]
 
-    def losses(self, pool: Pool, told: Condition, samples: range, levels: tuple[float, float]) -> Tensor:
+    def losses(self, pool: Pool, told: Condition, samples: range, question: Question) -> Tensor:
         """The loss of each of n texts in each sample: (n, len(samples)). Every text meets the same noise."""
         base, schedule, crew = self.base, self.schedule, self.crew
-        least, most = levels
+        least, most, _ = question
         table = torch.zeros(len(told.hidden), len(samples), device=pool.latents.device)
         mine = torch.arange(samples.start, samples.stop)[crew.rank :: crew.size]
         at_once = max(1, self.recipe.batch // self.recipe.accumulate)
@@ -111,12 +134,17 @@ class Classifier:
 
 
 def _known(pipe: Any, file: str) -> list[str]:
-    words = files("conceptkit.captions").joinpath(file).read_text(encoding="utf-8").split()
+    """The lines of a file in which each word is one token."""
+    lines = files("conceptkit.captions").joinpath(file).read_text(encoding="utf-8").splitlines()
     tokenizers = [tokenizer for tokenizer, _ in encoders(pipe)]
     return [
-        word
-        for word in words
-        if all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for tokenizer in tokenizers)
+        line
+        for line in lines
+        if all(
+            len(tokenizer(word, add_special_tokens=False).input_ids) == 1
+            for word in line.split()
+            for tokenizer in tokenizers
+        )
     ]
 
 

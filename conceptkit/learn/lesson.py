@@ -38,26 +38,40 @@ class Lesson:
     schedule: Schedule
     crew: Crew = field(default_factory=Crew)
     sight: Sight | None = None
+    states: tuple[str, ...] = ()
 
     @property
-    def plain_prompts(self) -> tuple[str, ...]:
-        """The pool's prompts with each subject's class in its place."""
-        return tuple(self._plain(text) for text in self.pool.prompts)
+    def able(self) -> tuple[str, ...]:
+        """The pool's prompts with the first of the states in them, then all with the second, and so on."""
+        return tuple(self._doing(state, text) for state in self.states for text in self.pool.prompts)
+
+    def plain(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """Prompts with each subject's class in its place."""
+        return tuple(self._plain(text) for text in prompts)
 
     def _plain(self, text: str) -> str:
         for subject in self.subjects:
             text = text.replace(subject.words, subject.noun or "")
         return text
 
+    def _doing(self, state: str, text: str) -> str:
+        for subject in self.subjects:
+            text = subject.doing(state, text)
+        return text
+
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """Conditions of the pool's prompts and the prior's; for SuDe of the class's and the empty prompt."""
+    """Conditions of the pool's prompts and the prior's; for SuDe of the class's and the empty prompt.
+
+    able: with states, what SuDe asks instead of the pool's prompts; plain is then of the class in these.
+    """
 
     own: Condition | Live
     prior: Condition | Live | None = None
     plain: Condition | Live | None = None
     empty: Condition | Live | None = None
+    able: Condition | Live | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +79,7 @@ class Draw:
     """The random part of a step, for the whole batch: n views first, then m prior pictures.
 
     picks (n,), others (m,): indices into pool and prior; t (n + m,); noise (n + m, c, h, w).
-    photo (n, c, h, w): noise for the reference photo, where there is one.
+    photo (n, c, h, w): noise for the reference photo, where there is one. states (n,): those SuDe asks about.
     """
 
     picks: Tensor
@@ -73,6 +87,7 @@ class Draw:
     t: Tensor
     noise: Tensor
     photo: Tensor | None = None
+    states: Tensor | None = None
 
 
 def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
@@ -91,7 +106,8 @@ def draw(lesson: Lesson, key: Key, with_prior: bool) -> Draw:
     shape = pool.latents.shape[1:]
     noise = torch.randn((count, *shape), generator=dice)
     photo = torch.randn((len(picks), *shape), generator=dice) if looks(recipe) else None
-    return Draw(picks, others, t, noise, photo)
+    states = torch.randint(len(lesson.states), (len(picks),), generator=dice) if lesson.states else None
+    return Draw(picks, others, t, noise, photo, states)
 
 
 def tell(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns: bool) -> Told:
@@ -114,11 +130,14 @@ def tell(lesson: Lesson, with_prior: bool, token_learns: bool, encoder_learns: b
     prior = None
     if with_prior and lesson.prior is not None:
         prior = (live if encoder_learns else fixed)(lesson.prior.prompts)
-    plain = empty = None
-    if recipe.sude:
+    plain = empty = able = None
+    if recipe.sude and not lesson.states:
         rest = at_rest if encoder_learns else fixed
-        plain, empty = rest(lesson.plain_prompts), rest([""])
-    return Told(own, prior, plain, empty)
+        plain, empty = rest(lesson.plain(lesson.pool.prompts)), rest([""])
+    elif recipe.sude and (token_learns or encoder_learns):
+        able, plain = live(lesson.able), at_rest(lesson.plain(lesson.able))
+        empty = at_rest([""])
+    return Told(own, prior, plain, empty, able)
 
 
 def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
@@ -158,7 +177,10 @@ def loss(lesson: Lesson, drawn: Draw, told: Told, part: int = 0) -> Tensor:
     if seen is not None and recipe.attention:
         total = total + recipe.attention * seen.unlike().sum() / whole
     if told.plain is not None and told.empty is not None:
-        total = total + recipe.sude * _inherited(lesson, found[:n], noisy[:n], t[:n], picks, told, whole)
+        states = None if drawn.states is None else drawn.states[mine]
+        total = total + recipe.sude * _inherited(
+            lesson, found[:n], noisy[:n], t[:n], picks, states, told, whole
+        )
     return total
 
 
@@ -189,13 +211,24 @@ def predict(lesson: Lesson, noisy: Tensor, t: Tensor, told: Condition, seen: See
 
 
 def _inherited(
-    lesson: Lesson, found: Tensor, noisy: Tensor, t: Tensor, picks: Tensor, told: Told, whole: int
+    lesson: Lesson,
+    found: Tensor,
+    noisy: Tensor,
+    t: Tensor,
+    picks: Tensor,
+    states: Tensor | None,
+    told: Told,
+    whole: int,
 ) -> Tensor:
-    """SuDe over these views, through the weights as they are now."""
+    """SuDe over these views, through the weights as they are now; of `found`, or of what states ask for."""
     assert told.plain is not None and told.empty is not None
     schedule = lesson.schedule
     device = told.plain.device
-    plain = told.plain[lesson.pool.prompt_of[picks].to(device)]
+    prompts = lesson.pool.prompt_of[picks].to(device)
+    if told.able is not None and states is not None:
+        prompts = prompts + len(lesson.pool.prompts) * states.to(device)
+        found = predict(lesson, noisy, t, told.able[prompts])
+    plain = told.plain[prompts]
     empty = told.empty[torch.zeros(len(picks), dtype=torch.int64, device=device)]
     with torch.no_grad():
         both = predict(

@@ -131,11 +131,10 @@ def learn_together(
             shape = metric.of_base(base, registry)
         schedule = schedule_of(base.pipe.scheduler)
         classifier = describing.Classifier(base, schedule, recipe, seed, crew)
-        if keeper.resumed is None and (alone := [s for s in subjects if recipe.states and _needs_state(s)]):
+        if keeper.resumed is None and (alone := [s for s in subjects if recipe.scene and _untold(s)]):
             tick(begun, total, "looking for words")
-            keeper.states = {s.name: classifier.state(_still(base, s), str(s.noun)) for s in alone}
-        told = {name: (word,) for name, word in keeper.states.items()}
-        subjects = [replace(s, states=told.get(s.name, ())) for s in subjects]
+            keeper.scenes = {s.name: classifier.scene(_still(base, s), str(s.noun)) for s in alone}
+        subjects = [replace(s, scene=keeper.scenes.get(s.name, s.scene)) for s in subjects]
         pools = [_pool(base, s, recipe, seed, subjects) for s in subjects]
         if recipe.begin == "described" and keeper.resumed is None:
             tick(begun, total, "looking for words")
@@ -158,6 +157,9 @@ def learn_together(
                 schedule,
                 crew,
                 sight.of(base, subjects, recipe),
+                tuple(describing.states(base.pipe))
+                if recipe.sude and recipe.sude_prompts == "states"
+                else (),
             )
             watch = _watch(taught)
             _learn_token(taught, tokens, keeper, watch, lambda k: tick(begun + k, total, "learning the word"))
@@ -195,8 +197,8 @@ def _concept(
         "seed": seed,
         **origin,
     }
-    if any(subject.states):
-        provenance["states"] = list(subject.states)
+    if scene := str(subject.scene):
+        provenance["scene"] = scene
     return Concept(
         name=subject.name,
         kind=subject.kind,
@@ -228,12 +230,12 @@ def _pool(base: Base, subject: Subject, recipe: Recipe, seed: int, run: Sequence
         kind=subject.kind,
         captions=captions,
         masks=masks,
-        states=subject.states,
+        scene=str(subject.scene),
     )
 
 
-def _needs_state(subject: Subject) -> bool:
-    """Whether its only photo says nothing of what it does there; several show what stays and what changes."""
+def _untold(subject: Subject) -> bool:
+    """Whether nothing is said of its only photo; several show by themselves what stays and what changes."""
     return len(subject.photos) == 1 and subject.noun is not None and not any(subject.captions)
 
 
@@ -254,7 +256,7 @@ def _watch(taught: Lesson) -> Watch:
             photos = replace(photos, pictures=photos.pictures[-1:], names=photos.names[-1:])
             captions, masks = captions[-1:], masks[-1:]
         shown.append(
-            views.still(taught.base, photos, subject.words, subject.kind, captions, masks, subject.states)
+            views.still(taught.base, photos, subject.words, subject.kind, captions, masks, str(subject.scene))
         )
     plain = replace(recipe, batch=SAMPLES, sude=0.0, attention=0.0, accumulate=1)
     judged = replace(taught, pool=views.joined(shown), prior=None, recipe=plain)

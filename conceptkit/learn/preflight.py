@@ -124,6 +124,12 @@ def _check_together(recipe: Recipe) -> None:
             f"wide = {recipe.wide} is what learns beside a keyed delta; use the adapter keyed and a rank "
             "above 0, or wide = 0"
         )
+    words_learn = recipe.token_steps or recipe.token_goes_on or recipe.text_rank
+    if recipe.sude and recipe.sude_prompts == "states" and not words_learn:
+        raise BadRecipe(
+            "sude_prompts = states asks for states while a word learns, and here none does; "
+            "give sude_prompts = own, or token_steps above 0"
+        )
     if recipe.accumulate > recipe.batch:
         raise BadRecipe(f"A batch of {recipe.batch} has no {recipe.accumulate} parts; lower accumulate")
     if recipe.patience and not recipe.validate:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
 from conceptkit.photos import PhotoSet
 
 
+class Scene(NamedTuple):
+    """What a thing does and where it is, as words that go on after its own: "running", "in a kitchen"."""
+
+    state: str | None = None
+    place: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(words for words in self if words)
+
+
+UNTOLD = Scene()
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """captions, masks, states: one for each photo, None where there is none; or empty.
+    """captions, masks: one for each photo, None where there is none; or empty. Masks are white on it.
 
-    Masks are white on it. A state is a word for what it does there, where no caption says so.
+    scene: of all photos, where no caption says it.
     """
 
     name: str
@@ -22,7 +36,7 @@ class Subject:
     kind: str = "subject"
     captions: tuple[str | None, ...] = ()
     masks: tuple[Image.Image | None, ...] = ()
-    states: tuple[str | None, ...] = ()
+    scene: Scene = UNTOLD
 
     @property
     def token(self) -> str:
@@ -32,3 +46,14 @@ class Subject:
     def words(self) -> str:
         """What the subject's name stands for in a prompt."""
         return f"{self.token} {self.noun}" if self.noun else self.token
+
+    def doing(self, state: str, prompt: str) -> str:
+        """A prompt of its photos with another state in the place of the one it was learned in.
+
+        A prompt that is a photo's caption stays as it is.
+        """
+        if any(self.captions):
+            return prompt
+        here = f"{self.words} {self.scene}".rstrip()
+        there = self.scene._replace(state=state)
+        return prompt.replace(here, f"{self.words} {there}")

@@ -70,13 +70,13 @@ def pool(
     kind: str = "subject",
     captions: Sequence[str | None] = (),
     masks: Sequence[Image.Image | None] = (),
-    states: Sequence[str | None] = (),
+    scene: str = "",
 ) -> Pool:
     """`count` views of the photos in turn; `words` is what a prompt calls the subject.
 
     captions: prompts of the photos, with "{}" for the words; None and none at all: one of CONTEXTS.
     masks: white where the subject is; the loss counts there alone.
-    states: what goes on after the words, for each photo, None for nothing.
+    scene: what goes on after the words.
     """
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
     small = photos.for_size(size)
@@ -94,8 +94,7 @@ def pool(
         told = captions[k % len(small)] if captions else None
         context = contexts[int(rng.integers(len(contexts)))]
         prefix = "" if kind == "style" else view.prefix
-        state = states[k % len(small)] if states else None
-        texts.append(_prompt(prefix, context if told is None else told, words, state))
+        texts.append(_prompt(prefix, context if told is None else told, words, scene))
     return _pool(base, views, texts)
 
 
@@ -106,7 +105,7 @@ def still(
     kind: str = "subject",
     captions: Sequence[str | None] = (),
     masks: Sequence[Image.Image | None] = (),
-    states: Sequence[str | None] = (),
+    scene: str = "",
 ) -> Pool:
     """Every photo once, whole and unmoved, where `pool` takes its chances; the rest as for `pool`."""
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
@@ -117,8 +116,8 @@ def still(
         view = augment(photo, size, rng, cell, hflip=False, framing=unmoved)
         views.append(view if mask is None else _masked(view, mask, photo, twin, unmoved, hflip=False))
     usual = STYLE_CONTEXTS[0] if kind == "style" else CONTEXTS[0]
-    told = zip_longest(captions or (None,) * len(views), states)
-    return _pool(base, views, [_prompt("", text or usual, words, state) for text, state in told])
+    told = captions or (None,) * len(views)
+    return _pool(base, views, [_prompt("", text or usual, words, scene) for text in told])
 
 
 def contexts_of(subject: Subject, run: Sequence[Subject] = ()) -> tuple[str | None, ...]:
@@ -193,9 +192,9 @@ def _context(subject: Subject, caption: str, known: Mapping[str, str]) -> str:
     return marked.replace("{", "{{").replace("}", "}}").replace("\0", "{}", 1).replace("\0", subject.words)
 
 
-def _prompt(prefix: str, context: str, words: str, state: str | None) -> str:
+def _prompt(prefix: str, context: str, words: str, scene: str) -> str:
     """A view's words belong to the thing: "a far away " gives "photo of a far away <my_dog> dog running"."""
-    return context.format(prefix.removeprefix("a ") + words + (f" {state}" if state else ""))
+    return context.format(prefix.removeprefix("a ") + words + (f" {scene}" if scene else ""))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import pytest
 from conceptkit import base as bases
 from conceptkit import metric
 from conceptkit import photos as pictures
+from conceptkit.learn import describing
 from conceptkit.recipes import DEFAULT, RECIPES
 from conceptkit.registry.store import Registry
 from tests import tiny
@@ -35,6 +36,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def shown(folder) -> pictures.PhotoSet:
     return pictures.read(folder)
+
+
+@pytest.fixture
+def able(monkeypatch) -> list[str]:
+    """States for which a pico base has words, which the vocabulary of states has not."""
+    words = ["runs", "sits", "jumps"]
+    monkeypatch.setattr(describing, "states", lambda pipe: words)
+    return words
 
 
 @pytest.fixture

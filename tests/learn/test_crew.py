@@ -20,6 +20,14 @@ FOUR = {"batch": 4, "prior_batch": 2}
 @pytest.mark.parametrize("name", ["custom", "custom-diffusion"])
 def test_a_batch_in_parts_gives_the_same_gradients(pico, shown, name):
     recipe = replace(TINY if name == "custom" else method(name), **FOUR, sude=1.0, leak=1.0)
+    assert_parts_are_the_whole(pico, shown, recipe)
+
+
+def test_a_batch_in_parts_asks_for_the_same_states(pico, shown, able):
+    assert_parts_are_the_whole(pico, shown, replace(TINY, **FOUR, sude=50.0, sude_prompts="states"))
+
+
+def assert_parts_are_the_whole(pico, shown, recipe):
     whole, parted = (values(teach(pico, shown, replace(recipe, accumulate=k))) for k in (1, 2))
     assert not torch.equal(whole, torch.zeros_like(whole))
     assert (whole - parted).norm() < 0.01 * whole.norm()

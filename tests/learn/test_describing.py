@@ -15,7 +15,7 @@ from conceptkit.learn.crew import Crew
 from conceptkit.learn.describing import Classifier
 from conceptkit.learn.loop import learn_together
 from conceptkit.learn.noise import Schedule, schedule_of
-from conceptkit.learn.subjects import Subject
+from conceptkit.learn.subjects import Scene, Subject
 from conceptkit.learn.words import begin
 from conceptkit.photos import PhotoSet
 from conceptkit.recipes import DEFAULT, RECIPES, Recipe
@@ -53,16 +53,30 @@ def test_where_no_word_does_better_the_noun_does(storybook, monkeypatch):
     assert asked(storybook).look(pool_of(storybook, "robot", "white", seed=5), "robot") is None
 
 
-def posed(noun: str, state: str, seed: int = 5) -> PhotoSet:
+def posed(noun: str, state: str, place: str | None, seed: int = 5) -> PhotoSet:
     subject = world.draw_subject(np.random.default_rng(seed), noun, "scored")
-    shot = world.render(world.Scene((world.Figure(subject, state),), place=None, seed=seed))
+    shot = world.render(world.Scene((world.Figure(subject, state),), place=place, seed=seed))
     return PhotoSet((shot,), (f"{noun}.png",), "0" * 64)
 
 
-@pytest.mark.parametrize(("noun", "state"), [("cat", "running"), ("cat", "sleeping"), ("rabbit", "sitting")])
-def test_a_base_names_what_a_thing_does_on_its_only_photo(storybook, noun, state):
-    pool = views.still(storybook, posed(noun, state), f"<x> {noun}")
-    assert asked(storybook).state(pool, noun) == state
+@pytest.mark.parametrize(
+    ("noun", "state", "place", "told"),
+    [
+        ("cat", "running", None, "running"),
+        ("cat", "sleeping", "kitchen", "sleeping in a kitchen"),
+        ("rabbit", "sitting", "snow", "sitting in the snow"),
+    ],
+)
+def test_a_base_says_what_a_thing_does_on_its_only_photo_and_where(storybook, noun, state, place, told):
+    pool = views.still(storybook, posed(noun, state, place), f"<x> {noun}")
+    assert str(asked(storybook).scene(pool, noun)) == told
+
+
+def test_what_is_not_clear_is_not_said(storybook, monkeypatch):
+    pool = views.still(storybook, posed("cat", "running", "moon"), "<x> cat")
+    for name in ("PLACE", "STATE"):
+        monkeypatch.setattr(describing, name, getattr(describing, name)._replace(clear=0.99))
+    assert asked(storybook).scene(pool, "cat") == Scene()
 
 
 def test_every_photo_is_looked_at(pico, shown):
@@ -79,7 +93,7 @@ def test_every_photo_is_looked_at(pico, shown):
 
     watched = Watched(schedule.prediction, schedule.bars)
     told = describing.conditions.read(pico.pipe, ["a dog"])
-    asked(pico, schedule=watched).losses(marked, told, range(8), (0.2, 1.0))
+    asked(pico, schedule=watched).losses(marked, told, range(8), describing.LOOK)
     assert len(seen) == 8 and set(seen) == {0.0, 1.0, 2.0}
 
 
@@ -90,6 +104,8 @@ def test_only_whole_tokens_are_asked_about(pico, storybook):
     assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in found)
     states = describing.states(storybook.pipe)
     assert {"running", "open"} <= set(states) and "kneeling" not in states
+    places = describing.places(storybook.pipe)
+    assert {"in a kitchen", "on the moon"} <= set(places) and "in a museum" not in places
 
 
 def test_a_base_without_such_words_is_asked_nothing(shown):
@@ -121,7 +137,7 @@ def test_the_shares_of_several_processes_add_up_to_the_whole(pico, shown):
     told = describing.conditions.read(pico.pipe, ["a dog", "a red dog"])
 
     def losses(crew: Crew) -> torch.Tensor:
-        return asked(pico, crew).losses(pool, told, range(2, 9), (0.2, 1.0))
+        return asked(pico, crew).losses(pool, told, range(2, 9), describing.LOOK)
 
     with torch.no_grad():
         first, second, none, whole = (
@@ -190,28 +206,30 @@ def only(photos: PhotoSet, k: int = 0) -> PhotoSet:
     return replace(photos, pictures=photos.pictures[k : k + 1], names=photos.names[k : k + 1])
 
 
-ALONE = Recipe("custom", token_steps=1, steps=1, rank=1, batch=2, prior_weight=0.0, views=4, states=True)
+ALONE = Recipe("custom", token_steps=1, steps=1, rank=1, batch=2, prior_weight=0.0, views=4, scene=True)
 
 
-def test_the_only_photo_is_told_by_its_state(pico, shown, monkeypatch):
+@pytest.fixture
+def lessons(monkeypatch) -> list[lesson.Lesson]:
+    """Those that are learned meanwhile."""
+    seen, tell = [], lesson.tell
+    monkeypatch.setattr(lesson, "tell", lambda taught, *a, **k: seen.append(taught) or tell(taught, *a, **k))
+    return seen
+
+
+def test_the_only_photo_is_told_by_its_scene(pico, shown, monkeypatch, lessons):
     """All its prompts go on with it, SuDe's class too; of several photos the base is asked nothing."""
-    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
-    seen = []
-    monkeypatch.setattr(lesson.Lesson, "plain_prompts", property(lambda self: told(self)))
-
-    def told(taught: lesson.Lesson) -> tuple[str, ...]:
-        plain = tuple(taught._plain(text) for text in taught.pool.prompts)
-        seen.append((taught.pool.prompts, plain))
-        return plain
-
+    monkeypatch.setattr(Classifier, "scene", lambda *_: Scene("running", "on the moon"))
     concept = teach(pico, only(shown), replace(ALONE, sude=1.0))
-    own, plain = seen[0]
-    assert all("<my_dog> dog running" in text for text in own)
-    assert all("dog running" in text and "<my_dog>" not in text for text in plain)
-    assert concept.provenance["states"] == ["running"] and concept.words == {"my_dog": "<my_dog> dog"}
-    seen.clear()
+    own = lessons[0].pool.prompts
+    assert all("<my_dog> dog running on the moon" in text for text in own)
+    assert all("dog running on the moon" in text and "<my_dog>" not in text for text in lessons[0].plain(own))
+    assert concept.provenance["scene"] == "running on the moon"
+    assert concept.words == {"my_dog": "<my_dog> dog"}
+    lessons.clear()
     several = teach(pico, shown, replace(ALONE, sude=1.0))
-    assert not any("running" in text for text in seen[0][0]) and "states" not in several.provenance
+    assert not any("running" in text for text in lessons[0].pool.prompts)
+    assert "scene" not in several.provenance
 
 
 @pytest.mark.parametrize(
@@ -224,17 +242,17 @@ def test_the_only_photo_is_told_by_its_state(pico, shown, monkeypatch):
     ids=["captioned", "classless", "style"],
 )
 def test_nothing_is_asked_of_photos_that_say_it_or_have_no_class(pico, shown, monkeypatch, subject):
-    monkeypatch.setattr(Classifier, "state", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Classifier, "scene", lambda *_: pytest.fail("asked"))
     learn_together(pico, [Subject(**{"name": "x", "noun": "dog", "photos": only(shown), **subject})], ALONE)
 
 
-def test_a_recipe_without_states_asks_nothing(pico, shown, monkeypatch):
-    monkeypatch.setattr(Classifier, "state", lambda *_: pytest.fail("asked"))
-    teach(pico, only(shown), replace(ALONE, states=False))
+def test_a_recipe_without_scene_asks_nothing(pico, shown, monkeypatch):
+    monkeypatch.setattr(Classifier, "scene", lambda *_: pytest.fail("asked"))
+    teach(pico, only(shown), replace(ALONE, scene=False))
 
 
-def test_the_validation_of_one_photo_is_told_its_state(pico, shown, monkeypatch):
-    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
+def test_the_validation_of_one_photo_is_told_its_scene(pico, shown, monkeypatch):
+    monkeypatch.setattr(Classifier, "scene", lambda *_: Scene("running"))
     told, still = [], views.still
     monkeypatch.setattr(views, "still", lambda *a, **k: told.append(still(*a, **k)) or told[-1])
     teach(pico, only(shown), replace(ALONE, validate=1))
@@ -243,29 +261,29 @@ def test_the_validation_of_one_photo_is_told_its_state(pico, shown, monkeypatch)
 
 def test_a_captioned_photo_beside_one_that_is_not(pico, shown, monkeypatch):
     """Of two learned in one run, each photo is told in its own way."""
-    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
+    monkeypatch.setattr(Classifier, "scene", lambda *_: Scene("running"))
     subjects = [
         Subject("my_dog", "dog", only(shown)),
         Subject("my_cat", "cat", only(shown, 1), captions=("a cat sitting",)),
     ]
     joint = learn_together(pico, subjects, ALONE)
-    assert [part.provenance.get("states") for part in joint.parts] == [["running"], None]
+    assert [part.provenance.get("scene") for part in joint.parts] == ["running", None]
 
 
 def test_going_on_keeps_what_was_seen_in_the_photo(pico, folder, registry, monkeypatch, tmp_path):
     photo = tmp_path / "0.png"
     photo.write_bytes((folder / "0.png").read_bytes())
-    monkeypatch.setattr(Classifier, "state", lambda *_: "running")
+    monkeypatch.setattr(Classifier, "scene", lambda *_: Scene("running"))
     monkeypatch.setitem(RECIPES, DEFAULT, replace(ALONE, token_steps=3, steps=3))
     monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
     first = learn.add("my_dog", photo, noun="dog", base=pico, registry=registry)
     assert first.notices == [
-        "pico sees my_dog running in 0.png, and learns it so that others can be asked for; "
-        "if it is not running, put a caption beside the photo."
+        "In 0.png pico sees my_dog running, and learns it so that other prompts are followed; "
+        "if it is something else, put a caption beside the photo."
     ]
 
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
         learn.add("my_dog", photo, progress=stop_after_four, **again)
-    monkeypatch.setattr(Classifier, "state", lambda *_: "sitting")
+    monkeypatch.setattr(Classifier, "scene", lambda *_: Scene("sitting"))
     assert learn.add("my_dog", photo, resume=True, **again).concept.to_bytes() == first.concept.to_bytes()

@@ -51,6 +51,10 @@ def at_rest(monkeypatch):
         ({"adapter": "unet", "rank": 0, "targets": "cross"}, "the adapter unet has its own maps; use"),
         ({"adapter": "lora", "wide": 2}, "wide = 2 is what learns beside a keyed delta"),
         ({"rank": 0, "wide": 2}, "wide = 2 is what learns beside a keyed delta"),
+        (
+            {"token_steps": 0, "sude": 1.0, "sude_prompts": "states"},
+            "sude_prompts = states asks for states while a word learns, and here none does",
+        ),
         ({"accumulate": 3}, "batch of 2 has no 3 parts"),
         ({"patience": 2}, "patience = 2"),
         ({"prior_steps": 0}, "prior_steps = 0"),

@@ -30,13 +30,16 @@ def stop_at(count):
     return tick
 
 
-@pytest.mark.parametrize("recipe", ["custom", "wide", "custom-diffusion", "keyed on the move", "validated"])
-def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, recipe):
+@pytest.mark.parametrize(
+    "recipe", ["custom", "wide", "custom-diffusion", "keyed on the move", "validated", "able"]
+)
+def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, able, recipe):
     given = {
         "custom": replace(LONG, prior_weight=0.0),
         "wide": replace(LONG, prior_weight=0.0, wide=2),
         "custom-diffusion": method("custom-diffusion", prior_weight=0.0),
         "keyed on the move": replace(LONG, token_goes_on=True, prior_weight=0.0),
+        "able": replace(LONG, prior_weight=0.0, sude=1.0, sude_prompts="states"),
         "validated": replace(LONG, validate=2, patience=2, prior_weight=0.0),
     }[recipe]
     never = outcome(pico, shown, given)

@@ -1,5 +1,6 @@
 """SuDe's weights and its truncation are those of the paper, by independent computation and by gradients."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.errors import BadBase
+from conceptkit.learn import conditions, lesson, views
 from conceptkit.learn.noise import schedule_of
+from conceptkit.learn.subjects import Scene, Subject
 from conceptkit.learn.sude import sude, weights
 from tests import tiny
+from tests.learning import TINY, teach, values
 
 BARS = tiny.scheduler("ddpm").alphas_cumprod
 
@@ -118,3 +122,61 @@ def test_what_cannot_be_noised_is_told_apart():
         schedule_of(Odd())
     with pytest.raises(BadBase, match="predicts 'magic'"):
         schedule_of(tiny.scheduler(prediction="magic"))
+
+
+def test_another_state_stands_where_the_photos_own_stood(shown):
+    told = Subject("my_dog", "dog", shown, scene=Scene("runs", "in the snow"))
+    assert (
+        told.doing("sits", "a <my_dog> dog runs in the snow today") == "a <my_dog> dog sits in the snow today"
+    )
+    untold = Subject("my_dog", "dog", shown)
+    assert untold.doing("sits", "a <my_dog> dog today") == "a <my_dog> dog sits today"
+    captioned = Subject("my_dog", "dog", shown, captions=("my_dog in a hat", None, None))
+    assert captioned.doing("sits", "a <my_dog> dog in a hat") == "a <my_dog> dog in a hat"
+
+
+def taught(base, photos, recipe, states) -> lesson.Lesson:
+    subject = Subject("my_dog", "dog", photos)
+    pool = views.still(base, photos, subject.words)
+    return lesson.Lesson(
+        base, (subject,), pool, None, recipe, 0, schedule_of(base.pipe.scheduler), states=tuple(states)
+    )
+
+
+def test_the_state_that_is_drawn_is_the_one_that_is_asked(pico, shown, able, monkeypatch):
+    """The subject and its class are told the same, each picture its own state."""
+    recipe = replace(TINY, batch=4, sude=1.0, sude_prompts="states")
+    given = taught(pico, shown, recipe, able)
+    drawn, read = lesson.draw(given, ("token", 0), with_prior=False), []
+    told = lesson.tell(given, with_prior=False, token_learns=True, encoder_learns=False)
+    predict = conditions.predict
+
+    def watched(pipe, noisy, t, condition):
+        read.append(condition.hidden)
+        return predict(pipe, noisy, t, condition)
+
+    monkeypatch.setattr(conditions, "predict", watched)
+    lesson.loss(given, drawn, told)
+    asked = [able[k] for k in drawn.states]
+    assert len(set(asked)) > 1
+    for found, thing in ((read[1], "<my_dog> dog"), (read[2][:4], "dog")):
+        wanted = conditions.read(pico.pipe, [f"photo of a {thing} {state}" for state in asked]).hidden
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_states_are_asked_for_while_the_word_learns_and_not_after(pico, shown, able):
+    recipe = replace(TINY, sude=1.0, sude_prompts="states")
+    given = taught(pico, shown, recipe, able)
+    later = lesson.tell(given, with_prior=False, token_learns=False, encoder_learns=False)
+    assert later.able is None and later.plain is None
+    published = lesson.tell(taught(pico, shown, recipe, ()), False, False, False)
+    assert published.plain is not None
+
+
+def test_asking_for_states_changes_what_is_learned(pico, shown, able):
+    recipe = replace(TINY, sude=20.0, prior_weight=0.0)
+    own, asked, none = (
+        values(teach(pico, shown, replace(recipe, **more)))
+        for more in ({"sude_prompts": "own"}, {"sude_prompts": "states"}, {"sude": 0.0})
+    )
+    assert not torch.equal(own, asked) and not torch.equal(asked, none) and torch.isfinite(asked).all()
