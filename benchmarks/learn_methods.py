@@ -38,6 +38,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "custom-diffusion-kv": {
         "rank": 0,
         "leak": 0.0,
+        "prior_size": 24,
         "targets": "kv",
         "full_lr": 2e-4,
         "until": 1.0,
@@ -45,7 +46,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "steps": 250,
     },
     "custom-diffusion-guarded": {"leak": 1.0, "edges": 1.0},
-    "custom-diffusion-full": {"rank": 0, "leak": 0.0},
+    "custom-diffusion-full": {"rank": 0, "leak": 0.0, "prior_size": 24},
     "dreambooth": {},
     "dreambooth-no-prior": {"prior_weight": 0.0},
     "dreambooth-kv": {"targets": "kv"},
