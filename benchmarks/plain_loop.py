@@ -41,7 +41,7 @@ LARGEST_NORM = 1.0
 
 
 def recipe_of(method: str, steps: int | None = None) -> Recipe:
-    """The method's recipe with the adapter and the loss of others' programs, by default or not."""
+    """The method's recipe with the adapter and the loss that others' programs have."""
     if method == "custom-diffusion":
         return recipe_for(method, steps, rank=0, changes={"leak": 0.0})
     return recipe_for(method, steps)
