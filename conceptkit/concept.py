@@ -64,8 +64,12 @@ class Fingerprint:
     def from_json(cls, value: Mapping[str, Any]) -> "Fingerprint":
         """Raises BadBlob when the value is not what `to_json` writes."""
         architecture, exact, sketch = (value[key] for key in ("architecture", "exact", "sketch"))
-        _expect(isinstance(architecture, str) and isinstance(exact, str), "its base has no fingerprint")
-        _expect(len(sketch) == SKETCH_SIZE and all(type(x) is float for x in sketch), "its sketch is damaged")
+        if not (isinstance(architecture, str) and isinstance(exact, str)):
+            raise BadBlob(
+                "These bytes are not a concept (its base has no fingerprint); import or learn it again"
+            )
+        if len(sketch) != SKETCH_SIZE or not all(type(x) is float for x in sketch):
+            raise BadBlob("These bytes are not a concept (its sketch is damaged); import or learn it again")
         return cls(architecture, exact, tuple(sketch))
 
 
@@ -95,41 +99,14 @@ class Concept:
     reference: Reference | None = None
 
     def to_bytes(self) -> bytes:
-        """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %.
-
-        All metadata is one header key, because safetensors writes several in random order.
-        """
-        tensors, layout = _packed(self.delta)
-        for i, (_, rows) in enumerate(sorted(self.tokens.items())):
-            tensors |= {f"token.{i}.{encoder}": _plain(row) for encoder, row in enumerate(rows)}
-        if self.rows is not None:
-            tensors["rows"] = _compact(self.rows)
-        header: dict[str, Any] = {
-            "format": FORMAT,
-            "name": self.name,
-            "kind": self.kind,
-            "noun": self.noun,
-            "base": self.base.to_json(),
-            "base_name": self.base_name,
-            "tokens": sorted(self.tokens),
-            "words": dict(self.words),
-            "delta": layout,
-            "recipe": dict(self.recipe),
-            "provenance": dict(self.provenance),
-        }
-        if self.reference is not None:
-            more, maps = _packed(self.reference.maps, references.PREFIX)
-            tensors |= {**more, references.LATENT: self.reference.flat()}
-            size = list(self.reference.latent.shape[1:])
-            header |= {"format": WITH_REFERENCE, "reference": {"maps": maps, "size": size}}
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return safetensors.torch.save(tensors, {"conceptkit": text})
+        """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %."""
+        return to_bytes(self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Concept":
         """The concept in these bytes, as float32. Raises BadBlob when they are anything else."""
         try:
-            return _parse(data)
+            return cls(**parse(data))
         except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise BadBlob(_damaged(f"{type(error).__name__} while reading it")) from error
         except (RuntimeError, OverflowError, MemoryError) as error:
@@ -183,6 +160,38 @@ def delta_dense(factors: Factors) -> Tensor:
     return factors[0] if len(factors) == 1 else factors[0] @ factors[1]
 
 
+def to_bytes(concept: "Concept") -> bytes:
+    """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %.
+
+    All metadata is one header key, because safetensors writes several in random order.
+    """
+    tensors, layout = _packed(concept.delta)
+    for i, (_, rows) in enumerate(sorted(concept.tokens.items())):
+        tensors |= {f"token.{i}.{encoder}": _plain(row) for encoder, row in enumerate(rows)}
+    if concept.rows is not None:
+        tensors["rows"] = _compact(concept.rows)
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "name": concept.name,
+        "kind": concept.kind,
+        "noun": concept.noun,
+        "base": concept.base.to_json(),
+        "base_name": concept.base_name,
+        "tokens": sorted(concept.tokens),
+        "words": dict(concept.words),
+        "delta": layout,
+        "recipe": dict(concept.recipe),
+        "provenance": dict(concept.provenance),
+    }
+    if concept.reference is not None:
+        more, maps = _packed(concept.reference.maps, references.PREFIX)
+        tensors |= {**more, references.LATENT: concept.reference.flat()}
+        size = list(concept.reference.latent.shape[1:])
+        header |= {"format": WITH_REFERENCE, "reference": {"maps": maps, "size": size}}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return safetensors.torch.save(tensors, {"conceptkit": text})
+
+
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
 
@@ -234,7 +243,8 @@ def _expect(condition: bool, what: str) -> None:
         raise BadBlob(_damaged(what))
 
 
-def _parse(data: bytes) -> Concept:
+def parse(data: bytes) -> dict[str, Any]:
+    """The fields of the concept in these bytes, tensors as float32 (`Concept.from_bytes` catches errors)."""
     tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(data).items()}
     for name, tensor in tensors.items():
         _expect(tensor.ndim == 2 and tensor.numel() > 0, f"{name} is no matrix")
@@ -270,7 +280,7 @@ def _parse(data: bytes) -> Concept:
     _expect(used == set(tensors), "it holds tensors that nothing names")
     _check_shapes(delta, tokens, rows)
     _check_texts(header)
-    return Concept(
+    return dict(
         name=header["name"],
         kind=header["kind"],
         noun=header["noun"],
