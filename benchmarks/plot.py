@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from conceptkit.lettering import block
+from conceptkit.pictures.text import block
 
 PAPER, INK, GRID = (255, 255, 255), (38, 36, 33), (225, 222, 215)
 COLOURS = (

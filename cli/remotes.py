@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 import click
 
 from conceptkit.cli.concepts import echo_table
+from conceptkit.cli.export import refusals
 from conceptkit.cli.options import debug_option, echo_json, json_option
 from conceptkit.cli.progress import bar
-from conceptkit.cli.share import refusals
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
-    from conceptkit.registry.parcels import Arrival
-    from conceptkit.registry.sync import Sent
+    from conceptkit.registry.sharing.incoming import ImportResult
+    from conceptkit.registry.sharing.sync import Sent
 
 
 @click.group()
@@ -40,13 +40,14 @@ def add(name: str, place: str, options: tuple[str, ...]) -> None:
     Example:
       conceptkit remote add usb /media/usb/concepts
     """
-    from conceptkit.registry import paths, remotes
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import remote_config
 
     pairs = [text.partition("=") for text in options]
     for key, equals, _ in pairs:
         if not equals:
             raise ConceptError(f"{key[:80]!r} is no option: write --option KEY=VALUE.")
-    where = remotes.add(paths.home(), name, place, {key: value for key, _, value in pairs})
+    where = remote_config.add(paths.home(), name, place, {key: value for key, _, value in pairs})
     click.echo(f"Added {name}, which is {where.url}.")
 
 
@@ -60,9 +61,10 @@ def list_(as_json: bool) -> None:
     Example:
       conceptkit remote list
     """
-    from conceptkit.registry import paths, remotes
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import remote_config
 
-    known = remotes.load(paths.home())
+    known = remote_config.load(paths.home())
     if as_json:
         echo_json([{"name": name, "url": place.url} for name, place in known.items()])
     elif not known:
@@ -81,9 +83,10 @@ def rm(name: str) -> None:
     Example:
       conceptkit remote rm usb
     """
-    from conceptkit.registry import paths, remotes
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import remote_config
 
-    click.echo(f"Forgot {name}, which is {remotes.remove(paths.home(), name).url}.")
+    click.echo(f"Forgot {name}, which is {remote_config.remove(paths.home(), name).url}.")
 
 
 _remote_argument = click.argument("remote")
@@ -141,12 +144,12 @@ def sync(remote: str, as_json: bool) -> None:
 
 
 def _exchange(name: str, names: tuple[str, ...], as_json: bool, *, pull: bool, push: bool) -> None:
-    from conceptkit.registry import sync as library
-    from conceptkit.registry.remote import Remote
-    from conceptkit.registry.remotes import find
+    from conceptkit.registry.sharing import sync as library
+    from conceptkit.registry.sharing.remote import Remote
+    from conceptkit.registry.sharing.remote_config import find
     from conceptkit.registry.store import Registry
 
-    arrivals: list[Arrival] = []
+    arrivals: list[ImportResult] = []
     sent: list[Sent] = []
     refused: list[str] = []
     with Registry() as registry, Remote(name, find(registry.home, name)) as remote:

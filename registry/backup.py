@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conceptkit.errors import BadBlob, BadName, ConceptError
-from conceptkit.registry import blobs, headers, paths, troubles
+from conceptkit.registry import blobs, concept_header, paths, storage_errors
 from conceptkit.registry.entries import New, insert, now, refresh
+from conceptkit.registry.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry.index import STEPS, Index
-from conceptkit.registry.keep import REFERENCES
+from conceptkit.registry.maintenance import REFERENCES
 from conceptkit.registry.names import check_name
 from conceptkit.registry.store import Registry
 
@@ -59,7 +59,7 @@ def backup(registry: Registry, file: Path | None = None) -> Path:
         file = free(folder, f"index-{now()[:19].replace(':', '')}")
     if file.exists():
         raise ConceptError(f"{file} is already there, and backups are not overwritten: choose another file.")
-    with troubles.told(file.parent):
+    with storage_errors.told(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         _copy(registry.index.conn, file)
     return file
@@ -74,7 +74,7 @@ def restore(home: Path, file: Path) -> Restored:
     kept = None
     if (home / "index.db").exists():
         kept = _set_aside(home, "before-restore", copy=_readable(home / "index.db"))
-    with troubles.told(home):
+    with storage_errors.told(home):
         paths.make_private(home / "blobs")
         conn = sqlite3.connect(home / "index.db", timeout=30.0)
         source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
@@ -103,7 +103,7 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
             return _search_anew(registry)
     if file is not None:
         check(file)
-    with troubles.told(home):
+    with storage_errors.told(home):
         paths.make_private(home / "blobs")
         fresh = home / "index.rebuilt.db"
         for left in home.glob("index.rebuilt.db*"):
@@ -118,7 +118,7 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
     finally:
         index.close()
     kept = _set_aside(home, "damaged", copy=False) if (home / "index.db").exists() else None
-    with troubles.told(home):
+    with storage_errors.told(home):
         os.replace(fresh, home / "index.db")
         paths.sync(home)
     return Rebuilt(False, *report, before=str(kept) if kept else None)
@@ -175,7 +175,7 @@ def _copy(source: sqlite3.Connection, file: Path) -> None:
 
 def _set_aside(home: Path, why: str, *, copy: bool) -> Path:
     """The index kept in `home/backups`: copied when it can be read, else its files are moved as they are."""
-    with troubles.told(home):
+    with storage_errors.told(home):
         kept = free(paths.make_private(home / "backups"), why)
         if copy:
             conn = sqlite3.connect(home / "index.db")
@@ -223,7 +223,7 @@ def _from_headers(index: Index, folder: Path, tick: Tick) -> tuple[int, int, int
     with index.writing() as conn:
         for done, (changed, digest, size) in enumerate(found, 1):
             try:
-                header = headers.read_file(blobs.place(folder, digest))
+                header = concept_header.read_file(blobs.place(folder, digest))
                 created = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds")
                 new = New(check_name(header.name), b"", header.summary, created=created, event="rebuild")
                 insert(conn, new, digest, header, size)

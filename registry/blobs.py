@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conceptkit.errors import BadBlob
 from conceptkit.registry import paths
+from conceptkit.registry.errors import BadBlob
 from conceptkit.registry.paths import make_private, sync
 
 ABANDONED_AFTER = 24 * 3600.0

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import blobs, headers, paths, troubles
+from conceptkit.registry import blobs, concept_header, paths, storage_errors
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -25,10 +24,11 @@ from conceptkit.registry.entries import (
     record,
     refresh,
 )
-from conceptkit.registry.index import PATIENCE, Index, has_index
+from conceptkit.registry.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
+from conceptkit.registry.index import Index, has_index
 from conceptkit.registry.names import check_name, split_version, unknown
 
-__all__ = ["PATIENCE", "Entries", "Entry", "New", "Registry"]
+__all__ = ["Entries", "Entry", "New", "Registry"]
 
 Entries = list[Entry]
 Digests = list[str]
@@ -43,7 +43,7 @@ class Registry:
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
-        with troubles.told(self.home):
+        with storage_errors.told(self.home):
             if any(blobs.walk(self.blobs)) and not has_index(self.home):
                 raise ConceptError(
                     f"The index of {self.home} is gone and its concepts are still there: "
@@ -95,7 +95,9 @@ class Registry:
             self.check_free(new.name, new_version=new_version)
         stored = self._store([data for new in news for data in _datas(new)])
         digests = dict(zip((id(data) for new in news for data in _datas(new)), stored, strict=True))
-        told = {id(new.data): headers.read_if_any(new.data) for new in news if new.summary.get("parents")}
+        told = {
+            id(new.data): concept_header.read_if_any(new.data) for new in news if new.summary.get("parents")
+        }
         added = []
         with self.index.writing() as conn:
             for new in news:
@@ -125,7 +127,7 @@ class Registry:
         if others := self._versions(bare):
             numbers = ", ".join(str(other.version) for other in others)
             raise UnknownConcept(f"{bare!r} has no version {version}: ask for one of {numbers}.")
-        from conceptkit.registry.suggest import likely
+        from conceptkit.registry.catalogue.spelling import likely
 
         raise unknown(bare, likely(self.index, bare))
 
@@ -133,7 +135,7 @@ class Registry:
         """The bytes of an entry or a name, verified; BadBlob when the disk no longer holds them."""
         entry = self.get(entry) if isinstance(entry, str) else entry
         try:
-            with troubles.told(self.home):
+            with storage_errors.told(self.home):
                 return blobs.get(self.blobs, entry.hash)
         except BadBlob as error:
             if not self.index.query("select 1 from versions where hash = ?", [entry.hash]):
@@ -271,7 +273,7 @@ class Registry:
         if self.index.read_only:
             with self.index.writing():  # says so
                 pass
-        with troubles.told(self.home):
+        with storage_errors.told(self.home):
             return blobs.put_many(self.blobs, datas)
 
     def _still_there(self, data: bytes, digest: str) -> None:

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import conceptkit
-from conceptkit import images
+from conceptkit.cli.compose import slug
 from conceptkit.cli.main import main
-from conceptkit.cli.pictures import slug
 from conceptkit.errors import BadPhotos
+from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
 
 SUMMARY = {"kind": "subject", "noun": "dog", "base_name": "storybook", "tokens": ["<my_dog>"], "rank": 8}
@@ -34,7 +34,7 @@ def put(name: str, data: bytes = b"bytes", **summary: object) -> None:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """`fake("merge", compose=...)` stands in for conceptkit.merge, also where that was imported before."""
+    """`fake("merging.compose", compose=...)` stands in for a room, also where it was imported before."""
 
     def install(room: str, **contents: object) -> None:
         module = ModuleType(f"conceptkit.{room}")
@@ -43,7 +43,7 @@ def fake(monkeypatch):
         parent, _, leaf = module.__name__.rpartition(".")
         if parent != "conceptkit":
             monkeypatch.setitem(vars(import_module(parent)), leaf, module)
-        elif leaf != "attach":
+        else:
             monkeypatch.setitem(vars(conceptkit), leaf, module)
 
     return install
@@ -108,20 +108,20 @@ def rooms(fake):
         calls["subject"] = (noun, seed, count)
         return [out / f"{i}.png" for i in range(count)]
 
-    fake("learn", add=add)
-    fake("base", load=load)
-    fake("merge", compose=compose)
+    fake("workflows.add", add=add)
+    fake("base.pipeline", load=load)
+    fake("merging.compose", compose=compose)
 
     @contextmanager
     def guided(base, guidance, pag):
         yield base.pipe, {"guidance_scale": guidance or base.guidance} | ({"pag_scale": pag} if pag else {})
 
-    fake("attach", attach=lambda pipe, merge, **how: Attachment())
-    fake("drawing", guided=guided)
-    fake("prompts", mentioned=lambda prompt, words: {word for word in words if word in prompt})
-    fake("concept", read=lambda registry, name: registry.read(name))
+    fake("inference.attach", attach=lambda pipe, merge, **how: Attachment())
+    fake("inference.generate", guided=guided)
+    fake("concepts.prompt_words", mentioned=lambda prompt, words: {word for word in words if word in prompt})
+    fake("concepts.concept", read=lambda registry, name: registry.read(name))
     fake("formats.diffusers", export=export)
-    fake("demo", run=lambda out, progress: calls.update(demo=out))
+    fake("workflows.demo", run=lambda out, progress: calls.update(demo=out))
     fake("storybook", draw_subject=draw_subject)
     return calls
 
@@ -254,7 +254,7 @@ def test_compose(rooms, tmp_path):
     options = {"num_inference_steps": 25, "guidance_scale": 3.5}
     assert rooms["drawn"] == [(prompt, 5, options), (prompt, 6, options)]
     assert rooms["attached"] is False
-    metadata = images.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-6.png")
+    metadata = png_metadata.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-6.png")
     assert metadata["concepts"] == ["my_dog@1", "moongate@1"] and metadata["seed"] == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "my_dog_in_front_of_a_wall-5.png",
@@ -268,7 +268,7 @@ def test_compose(rooms, tmp_path):
     assert rooms["drawn"][-1][2]["guidance_scale"] == 4
     run("compose", "my_dog", "--prompt", prompt, "--seed", 9, "--pag", 2, "--out", tmp_path)
     assert rooms["drawn"][-1][2]["pag_scale"] == 2
-    metadata = images.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-9.png")
+    metadata = png_metadata.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-9.png")
     assert (metadata["guidance"], metadata["pag"]) == (3.5, 2)
 
 
@@ -325,7 +325,7 @@ def failing(error: BaseException):
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(rooms, fake):
-    fake("learn", add=failing(BadPhotos("There are no photos in 'x': name a folder with some.")))
+    fake("workflows.add", add=failing(BadPhotos("There are no photos in 'x': name a folder with some.")))
     result = run("add", "my_dog", "x")
     assert (result.exit_code, result.stderr) == (
         2,
@@ -336,7 +336,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(rooms, fake):
 
 
 def test_the_unexpected_is_exit_code_1(rooms, fake):
-    fake("learn", add=failing(ValueError("odd")))
+    fake("workflows.add", add=failing(ValueError("odd")))
     result = run("add", "my_dog", "x")
     assert (result.exit_code, result.stderr) == (
         1,

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from conceptkit import base, images, metric
 from conceptkit.cli.main import main
+from conceptkit.features import caption_statistics, captions
+from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
 from tests import tiny
 
@@ -30,8 +31,8 @@ def folder(pipe, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def place(pipe, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    few = base.captions("any")[:30]
-    monkeypatch.setattr(metric, "captions", lambda name: few)
+    few = captions.captions("any")[:30]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: few)
     with Registry() as registry:
         for seed, (name, noun) in enumerate({"my_dog": "dog", "moongate": "gate"}.items()):
             concept = tiny.pico_concept(pipe, name, noun, seed=seed)
@@ -47,10 +48,10 @@ def test_a_merge_with_strengths_is_shown_and_composed_again():
     assert made.exit_code == 0, made.output
     assert "What each concept adds at the others' words" in made.stdout
     assert "my_dog keeps" in made.stdout
-    assert images.read_metadata("who.png")["concepts"] == ["my_dog", "moongate"]
+    assert png_metadata.read_metadata("who.png")["concepts"] == ["my_dog", "moongate"]
     assert Image.open("who.png").width > 200
     (picture,) = Path("pictures").glob("*.png")
-    metadata = images.read_metadata(picture)
+    metadata = png_metadata.read_metadata(picture)
     assert metadata["weights"] == [0.8, 1.0] and metadata["concepts"] == ["my_dog@1", "moongate@1"]
     shown = run("show", "both", "--rebuild")
     assert shown.exit_code == 0, shown.output
@@ -82,7 +83,7 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
     result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, "--side-by-side")
     assert result.exit_code == 0, result.output
     (path,) = Path("pictures").glob("*.png")
-    told = images.read_metadata(path)["windows"]
+    told = png_metadata.read_metadata(path)["windows"]
     assert Image.open(path).size == (28, 16) and len(told) == 2
     assert f"Side by side: {told[0]} | {told[1]}" in result.stderr
     assert "moongate" not in told[0] and "my_dog" not in told[1]
@@ -98,7 +99,7 @@ def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
         result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, *option, "--out", out)
         assert result.exit_code == 0, result.output
         (path,) = Path(out).iterdir()
-        assert images.read_metadata(path)["read_apart"] is apart
+        assert png_metadata.read_metadata(path)["read_apart"] is apart
         drawn.append(Image.open(path).tobytes())
     assert drawn[0] == drawn[2] != drawn[1]
 

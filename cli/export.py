@@ -1,0 +1,147 @@
+"""`conceptkit export` and `import`: files for other programs, and bundles for other people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note, wrote
+from conceptkit.cli.progress import bar
+from conceptkit.errors import ConceptError
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    metavar="DIR",
+    help="A folder for the files.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="One file for other people's conceptkit, instead of --out.",
+)
+@click.option(
+    "--all-versions", is_flag=True, help="In a bundle: every version, not only the one a name points at."
+)
+@click.option("--with-parents", is_flag=True, help="In a bundle: also what merges were made of.")
+@click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
+@click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")
+@base_option
+@debug_option
+def export(
+    names: tuple[str, ...],
+    out: Path | None,
+    bundle: Path | None,
+    all_versions: bool,
+    with_parents: bool,
+    sign: bool,
+    key: str | None,
+    base: str | None,
+) -> None:
+    """Write files for plain diffusers, or a bundle.
+
+    A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
+    previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
+    photo of a concept learned with --method vico.
+
+    \b
+    Example:
+      conceptkit export my_dog moongate --out ./for_diffusers
+      conceptkit export my_dog moongate --bundle ours.bundle
+    """
+    if (out is None) == (bundle is None):
+        raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
+    if bundle is None and (all_versions or with_parents or sign or key):
+        raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
+    if bundle is not None and base is not None:
+        raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
+
+    if out is not None:
+        _files(names, out, base)
+    if bundle is not None:
+        from conceptkit.registry.sharing import exchange
+        from conceptkit.registry.store import Registry
+
+        with Registry() as registry, bar("Exporting") as tick:
+            entries = exchange.chosen(registry, names, every=all_versions, parents=with_parents)
+            signer = (key or "") if sign or key else None
+            done = exchange.export(registry, entries, bundle, signer=signer, progress=tick)
+        if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
+            note(f"The bundle holds the reference photo of {held}, small but recognisable.")
+        click.echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option("--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust.")
+@json_option
+@debug_option
+def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> None:
+    """Add concepts from bundles and concept files.
+
+    Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
+    becomes a version beside it.
+
+    \b
+    Example:
+      conceptkit import ours.bundle
+    """
+    from conceptkit.registry.sharing import exchange
+    from conceptkit.registry.store import Registry
+
+    done = []
+    with Registry() as registry:
+        for file in files:
+            with bar("Importing") as tick:
+                one = exchange.import_file(registry, file, require_signed=require_signed, progress=tick)
+            done.append(one)
+            if not as_json:
+                for arrival in one.arrivals:
+                    click.echo(arrival.sentence())
+                if one.signer and one.signer.trusted:
+                    click.echo(one.signer.sentence())
+                elif one.signer:
+                    note(one.signer.sentence())
+    if as_json:
+        echo_json([one.to_json() for one in done])
+
+
+def refusals(sentences: list[str]) -> None:
+    """Show what was refused while the rest went well, and end as for a mistake."""
+    for sentence in sentences:
+        note(sentence)
+    if sentences:
+        count = "one thing was" if len(sentences) == 1 else f"{len(sentences)} things were"
+        raise ConceptError(f"All but {count} sent or received: the notes above say why.")
+
+
+def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
+    from conceptkit.merging import request
+    from conceptkit.registry.store import Registry
+
+    ordered = request.read(names)
+    notices: Sequence[str] = ()
+    with Registry() as registry:
+        entries = [registry.get(name) for name in ordered]
+
+        from conceptkit.base import pipeline as bases
+        from conceptkit.concepts.concept import read
+        from conceptkit.formats import diffusers
+        from conceptkit.merging import compose as library
+
+        with bar("Exporting"):
+            if base is None and list(ordered.values()) == [1.0]:
+                what = read(registry, entries[0].ref)
+            else:
+                loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
+                merge = library.compose(*names, base=loaded, registry=registry)
+                what, notices = merge.concept, merge.report.notices
+            files = diffusers.export(what, out)
+    for sentence in notices:
+        note(sentence)
+    for path in files:
+        wrote(path)
