@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-
 def loss_curve(
     curve: Sequence[tuple[int, float]], best: int | None, title: str, size: tuple[int, int] = (640, 400)
 ) -> Image.Image:

@@ -1,16 +1,12 @@
 """Who disturbs whom in a merge, as a table for the terminal and as a picture."""
 
-from PIL import Image
-from PIL import ImageDraw
 from collections.abc import Sequence
-from conceptkit.pictures.contact_sheet import CARD
-from conceptkit.pictures.contact_sheet import EDGE
-from conceptkit.pictures.contact_sheet import INK
-from conceptkit.pictures.contact_sheet import PAPER
-from conceptkit.pictures.contact_sheet import SOFT
-from conceptkit.pictures.text import block
-from conceptkit.pictures.text import length
 from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw
+
+from conceptkit.pictures.contact_sheet import CARD, EDGE, INK, PAPER, SOFT
+from conceptkit.pictures.text import block, length
 
 if TYPE_CHECKING:
     from rich.table import Table
