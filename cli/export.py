@@ -1,6 +1,5 @@
 """`conceptkit export` and `import`: files for other programs, and bundles for other people."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -115,33 +114,28 @@ def refusals(sentences: list[str]) -> None:
     for sentence in sentences:
         note(sentence)
     if sentences:
-        count = "one thing was" if len(sentences) == 1 else f"{len(sentences)} things were"
-        raise ConceptError(f"All but {count} sent or received: the notes above say why.")
+        import inflect
+
+        words = inflect.engine()
+        count = len(sentences)
+        things = f"{words.number_to_words(count, threshold=1)} {words.plural_noun('thing', count)}"
+        was = words.plural_verb("was", count)
+        raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 
 
 def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
     from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
-    ordered = request.read(names)
-    notices: Sequence[str] = ()
     with Registry() as registry:
-        entries = [registry.get(name) for name in ordered]
+        for name in request.read(names):  # before torch and a base are loaded
+            registry.get(name)
 
-        from conceptkit.base import pipeline as bases
-        from conceptkit.concepts.concept import read
-        from conceptkit.formats import diffusers
-        from conceptkit.merging import compose as library
+        from conceptkit.workflows import export as workflow
 
-        with bar("Exporting"):
-            if base is None and list(ordered.values()) == [1.0]:
-                what = read(registry, entries[0].ref)
-            else:
-                loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
-                merge = library.compose(*names, base=loaded, registry=registry)
-                what, notices = merge.concept, merge.report.notices
-            files = diffusers.export(what, out)
-    for sentence in notices:
+        with bar("Exporting") as progress:
+            done = workflow.export(names, out, base=base, registry=registry, progress=progress)
+    for sentence in done.notices:
         note(sentence)
-    for path in files:
+    for path in done.files:
         wrote(path)

@@ -28,6 +28,21 @@ from conceptkit.cli import (
 from conceptkit.cli.options import DEBUG, debug_option
 from conceptkit.errors import ConceptError
 
+RENAMED_OPTIONS = {
+    "--how": "--merge-method",
+    "--shared": "--padding-delta",
+    "--separate": "--auto-regions",
+    "--read-apart": "--isolate-concepts",
+    "--read-together": "--no-isolate-concepts",
+    "--prior-photos": "--class-images",
+    "--precision": "--mixed-precision",
+    "--guidance": "--guidance-scale",
+    "--pag": "--pag-scale",
+    "--larger": "--min-size",
+    "--smaller": "--max-size",
+}
+"""What options were called before: whoever gives one hears its name of today."""
+
 
 class Mistake(click.ClickException):
     """A sentence for the user and exit code 2, like a wrong option."""
@@ -39,6 +54,10 @@ class Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if renamed := RENAMED_OPTIONS.get(error.option_name):
+                raise click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx) from error
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:

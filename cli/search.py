@@ -38,9 +38,9 @@ def filter_options(command: Decorated) -> Decorated:
         click.option(
             "--since", metavar="DATE", help="Only what was added on that day (2026-01-31) or later."
         ),
-        click.option("--smaller", type=Size(), metavar="SIZE", help="Only concepts of at most that size."),
+        click.option("--max-size", type=Size(), metavar="SIZE", help="Only concepts of at most that size."),
         click.option(
-            "--larger", type=Size(), metavar="SIZE", help="Only concepts of at least that size (20kB)."
+            "--min-size", type=Size(), metavar="SIZE", help="Only concepts of at least that size (20kB)."
         ),
         click.option("--favourite", is_flag=True, help="Only favourites."),
         click.option("--tag", metavar="TAG", help="Only concepts with that tag."),

@@ -110,8 +110,8 @@ def test_no_words_are_syntax(words):
         (Filters(noun="dog"), ["my_dog", "your-dog"]),
         (Filters(base="sd15"), ["Moongate"]),
         (Filters(method="constrained"), ["both"]),
-        (Filters(larger=200), ["Moongate", "your-dog"]),
-        (Filters(smaller=100, noun="dog"), ["my_dog"]),
+        (Filters(min_size=200), ["Moongate", "your-dog"]),
+        (Filters(max_size=100, noun="dog"), ["my_dog"]),
         (Filters(since="2020-01-01"), ["both", "cat", "Moongate", "my_dog", "your-dog"]),
         (Filters(until="2020-01-01"), []),
         (Filters(tag="pets"), ["cat"]),
@@ -359,7 +359,7 @@ def test_the_commands(stocked):
     (shown,) = json.loads(run("search", "sleeps", "--json"))
     assert (shown["name"], shown["tags"], shown["favourite"]) == ("cat", ["home", "pets"], True)
     assert run("search", "zebra").startswith("Nothing has zebra")
-    assert len(json.loads(run("list", "--class", "dog", "--larger", "0.15kB", "--json"))) == 1
+    assert len(json.loads(run("list", "--class", "dog", "--min-size", "0.15kB", "--json"))) == 1
     assert run("list", "--tag", "nothing").startswith("No concept is like that")
     assert len(run("list", "--limit", 2).splitlines()) == 3
     assert run("list", "--after", "Moongate", "--limit", 1).splitlines()[1].startswith("my_dog")
@@ -376,7 +376,7 @@ def test_the_commands(stocked):
     assert run("lineage", "both").splitlines()[0] == "both@1"
     assert run("lineage", "my_dog").endswith("Merged into both@1.\n")
     assert json.loads(run("lineage", "both", "--json"))["parents"][1]["ref"] == "Moongate@1"
-    result = CliRunner().invoke(main, ["list", "--larger", "big"])
+    result = CliRunner().invoke(main, ["list", "--min-size", "big"])
     assert result.exit_code == 2 and "is no size" in result.stderr
 
 

@@ -7,6 +7,10 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
+import inflect
+
+_ENGLISH = inflect.engine()
+
 
 def suggest_noun(name: str, folder: Path | str | None, nouns: Collection[str]) -> str | None:
     """The class noun that a concept's name or its photos' folder speaks of, or None.
@@ -39,6 +43,6 @@ def _words(text: str) -> list[str]:
 
 
 def _singulars(word: str) -> list[str]:
-    """The word, then what it may be the plural of: "puppies" gives "puppies", "puppie", "puppi", "puppy"."""
-    endings = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"))
-    return [word] + [word.removesuffix(many) + one for many, one in endings if word.endswith(many)]
+    """The word, then what it may be the plural of: "puppies" gives "puppies", "puppy"."""
+    single = _ENGLISH.singular_noun(word)
+    return [word, single] if single else [word]

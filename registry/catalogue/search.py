@@ -20,7 +20,7 @@ PAGE = 50
 class Filters:
     """What an entry must have; None lets all pass.
 
-    base, noun, method, tag: exactly this. larger, smaller: bytes, inclusive.
+    base, noun, method, tag: exactly this. min_size, max_size: bytes, inclusive.
     since, until: days, ISO 8601, inclusive; in UTC, by the clock of the machine that stored it.
     """
 
@@ -29,8 +29,8 @@ class Filters:
     method: str | None = None
     tag: str | None = None
     favourite: bool = False
-    larger: int | None = None
-    smaller: int | None = None
+    min_size: int | None = None
+    max_size: int | None = None
     since: str | None = None
     until: str | None = None
 
@@ -53,8 +53,8 @@ _CONDITIONS = {
     "method": "v.method = ?",
     "tag": "n.id in (select name_id from tags where tag = ?)",
     "favourite": "n.id in (select id from names where favourite)",
-    "larger": "v.bytes >= ?",
-    "smaller": "v.bytes <= ?",
+    "min_size": "v.bytes >= ?",
+    "max_size": "v.bytes <= ?",
     "since": "v.created >= ?",
     "until": "v.created < date(?, '+1 day')",
 }
