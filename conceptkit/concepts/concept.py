@@ -12,6 +12,7 @@ from conceptkit.concepts.codec import damaged, parse, to_bytes
 from conceptkit.concepts.delta import Delta, Factors, delta_rank
 from conceptkit.concepts.reference import Reference
 from conceptkit.errors import BadBlob
+from conceptkit.pictures import html
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -73,6 +74,13 @@ class Concept:
             "weights": list(self.provenance.get("weights", [])),
             **shown,
         }
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        about = self.summary()
+        shown = {name: about[name] for name in ("kind", "noun", "base_name", "method", "rank", "bytes")}
+        words = ", ".join(f"{word} = {text}" for word, text in self.words.items())
+        return html.facts(self.name, {**shown, "words": words, "merged from": ", ".join(about["parents"])})
 
     def called(self, name: str) -> "Concept":
         """The same under another name, its word in prompts from then on; a merge keeps its parts' words."""

@@ -36,6 +36,10 @@ class Merge:
     report: Report
     parts: tuple[Part, ...] = ()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the concept's facts and the report."""
+        return self.concept._repr_html_() + self.report._repr_html_()
+
 
 def compose(
     *concepts: Concept | Merge | Part | str,

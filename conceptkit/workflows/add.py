@@ -59,6 +59,12 @@ class Learned:
     notices: list[str]
     curve: Image.Image | None = None
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the preview."""
+        png = io.BytesIO()
+        self.preview.save(png, format="PNG")
+        return png.getvalue()
+
 
 def add(
     name: str,
