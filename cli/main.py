@@ -51,7 +51,10 @@ class Mistake(click.ClickException):
 
 
 class Root(click.Group):
+    """The group at the root: it turns every error into a sentence and an exit code."""
+
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see the module for the exit codes."""
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:

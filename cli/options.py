@@ -56,6 +56,7 @@ device_option = click.option(
 
 
 def echo_json(value: Any) -> None:
+    """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -65,6 +66,7 @@ def note(sentence: str) -> None:
 
 
 def wrote(path: Path) -> None:
+    """Say which file was written."""
     click.echo(f"Wrote {path}")
 
 

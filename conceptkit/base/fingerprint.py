@@ -80,6 +80,7 @@ class Fingerprint:
         return 0.0 if self.exact == other.exact else math.dist(self.sketch, other.sketch)
 
     def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
         return {"architecture": self.architecture, "exact": self.exact, "sketch": list(self.sketch)}
 
     @classmethod

@@ -34,6 +34,7 @@ class Base:
 
     @property
     def unet(self) -> nn.Module:
+        """The denoiser."""
         return self.pipe.unet
 
     @property
@@ -53,10 +54,12 @@ class Base:
 
     @property
     def device(self) -> torch.device:
+        """Where the denoiser is."""
         return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision that the denoiser is in."""
         return next(self.unet.parameters()).dtype
 
     @property

@@ -14,4 +14,5 @@ def embedding(concept: Concept, rows: Factors) -> bytes:
 
 
 def token_file(token: str) -> str:
+    """The file name for a token's embeddings."""
     return f"{token.strip('<>')}.safetensors"
