@@ -6,6 +6,8 @@
 import os
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -88,9 +90,7 @@ def main(ctx: click.Context) -> None:
       conceptkit compose my_dog --prompt "my_dog in the snow"
     """
     if not ctx.meta.get(DEBUG):
-        warnings.simplefilter("ignore")
-        for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-            os.environ.setdefault(variable, "error")
+        ctx.with_resource(_quiet())
 
 
 for command in (
@@ -125,6 +125,20 @@ for command in (
     tokens.tokens,
 ):
     main.add_command(command)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While a command runs, libraries warn nobody; whoever calls it from a program hears them afterwards."""
+    unset = [name for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY") if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, "error"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 def _sentence(error: ConceptError) -> str:

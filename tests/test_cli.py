@@ -1,8 +1,10 @@
 """The command line: what it prints, what it returns, and that it hands on what it was given."""
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import conceptkit
+from conceptkit.cli import add_distributed
 from conceptkit.cli.main import main
 from conceptkit.errors import BadPhotos
 from conceptkit.pictures import png_metadata
@@ -263,6 +266,24 @@ def test_compose_knows_before_it_loads_anything(rooms):
     result = run("compose", "my_dog", "--prompt", " ")
     assert result.exit_code == 2 and "empty prompt" in result.stderr
     assert "compose" not in rooms
+
+
+def test_a_command_leaves_the_process_as_it_was(rooms):
+    before = (list(warnings.filters), dict(os.environ), sys.stdout)
+    run("list")
+    assert (list(warnings.filters), dict(os.environ), sys.stdout) == before
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_one_speaks(rooms, tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.chdir(tmp_path)
+    out = sys.stdout
+    with pytest.raises(SystemExit) as stopped:
+        add_distributed.add(["my_dog", "photos"])
+    assert stopped.value.code in (0, None) and sys.stdout is out
+    assert ("Learned my_dog@1" in capsys.readouterr().out) == (rank == "0")
+    assert Path("pictures").exists() == (rank == "0")
 
 
 @pytest.mark.parametrize(
