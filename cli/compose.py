@@ -9,12 +9,14 @@ from conceptkit.cli.options import (
     base_option,
     debug_option,
     device_option,
+    force_option,
     free_path,
     note,
     out_option,
     wrote,
 )
 from conceptkit.cli.progress import bar
+from conceptkit.files import check_new_file
 from conceptkit.merging import request
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write a picture of how much each concept disturbs the others.",
 )
+@force_option
 @click.option("--save", metavar="NAME", help="Keep the merge as a concept of its own.")
 @base_option
 @device_option
@@ -93,6 +96,7 @@ def compose(
     prompt: str,
     out: Path,
     heatmap: Path | None,
+    force: bool,
     base: str | None,
     device: str,
     **options: Any,
@@ -110,6 +114,8 @@ def compose(
     from conceptkit.workflows.draw_request import DrawRequest, slug
 
     asked = DrawRequest(concepts, prompt, **options)
+    if heatmap:
+        check_new_file(heatmap, force)
     with Registry() as registry:
         asked.entries(registry)  # before torch and a base are loaded
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conceptkit.cli.options import debug_option, echo_json, json_option, wrote
+from conceptkit.cli.options import debug_option, echo_json, force_option, json_option, wrote
 from conceptkit.cli.search import filter_options, filters
 from conceptkit.errors import ConceptError
+from conceptkit.files import check_new_file
 
 if TYPE_CHECKING:
     from conceptkit.registry.entries import Entry
@@ -59,10 +60,11 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     metavar="FILE",
     help="Write its preview as a PNG.",
 )
+@force_option
 @click.option("--rebuild", is_flag=True, help="Compose a merge again from its parts, and compare the bytes.")
 @json_option
 @debug_option
-def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
+def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: bool) -> None:
     """Show what is known of a concept.
 
     NAME is the version that it points at, NAME@2 another one.
@@ -74,6 +76,8 @@ def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
     from conceptkit.registry.catalogue import labels, search
     from conceptkit.registry.store import Registry
 
+    if preview:
+        check_new_file(preview, force)
     with Registry() as registry:
         entry = registry.get(name)
         versions = registry.versions(entry.name)

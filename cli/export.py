@@ -4,9 +4,18 @@ from pathlib import Path
 
 import click
 
-from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note, wrote
+from conceptkit.cli.options import (
+    base_option,
+    debug_option,
+    echo_json,
+    force_option,
+    json_option,
+    note,
+    wrote,
+)
 from conceptkit.cli.progress import bar
 from conceptkit.errors import ConceptError
+from conceptkit.files import check_folder, check_new_file
 
 
 @click.command()
@@ -29,6 +38,7 @@ from conceptkit.errors import ConceptError
 @click.option("--with-parents", is_flag=True, help="In a bundle: also what merges were made of.")
 @click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
 @click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")
+@force_option
 @base_option
 @debug_option
 def export(
@@ -39,6 +49,7 @@ def export(
     with_parents: bool,
     sign: bool,
     key: str | None,
+    force: bool,
     base: str | None,
 ) -> None:
     """Write files for plain diffusers, or a bundle.
@@ -60,8 +71,10 @@ def export(
         raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
 
     if out is not None:
-        _files(names, out, base)
+        _files(names, out, base, force)
     if bundle is not None:
+        check_new_file(bundle, force)
+
         from conceptkit.registry.sharing import exchange
         from conceptkit.registry.store import Registry
 
@@ -123,18 +136,19 @@ def refusals(sentences: list[str]) -> None:
         raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 
 
-def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
+def _files(names: tuple[str, ...], out: Path, base: str | None, force: bool) -> None:
     from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
         for name in request.read(names):  # before torch and a base are loaded
             registry.get(name)
+        check_folder(out)
 
         from conceptkit.workflows import export as workflow
 
         with bar("Exporting") as progress:
-            done = workflow.export(names, out, base=base, registry=registry, progress=progress)
+            done = workflow.export(names, out, base=base, registry=registry, force=force, progress=progress)
     for sentence in done.notices:
         note(sentence)
     for path in done.files:

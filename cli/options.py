@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from conceptkit.files import check_folder
+
 DEBUG = "conceptkit.debug"
 """Key of the flag in click's `Context.meta`, which a command and its groups share."""
 
@@ -29,14 +31,24 @@ def debug_option(command: Decorated) -> Decorated:
     )(command)
 
 
+class OutFolder(click.Path):
+    """A folder that files can be put into, or that can be made: found out before anything is learned."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder as a path. Raises ConceptError when no file can be put there."""
+        return check_folder(Path(super().convert(value, param, ctx)))
+
+
 def out_option(default: str | None, text: str) -> Callable[[Decorated], Decorated]:
     """`--out DIR`, required when there is no default."""
-    kind = click.Path(file_okay=False, writable=True, path_type=Path)
+    kind = OutFolder(file_okay=False, writable=True, path_type=Path)
     # click takes an explicit default of None for a default, and then nothing is required
     given: dict[str, Any] = {"default": default, "show_default": True}
     when = {"required": True} if default is None else given
     return click.option("--out", type=kind, metavar="DIR", help=text, **when)
 
+
+force_option = click.option("--force", is_flag=True, help="Write over files that are there already.")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 

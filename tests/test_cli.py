@@ -89,11 +89,11 @@ def rooms(fake):
             sheet_metadata={"seeds": list(request.seeds)},
         )
 
-    def export(what, out, *, base, registry, progress):
+    def export(what, out, *, base, registry, force, progress):
         calls["export"] = (what, base)
         return SimpleNamespace(files=[out / "pytorch_lora_weights.safetensors"], notices=["It is smaller."])
 
-    def draw_subject(noun, seed, count, out):
+    def draw_subject(noun, seed, count, out, *, force):
         calls["subject"] = (noun, seed, count)
         return [out / f"{i}.png" for i in range(count)]
 
