@@ -30,7 +30,7 @@ lint: venv types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy -p conceptkit
-	cd .types && ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
+	cd .types && ../$(BIN)/lint-imports --no-logo --no-cache ../pyproject.toml
 
 # Type checkers and import-linter see conceptkit as it is installed: registry and cli inside of it.
 types:

@@ -1,4 +1,4 @@
-"""Which module imports which, read from the sources without running them; imports inside functions count too."""
+"""Which module imports which, read from the sources without running them, imports inside functions too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Module:
 class Import:
     """One module's import of another of the project.
 
-    where: "file:line". kind: "top" runs when the importer is imported, "lazy" inside a function, "typing" never.
+    where: "file:line". kind: "top" runs with the importer, "lazy" inside a function, "typing" never.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Layers:
-    """A layers contract of import-linter: `floors` from top to bottom, each a set of folders inside `container`.
+    """A layers contract of import-linter: `floors` from top to bottom, each a set of folders in `container`.
 
     independent: for each floor, whether its folders may not import each other ("a | b", not "a : b").
     """
@@ -55,7 +55,7 @@ class Layers:
     independent: tuple[bool, ...]
 
     def floor(self, module: str) -> tuple[int, str] | None:
-        """Which floor (0 is the top) and which folder a module belongs to; None where the contract has none."""
+        """Which floor (0 is the top) and which folder a module belongs to; None where it is in none."""
         if not module.startswith(self.container + "."):
             return None
         child = module[len(self.container) + 1 :].partition(".")[0]
@@ -142,7 +142,7 @@ def _type_checking(test: ast.expr) -> bool:
 
 
 def _known(name: str, modules: dict[str, Module]) -> str | None:
-    """The module that a dotted name is in: `conceptkit.base.Base` is in `conceptkit.base`; None: another project."""
+    """The module that a dotted name is in, `conceptkit.base` for `conceptkit.base.Base`; None: elsewhere."""
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name or None
@@ -168,8 +168,8 @@ def between_rooms(found: Iterable[Import], modules: dict[str, Module]) -> Edges:
 def cycles(found: list[Import], modules: dict[str, Module]) -> list[Edges]:
     """The circles of folders, lazy imports counted, each as the imports that it consists of.
 
-    A folder is compared with its neighbours, one level at a time: a subfolder with the files and folders beside
-    it. So learn may import learn.methods, which imports learn.config, if learn.config does not lead back.
+    A folder is compared with its neighbours, one level at a time: a subfolder with the files and folders
+    beside it. So learn.trainer may import learn.methods, which imports learn.config, which does not lead back.
     """
     rooms = {room_of(name, modules) for name in modules}
     circles = []
@@ -182,13 +182,13 @@ def cycles(found: list[Import], modules: dict[str, Module]) -> list[Edges]:
 
 
 def floors(found: list[Import], modules: dict[str, Module]) -> int:
-    """How many floors the rooms right under conceptkit stand on: the longest chain of imports, circles as one."""
+    """How many floors the rooms under conceptkit stand on: the longest chain of imports, a circle as one."""
     graph = nx.DiGraph(list(_inside("conceptkit", found, modules)))
     return nx.dag_longest_path_length(nx.condensation(graph)) + 1 if graph else 1
 
 
 def _inside(folder: str, found: list[Import], modules: dict[str, Module]) -> Edges:
-    """The imports that run between the children of a folder; the files right under conceptkit are one child."""
+    """The imports that run between the children of a folder; the files in conceptkit itself are one child."""
 
     def child(name: str) -> str | None:
         if name == "conceptkit.__main__":

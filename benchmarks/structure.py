@@ -1,7 +1,7 @@
-"""Whether the sources keep to the house's plan: rooms, imports between them, lengths, docstrings, the README.
+"""Whether the sources keep to their plan: rooms, imports between them, lengths, docstrings, the README.
 
-A room is a folder with .py files. The floors are the layers contract in pyproject.toml, which `make lint` checks
-as well. Run `python -m benchmarks.structure`; it reads the sources and runs none of them.
+A room is a folder with .py files. The floors are the layers contract in pyproject.toml, which `make lint`
+checks as well. Run `python -m benchmarks.structure`; it reads the sources and runs none of them.
 """
 
 from __future__ import annotations
@@ -142,18 +142,8 @@ def main() -> None:
 
     from benchmarks.report import finish  # last: it loads torch, and the sources are read without
 
-    broken = found.broken()
-    finish(
-        "structure",
-        len(broken),
-        "bars not held",
-        0,
-        not broken,
-        [],
-        broken=broken,
-        bars=BARS,
-        **found.figures(),
-    )
+    broken, figures = found.broken(), found.figures()
+    finish("structure", len(broken), "bars not held", 0, not broken, [], broken=broken, bars=BARS, **figures)
 
 
 if __name__ == "__main__":
