@@ -169,7 +169,7 @@ def cycles(found: list[Import], modules: dict[str, Module]) -> list[Edges]:
     """The circles of folders, lazy imports counted, each as the imports that it consists of.
 
     A folder is compared with its neighbours, one level at a time: a subfolder with the files and folders
-    beside it. So learn.trainer may import learn.methods, which imports learn.config, which does not lead back.
+    beside it. So learn.trainer may import learn.methods, which imports learn.config: no circle.
     """
     rooms = {room_of(name, modules) for name in modules}
     circles = []
