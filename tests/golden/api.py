@@ -15,8 +15,10 @@ import torch
 
 from tests.golden.cases import Case, Picture
 
-BASES, DRAWING, NEW = "conceptkit.base", "conceptkit.drawing", "conceptkit.registry.entries"
-KEEP, LABELS, SHARE = "conceptkit.registry.keep", "conceptkit.registry.labels", "conceptkit.registry.share"
+BASES, DRAWING = "conceptkit.base.pipeline", "conceptkit.inference.generate"
+NEW = "conceptkit.registry.entries"
+KEEP, LABELS = "conceptkit.registry.maintenance", "conceptkit.registry.catalogue.labels"
+SHARE, ADD = "conceptkit.registry.sharing.exchange", "conceptkit.workflows.add"
 
 RECIPE_FIELDS = {
     name: name
@@ -81,7 +83,7 @@ def learn(case: Case, photos: Path, home: Path) -> dict[str, Any]:
     where = {name: photos / folder for name, folder in case.photos.items()}
     with registry(home) as store:
         if len(where) > 1:
-            together = _part("conceptkit.learn").add_together
+            together = _part(ADD).add_together
             made = together(where, nouns=case.nouns, name="both", registry=store, **shared)
         else:
             ((name, folder),) = where.items()
@@ -178,7 +180,7 @@ def draw(picture: Picture, concepts: Sequence[Any], home: Path) -> Any:
 
 def export(concept: Any, folder: Path) -> list[Path]:
     """Write files for plain diffusers into a new folder."""
-    return list(_ck().export(concept, folder))
+    return list(_ck().export(concept, folder).files)
 
 
 # the registry
