@@ -1,13 +1,14 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from conceptkit.cli.find import filter_options, filters
-from conceptkit.cli.options import debug_option, echo_json, json_option, wrote
+from conceptkit.cli.options import MOST, debug_option, echo_json, json_option, wrote
+from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ REFERENCE = (
 
 @click.command("list")
 @filter_options
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most so many.")
+@click.option("--limit", type=click.IntRange(1, MOST), default=100, show_default=True, help="Show at most so many.")
 @click.option("--after", metavar="NAME", help="Begin behind that name, for the next page.")
 @click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
 @json_option
@@ -43,11 +44,11 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     if not entries and not as_json:
         some = after or any(values.values())
         none = "No concept is like that: `conceptkit list` shows what there is."
-        click.echo(none if some else "No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
+        echo(none if some else "No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
     else:
         echo_entries(entries, marks, as_json)
     if len(found) > len(entries):
-        click.echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
+        echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
 
 
 @click.command()
@@ -82,13 +83,13 @@ def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
     if as_json:
         echo_json(entry.to_json() | {"versions": [other.version for other in versions]} | marks)
     else:
-        click.echo(entry.ref)
+        echo(entry.ref)
         facts = _facts(entry, versions) | {
             "tags": ", ".join(marks["tags"]),
             "favourite": "yes" if marks["favourite"] else "",
             "notes": " / ".join(" ".join(note.split()) for note in marks["notes"]),
         }
-        echo_table([(f"  {key}", value) for key, value in facts.items() if value])
+        echo_table([(f"  {key}", value) for key, value in facts.items() if value], VALUE)
     if rebuild:
         _rebuild(entry)
     if preview:
@@ -126,7 +127,7 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         echo_json([entry.to_json() for entry in gone])
     else:
-        click.echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
+        echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
 
 
 def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
@@ -138,13 +139,6 @@ def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]],
     table = [head, *(_row(entry, marks[entry.name]) for entry in entries)]
     tagged = any(row[-1] for row in table[1:])
     echo_table(table if tagged else [row[:-1] for row in table])
-
-
-def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Rows of equal length as aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def size(count: int) -> str:
@@ -160,11 +154,11 @@ def _row(entry: "Entry", marks: Mapping[str, Any]) -> tuple[str, ...]:
         entry.name,
         str(entry.version),
         about.get("kind") or "-",
-        what,
-        base,
+        clip(what, TEXT),
+        clip(base, TEXT),
         size(entry.bytes),
         entry.created[:10],
-        " ".join((["★"] if marks["favourite"] else []) + marks["tags"]),
+        clip(" ".join((["★"] if marks["favourite"] else []) + marks["tags"]), TEXT),
     )
 
 
@@ -187,7 +181,7 @@ def _rebuild(entry: "Entry") -> None:
                 f"{entry.ref} composed again from its parts has other bytes, as it may on another machine or "
                 "with other versions of the libraries; the stored merge is whole"
             )
-    click.echo("Composed again from its parts: the same bytes.", err=True)
+    echo("Composed again from its parts: the same bytes.", err=True)
 
 
 def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:

@@ -25,8 +25,12 @@ from conceptkit.cli import (
     storybook,
     tokens,
 )
-from conceptkit.cli.options import DEBUG, debug_option
+from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
+from conceptkit.cli.terminal import plain
 from conceptkit.errors import ConceptError
+
+
+STOPPED = "Stopped; nothing half-written was kept."
 
 
 class Mistake(click.ClickException):
@@ -36,21 +40,37 @@ class Mistake(click.ClickException):
 
 
 class Root(click.Group):
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **extra)
+        except click.ClickException as error:
+            error.message = plain(error.message)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except click.ClickException as error:
+            error.message = plain(error.message, lines=True)
+            _answer(ctx, as_json, error.message)
             raise
         except KeyboardInterrupt:
-            click.echo("\nStopped; nothing half-written was kept.", err=True)
+            click.echo(f"\n{STOPPED}", err=True)
+            _answer(ctx, as_json, STOPPED)
             ctx.exit(130)
         except ConceptError as error:
             _explain(ctx)
-            raise Mistake(_sentence(error)) from error
+            _answer(ctx, as_json, _sentence(error))
+            raise Mistake(plain(_sentence(error), lines=True)) from error
         except Exception as error:
             _explain(ctx)
             hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
-            raise click.ClickException(f"unexpectedly, {type(error).__name__}: {error}{hint}") from error
+            what = f"unexpectedly, {type(error).__name__}: {error}{hint}"
+            _answer(ctx, as_json, what)
+            raise click.ClickException(plain(what)) from error
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -108,6 +128,12 @@ for command in (
 def _sentence(error: ConceptError) -> str:
     text = str(error)
     return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _answer(ctx: click.Context, as_json: bool, sentence: str) -> None:
+    """Whoever asked for JSON gets some, whatever happens."""
+    if as_json and not ctx.meta.get(ANSWERED):
+        echo_json({"error": sentence})
 
 
 def _explain(ctx: click.Context) -> None:

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from conceptkit.cli.concepts import echo_table
 from conceptkit.cli.options import debug_option, echo_json, json_option
 from conceptkit.cli.progress import bar
 from conceptkit.cli.share import refusals
+from conceptkit.cli.terminal import VALUE, echo, echo_table
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add(name: str, place: str, options: tuple[str, ...]) -> None:
         if not equals:
             raise ConceptError(f"{key[:80]!r} is no option: write --option KEY=VALUE.")
     where = remotes.add(paths.home(), name, place, {key: value for key, _, value in pairs})
-    click.echo(f"Added {name}, which is {where.url}.")
+    echo(f"Added {name}, which is {where.url}.")
 
 
 @remote.command("list")
@@ -66,9 +66,9 @@ def list_(as_json: bool) -> None:
     if as_json:
         echo_json([{"name": name, "url": place.url} for name, place in known.items()])
     elif not known:
-        click.echo("No remotes yet: add one with `conceptkit remote add NAME PLACE`.")
+        echo("No remotes yet: add one with `conceptkit remote add NAME PLACE`.")
     else:
-        echo_table([("NAME", "PLACE"), *((name, place.url) for name, place in known.items())])
+        echo_table([("NAME", "PLACE"), *((name, place.url) for name, place in known.items())], VALUE)
 
 
 @remote.command()
@@ -83,7 +83,7 @@ def rm(name: str) -> None:
     """
     from conceptkit.registry import paths, remotes
 
-    click.echo(f"Forgot {name}, which is {remotes.remove(paths.home(), name).url}.")
+    echo(f"Forgot {name}, which is {remotes.remove(paths.home(), name).url}.")
 
 
 _remote_argument = click.argument("remote")
@@ -164,11 +164,11 @@ def _exchange(name: str, names: tuple[str, ...], as_json: bool, *, pull: bool, p
     else:
         for arrival in arrivals:
             if arrival.new:
-                click.echo(arrival.sentence())
+                echo(arrival.sentence())
         for one in sent:
             if one.new:
-                click.echo(f"Sent {one.entry.ref}.")
+                echo(f"Sent {one.entry.ref}.")
         moved = any(arrival.new for arrival in arrivals) or any(one.new for one in sent)
         if not refused and not moved:
-            click.echo(f"Nothing to do: you and {name} have the same.")
+            echo(f"Nothing to do: you and {name} have the same.")
     refusals(refused)

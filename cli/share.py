@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note, wrote
 from conceptkit.cli.progress import bar
+from conceptkit.cli.terminal import echo
 from conceptkit.errors import ConceptError
 
 
@@ -72,7 +74,7 @@ def export(
             done = share.export(registry, entries, bundle, signer=signer, progress=tick)
         if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
             note(f"The bundle holds the reference photo of {held}, small but recognisable.")
-        click.echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
 
 
 @click.command("import")
@@ -93,21 +95,26 @@ def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> Non
     from conceptkit.registry import share
     from conceptkit.registry.store import Registry
 
-    done = []
-    with Registry() as registry:
-        for file in files:
-            with bar("Importing") as tick:
-                one = share.import_file(registry, file, require_signed=require_signed, progress=tick)
-            done.append(one)
-            if not as_json:
-                for arrival in one.arrivals:
-                    click.echo(arrival.sentence())
-                if one.signer and one.signer.trusted:
-                    click.echo(one.signer.sentence())
-                elif one.signer:
-                    note(one.signer.sentence())
+    done: list[dict[str, Any]] = []
+    try:
+        with Registry() as registry:
+            for file in files:
+                with bar("Importing") as tick:
+                    one = share.import_file(registry, file, require_signed=require_signed, progress=tick)
+                done.append(one.to_json())
+                if not as_json:
+                    for arrival in one.arrivals:
+                        echo(arrival.sentence())
+                    if one.signer and one.signer.trusted:
+                        echo(one.signer.sentence())
+                    elif one.signer:
+                        note(one.signer.sentence())
+    except ConceptError as error:
+        if as_json:
+            echo_json([*done, {"file": str(files[len(done)]), "error": str(error)}])
+        raise
     if as_json:
-        echo_json([one.to_json() for one in done])
+        echo_json(done)
 
 
 def refusals(sentences: list[str]) -> None:

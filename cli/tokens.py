@@ -23,7 +23,7 @@ def tokens(base: str | None, count: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from conceptkit import base as bases
-    from conceptkit.cli.concepts import echo_table
+    from conceptkit.cli.terminal import echo_table
     from conceptkit.identifiers import candidates
 
     loaded = bases.load(base or bases.STORYBOOK)

@@ -241,7 +241,7 @@ def _parse(data: bytes) -> Concept:
         _expect(bool(tensor.isfinite().all()), f"{name} is not finite")
     size = int.from_bytes(data[:8], "little")
     outer = json.loads(data[8 : 8 + size])["__metadata__"]
-    header = json.loads(outer["conceptkit"], parse_constant=_no_constant)
+    header = json.loads(outer["conceptkit"], parse_constant=_no_constant, parse_float=_finite)
     form = header["format"]
     _expect(form in (FORMAT, WITH_REFERENCE), f"its format is {form!r}, not {FORMAT} or {WITH_REFERENCE}")
 
@@ -315,6 +315,12 @@ def _check_texts(header: Mapping[str, Any]) -> None:
     _expect(
         isinstance(header["recipe"], dict) and isinstance(header["provenance"], dict), "it has no history"
     )
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return value
 
 
 def _no_constant(text: str) -> float:

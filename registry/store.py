@@ -70,6 +70,21 @@ class Registry:
         check_name(name)
         if not new_version and (taken := self._versions(name)):
             raise _taken(taken[-1])
+        self.check_case(name)
+
+    def check_case(self, name: str) -> None:
+        """Raise NameTaken when another name differs from this one by case alone: on many disks they are one."""
+        if (other := self.spelled(name)) != name:
+            raise NameTaken(
+                f"{name!r} and {other!r}, which is in the registry, are one file on many disks: "
+                "choose another name."
+            )
+
+    def spelled(self, name: str) -> str:
+        """The name in the registry that differs from this one at most by case, or else `name` itself."""
+        query = "select name from names where name = ? collate nocase order by name <> ? limit 1"
+        rows = self.index.query(query, [name, name])
+        return str(rows[0][0]) if rows else name
 
     def add(
         self,
@@ -101,6 +116,7 @@ class Registry:
             for new in news:
                 if not new_version and (taken := self._versions(new.name)):
                     raise _taken(taken[-1])
+                self.check_case(new.name)
                 for data in _datas(new):
                     self._still_there(data, digests[id(data)])
                 added.append(insert(conn, new, digests[id(new.data)], told.get(id(new.data))))

@@ -86,9 +86,9 @@ def test_versions_live_side_by_side(registry):
 
 
 def test_list_is_in_alphabetical_order(registry):
-    for name in ("teapot", "Cat", "my_dog", "cat", "bowl"):
+    for name in ("teapot", "Cat", "my_dog", "cab", "bowl"):
         registry.add(name, name.encode(), SUMMARY)
-    assert [entry.name for entry in registry.list()] == ["bowl", "Cat", "cat", "my_dog", "teapot"]
+    assert [entry.name for entry in registry.list()] == ["bowl", "cab", "Cat", "my_dog", "teapot"]
 
 
 def test_an_unknown_name_suggests_the_nearest(registry):
