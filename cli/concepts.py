@@ -1,6 +1,7 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ REFERENCE = (
 
 @click.command("list")
 @filter_options
-@click.option("--limit", type=click.IntRange(1, MOST), default=100, show_default=True, help="Show at most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), default=100, show_default=True, help="Show at most so many."
+)
 @click.option("--after", metavar="NAME", help="Begin behind that name, for the next page.")
 @click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
 @json_option
@@ -71,7 +74,7 @@ def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
     Example:
       conceptkit show my_dog --preview my_dog.png
     """
-    from conceptkit.registry import find, labels
+    from conceptkit.registry import files, find, labels, odd_files
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
@@ -97,8 +100,8 @@ def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
             raise ConceptError(
                 f"{entry.ref} was stored without a preview: draw one with `conceptkit compose {name}`."
             )
-        preview.parent.mkdir(parents=True, exist_ok=True)
-        preview.write_bytes(picture)
+        odd_files.check_output(preview, mine=_is_png(preview))
+        files.write_whole(preview, lambda out: out.write(picture))
         if not as_json:
             wrote(preview)
 
@@ -116,18 +119,27 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
     Example:
       conceptkit rm my_dog
     """
+    from conceptkit.registry import odd_files
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
+        stopped = {name: odd_files.checkpoint_of(registry.home, name) for name in names}
+        only = {name: file for name, file in stopped.items() if file and not registry.has(name)}
+        names = tuple(name for name in names if name not in only)
         for name in names:
             registry.get(name)  # all are known, or none is removed
+        for file in only.values():
+            file.unlink(missing_ok=True)
         # A name goes with all its versions, and one of them beside it says nothing more.
         wanted = [n for n in dict.fromkeys(names) if "@" not in n or n.partition("@")[0] not in names]
         gone = [entry for name in wanted for entry in registry.remove(name)]
     if as_json:
-        echo_json([entry.to_json() for entry in gone])
-    else:
+        echo_json([*(e.to_json() for e in gone), *({"name": n, "checkpoint": str(only[n])} for n in only)])
+        return
+    if gone:
         echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
+    if only:
+        echo(f"Removed the checkpoint of {', '.join(only)}, whose learning was stopped.")
 
 
 def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
@@ -139,6 +151,11 @@ def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]],
     table = [head, *(_row(entry, marks[entry.name]) for entry in entries)]
     tagged = any(row[-1] for row in table[1:])
     echo_table(table if tagged else [row[:-1] for row in table])
+
+
+def _is_png(file: Path) -> bool:
+    with file.open("rb") if file.is_file() else BytesIO() as handle:
+        return handle.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def size(count: int) -> str:

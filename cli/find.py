@@ -64,7 +64,9 @@ def filters(values: dict[str, Any]) -> "Filters":
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="WORD...")
 @filter_options
-@click.option("--limit", type=click.IntRange(1, MOST), default=50, show_default=True, help="Show at most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), default=50, show_default=True, help="Show at most so many."
+)
 @json_option
 @debug_option
 def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> None:
@@ -116,7 +118,9 @@ def tag(name: str, tags: tuple[str, ...], remove: tuple[str, ...], as_json: bool
 @click.command()
 @click.argument("name")
 @click.argument("text", required=False)
-@click.option("--remove", type=click.IntRange(1, MOST), metavar="NUMBER", help="Take the note of that number off.")
+@click.option(
+    "--remove", type=click.IntRange(1, MOST), metavar="NUMBER", help="Take the note of that number off."
+)
 @json_option
 @debug_option
 def note(name: str, text: str | None, remove: int | None, as_json: bool) -> None:

@@ -37,6 +37,10 @@ def verify(ctx: click.Context, as_json: bool) -> None:
             echo(problem)
         state = f"{len(found.problems)} problems" if found.problems else "All is whole"
         echo(f"{state}: {found.blobs:,} files, {size(found.bytes)}.")
+        for sentence in found.strange:
+            note(sentence)
+        if found.checkpoints:
+            echo(f"{found.checkpoints:,} checkpoints are of learning that was stopped and can go on.")
         if found.orphans or found.unfinished:
             echo(
                 f"{found.orphans:,} files belong to nothing and {found.unfinished:,} are unfinished: "
@@ -73,11 +77,16 @@ def gc(yes: bool, as_json: bool) -> None:
     echo(f"{done} {found.blobs:,} files that belong to nothing, {size(found.bytes)}.")
     if found.unfinished:
         echo(f"{found.unfinished:,} files are unfinished; those of the last day may still be written.")
+    if found.old:
+        echo(
+            f"{done} {found.old:,} files that were left unfinished, or checkpoints of long ago, "
+            f"{size(found.old_bytes)}."
+        )
     if not yes and found.concepts:
         echo(
             f"{found.concepts:,} of them are concepts, perhaps of an index that was lost: look before --yes."
         )
-    if not yes and found.blobs:
+    if not yes and (found.blobs or found.old):
         echo("Run it again with --yes to delete them.")
     if kept:
         echo(f"Kept what {len(kept)} backups in {kept[0].parent} name.")
@@ -108,7 +117,12 @@ def stats(as_json: bool) -> None:
         if key == "bytes":
             rows += [(f"bytes, {what}", size(count)) for what, count in value.items()]
         elif isinstance(value, dict):
-            rows += [(titles[key], ", ".join(f"{clip(what, TEXT)} {count:,}" for what, count in value.items()) or "-")]
+            rows += [
+                (
+                    titles[key],
+                    ", ".join(f"{clip(what, TEXT)} {count:,}" for what, count in value.items()) or "-",
+                )
+            ]
         else:
             rows.append((key, f"{value:,}" if isinstance(value, int) else value))
     echo_table(rows, VALUE)
@@ -191,9 +205,7 @@ def rebuild(file: Path | None, as_json: bool) -> None:
     if found.whole:
         echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")
         return
-    echo(
-        f"Brought back {found.versions:,} versions of {found.names:,} concepts from their own headers."
-    )
+    echo(f"Brought back {found.versions:,} versions of {found.names:,} concepts from their own headers.")
     echo(
         f"Not in the headers, and lost since {'that' if file else 'the last'} backup: names given by rename, "
         "the numbers of versions (given again by age), tags, notes, favourites, history and previews."

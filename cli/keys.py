@@ -71,9 +71,7 @@ def trust(name: str, public_key: str) -> None:
     """
     from conceptkit.registry import paths, signing
 
-    echo(
-        f"Bundles signed with that key are {signing.trust(paths.home(), name, public_key).name}'s now."
-    )
+    echo(f"Bundles signed with that key are {signing.trust(paths.home(), name, public_key).name}'s now.")
 
 
 @keys.command()

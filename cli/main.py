@@ -29,7 +29,6 @@ from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
 from conceptkit.cli.terminal import plain
 from conceptkit.errors import ConceptError
 
-
 STOPPED = "Stopped; nothing half-written was kept."
 
 

@@ -57,7 +57,7 @@ def backup(registry: Registry, file: Path | None = None) -> Path:
     if file is None:
         folder = paths.make_private(registry.home / "backups")
         file = free(folder, f"index-{now()[:19].replace(':', '')}")
-    if file.exists():
+    if os.path.lexists(file):
         raise ConceptError(f"{file} is already there, and backups are not overwritten: choose another file.")
     with troubles.told(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def free(folder: Path, stem: str) -> Path:
 
 def _copy(source: sqlite3.Connection, file: Path) -> None:
     """An online copy: written beside, made durable, renamed. One file, without a log beside it."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name.encode()[:64].decode(errors='ignore')}.{os.urandom(6).hex()}.part")
     os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         target = sqlite3.connect(part)
@@ -169,8 +169,8 @@ def _copy(source: sqlite3.Connection, file: Path) -> None:
         os.replace(part, file)
         paths.sync(file.parent)
     finally:
-        for left in file.parent.glob(f"{part.name}*"):
-            left.unlink()
+        for end in ("", "-journal", "-wal", "-shm"):
+            part.with_name(part.name + end).unlink(missing_ok=True)
 
 
 def _set_aside(home: Path, why: str, *, copy: bool) -> Path:

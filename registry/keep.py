@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import blobs, headers, troubles
+from conceptkit.registry import blobs, headers, odd_files, troubles
 from conceptkit.registry.entries import HEADS
 from conceptkit.registry.store import NAMED, Registry
 
@@ -49,6 +49,8 @@ class Check:
     problems: list[str] = field(default_factory=list)
     orphans: int = 0  # whole files that nothing names: what a killed writer leaves; `gc` removes them
     unfinished: int = 0
+    checkpoints: int = 0  # of learning that was stopped and can go on
+    strange: list[str] = field(default_factory=list)  # a sentence for each thing that nobody here made
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,6 +65,8 @@ class Garbage:
     concepts: int  # of the blobs, those that are concepts; `rebuild` could have brought them back
     unfinished: int
     deleted: bool
+    old: int = 0  # unfinished files, and checkpoints, that nobody will go on with
+    old_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,7 +96,14 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
             problems.append(
                 f"{needed[digest]} is missing: there is no {blobs.place(registry.blobs, digest)}."
             )
-    return Check(count, size, problems, orphans, len(list(_unfinished(registry))))
+    strange = [
+        f"{path} is {what}, which conceptkit did not make: it is left alone, move it elsewhere."
+        for path, what in odd_files.strangers(registry.blobs)
+    ]
+    unfinished = sum(1 for _ in odd_files.leftovers(registry.home))
+    return Check(
+        count, size, problems, orphans, unfinished, len(odd_files.checkpoints(registry.home)), strange
+    )
 
 
 def gc(registry: Registry, *, delete: bool = False) -> Garbage:
@@ -106,16 +117,25 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
     found = {digest: file for digest, file in blobs.walk(registry.blobs) if digest not in needed}
     sizes = {digest: blobs.size(registry.blobs, digest) or 0 for digest in found}
     concepts = sum(_is_concept(file) for file in found.values())
-    unfinished = list(_unfinished(registry))
+    old = [left for left in _lying_about(registry.home) if left.old]
+    unfinished = sum(1 for _ in odd_files.leftovers(registry.home))
     if delete:
         digests = list(found)
         for start in range(0, len(digests), SLICE):
             registry.drop_unused(*digests[start : start + SLICE])
         with registry.index.writing() as conn, troubles.told(registry.home):
             conn.execute("insert into texts_fts (texts_fts, rank) values ('merge', 500)")
-            for file in blobs.abandoned(registry.blobs / "incoming"):
-                file.unlink(missing_ok=True)
-    return Garbage(len(found), sum(sizes.values()), concepts, len(unfinished), delete)
+            for left in old:
+                left.file.unlink(missing_ok=True)
+    return Garbage(
+        len(found),
+        sum(sizes.values()),
+        concepts,
+        unfinished,
+        delete,
+        len(old),
+        sum(left.bytes for left in old),
+    )
 
 
 def stats(registry: Registry) -> dict[str, Any]:
@@ -127,6 +147,7 @@ def stats(registry: Registry) -> dict[str, Any]:
     stored = "select sum(bytes) from (select max(bytes) as bytes from versions group by hash)"
     files = [file.stat().st_size for _, file in blobs.walk(registry.blobs)]
     index = sum(file.stat().st_size for file in registry.home.glob("index.db*"))
+    saved = odd_files.checkpoints(registry.home)
     return {
         "home": str(registry.home),
         "concepts": names,
@@ -135,12 +156,14 @@ def stats(registry: Registry) -> dict[str, Any]:
         "tags": query("select count(distinct tag) from tags")[0][0],
         "assets": assets,
         "files": len(files),
+        "checkpoints": len(saved),
         "bytes": {
             "concepts": query(stored)[0][0] or 0,
             "saved by storing equal ones once": claimed - (query(stored)[0][0] or 0),
             "assets": asset_bytes,
             "all files": sum(files),
             "index": index,
+            "checkpoints": sum(left.bytes for left in saved),
         },
         **{column: _counts(registry, column) for column in ("noun", "base", "method")},
     }
@@ -203,6 +226,6 @@ def _is_concept(file: Path) -> bool:
     return True
 
 
-def _unfinished(registry: Registry) -> Iterator[Path]:
-    incoming = registry.blobs / "incoming"
-    return incoming.iterdir() if incoming.is_dir() else iter(())
+def _lying_about(home: Path) -> Iterator[odd_files.Leftover]:
+    yield from odd_files.leftovers(home)
+    yield from odd_files.checkpoints(home)

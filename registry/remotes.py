@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import BadRemote, ConceptError
-from conceptkit.registry import files, troubles
+from conceptkit.registry import files, odd_files, troubles
 from conceptkit.registry.names import check_name
 from conceptkit.registry.places import Place, parse
 from conceptkit.registry.remote import Remote
@@ -66,8 +66,7 @@ def _options(value: Any) -> dict[str, str]:
 def _rows(home: Path) -> Rows:
     try:
         with troubles.told(home):
-            text = (home / "remotes.json").read_bytes() if (home / "remotes.json").exists() else b"{}"
-        value = json.loads(text)
+            value = json.loads(odd_files.read_own(file)) if (file := home / "remotes.json").exists() else {}
     except (ValueError, RecursionError) as error:
         raise BadRemote(_damaged(home)) from error
     if not isinstance(value, dict):

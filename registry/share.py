@@ -1,13 +1,14 @@
 """Concepts to a file, and from files: bundles of several, and single ones as they are stored."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import bundle, lineage, parcels, signing, validate
+from conceptkit.registry import bundle, lineage, odd_files, parcels, signing, validate
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.parcels import Arrival, Parcel
 from conceptkit.registry.store import Registry
@@ -78,6 +79,7 @@ def export(
 
     signer: the name of the key to sign with. Raises ConceptError; then no file is written.
     """
+    odd_files.check_output(file, mine=_is_bundle(file))
     entries = _different(entries)
     sizes: dict[str, int] = {}
     concepts: dict[str, dict[str, Any]] = {}
@@ -205,6 +207,14 @@ def _regular(file: Path) -> BinaryIO:
         kind = "is a folder" if file.is_dir() else "is not a file" if file.exists() else "does not exist"
         raise ConceptError(f"{file} {kind}: name a bundle or a concept.")
     return file.open("rb")
+
+
+def _is_bundle(file: Path) -> bool:
+    """Whether a file that is there is a bundle, which another one may replace."""
+    if odd_files.kind(file) or not os.path.lexists(file):
+        return False
+    with file.open("rb") as handle:
+        return bundle.is_bundle(handle)
 
 
 def _ancestors(node: lineage.Node) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import BadBlob, BadKey, ConceptError
-from conceptkit.registry import files, paths, troubles, validate
+from conceptkit.registry import files, odd_files, paths, troubles, validate
 from conceptkit.registry.names import check_name
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _check_free(home: Path, name: str) -> None:
 def _trusted(home: Path) -> dict[str, str]:
     file = _folder(home) / "trusted.json"
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(odd_files.read_own(file))
         return {check_name(name): _text(_raw(public)) for name, public in value.items()}
     except FileNotFoundError:
         return {}
@@ -185,9 +185,9 @@ def _trusted(home: Path) -> dict[str, str]:
 def _private(file: Path) -> "Ed25519PrivateKey":
     library = _library()
     try:
-        seed = base64.b64decode(file.read_bytes().strip(), validate=True)
+        seed = base64.b64decode(odd_files.read_own(file).strip(), validate=True)
         return library.Ed25519PrivateKey.from_private_bytes(seed)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ConceptError) as error:
         raise BadKey(
             f"{file} is damaged: delete it and make another key with `conceptkit keys create`."
         ) from error

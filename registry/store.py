@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import blobs, headers, paths, troubles
+from conceptkit.registry import blobs, headers, odd_files, paths, troubles
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -73,7 +73,7 @@ class Registry:
         self.check_case(name)
 
     def check_case(self, name: str) -> None:
-        """Raise NameTaken when another name differs from this one by case alone: on many disks they are one."""
+        """Raise NameTaken when another name differs from this one by case alone."""
         if (other := self.spelled(name)) != name:
             raise NameTaken(
                 f"{name!r} and {other!r}, which is in the registry, are one file on many disks: "
@@ -159,6 +159,10 @@ class Registry:
                 f"remove it with `conceptkit rm {entry.ref}` and add it again."
             ) from error
 
+    def has(self, name: str) -> bool:
+        """Whether a name is in the registry."""
+        return bool(self.index.query("select 1 from names where name = ?", [split_version(name)[0]]))
+
     def list(self) -> Entries:
         """The entry that each name points at, by name; `find.page` gives them in pages."""
         query = f"select {COLUMNS} from {HEADS} order by n.name collate nocase, n.name"
@@ -169,7 +173,7 @@ class Registry:
         return self._versions(self.get(name).name)
 
     def remove(self, name: str) -> Entries:
-        """Forget `name` with all its versions, or only `"my_dog@2"`; returns what was removed.
+        """Forget `name` with all its versions and checkpoint, or only `"my_dog@2"`; returns what was removed.
 
         Raises UnknownConcept. Bytes that nothing else points at are deleted.
         """
@@ -197,6 +201,9 @@ class Registry:
                 conn.execute("update names set version = ? where id = ?", [version, number])
                 refresh(conn, number)
         self.drop_unused(*digests)
+        if version is None and (checkpoint := odd_files.checkpoint_of(self.home, bare)):
+            with troubles.told(self.home):
+                checkpoint.unlink(missing_ok=True)
         return gone
 
     # what belongs to a concept, or to many

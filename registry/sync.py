@@ -6,7 +6,6 @@ received before a remote went away stays, whole, and the next run goes on from t
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import BadBlob, BadRemote, ConceptError, UnknownConcept
-from conceptkit.registry import blobs, bundle, files, parcels, paths, share, troubles, validate
+from conceptkit.registry import blobs, bundle, files, odd_files, parcels, paths, share, troubles, validate
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.names import check_name
 from conceptkit.registry.parcels import Arrival, Parcel
@@ -22,8 +21,6 @@ from conceptkit.registry.remote import CHUNK, File, Remote
 from conceptkit.registry.store import Registry
 
 FORMAT = 1
-ABANDONED_AFTER = 7 * 24 * 3600.0
-"""Seconds after which nobody is expected to go on with a pull that broke off."""
 Progress = Callable[[int, int], object]
 
 
@@ -192,10 +189,9 @@ def _resumed(home: Path, remote: Remote, path: str, digest: str, size: int) -> b
 
 def _sweep(home: Path) -> None:
     """Delete what pulls that nobody went on with have left."""
-    for file in (home / "incoming").glob("*.part"):
+    for file in odd_files.unfinished_pulls(home):
         with suppress(OSError):
-            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
-                file.unlink()
+            file.unlink()
 
 
 def _push(registry: Registry, remote: Remote, entry: Entry, there: Container[File], thorough: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -187,11 +188,12 @@ def test_a_failed_write_leaves_no_trace(registry, monkeypatch):
     assert registry.list() == [] and blob_files(registry) == []
 
 
-def test_remains_of_a_killed_process_are_swept(registry, monkeypatch):
-    (paths.make_private(registry.home / "blobs" / "incoming") / "tmpdead").write_bytes(b"half")
+def test_remains_of_a_killed_process_are_swept(registry):
+    left = paths.make_private(registry.home / "blobs" / "incoming") / "4242-0123456789abcdef"
+    left.write_bytes(b"half")
     registry.add("a", b"a", SUMMARY)
     assert len(blob_files(registry)) == 2
-    monkeypatch.setattr("conceptkit.registry.blobs.ABANDONED_AFTER", -1.0)
+    os.utime(left, (0, 0))
     registry.add("b", b"b", SUMMARY)
     assert len(blob_files(registry)) == 2
 

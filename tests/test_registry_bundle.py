@@ -363,11 +363,13 @@ def test_what_is_no_file_is_one_sentence(mine, yours, tmp_path):
 
 def test_a_failed_export_leaves_the_old_file(mine, tmp_path, monkeypatch):
     put(mine, "my_dog")
-    (tmp_path / "b").write_text("precious")
+    bundled(mine, tmp_path / "b", "my_dog")
+    precious = (tmp_path / "b").read_bytes()
+    put(mine, "my_dog", seed=1)
     monkeypatch.setattr("conceptkit.registry.files.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bundled(mine, tmp_path / "b", "my_dog")
-    assert (tmp_path / "b").read_text() == "precious"
+    assert (tmp_path / "b").read_bytes() == precious
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "mine"]
 
 

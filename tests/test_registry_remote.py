@@ -376,12 +376,12 @@ def test_half_written_files_at_a_remote_are_written_again(mine, yours, folder):
 
 def test_what_was_left_half_written_long_ago_is_swept(mine, folder):
     (folder / "incoming").mkdir(exist_ok=True)
-    for name, age in (("old", 3 * 86400), ("new", 60)):
+    for name, age in (("0" * 24, 3 * 86400), ("1" * 24, 60)):
         (folder / "incoming" / name).write_bytes(b"half")
         then = os.stat(folder / "incoming" / name).st_mtime - age
         os.utime(folder / "incoming" / name, (then, then))
     sync.push(mine, team(mine))
-    assert [path.name for path in (folder / "incoming").iterdir()] == ["new"]
+    assert [path.name for path in (folder / "incoming").iterdir()] == ["1" * 24]
 
 
 def test_a_version_that_nobody_could_read_does_not_stop_the_others(mine, folder):

@@ -93,7 +93,7 @@ def test_a_long_text_is_cut_and_a_wide_one_is_aligned(capsys):
 
 
 def test_one_concept_with_long_texts_does_not_flood_a_list(tmp_path):
-    parents = ["p%03d" % i + "y" * 900 for i in range(500)]
+    parents = [f"p{i:03}" + "y" * 900 for i in range(500)]
     told = {"parents": parents, "weights": [1.0] * 500}
     file = tmp_path / "evil.ck"
     file.write_bytes(blob("evil", kind="merge", noun=None, provenance=told))
