@@ -77,16 +77,25 @@ def export(
         echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
 
 
+require_signed_option = click.option(
+    "--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust."
+)
+take_option = click.option(
+    "--take", is_flag=True, help="Let names of yours mean what comes in under them from now on."
+)
+
+
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust.")
+@require_signed_option
+@take_option
 @json_option
 @debug_option
-def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> None:
+def import_(files: tuple[Path, ...], require_signed: bool, take: bool, as_json: bool) -> None:
     """Add concepts from bundles and concept files.
 
     Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
-    becomes a version beside it.
+    becomes a version beside it; your names go on meaning what they mean, unless you say --take.
 
     \b
     Example:
@@ -100,7 +109,9 @@ def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> Non
         with Registry() as registry:
             for file in files:
                 with bar("Importing") as tick:
-                    one = share.import_file(registry, file, require_signed=require_signed, progress=tick)
+                    one = share.import_file(
+                        registry, file, require_signed=require_signed, take=take, progress=tick
+                    )
                 done.append(one.to_json())
                 if not as_json:
                     for arrival in one.arrivals:

@@ -123,11 +123,17 @@ def check_own(registry: Registry, entry: Entry) -> None:
 
 
 def import_file(
-    registry: Registry, file: Path, *, require_signed: bool = False, progress: bundle.Progress | None = None
+    registry: Registry,
+    file: Path,
+    *,
+    require_signed: bool = False,
+    take: bool = False,
+    progress: bundle.Progress | None = None,
 ) -> Import:
     """Add what is in a bundle, or a single concept, to the registry: all of it or nothing.
 
-    require_signed: refuse what is not signed by a key that is trusted here. Raises ConceptError.
+    require_signed: refuse what is not signed by a key that is trusted here. take: let names of mine mean what
+    is in it. Raises ConceptError.
     """
     try:
         with _regular(file) as handle:
@@ -145,7 +151,8 @@ def import_file(
     if require_signed and not (signer and signer.trusted):
         raise ConceptError(signing.refusal(file, signer))
     try:
-        return Import(file, parcels.receive(registry, found, "import"), signer)
+        origin = f"key {signer.public}" if signer and signer.trusted else None
+        return Import(file, parcels.receive(registry, found, "import", origin=origin, take=take), signer)
     except BadBlob as error:
         raise BadBlob(f"{file} was not imported: {_inside(error)}.") from error
 

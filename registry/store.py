@@ -6,7 +6,9 @@ no row names; whoever is about to name one looks, under the same lock, whether i
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,10 +103,16 @@ class Registry:
         """
         return self.add_many([New(name, data, summary, uses or {})], new_version=new_version)[0]
 
-    def add_many(self, news: Sequence[New], *, new_version: bool = False) -> Entries:
+    def add_many(
+        self,
+        news: Sequence[New],
+        *,
+        new_version: bool = False,
+        also: Callable[[sqlite3.Connection, Entries], object] | None = None,
+    ) -> Entries:
         """Store all of them or none, durably when this returns; they wait for the disk only once.
 
-        Raises what `add` raises.
+        also: what else is to become visible with them, in the same transaction. Raises what `add` raises.
         """
         for new in news:
             self.check_free(new.name, new_version=new_version)
@@ -122,6 +130,10 @@ class Registry:
                 added.append(insert(conn, new, digests[id(new.data)], told.get(id(new.data))))
                 given = {r: digests[id(b)] if isinstance(b, bytes) else b for r, b in new.uses.items()}
                 self._set_uses(added[-1], given)
+                if new.preview is not None:
+                    added[-1] = self._show(added[-1], digests[id(new.preview)])
+            if also:
+                also(conn, added)
         return added
 
     def get(self, name: str, version: int | None = None) -> Entry:
@@ -279,6 +291,12 @@ class Registry:
                         blobs.drop(self.blobs, digest)
         return count
 
+    def _show(self, entry: Entry, digest: str) -> Entry:
+        """Give a version its preview, which is stored; in a transaction."""
+        query = "update versions set preview = ? where name = ? and version = ?"
+        self.index.conn.execute(query, [digest, entry.name, entry.version])
+        return replace(entry, preview=digest)
+
     def _versions(self, name: str) -> Entries:
         query = f"select {COLUMNS} from versions v where v.name = ? order by v.version"
         return [from_row(row) for row in self.index.query(query, [name])]
@@ -288,7 +306,9 @@ class Registry:
         query = f"select version from history where name_id = ? and {POINTS} order by id desc"
         there = {entry.version for entry in left}
         trail = (version for (version,) in self.index.query(query, [number]) if version in there)
-        return next(trail, max(left, key=lambda entry: (entry.created, entry.version)).version)
+        aside = "select version from history where name_id = ? and event like '% aside'"
+        others = {version for (version,) in self.index.query(aside, [number])}
+        return next(trail, max(left, key=lambda e: (e.version not in others, e.created, e.version)).version)
 
     def _store(self, datas: Sequence[bytes]) -> Digests:
         if self.index.read_only:
@@ -318,7 +338,8 @@ _ID = "(select id from versions where name = ? and version = ?)"
 
 
 def _datas(new: New) -> list[bytes]:
-    return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes))]
+    shown = [] if new.preview is None else [new.preview]
+    return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes)), *shown]
 
 
 def _taken(newest: Entry) -> NameTaken:

@@ -167,7 +167,7 @@ def test_gc_shows_first_and_deletes_only_what_nothing_names(stocked):
     old = stocked.blobs / "incoming" / "4242-0123456789abcdef"
     old.write_bytes(b"half")
     os.utime(old, (0, 0))
-    assert keep.gc(stocked) == keep.Garbage(2, len(concept("lost")) + 7, 1, 1, False)
+    assert keep.gc(stocked) == keep.Garbage(2, len(concept("lost")) + 7, 1, 1, False, 1, 4)
     assert blobs.size(stocked.blobs, orphan) and old.exists()
     assert "1 of them are concepts" in run("gc") and "--yes" in run("gc")
     assert run("gc", "--yes").startswith("Deleted 2 files")

@@ -43,9 +43,8 @@ def test_a_push_deletes_nothing_behind_a_link(dog, tmp_path):
         remote.prepare()
     (tmp_path / "usb" / "incoming").rmdir()
     (tmp_path / "usb" / "incoming").symlink_to(mine.parent)
-    with Remote("usb", places.parse(str(tmp_path / "usb"))) as remote:
-        with pytest.raises(ConceptError):
-            sync.push(dog, remote)
+    with Remote("usb", places.parse(str(tmp_path / "usb"))) as remote, pytest.raises(ConceptError):
+        sync.push(dog, remote)
     assert mine.read_bytes() == b"three years of work"
 
 
