@@ -74,7 +74,13 @@ def gc(yes: bool, as_json: bool) -> None:
         echo_json(found.to_json())
         return
     done = "Deleted" if yes else "Would delete"
-    echo(f"{done} {found.blobs:,} files that belong to nothing, {size(found.bytes)}.")
+    if yes and found.unreadable and found.blobs:
+        note(
+            f"Kept {found.blobs:,} files that belong to nothing, because {found.unreadable[0]} is damaged "
+            "and may name them: move it elsewhere when you need no more of it, and run gc again."
+        )
+    else:
+        echo(f"{done} {found.blobs:,} files that belong to nothing, {size(found.bytes)}.")
     if found.unfinished:
         echo(f"{found.unfinished:,} files are unfinished; those of the last day may still be written.")
     if found.old:
@@ -205,11 +211,15 @@ def rebuild(file: Path | None, as_json: bool) -> None:
     if found.whole:
         echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")
         return
-    echo(f"Brought back {found.versions:,} versions of {found.names:,} concepts from their own headers.")
-    echo(
-        f"Not in the headers, and lost since {'that' if file else 'the last'} backup: names given by rename, "
-        "the numbers of versions (given again by age), tags, notes, favourites, history and previews."
-    )
+    if found.rows:
+        echo(f"Kept {found.rows:,} versions whose rows could be read, and what rows say of them.")
+    if found.versions or not found.rows:
+        echo(f"Brought back {found.versions:,} versions of {found.names:,} concepts from their own headers.")
+        echo(
+            f"Not in the headers, and lost since {'that' if file else 'the last'} backup: names given by "
+            "rename, the numbers of versions (given again by age), tags, notes, favourites, history and "
+            "previews."
+        )
     if found.others:
         echo(f"{found.others:,} files are no concepts (pictures, prior sets, statistics).")
     if found.bad:

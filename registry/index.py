@@ -67,8 +67,13 @@ class Index:
 
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        there = self.path.stat().st_ino
         conn = _connect(self.path)
         try:
+            self._patiently(lambda: conn.execute("pragma schema_version").fetchone())
+            if self.path.stat().st_ino != there:  # made anew while we waited for it
+                conn.close()
+                return self._open()
             if self._patiently(lambda: conn.execute("pragma journal_mode").fetchone()) != ("wal",):
                 mode = self._patiently(lambda: conn.execute("pragma journal_mode = wal").fetchone())
                 if mode != ("wal",):

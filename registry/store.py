@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import blobs, headers, odd_files, paths, troubles
+from conceptkit.registry import blobs, headers, odd_files, paths, swap, troubles
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -45,6 +45,7 @@ class Registry:
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
+        swap.finish(self.home)
         with troubles.told(self.home):
             if any(blobs.walk(self.blobs)) and not has_index(self.home):
                 raise ConceptError(

@@ -56,6 +56,7 @@ def damaged(error: BaseException) -> bool:
         "no such column",
         "corrupt",
         "unsupported file format",
+        "already exists",
         "decode",
     )
     if isinstance(error, UnicodeDecodeError):  # SQLite quotes names of tables in what it says
