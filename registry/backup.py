@@ -134,13 +134,15 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
             first = salvage.read(_scratch(home, kept), good) if kept else salvage.Rows()
             second = salvage.read(_scratch(home, file), good) if file else salvage.Rows()
             with index.writing() as conn:
-                rows = salvage.fill(conn, first, second, home / "blobs")
+                filled = salvage.fill(conn, first, second, home / "blobs")
             report = _from_headers(index, home / "blobs", tick)
+            with index.writing() as conn:
+                salvage.say_again(conn, filled)
         finally:
             index.close()
             _drop(_scratch_file(home))
         swap.swap_in(home, fresh)
-    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=rows)
+    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=filled.versions)
 
 
 def state(home: Path) -> str:

@@ -148,6 +148,7 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
         delete,
         len(old),
         sum(left.bytes for left in old),
+        unreadable,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import blobs, headers
+from conceptkit.registry import blobs, headers, labels
 from conceptkit.registry.entries import refresh
 from conceptkit.registry.names import check_name
 
@@ -53,8 +53,17 @@ def read(file: Path, good: Mapping[str, str]) -> Rows:
     return found
 
 
-def fill(conn: sqlite3.Connection, first: Rows, second: Rows, folder: Path) -> int:
-    """Put these rows into an empty index, in a transaction; how many versions it has then.
+@dataclass(frozen=True)
+class Filled:
+    """versions: how many an index was filled with; said: tags and notes, and whether it is a favourite, of
+    each name of which no version is left."""
+
+    versions: int
+    said: dict[str, tuple[list[str], list[str], bool]]
+
+
+def fill(conn: sqlite3.Connection, first: Rows, second: Rows, folder: Path) -> Filled:
+    """Put these rows into an empty index, in a transaction.
 
     first: what the damaged index has. second: a backup, for what the first does not have any more. Rows that
     contradict each other are made to agree; a summary that is lost is read from the concept in `folder`.
@@ -84,7 +93,29 @@ def fill(conn: sqlite3.Connection, first: Rows, second: Rows, folder: Path) -> i
             conn.execute(f"insert or ignore into {table} ({', '.join(columns)}) values ({marks})", values)
     for (number,) in conn.execute("select id from names").fetchall():
         refresh(conn, number)
-    return len(versions)
+    return Filled(len(versions), _of_lost_names(tables, names))
+
+
+def say_again(conn: sqlite3.Connection, filled: Filled) -> None:
+    """What was said of names that had lost their versions and have some again, in a transaction."""
+    for name, (tags, notes, favourite) in filled.said.items():
+        row = conn.execute("select id from names where name = ?", [name]).fetchone()
+        if row is not None:
+            labels.put(conn, row[0], tags, notes)
+            conn.execute("update names set favourite = ? where id = ?", [int(favourite), row[0]])
+
+
+def _of_lost_names(
+    tables: Mapping[str, list[Row]], names: Mapping[str, Row]
+) -> dict[str, tuple[list[str], list[str], bool]]:
+    found = {}
+    for row in tables["names"]:
+        name, number = row.get("name"), row.get("id")
+        if isinstance(name, str) and name not in names:
+            tags = [r["tag"] for r in tables["tags"] if r.get("name_id") == number and r.get("tag")]
+            notes = [r["text"] for r in tables["notes"] if r.get("name_id") == number and r.get("text")]
+            found[name] = (tags, notes, row.get("favourite") == 1)
+    return found
 
 
 def damaged_rows(conn: sqlite3.Connection) -> Iterator[str]:
