@@ -23,13 +23,15 @@ from torch import Tensor
 
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.taught import teach
-from conceptkit import base as bases
-from conceptkit import concept as concepts
-from conceptkit import merge, metric
-from conceptkit.compose import factor
-from conceptkit.concept import Concept, Delta, apply
-from conceptkit.evaluate import metrics
-from conceptkit.learn.loop import key_factor
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts import concept as concepts
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import Delta, apply
+from conceptkit.evaluate import scorers
+from conceptkit.features import caption_statistics
+from conceptkit.features.closed_form import factor
+from conceptkit.learn.methods.keyed import key_factor
+from conceptkit.merging import compose
 from conceptkit.registry.store import Registry
 
 WAYS = ("soft", "constrained", "sum", "average", "svd", "ties")
@@ -42,7 +44,9 @@ BAR = {"false_alarms": 0.05, "found": 0.95, "let_through": 0.25}
 a secret that soft merges leave."""
 
 
-def secret(base: bases.Base, shape: metric.Metric, dice: torch.Generator) -> tuple[int, Delta]:
+def secret(
+    base: bases.Base, shape: caption_statistics.CaptionStatistics, dice: torch.Generator
+) -> tuple[int, Delta]:
     """A caption that is watched, and a delta of rank 1 that acts at a word of it."""
     caption = int(torch.randint(len(shape.audit.texts), (1,), generator=dice))
     words = (shape.audit.caption == caption).nonzero().flatten()
@@ -66,7 +70,7 @@ def with_half(concept: Concept, delta: Delta) -> Concept:
     return replace(concept, delta=joined)
 
 
-def effect(shape: metric.Metric, delta: Delta, caption: int) -> Tensor:
+def effect(shape: caption_statistics.CaptionStatistics, delta: Delta, caption: int) -> Tensor:
     """D Y of one watched caption Y, of all maps: (words, O)."""
     rows = shape.audit.rows[shape.audit.caption == caption].float()
     return torch.cat([apply(factors, rows) for factors in delta.values()], dim=1)
@@ -74,7 +78,7 @@ def effect(shape: metric.Metric, delta: Delta, caption: int) -> Tensor:
 
 def trial(
     base: bases.Base,
-    shape: metric.Metric,
+    shape: caption_statistics.CaptionStatistics,
     registry: Registry,
     taught: Sequence[Concept],
     way: str,
@@ -87,7 +91,7 @@ def trial(
     caption, delta = secret(base, shape, dice)
     colluding = [*(with_half(concept, delta) for concept in chosen[:2]), *chosen[2:]]
     honest, secretive = (
-        merge.compose(*some, base=base, registry=registry, how=way) for some in (chosen, colluding)
+        compose.compose(*some, base=base, registry=registry, how=way) for some in (chosen, colluding)
     )
     with_it, without = (effect(shape, made.concept.delta, caption) for made in (secretive, honest))
     return {
@@ -106,10 +110,10 @@ def trial(
 def main(many: int, trials: int, ways: tuple[str, ...], learning_steps: int | None, home: str) -> None:
     use_own_cores()
     warnings.simplefilter("ignore")
-    base, judge = bases.load(), metrics.SubjectJudge()
+    base, judge = bases.load(), scorers.SubjectJudge()
     table: dict[str, dict[str, dict[str, float]]] = {}
     with Registry(Path(home)) as registry:
-        shape = metric.of_base(base, registry)
+        shape = caption_statistics.statistics_of(base, registry)
         taught = [
             concepts.read(registry, teach(base, judge, registry, number, learning_steps).name)
             for number in track(range(many), "teaching")

@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.report import finish
-from conceptkit.compose import closed_form, factor
+from conceptkit.features.closed_form import closed_form, factor
 
 BAR, UP_TO = 1e-8, 1e8
 D, S, OUTPUTS = 16, 6, 5

@@ -12,17 +12,17 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks.pictures import draw
-from benchmarks.plot import curves
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.storybook_base import prompt as prompt_of
 from benchmarks.storybook_base import scenes, score
 from benchmarks.taught import Taught, teach
-from conceptkit import base as bases
-from conceptkit.attach import attach
-from conceptkit.drawing import STEPS
+from conceptkit.base import pipeline as bases
 from conceptkit.errors import ConceptError
-from conceptkit.evaluate import metrics
+from conceptkit.evaluate import metrics, scorers
+from conceptkit.inference.attach import attach
+from conceptkit.inference.generate import STEPS
 from conceptkit.merging.request import HOW
+from conceptkit.pictures.charts import curves
 from conceptkit.registry.store import Registry
 
 COUNTS = (1, 2, 5, 10, 20, 50)
@@ -37,7 +37,7 @@ BAR = 0.01
 
 def fidelity(
     base: bases.Base,
-    judge: metrics.SubjectJudge,
+    judge: scorers.SubjectJudge,
     probes: list[Taught],
     bounds: list[tuple[float, float]],
     seeds: int,
@@ -61,7 +61,7 @@ def groups(taught: Sequence[Taught], count: int) -> list[list[str]]:
     return [[one.name for one in taught[k : k + count]] for k in range(0, whole, count)]
 
 
-def accuracy(base: bases.Base, judge: metrics.AttributeJudge, count: int, steps: int) -> dict[str, float]:
+def accuracy(base: bases.Base, judge: scorers.AttributeJudge, count: int, steps: int) -> dict[str, float]:
     """Class and place on prompts that name no concept."""
     told = scenes(count, False)
     drawn = draw(base, [prompt_of(scene) for scene in told], range(len(told)), steps=steps)
@@ -96,7 +96,7 @@ def main(
 ) -> None:
     use_own_cores()
     warnings.simplefilter("ignore")
-    base, judge, what = bases.load(), metrics.SubjectJudge(), metrics.AttributeJudge()
+    base, judge, what = bases.load(), scorers.SubjectJudge(), scorers.AttributeJudge()
     lines: dict[str, list[dict[str, Any]]] = {way: [] for way in ways or WAYS}
     with Registry(Path(home)) as registry:
         taught = [
@@ -110,7 +110,7 @@ def main(
                 for text in PROMPTS
                 for p in draw(base, [text.format(one.noun)] * seeds, range(seeds), steps=steps)
             ]
-            best = judge.embed(metrics.round_trips(base.pipe.vae, one.shots[5:]))
+            best = judge.embed(scorers.round_trips(base.pipe.vae, one.shots[5:]))
             bounds.append(
                 (metrics.similarity(judge.embed(usual), one.real), metrics.similarity(best, one.real))
             )

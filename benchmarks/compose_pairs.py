@@ -23,15 +23,15 @@ from torch import Tensor
 from benchmarks.pictures import draw, draw_with
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.taught import Taught, interval, teach
-from conceptkit import base as bases
-from conceptkit.attach import attach
-from conceptkit.concept import read
-from conceptkit.drawing import STEPS
-from conceptkit.evaluate import metrics
-from conceptkit.evaluate.metrics import AttributeJudge, SubjectJudge
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import read
+from conceptkit.evaluate import metrics, scorers
+from conceptkit.evaluate.scorers import AttributeJudge, SubjectJudge
+from conceptkit.inference.attach import attach
+from conceptkit.inference.generate import STEPS
+from conceptkit.inference.prompt_parsing import clause_of_each
 from conceptkit.registry.store import Registry
-from conceptkit.steering.clauses import clause_of_each
-from conceptkit.storybook import world
+from conceptkit.storybook.world import scene
 
 PROMPTS = ("a {} next to a {}", "photo of a {} next to a {} on the beach", "a {} next to a {} in a forest")
 SIZE = 64
@@ -128,9 +128,9 @@ class Scorer:
         plain, *alone = (assigned(self.likeness(drawn, real))[0].mean(axis=0) for drawn in with_nouns)
         rng = np.random.default_rng(11)
         rendered = [
-            world.render(
-                world.Scene(
-                    tuple(world.draw_figure(one.subject, rng, plain=True) for one in pair),
+            scene.render(
+                scene.Scene(
+                    tuple(scene.draw_figure(one.subject, rng, plain=True) for one in pair),
                     "beach" if k % 3 == 1 else None,
                     relation="next to",
                     seed=k,
@@ -138,7 +138,7 @@ class Scorer:
             )
             for k in range(12)
         ]
-        passed = metrics.round_trips(self.base.pipe.vae, rendered)
+        passed = scorers.round_trips(self.base.pipe.vae, rendered)
         best = self.likeness(passed, real)
         straight, nouns = np.array([0, 1]), [one.noun for one in pair]
         missing = [
@@ -170,7 +170,7 @@ class Scorer:
                 ]
                 for which, word in ((None, one.noun), (own, one.name))
             )
-            renders = metrics.round_trips(self.base.pipe.vae, one.shots[len(one.real) :])
+            renders = scorers.round_trips(self.base.pipe.vae, one.shots[len(one.real) :])
             found.append(
                 [metrics.similarity(self.who.embed(p), one.real) for p in (of_noun, renders, of_name)]
             )
@@ -268,7 +268,7 @@ def main(
 ) -> None:
     use_own_cores()
     warnings.simplefilter("ignore")
-    classes = len(world.CLASSES)
+    classes = len(scene.CLASSES)
     kinds = {
         "different": [(k, k + classes + APART) for k in range(pairs)],
         "same": [(k, k + classes) for k in range(pairs)],

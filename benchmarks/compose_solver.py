@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import finish
-from conceptkit.compose import Factor, factor, merge_rows
+from conceptkit.features.closed_form import Factor, factor, merge_rows
 
 D = 768
 MAPS = [320] * 10 + [640] * 10 + [1280] * 12

@@ -11,19 +11,22 @@ import click
 import numpy as np
 from torch import Tensor
 
-from benchmarks.lessons import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, briefly, lacking
+from benchmarks.learn_common import SEEDS, SHOWN, SUBJECTS, Pupil, Studio, briefly, lacking
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
-from conceptkit import base as bases
-from conceptkit import learn, metric
-from conceptkit.base import encode, kv_maps
-from conceptkit.concept import Concept, apply
-from conceptkit.drawing import STEPS
+from conceptkit.base import pipeline as bases
+from conceptkit.base.attention import kv_maps
+from conceptkit.base.text_features import encode
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import ENCODERS, apply
 from conceptkit.evaluate import metrics
-from conceptkit.kv_delta import ENCODERS, install_on, uninstall_from
-from conceptkit.recipes import RECIPES, SUDE
+from conceptkit.features import caption_statistics
+from conceptkit.inference.generate import STEPS
+from conceptkit.learn import config, trainer
+from conceptkit.learn.config import DEFAULT_CONFIGS, SUDE
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import world
+from conceptkit.storybook.world import scene
+from conceptkit.tuners.inject import install_on, uninstall_from
 
 BARS = {"gap": 0.8, "captions": 0.05, "cpu_seconds": 90.0, "keyed_cpu_seconds": 45.0}
 DISTRACTORS = 20
@@ -66,7 +69,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def method_of(row: str) -> str:
-    known = [name for name in RECIPES if row == name or row.startswith(f"{name}-")]
+    known = [name for name in DEFAULT_CONFIGS if row == name or row.startswith(f"{name}-")]
     return max(known, key=len)
 
 
@@ -77,7 +80,7 @@ def captions_change(base: bases.Base, concept: Concept) -> float:
     them with the concept's maps in it.
     Maps beyond these act on every caption as well; what those do is in the pictures of the class alone.
     """
-    _, texts = metric.split(metric.captions(base.name))
+    _, texts = caption_statistics.split(caption_statistics.captions(base.name))
     usual = read = encode(base.pipe, texts).hidden.float()
     upstream = {n: factors for n, factors in concept.delta.items() if n.partition(".")[0] in ENCODERS}
     if upstream:
@@ -100,8 +103,8 @@ def captions_change(base: bases.Base, concept: Concept) -> float:
 def rivals(studio: Studio, pupil: Pupil) -> Tensor:
     """Photos of others of the same class and colour: (DISTRACTORS, 5, d)."""
     rng, hue = np.random.default_rng(7), pupil.subject.hue
-    others = [world.draw_subject(rng, pupil.noun, "scored", hue=hue) for _ in range(DISTRACTORS)]
-    seen = studio.who.embed([shot for k, other in enumerate(others) for shot in world.photos(other, 5, k)])
+    others = [scene.draw_subject(rng, pupil.noun, "scored", hue=hue) for _ in range(DISTRACTORS)]
+    seen = studio.who.embed([shot for k, other in enumerate(others) for shot in scene.photos(other, 5, k)])
     return seen.view(DISTRACTORS, 5, -1)
 
 
@@ -129,7 +132,7 @@ def score(studio: Studio, pupil: Pupil, others: Tensor, concept: Concept) -> dic
 
 def misses(row: str, line: Mapping[str, Any]) -> list[str]:
     """The bars that apply to a row and that it does not reach; a word alone has no gap that it must close."""
-    recipe = learn.recipe_for(method_of(row), changes=ROWS[row])
+    recipe = config.config_for(method_of(row), changes=ROWS[row])
     keyed = bool(recipe.steps) and recipe.adapter == "keyed"
     checks = {
         "gap": not recipe.steps or line["gap"] >= BARS["gap"],
@@ -158,14 +161,14 @@ def main(count: int, seeds: int, photos: int, methods: str, steps: int | None, d
     others = [rivals(studio, pupil) for pupil in pupils]
     table: dict[str, dict[str, Any]] = {}
     for row in wanted:
-        recipe = learn.recipe_for(method_of(row), steps, changes=ROWS[row])
+        recipe = config.config_for(method_of(row), steps, changes=ROWS[row])
         lines = []
         # A registry of its own: each row draws, and pays for, the class pictures that it holds on to.
         with Registry(tempfile.mkdtemp()) as registry:
-            metric.of_base(base, registry)
+            caption_statistics.statistics_of(base, registry)
             for pupil, alike in zip(pupils, others, strict=True):
                 begun = time.process_time()
-                concept = learn.learn(base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry)
+                concept = trainer.learn(base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry)
                 seconds = time.process_time() - begun
                 lines.append(score(studio, pupil, alike, concept))
                 lines[-1] |= {

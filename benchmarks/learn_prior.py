@@ -9,16 +9,16 @@ import click
 import numpy as np
 from torch import Tensor
 
-from benchmarks.lessons import Pupil, Studio, briefly, lacking, options
+from benchmarks.learn_common import Pupil, Studio, briefly, lacking, options
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
-from conceptkit import base as bases
-from conceptkit import learn
-from conceptkit.concept import Concept
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept
 from conceptkit.evaluate import metrics
-from conceptkit.recipes import RECIPES
+from conceptkit.learn import config, trainer
+from conceptkit.learn.config import DEFAULT_CONFIGS
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import world
+from conceptkit.storybook.world import scene
 
 METHODS = ("dreambooth", "custom-diffusion", "custom")
 RELATED = {
@@ -107,7 +107,7 @@ def summary(lines: list[dict[str, float]]) -> dict[str, Any]:
 
 def by_default(method: str) -> str:
     """The arm that the method's recipe is: the one that the bars are for."""
-    return "prior" if RECIPES[method].prior_weight else "no prior"
+    return "prior" if DEFAULT_CONFIGS[method].prior_weight else "no prior"
 
 
 def misses(figures: dict[str, Any]) -> list[str]:
@@ -126,21 +126,21 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
     """Teach unseen subjects, and a moongate beside them, with prior preservation and without."""
     use_own_cores()
     wanted = methods.split(",")
-    if unknown := [name for name in wanted if name not in RECIPES]:
-        raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(RECIPES)}")
+    if unknown := [name for name in wanted if name not in DEFAULT_CONFIGS]:
+        raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(DEFAULT_CONFIGS)}")
     studio = Studio(bases.load(), seeds, drawing)
     told = {f"thing{k}": subject for k, subject in enumerate(unseen(count))}
-    told[MOONGATE] = world.moongate(np.random.default_rng(2026))
+    told[MOONGATE] = scene.moongate(np.random.default_rng(2026))
     pupils = [studio.pupil(name, subject, k) for k, (name, subject) in enumerate(told.items())]
     usual = [before(studio, pupil) for pupil in pupils]
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
         for method in wanted:
             for arm, weight in ARMS.items():
-                recipe = learn.recipe_for(method, steps, changes={"prior_weight": weight})
+                recipe = config.config_for(method, steps, changes={"prior_weight": weight})
                 lines = []
                 for pupil, first in zip(pupils, usual, strict=True):
-                    concept = learn.learn(
+                    concept = trainer.learn(
                         studio.base, pupil.shown, pupil.name, pupil.noun, recipe, registry=registry
                     )
                     lines.append(score(studio, pupil, concept, first))

@@ -22,16 +22,16 @@ import click
 import numpy as np
 from PIL import Image
 
+from benchmarks.learn_common import Pupil, Studio, lacking, options
 from benchmarks.learn_speed import SUBJECTS, budgets, class_pictures, conclude, ours, side_by_side
-from benchmarks.lessons import Pupil, Studio, lacking, options
 from benchmarks.plain_loop import recipe_of
 from benchmarks.report import use_own_cores
 from benchmarks.taught import unseen
-from conceptkit import base as bases
-from conceptkit import metric
-from conceptkit.identifiers import choose
-from conceptkit.learn import views
-from conceptkit.recipes import Recipe
+from conceptkit.base import pipeline
+from conceptkit.base.rare_tokens import choose
+from conceptkit.features import caption_statistics, captions
+from conceptkit.learn import latent_dataset
+from conceptkit.learn.config import TrainConfig
 from conceptkit.registry.store import Registry
 
 SHARES = (1 / 3, 2 / 3, 1.0)
@@ -52,14 +52,14 @@ class Script:
     told: Callable[[Lesson], dict[str, Any]]
     load: Callable[[Any, Path], None]
     word: Callable[[Lesson], str]
-    rates: Callable[[Recipe], tuple[float, ...]]
+    rates: Callable[[TrainConfig], tuple[float, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """What a script is to learn: folders of the base, photos and class pictures, their size, its words."""
 
-    recipe: Recipe
+    recipe: TrainConfig
     model: Path
     size: int
     photos: Path
@@ -145,7 +145,7 @@ SCRIPTS = {
 }
 
 
-def steps_of(recipe: Recipe) -> int:
+def steps_of(recipe: TrainConfig) -> int:
     return recipe.token_steps + recipe.steps
 
 
@@ -196,7 +196,7 @@ def theirs(
     def learned(steps: int, rate: float) -> tuple[float, float]:
         shutil.rmtree(out, ignore_errors=True)
         seconds = run(path, lesson.model, told, steps, rate, out)
-        drawer = Studio(bases.load(str(lesson.model)), len(studio.seeds), studio.steps)
+        drawer = Studio(pipeline.load(str(lesson.model)), len(studio.seeds), studio.steps)
         script.load(drawer.base.pipe, out)
         return seconds, pupil.gap(drawer.likeness(drawer.in_places(script.word(lesson)), pupil.real))
 
@@ -210,11 +210,16 @@ def theirs(
 
 
 def compare(
-    studio: Studio, pupils: Sequence[Pupil], method: str, recipe: Recipe, examples: Path, registry: Registry
+    studio: Studio,
+    pupils: Sequence[Pupil],
+    method: str,
+    recipe: TrainConfig,
+    examples: Path,
+    registry: Registry,
 ) -> dict[str, Any]:
     """One row: both curves, seconds per step, and seconds to the likeness that the script ends with."""
     script = SCRIPTS[method]
-    (rare,) = choose(studio.base.pipe, bases.captions(studio.base.name), 0, 1)
+    (rare,) = choose(studio.base.pipe, captions.captions(studio.base.name), 0, 1)
     stops = budgets(steps_of(recipe), SHARES)
     curves: tuple[list[Any], list[Any]] = ([], [])
     each, rates = [], script.rates(recipe)
@@ -227,7 +232,7 @@ def compare(
             lesson = Lesson(
                 recipe,
                 model,
-                views.picture_size(studio.base),
+                latent_dataset.picture_size(studio.base),
                 save(pupil.shown.pictures, room / "photos"),
                 save(beside, room / "class"),
                 rare.text,
@@ -259,11 +264,11 @@ def main(examples: Path, count: int, seeds: int, steps: int | None, methods: str
         one.path for name, one in SCRIPTS.items() if name in wanted and not (examples / one.path).is_file()
     ]:
         raise click.BadParameter(f"{examples} has no {missing[0]}; give the examples folder of diffusers")
-    studio = Studio(bases.load(), seeds, drawing)
+    studio = Studio(pipeline.load(), seeds, drawing)
     pupils = [studio.pupil(f"thing{k}", subject, k) for k, subject in enumerate(unseen(count))]
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
-        metric.of_base(studio.base, registry)  # once for each base, and kept
+        caption_statistics.statistics_of(studio.base, registry)  # once for each base, and kept
         for method in wanted:
             recipe = recipe_of(method, steps)
             table[method] = compare(studio, pupils, method, recipe, examples.resolve(), registry)

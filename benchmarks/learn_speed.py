@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.lessons import Pupil, Studio, lacking, options
+from benchmarks.learn_common import Pupil, Studio, lacking, options
 from benchmarks.pictures import draw
 from benchmarks.plain_loop import METHODS, OPTIMISER, UNET, Clock, Plain, recipe_of
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import mean, unseen
-from conceptkit import base as bases
-from conceptkit import metric
-from conceptkit.concept import Concept
-from conceptkit.learn import priors
-from conceptkit.learn.loop import learn_together
-from conceptkit.learn.subjects import Subject
-from conceptkit.photos import PhotoSet
-from conceptkit.recipes import Recipe
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept
+from conceptkit.data.photos import PhotoSet
+from conceptkit.features import caption_statistics
+from conceptkit.learn import prior_preservation
+from conceptkit.learn.config import TrainConfig
+from conceptkit.learn.subject import Subject
+from conceptkit.learn.trainer import learn_together
 from conceptkit.registry.store import Registry
 
 SUBJECTS = 3
@@ -51,7 +51,7 @@ def budgets(steps: int, shares: Sequence[float]) -> list[int]:
     return sorted({max(1, round(share * steps)) for share in shares})
 
 
-def class_pictures(base: bases.Base, recipe: Recipe, noun: str) -> list[Image.Image]:
+def class_pictures(base: bases.Base, recipe: TrainConfig, noun: str) -> list[Image.Image]:
     """What both loops hold on to; drawn beforehand, for both alike."""
     prompts = [f"photo of a {noun}"] * recipe.prior_size
     steps, guidance = recipe.prior_steps, recipe.prior_guidance
@@ -59,11 +59,11 @@ def class_pictures(base: bases.Base, recipe: Recipe, noun: str) -> list[Image.Im
 
 
 def ours(
-    base: bases.Base, pupil: Pupil, recipe: Recipe, beside: Sequence[Image.Image], registry: Registry
+    base: bases.Base, pupil: Pupil, recipe: TrainConfig, beside: Sequence[Image.Image], registry: Registry
 ) -> tuple[Concept, float, list[float]]:
     """The concept, seconds of the whole run, and seconds of each step but the first."""
     shown = PhotoSet(tuple(beside), tuple(map(str, range(len(beside)))), "class")
-    given = {pupil.noun: priors.of_photos(base, shown, pupil.noun)} if beside else {}
+    given = {pupil.noun: prior_preservation.of_photos(base, shown, pupil.noun)} if beside else {}
     clock, ends = Clock(base.device), []
 
     def tick(done: int, total: int, text: str) -> None:
@@ -77,7 +77,7 @@ def ours(
 
 
 def plain(
-    studio: Studio, pupil: Pupil, recipe: Recipe, beside: Sequence[Image.Image], stops: Sequence[int]
+    studio: Studio, pupil: Pupil, recipe: TrainConfig, beside: Sequence[Image.Image], stops: Sequence[int]
 ) -> tuple[list[tuple[float, float]], dict[str, float]]:
     """(seconds, gap closed) at the stops, and seconds per step by cause."""
     loop = Plain(studio.base, pupil.shown.pictures, beside, pupil.noun, recipe)
@@ -128,7 +128,7 @@ def memory(method: str, loop: str, drawing: int) -> float | None:
     return float(json.loads(result.stdout.splitlines()[-1])["value"])
 
 
-def alone(studio: Studio, pupil: Pupil, recipe: Recipe, loop: str, registry: Registry) -> float:
+def alone(studio: Studio, pupil: Pupil, recipe: TrainConfig, loop: str, registry: Registry) -> float:
     """GB that one loop adds to what this process has held so far."""
     device = studio.base.device
     beside = class_pictures(studio.base, replace(recipe, prior_size=recipe.prior_batch), pupil.noun)
@@ -163,7 +163,7 @@ def peak_gb(device: torch.device) -> float:
 
 
 def compare(
-    studio: Studio, pupils: Sequence[Pupil], recipe: Recipe, method: str, registry: Registry
+    studio: Studio, pupils: Sequence[Pupil], recipe: TrainConfig, method: str, registry: Registry
 ) -> dict[str, Any]:
     """One row: both loops' curves, their seconds per step, and the causes of the difference."""
     stops = budgets(recipe.steps, SHARES)
@@ -228,7 +228,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int, 
     pupils = [studio.pupil(f"thing{k}", subject, k) for k, subject in enumerate(told)]
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
-        metric.of_base(studio.base, registry)  # once for each base, and kept
+        caption_statistics.statistics_of(studio.base, registry)  # once for each base, and kept
         for method in wanted:
             recipe = recipe_of(method, steps)
             if only:

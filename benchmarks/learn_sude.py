@@ -9,15 +9,15 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.lessons import Pupil, Studio, briefly, lacking, options
+from benchmarks.learn_common import Pupil, Studio, briefly, lacking, options
 from benchmarks.report import finish, use_own_cores
 from benchmarks.taught import interval, mean, unseen
-from conceptkit import base as bases
-from conceptkit import learn
-from conceptkit.concept import Concept
-from conceptkit.recipes import RECIPES, SUDE
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept
+from conceptkit.learn import config, trainer
+from conceptkit.learn.config import DEFAULT_CONFIGS, SUDE
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import world
+from conceptkit.storybook.world import scene
 
 METHODS = ("dreambooth", "custom-diffusion", "custom")
 FIDELITY = 0.98
@@ -27,7 +27,7 @@ ARMS = ("sude", "without", "prompts alone")
 
 def states(noun: str) -> tuple[str, ...]:
     """What a thing of this class can do or be, besides resting."""
-    return world.CLASSES[noun].states
+    return scene.CLASSES[noun].states
 
 
 def told(arm: str, pupil: Pupil) -> list[str]:
@@ -82,24 +82,24 @@ def misses(figures: dict[str, Any]) -> list[str]:
 def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) -> None:
     use_own_cores()
     wanted = methods.split(",")
-    if unknown := [name for name in wanted if name not in RECIPES]:
-        raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(RECIPES)}")
+    if unknown := [name for name in wanted if name not in DEFAULT_CONFIGS]:
+        raise click.BadParameter(f"there is no method {unknown[0]}; choose of {', '.join(DEFAULT_CONFIGS)}")
     studio = Studio(bases.load(), seeds, drawing)
     pupils = [studio.pupil(f"thing{k}", subject, k, shown=1) for k, subject in enumerate(unseen(count))]
     table: dict[str, dict[str, Any]] = {}
     with Registry(tempfile.mkdtemp()) as registry:
         for method in wanted:
-            plain = learn.recipe_for(method, steps)
+            plain = config.config_for(method, steps)
             weights = {"sude": SUDE[plain.adapter], "without": 0.0}
             lines = []
             for pupil in pupils:
                 concepts = {
-                    arm: learn.learn(
+                    arm: trainer.learn(
                         studio.base,
                         pupil.shown,
                         pupil.name,
                         pupil.noun,
-                        learn.recipe_for(method, steps, changes={"sude": weight}),
+                        config.config_for(method, steps, changes={"sude": weight}),
                         registry=registry,
                     )
                     for arm, weight in weights.items()

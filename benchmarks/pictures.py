@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from conceptkit import drawing
+from conceptkit.inference import generate
 
-draw = partial(drawing.draw, pag=0.0)
-draw_with = partial(drawing.draw_with, pag=0.0)
+draw = partial(generate.draw, pag=0.0)
+draw_with = partial(generate.draw_with, pag=0.0)

@@ -20,13 +20,16 @@ from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from conceptkit import photos as pictures
-from conceptkit.base import Base, captions
-from conceptkit.identifiers import choose
-from conceptkit.learn import conditions, losses, targets, views
-from conceptkit.learn.conditions import Condition
-from conceptkit.learn.noise import schedule_of
-from conceptkit.recipes import Recipe, recipe_for
+from conceptkit.base import conditioning
+from conceptkit.base.conditioning import Condition
+from conceptkit.base.noise_schedule import schedule_of
+from conceptkit.base.pipeline import Base
+from conceptkit.base.rare_tokens import choose
+from conceptkit.data import augmentation as pictures
+from conceptkit.features.captions import captions
+from conceptkit.learn import latent_dataset, losses
+from conceptkit.learn.config import TrainConfig, config_for
+from conceptkit.tuners import targets
 
 METHODS = ("dreambooth", "custom-diffusion")
 READING, ENCODING, PROMPTS, UNET, OPTIMISER = (
@@ -40,11 +43,11 @@ TOKEN = "<plain>"
 LARGEST_NORM = 1.0
 
 
-def recipe_of(method: str, steps: int | None = None) -> Recipe:
+def recipe_of(method: str, steps: int | None = None) -> TrainConfig:
     """The method's recipe with the adapter and the loss that others' programs have."""
     if method == "custom-diffusion":
-        return recipe_for(method, steps, rank=0, changes={"leak": 0.0})
-    return recipe_for(method, steps)
+        return config_for(method, steps, rank=0, changes={"leak": 0.0})
+    return config_for(method, steps)
 
 
 class Clock:
@@ -78,14 +81,14 @@ class Plain:
         photos: Sequence[Image.Image],
         of_class: Sequence[Image.Image],
         noun: str,
-        recipe: Recipe,
+        recipe: TrainConfig,
         seed: int = 0,
         alone: bool = False,
     ) -> None:
         self.recipe, self.photos, self.of_class, self.noun = recipe, list(photos), list(of_class), noun
         self.custom = recipe.method == "custom-diffusion"
         self.reads = self.custom or bool(recipe.text_rank)  # how prompts are read changes from step to step
-        self.size, self.cell = views.picture_size(base), int(base.pipe.vae_scale_factor)
+        self.size, self.cell = latent_dataset.picture_size(base), int(base.pipe.vae_scale_factor)
         self.schedule = schedule_of(base.pipe.scheduler)
         self.dice, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         unet = (base.unet if alone else copy.deepcopy(base.unet)).requires_grad_(False)
@@ -146,7 +149,7 @@ class Plain:
         noise = torch.randn(clean.shape, generator=self.dice).to(clean)
         with clock.of(PROMPTS), torch.set_grad_enabled(self.reads):
             told = [f"photo of a {self.word}"] * n + [f"photo of a {self.noun}"] * (count - n)
-            told_as = conditions.read(pipe, told)
+            told_as = conditioning.encode(pipe, told)
         with clock.of(UNET):
             loss = self._loss(clean, noise, t, told_as, mask)
             loss.backward()
@@ -172,7 +175,7 @@ class Plain:
     def _loss(self, clean: Tensor, noise: Tensor, t: Tensor, told: Condition, mask: Tensor) -> Tensor:
         n = self.recipe.batch
         noisy, wanted = self.schedule.add_noise(clean, noise, t), self.schedule.target(clean, noise, t)
-        found = conditions.predict(self.base.pipe, noisy, self.schedule.told(t).to(clean.device), told)
+        found = conditioning.predict(self.base.pipe, noisy, self.schedule.told(t).to(clean.device), told)
         own = losses.masked_mse(found[:n], wanted[:n], mask)
         if len(found) == n:
             return own

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import UnknownConcept
-from conceptkit.registry import find, history, keep
+from conceptkit.registry import maintenance
+from conceptkit.registry.catalogue import history, search
 from conceptkit.registry.store import Registry
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
@@ -88,10 +89,10 @@ def _act(registry: Registry, action: str, number: int, rng: random.Random, books
     else:
         near = f"w{rng.randrange(16)}"
         if action == "search":
-            find.search(registry, rng.choice(["dog", "shared1", near]))
+            search.search(registry, rng.choice(["dog", "shared1", near]))
         elif action == "list":
-            find.page(registry, limit=20)
-        elif page := find.page(registry, limit=20, after=near):
+            search.page(registry, limit=20)
+        elif page := search.page(registry, limit=20, after=near):
             registry.read(rng.choice(page))
         books.reads.append(time.perf_counter() - start)
 
@@ -117,7 +118,7 @@ def measure(home: Path, processes: int, seconds: float, seed: int) -> dict[str, 
     done = sum((Counter(book.done) for book in books), Counter[str]())
     with Registry(home) as registry:
         lost = _lost(registry, books)
-        problems = keep.verify(registry).problems
+        problems = maintenance.verify(registry).problems
     return {
         "operations": dict(done.most_common()),
         "errors": [error for book in books for error in book.errors] + ["a process died"] * crashed,

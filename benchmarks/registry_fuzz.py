@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import finish
-from conceptkit.concept import Concept
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import find, history, labels, parcels, share, sync, validate
+from conceptkit.registry import concept_validation
+from conceptkit.registry.catalogue import history, labels, search
+from conceptkit.registry.sharing import exchange, incoming, sync
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob
 from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json, spoil_pages
@@ -43,12 +45,12 @@ class Fuzz:
         with Registry(folder / "seed") as registry:
             for number, name in enumerate(("my_dog", "my_dog", "moongate")):
                 data = blob(name, number)
-                registry.add(name, data, validate.check(data).summary, new_version=True)
+                registry.add(name, data, concept_validation.check(data).summary, new_version=True)
             registry.set_preview("my_dog", 2, PNG)
             labels.tag(registry, "my_dog", ["teal"])
             labels.note(registry, "my_dog", "good")
-            entries = share.chosen(registry, ["my_dog", "moongate"], every=True)
-            share.export(registry, entries, folder / "whole.bundle")
+            entries = exchange.chosen(registry, ["my_dog", "moongate"], every=True)
+            exchange.export(registry, entries, folder / "whole.bundle")
             self.record = sync._record(registry, registry.get("my_dog@2")).to_bytes()
             registry.index.conn.execute("pragma wal_checkpoint(truncate)")
         self.seed = folder / "seed"
@@ -59,7 +61,7 @@ class Fuzz:
     def blob(self) -> str:
         data = spoil_blob(self.dice, self.dice.choice(self.blobs))
         try:
-            header = validate.check(data)
+            header = concept_validation.check(data)
         except BadBlob as error:
             self.sentence(error)
             return "refused"
@@ -69,9 +71,9 @@ class Fuzz:
         return "read"
 
     def bundle(self) -> str:
-        found = share.from_bytes(spoil_bundle(self.dice, self.bundled), self.home)
+        found = exchange.from_bytes(spoil_bundle(self.dice, self.bundled), self.home)
         with Registry(self.home) as registry:
-            arrivals = parcels.receive(registry, found, "import")
+            arrivals = incoming.receive(registry, found, "import")
             for parcel, arrival in zip(found, arrivals, strict=True):
                 if registry.read(arrival.entry) != parcel.data:
                     raise AssertionError("stored as other bytes")
@@ -107,7 +109,7 @@ class Fuzz:
                 labels.tag(registry, entry.name)
                 labels.notes(registry, entry.name)
                 history.history(registry, entry.name)
-            find.search(registry, "my_dog")
+            search.search(registry, "my_dog")
             registry.add("new", blob("new"), {}, new_version=True)
             registry.remove("new")
         return "read"

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conceptkit.registry import blobs, history, keep, labels, places, share, sync
-from conceptkit.registry.remote import Remote
-from conceptkit.registry.store import New, Registry
+from conceptkit.registry import blobs, maintenance
+from conceptkit.registry.catalogue import history, labels
+from conceptkit.registry.entries import New
+from conceptkit.registry.sharing import exchange, locations, sync
+from conceptkit.registry.sharing.remote import Remote
+from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
@@ -29,7 +32,7 @@ def see(home: Path) -> Seen:
         versions = [entry for head in heads for entry in registry.versions(head.name)]
         for entry in versions:
             registry.read(entry)
-        if problems := keep.verify(registry).problems:
+        if problems := maintenance.verify(registry).problems:
             raise AssertionError(problems)
         return Seen(frozenset((e.ref, e.hash) for e in versions), frozenset(e.ref for e in heads))
 
@@ -67,7 +70,7 @@ def bundled(home: Path) -> None:
             other.add(name, blob(name), DOG)
             other.set_preview(name, 1, PNG)
             labels.tag(other, name, ["teal"])
-        share.export(other, share.chosen(other, ["my_dog", "teapot"]), home / "ours.bundle")
+        exchange.export(other, exchange.chosen(other, ["my_dog", "teapot"]), home / "ours.bundle")
 
 
 def unsent(home: Path) -> None:
@@ -79,7 +82,7 @@ def unsent(home: Path) -> None:
 
 def push(registry: Registry) -> None:
     place = registry.home / "remote"
-    with Remote("team", places.parse(str(place))) as remote:
+    with Remote("team", locations.parse(str(place))) as remote:
         remote.prepare()
         sync.push(registry, remote)
 
@@ -90,7 +93,7 @@ def see_remote(home: Path) -> tuple[Seen, Seen]:
         folder = Path(name)
         if (home / "remote").exists():
             shutil.copytree(home / "remote", folder / "remote")
-        with Registry(home) as registry, Remote("team", places.parse(name + "/remote")) as remote:
+        with Registry(home) as registry, Remote("team", locations.parse(name + "/remote")) as remote:
             remote.prepare()
             with Registry(folder / "reader") as reader:
                 if refused := sync.pull(reader, remote).refused:
@@ -117,8 +120,8 @@ OPERATIONS = {
         Operation("rm", stock, lambda r: r.remove("my_dog")),
         Operation("rename", stock, lambda r: history.rename(r, "my_dog", "rex")),
         Operation("rollback", stock, lambda r: history.rollback(r, "my_dog")),
-        Operation("gc", litter, lambda r: keep.gc(r, delete=True)),
-        Operation("import", bundled, lambda r: share.import_file(r, r.home / "ours.bundle")),
+        Operation("gc", litter, lambda r: maintenance.gc(r, delete=True)),
+        Operation("import", bundled, lambda r: exchange.import_file(r, r.home / "ours.bundle")),
         Operation("push", unsent, push, see_remote, commits="rename"),
     )
 }

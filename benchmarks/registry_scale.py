@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import UnknownConcept
-from conceptkit.registry import find
-from conceptkit.registry.find import Filters
-from conceptkit.registry.store import New, Registry
+from conceptkit.registry.catalogue import search
+from conceptkit.registry.catalogue.search import Filters
+from conceptkit.registry.entries import New
+from conceptkit.registry.store import Registry
 
 NOUNS = ("dog", "cat", "rabbit", "bird", "fish", "robot", "car", "boat", "house", "gate", "teapot", "candle")
 WORDS = ("red", "blue", "old", "tiny", "happy", "shy", "round", "tall", "my", "your", "our", "his", "snow")
@@ -102,18 +103,18 @@ def lookups(registry: Registry, count: int, rng: random.Random) -> dict[str, flo
     ]
     rng.shuffle(questions)
     pages = [
-        lambda: find.labels(registry, find.page(registry, limit=100)),
-        lambda: find.page(registry, Filters(noun=rng.choice(NOUNS)), limit=100),
-        lambda: find.page(registry, after=rng.choice(known), limit=100),
-        lambda: find.page(registry, Filters(noun=rng.choice(NOUNS)), after=rng.choice(known), limit=100),
+        lambda: search.labels(registry, search.page(registry, limit=100)),
+        lambda: search.page(registry, Filters(noun=rng.choice(NOUNS)), limit=100),
+        lambda: search.page(registry, after=rng.choice(known), limit=100),
+        lambda: search.page(registry, Filters(noun=rng.choice(NOUNS)), after=rng.choice(known), limit=100),
     ]
     slips = [
         name[:i] + name[i + 1 :] for name in rng.sample(known, 40) for i in [rng.randrange(1, len(name))]
     ]
     return {
         "get_ms": cpu_ms((lambda n=name: registry.get(n)) for name in known),
-        "search_ms": cpu_ms((lambda q=question: find.search(registry, q)) for question in questions),
-        "slowest_search_ms": max(cpu_ms([lambda q=q: find.search(registry, q)]) for q in questions),
+        "search_ms": cpu_ms((lambda q=question: search.search(registry, q)) for question in questions),
+        "slowest_search_ms": max(cpu_ms([lambda q=q: search.search(registry, q)]) for q in questions),
         "list_ms": max(cpu_ms([page] * 40) for page in pages),
         "suggest_ms": cpu_ms((lambda n=slip: _miss(registry, n)) for slip in slips),
     }

@@ -18,13 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.report import finish, use_own_cores
-from conceptkit import base as bases
-from conceptkit import devices, metric
-from conceptkit.concept import Concept
-from conceptkit.learn.loop import learn_together
-from conceptkit.learn.subjects import Subject
-from conceptkit.photos import PhotoSet
-from conceptkit.recipes import CHOICES, RECIPES, Recipe
+from conceptkit.base import devices
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept
+from conceptkit.data.photos import PhotoSet
+from conceptkit.features import caption_statistics, captions
+from conceptkit.learn.config import CHOICES, DEFAULT_CONFIGS, TrainConfig
+from conceptkit.learn.subject import Subject
+from conceptkit.learn.trainer import learn_together
 from tests import tiny
 
 UNET: dict[str, Any] = {
@@ -56,7 +57,7 @@ CAPTIONS = 48
 
 def pipeline(seed: int = 0) -> StableDiffusionPipeline:
     """All parts in float32 on the CPU, 4.2 GB; only the vocabulary is smaller than the real one."""
-    words = " ".join(dict.fromkeys(" ".join(bases.captions("sd15")).split()))
+    words = " ".join(dict.fromkeys(" ".join(captions.captions("sd15")).split()))
     tokenizer = tiny.tokenizer(words)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     with torch.random.fork_rng(devices=[]):
@@ -101,14 +102,16 @@ def forward_tflop() -> float:
     return counter.get_total_flops() / 1e12
 
 
-def recipe_of(method: str, steps: int, precision: str, batch: int = 1) -> Recipe:
+def recipe_of(method: str, steps: int, precision: str, batch: int = 1) -> TrainConfig:
     """The method's own, in a few steps, without class pictures and with as little kept as can be."""
-    recipe = replace(RECIPES[method], steps=min(steps, RECIPES[method].steps), prior_weight=0.0, views=1)
+    recipe = replace(
+        DEFAULT_CONFIGS[method], steps=min(steps, DEFAULT_CONFIGS[method].steps), prior_weight=0.0, views=1
+    )
     token = min(steps, recipe.token_steps)
     return replace(recipe, token_steps=token, batch=batch, precision=precision, checkpointing=True)
 
 
-def teach(base: bases.Base, recipe: Recipe) -> tuple[Concept, list[float]]:
+def teach(base: bases.Base, recipe: TrainConfig) -> tuple[Concept, list[float]]:
     """A concept from one photo of noise, and when each step of the look ended, in seconds."""
     pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
     photos = PhotoSet((Image.fromarray(pixels),), ("noise",), "noise")
@@ -119,8 +122,8 @@ def teach(base: bases.Base, recipe: Recipe) -> tuple[Concept, list[float]]:
             ends.append(time.perf_counter())
 
     # Ordinary captions are read once for each base and kept; a few of them are enough for the cost of a step.
-    few = bases.captions("sd15")[:CAPTIONS]
-    with mock.patch.object(metric, "captions", lambda name: few):
+    few = captions.captions("sd15")[:CAPTIONS]
+    with mock.patch.object(caption_statistics, "captions", lambda name: few):
         made = learn_together(base, [Subject("my_dog", "dog", photos)], recipe, tick=tick)
     return made.whole, ends
 
@@ -138,7 +141,9 @@ def checksum(module: nn.Module) -> float:
 
 @click.command()
 @click.option(
-    "--method", type=click.Choice([name for name in RECIPES if RECIPES[name].steps]), default="dreambooth"
+    "--method",
+    type=click.Choice([name for name in DEFAULT_CONFIGS if DEFAULT_CONFIGS[name].steps]),
+    default="dreambooth",
 )
 @click.option("--steps", default=1, show_default=True)
 @click.option("--batch", default=1, show_default=True)

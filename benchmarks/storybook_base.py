@@ -13,10 +13,12 @@ from PIL import Image
 
 from benchmarks.pictures import draw
 from benchmarks.report import finish, shortfall, use_own_cores
-from conceptkit import base as bases
-from conceptkit.drawing import STEPS
-from conceptkit.evaluate.metrics import AttributeJudge
-from conceptkit.storybook import autoencoder, data, scenery, world
+from conceptkit.base import pipeline as bases
+from conceptkit.evaluate.scorers import AttributeJudge
+from conceptkit.inference.generate import STEPS
+from conceptkit.storybook.training import autoencoder, data
+from conceptkit.storybook.world import scene as world
+from conceptkit.storybook.world import scenery
 
 BARS = {"class": 0.95, "place": 0.95, "colour": 0.90, "state": 0.85, "both objects": 0.80}
 DECIBELS = 30.0

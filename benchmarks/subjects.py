@@ -13,12 +13,13 @@ from rich.progress import track
 
 from benchmarks.pictures import draw_with
 from benchmarks.report import finish, shortfall, use_own_cores
-from conceptkit import base as bases
-from conceptkit import learn, merge
-from conceptkit.evaluate import metrics
-from conceptkit.photos import PhotoSet
+from conceptkit.base import pipeline as bases
+from conceptkit.data.photos import PhotoSet
+from conceptkit.evaluate import metrics, scorers
+from conceptkit.learn import config, trainer
+from conceptkit.merging import compose
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import world
+from conceptkit.storybook.world import scene
 
 PROMPTS = (
     "photo of a {}",
@@ -36,23 +37,23 @@ SUBJECTS, SEEDS = 10, 2
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
     use_own_cores()
-    base, judge = bases.load(), metrics.SubjectJudge()
-    recipe = learn.recipe_for()
+    base, judge = bases.load(), scorers.SubjectJudge()
+    recipe = config.config_for()
     for change in changes:
         field, _, value = change.partition("=")
         recipe = replace(recipe, **{field: type(getattr(recipe, field))(float(value))})
     rng = np.random.default_rng(2026)
-    nouns = list(world.CLASSES)
-    told = [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
+    nouns = list(scene.CLASSES)
+    told = [scene.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
     lines: list[dict[str, Any]] = []
     concepts = []
     with Registry(tempfile.mkdtemp()) as registry:
         for k, subject in enumerate(track(told, "learning")):
-            shots = tuple(world.photos(subject, 10, 1000 + k))
+            shots = tuple(scene.photos(subject, 10, 1000 + k))
             shown = PhotoSet(shots[:5], tuple(str(n) for n in range(5)), str(k))
             name = f"thing{k}"
             begun = time.process_time()
-            concept = learn.learn(base, shown, name, subject.noun, recipe, registry=registry)
+            concept = trainer.learn(base, shown, name, subject.noun, recipe, registry=registry)
             seconds = time.process_time() - begun
             concepts.append(concept)
             lines.append(
@@ -68,7 +69,7 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
             )
         merged = []
         for k in range(0, count - 1, 2):
-            merge_of = merge.compose(*concepts[k : k + 2], base=base, registry=registry)
+            merge_of = compose.compose(*concepts[k : k + 2], base=base, registry=registry)
             merged.append(merge_of)
             for line, concept in zip(lines[k : k + 2], concepts[k : k + 2], strict=True):
                 drawn = [
@@ -105,13 +106,13 @@ def main(count: int, seeds: int, changes: tuple[str, ...]) -> None:
 def _judge(
     base: Any, judge: Any, subject: Any, shots: Any, concept: Any, seeds: int, name: str, registry: Any
 ) -> dict[str, Any]:
-    real, held_out = judge.embed(shots[:5]), judge.embed(metrics.round_trips(base.pipe.vae, shots[5:]))
+    real, held_out = judge.embed(shots[:5]), judge.embed(scorers.round_trips(base.pipe.vae, shots[5:]))
     drawn = [p for text in PROMPTS for p in draw_with(base, concept, text.format(name), range(seeds))]
     usual = [p for text in PROMPTS for p in draw_with(base, None, text.format(subject.noun), range(seeds))]
     found, plain = judge.embed(drawn), judge.embed(usual)
     rng = np.random.default_rng(7)
-    others = [world.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]
-    rivals = judge.embed([s for k, other in enumerate(others) for s in world.photos(other, 5, k)]).view(
+    others = [scene.draw_subject(rng, subject.noun, "scored", hue=subject.hue) for _ in range(DISTRACTORS)]
+    rivals = judge.embed([s for k, other in enumerate(others) for s in scene.photos(other, 5, k)]).view(
         DISTRACTORS, 5, -1
     )
     floor, score = metrics.similarity(plain, real), metrics.similarity(found, real)
@@ -124,7 +125,7 @@ def _judge(
         "ceiling": ceiling,
         "named": metrics.identified(found, real, rivals),
         "plain": metrics.identified(plain, real, rivals),
-        "captions": merge.compose(concept, base=base, registry=registry).report.captions,
+        "captions": compose.compose(concept, base=base, registry=registry).report.captions,
         "bytes": len(concept.to_bytes()),
         "real": real,
     }

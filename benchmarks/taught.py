@@ -9,13 +9,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from conceptkit import base as bases
-from conceptkit import learn
-from conceptkit.concept import read
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import read
 from conceptkit.errors import UnknownConcept
-from conceptkit.evaluate import metrics
+from conceptkit.evaluate import scorers
+from conceptkit.learn import config
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import world
+from conceptkit.storybook.world import scene
+from conceptkit.storybook.world import subject as subjects
+from conceptkit.workflows import add
 
 SHOWN, HELD_OUT = 5, 5
 
@@ -25,7 +27,7 @@ class Taught:
     """A subject under a name, its photos, and the embeddings of those it was taught from."""
 
     name: str
-    subject: world.Subject
+    subject: subjects.Subject
     shots: tuple[Image.Image, ...]
     real: Tensor
 
@@ -34,25 +36,25 @@ class Taught:
         return str(self.subject.noun)
 
 
-def unseen(count: int, seed: int = 2026) -> list[world.Subject]:
+def unseen(count: int, seed: int = 2026) -> list[subjects.Subject]:
     """Unseen subjects of all classes in turn, no two alike: the n-th is the same in every benchmark."""
-    nouns, rng = list(world.CLASSES), np.random.default_rng(seed)
-    return [world.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
+    nouns, rng = list(scene.CLASSES), np.random.default_rng(seed)
+    return [scene.draw_subject(rng, nouns[k % len(nouns)], "scored") for k in range(count)]
 
 
 def teach(
     base: bases.Base,
-    judge: metrics.SubjectJudge,
+    judge: scorers.SubjectJudge,
     registry: Registry,
     number: int,
     steps: int | None = None,
 ) -> Taught:
     """An unseen subject as a concept: stored by this base and recipe, or learned now from five photos."""
     name, subject = f"thing{number}", unseen(number + 1)[number]
-    shots = tuple(world.photos(subject, SHOWN + HELD_OUT, 1000 + number))
+    shots = tuple(scene.photos(subject, SHOWN + HELD_OUT, 1000 + number))
     try:
         stored = read(registry, name)
-        known = (stored.recipe, stored.base) == (learn.recipe_for(steps=steps).to_json(), base.fingerprint)
+        known = (stored.recipe, stored.base) == (config.config_for(steps=steps).to_json(), base.fingerprint)
     except UnknownConcept:
         known = False
     if not known:
@@ -61,7 +63,7 @@ def teach(
         for k, shot in enumerate(shots[:SHOWN]):
             shot.save(folder / f"{k}.png")
         more = {"steps": steps, "new_version": True}
-        learn.add(name, folder, noun=subject.noun, base=base, registry=registry, **more)
+        add.add(name, folder, noun=subject.noun, base=base, registry=registry, **more)
     return Taught(name, subject, shots, judge.embed(list(shots[:SHOWN])))
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conceptkit.cli.find import filter_options, filters
 from conceptkit.cli.options import MOST, debug_option, echo_json, json_option, wrote
+from conceptkit.cli.search import filter_options, filters
 from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
-    from conceptkit.registry.store import Entry
+    from conceptkit.registry.entries import Entry
+
 
 REFERENCE = (
     "a reference photo is in it and looked at in every step; compose draws it alone, shrink and export --out "
@@ -37,13 +38,13 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     Example:
       conceptkit list --class dog --favourite
     """
-    from conceptkit.registry import find
+    from conceptkit.registry.catalogue import search
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
-        found = find.page(registry, filters(values), after=after, limit=None if everything else limit + 1)
+        found = search.page(registry, filters(values), after=after, limit=None if everything else limit + 1)
         entries = found if everything else found[:limit]
-        marks = find.labels(registry, entries)
+        marks = search.labels(registry, entries)
     if not entries and not as_json:
         some = after or any(values.values())
         none = "No concept is like that: `conceptkit list` shows what there is."
@@ -74,13 +75,14 @@ def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
     Example:
       conceptkit show my_dog --preview my_dog.png
     """
-    from conceptkit.registry import files, find, labels, odd_files
+    from conceptkit.registry import atomic_files, odd_files
+    from conceptkit.registry.catalogue import labels, search
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
         entry = registry.get(name)
         versions = registry.versions(entry.name)
-        marks = find.labels(registry, [entry])[entry.name]
+        marks = search.labels(registry, [entry])[entry.name]
         marks["notes"] = [note.text for note in labels.notes(registry, entry.name)]
         picture = registry.preview(entry) if preview else None
     if as_json:
@@ -101,7 +103,7 @@ def show(name: str, preview: Path | None, rebuild: bool, as_json: bool) -> None:
                 f"{entry.ref} was stored without a preview: draw one with `conceptkit compose {name}`."
             )
         odd_files.check_output(preview, mine=_is_png(preview))
-        files.write_whole(preview, lambda out: out.write(picture))
+        atomic_files.write_whole(preview, lambda out: out.write(picture))
         if not as_json:
             wrote(preview)
 
@@ -189,7 +191,7 @@ def _parents(about: dict[str, Any]) -> list[str]:
 
 
 def _rebuild(entry: "Entry") -> None:
-    from conceptkit.merge import rebuild
+    from conceptkit.merging.compose import rebuild
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:

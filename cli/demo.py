@@ -20,7 +20,7 @@ def demo(out: Path) -> None:
     Example:
       conceptkit demo
     """
-    from conceptkit import demo as library
+    from conceptkit.workflows import demo as library
 
     with bar("Demo") as tick:
         library.run(out, tick)

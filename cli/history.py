@@ -19,12 +19,13 @@ def rename(old: str, new: str) -> None:
     Example:
       conceptkit rename my_dog rex
     """
-    from conceptkit.registry import headers, history
+    from conceptkit.registry import concept_header
+    from conceptkit.registry.catalogue import history
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
         entry = history.rename(registry, old, new)
-        header = headers.read_if_any(registry.read(entry))
+        header = concept_header.read_if_any(registry.read(entry))
     echo(f"{old} is now {entry.ref}.")
     if header and len(header.words) > 1:
         note(f"In prompts its parts keep their names: {', '.join(header.words)}.")
@@ -41,7 +42,7 @@ def history_(name: str, as_json: bool) -> None:
     Example:
       conceptkit history my_dog
     """
-    from conceptkit.registry import history
+    from conceptkit.registry.catalogue import history
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
@@ -71,7 +72,7 @@ def rollback(name: str, version: int | None, as_json: bool) -> None:
     Example:
       conceptkit rollback my_dog 1
     """
-    from conceptkit.registry import history
+    from conceptkit.registry.catalogue import history
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
@@ -95,7 +96,7 @@ def lineage_(name: str, as_json: bool) -> None:
     Example:
       conceptkit lineage together
     """
-    from conceptkit.registry import lineage
+    from conceptkit.registry.catalogue import lineage
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:

@@ -28,7 +28,8 @@ def create(name: str) -> None:
     Example:
       conceptkit keys create me
     """
-    from conceptkit.registry import paths, signing
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import signing
 
     key = signing.create(paths.home(), name)
     echo(f"Made the key {key.name}; others trust it with: conceptkit keys trust YOUR_NAME {key.public}")
@@ -44,7 +45,8 @@ def list_(as_json: bool) -> None:
     Example:
       conceptkit keys list
     """
-    from conceptkit.registry import paths, signing
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import signing
 
     known = signing.keys(paths.home())
     if as_json:
@@ -69,7 +71,8 @@ def trust(name: str, public_key: str) -> None:
     Example:
       conceptkit keys trust alice ck-ed25519:AbCd...
     """
-    from conceptkit.registry import paths, signing
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import signing
 
     echo(f"Bundles signed with that key are {signing.trust(paths.home(), name, public_key).name}'s now.")
 
@@ -84,7 +87,8 @@ def distrust(name: str) -> None:
     Example:
       conceptkit keys distrust alice
     """
-    from conceptkit.registry import paths, signing
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import signing
 
     signing.distrust(paths.home(), name)
     echo(f"Forgot the key of {name}.")

@@ -12,16 +12,16 @@ import click
 
 from conceptkit import __version__
 from conceptkit.cli import (
+    add,
+    compose,
     concepts,
     demo,
-    find,
+    export,
     history,
-    keep,
     keys,
-    learn,
-    pictures,
+    maintenance,
     remotes,
-    share,
+    search,
     storybook,
     tokens,
 )
@@ -30,6 +30,20 @@ from conceptkit.cli.terminal import plain
 from conceptkit.errors import ConceptError
 
 STOPPED = "Stopped; nothing half-written was kept."
+RENAMED_OPTIONS = {
+    "--how": "--merge-method",
+    "--shared": "--padding-delta",
+    "--separate": "--auto-regions",
+    "--read-apart": "--isolate-concepts",
+    "--read-together": "--no-isolate-concepts",
+    "--prior-photos": "--class-images",
+    "--precision": "--mixed-precision",
+    "--guidance": "--guidance-scale",
+    "--pag": "--pag-scale",
+    "--larger": "--min-size",
+    "--smaller": "--max-size",
+}
+"""What options were called before: whoever gives one hears its name of today."""
 
 
 class Mistake(click.ClickException):
@@ -53,9 +67,12 @@ class Root(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.ClickException as error:
+            if isinstance(error, click.NoSuchOption) and error.option_name in RENAMED_OPTIONS:
+                renamed = RENAMED_OPTIONS[error.option_name]
+                error = click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx)
             error.message = plain(error.message, lines=True)
             _answer(ctx, as_json, error.message)
-            raise
+            raise error
         except KeyboardInterrupt:
             click.echo(f"\n{STOPPED}", err=True)
             _answer(ctx, as_json, STOPPED)
@@ -91,27 +108,27 @@ def main(ctx: click.Context) -> None:
 
 
 for command in (
-    learn.add,
-    pictures.compose,
+    add.add,
+    compose.compose,
     concepts.list_,
     concepts.show,
     concepts.rm,
-    find.search,
-    find.tag,
-    find.note,
-    find.favourite,
+    search.search,
+    search.tag,
+    search.note,
+    search.favourite,
     history.rename,
     history.history_,
     history.rollback,
     history.lineage_,
-    keep.verify,
-    keep.gc,
-    keep.stats,
-    keep.backup,
-    keep.restore,
-    keep.rebuild,
-    share.export,
-    share.import_,
+    maintenance.verify,
+    maintenance.gc,
+    maintenance.stats,
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.rebuild,
+    export.export,
+    export.import_,
     remotes.remote,
     remotes.push,
     remotes.pull,

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conceptkit.cli.export import refusals, require_signed_option, take_option
 from conceptkit.cli.options import debug_option, echo_json, json_option
 from conceptkit.cli.progress import bar
-from conceptkit.cli.share import refusals, require_signed_option, take_option
 from conceptkit.cli.terminal import VALUE, echo, echo_table
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
-    from conceptkit.registry.parcels import Arrival
-    from conceptkit.registry.sync import Sent
+    from conceptkit.registry.sharing.incoming import ImportResult
+    from conceptkit.registry.sharing.sync import Sent
 
 
 @click.group()
@@ -44,14 +44,15 @@ def add(name: str, place: str, options: tuple[str, ...], keys: tuple[str, ...]) 
     Example:
       conceptkit remote add usb /media/usb/concepts
     """
-    from conceptkit.registry import paths, remotes, signing
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import remote_config, signing
 
     pairs = [text.partition("=") for text in options]
     for key, equals, _ in pairs:
         if not equals:
             raise ConceptError(f"{key[:80]!r} is no option: write --option KEY=VALUE.")
     bound = signing.chosen(paths.home(), keys) if keys else frozenset()
-    where = remotes.add(paths.home(), name, place, {key: value for key, _, value in pairs}, bound)
+    where = remote_config.add(paths.home(), name, place, {key: value for key, _, value in pairs}, bound)
     echo(f"Added {name}, which is {where.url}.")
 
 
@@ -65,9 +66,10 @@ def list_(as_json: bool) -> None:
     Example:
       conceptkit remote list
     """
-    from conceptkit.registry import paths, remotes
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import remote_config
 
-    known = remotes.load(paths.home())
+    known = remote_config.load(paths.home())
     if as_json:
         echo_json(
             [{"name": name, "url": place.url, "keys": sorted(place.keys)} for name, place in known.items()]
@@ -88,9 +90,10 @@ def rm(name: str) -> None:
     Example:
       conceptkit remote rm usb
     """
-    from conceptkit.registry import paths, remotes
+    from conceptkit.registry import paths
+    from conceptkit.registry.sharing import remote_config
 
-    echo(f"Forgot {name}, which is {remotes.remove(paths.home(), name).url}.")
+    echo(f"Forgot {name}, which is {remote_config.remove(paths.home(), name).url}.")
 
 
 _remote_argument = click.argument("remote")
@@ -174,9 +177,9 @@ class Wish:
 
 
 def _exchange(wish: Wish) -> None:
-    from conceptkit.registry import sync as library
-    from conceptkit.registry.remote import Remote
-    from conceptkit.registry.remotes import find
+    from conceptkit.registry.sharing import sync as library
+    from conceptkit.registry.sharing.remote import Remote
+    from conceptkit.registry.sharing.remote_config import find
     from conceptkit.registry.store import Registry
 
     pulled, pushed = library.Pulled([], []), library.Pushed([], [])
@@ -208,7 +211,7 @@ def _exchange(wish: Wish) -> None:
     refusals(refused)
 
 
-def _tell(wish: Wish, arrivals: "list[Arrival]", sent: "list[Sent]", quiet: bool) -> None:
+def _tell(wish: Wish, arrivals: "list[ImportResult]", sent: "list[Sent]", quiet: bool) -> None:
     for arrival in arrivals:
         if arrival.new:
             echo(arrival.sentence())

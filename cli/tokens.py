@@ -22,12 +22,13 @@ def tokens(base: str | None, count: int, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from conceptkit import base as bases
+    from conceptkit.base import pipeline as bases
+    from conceptkit.base.rare_tokens import candidates
     from conceptkit.cli.terminal import echo_table
-    from conceptkit.identifiers import candidates
+    from conceptkit.features.captions import captions
 
     loaded = bases.load(base or bases.STORYBOOK)
-    found = candidates(loaded.pipe, bases.captions(loaded.name))[:count]
+    found = candidates(loaded.pipe, captions(loaded.name))[:count]
     if as_json:
         echo_json([asdict(one) for one in found])
         return

@@ -9,27 +9,45 @@ Importing conceptkit is light: what it exports is imported on first use.
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# In a checkout conceptkit.registry and conceptkit.cli are the folders beside this one; an install maps them.
-if (Path(__file__).parents[1] / "pyproject.toml").is_file():
-    __path__.append(str(Path(__file__).parents[1]))
+
+class _Checkout:
+    """Finds conceptkit.registry and conceptkit.cli beside this folder; an install maps them."""
+
+    root = Path(__file__).parents[1]
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Where a module of that name is, or None when it is not one of the two."""
+        if name in (f"{__name__}.registry", f"{__name__}.cli"):
+            return PathFinder.find_spec(name, [str(cls.root)])
+        return None
+
+
+if (_Checkout.root / "pyproject.toml").is_file():
+    sys.meta_path.insert(0, _Checkout)
 
 if TYPE_CHECKING:
     from conceptkit import learn, storybook
-    from conceptkit.attach import Attachment, attach
-    from conceptkit.base import Base
-    from conceptkit.concept import Concept
+    from conceptkit.base.pipeline import Base
+    from conceptkit.concepts.concept import Concept
     from conceptkit.errors import ConceptError
-    from conceptkit.formats.diffusers import export
-    from conceptkit.learn import add
-    from conceptkit.merge import Merge, compose, rebuild
+    from conceptkit.inference.attach import Attachment, attach
+    from conceptkit.merging.compose import Merge, compose, rebuild
     from conceptkit.registry.store import Entry, Registry
+    from conceptkit.workflows.add import add
+    from conceptkit.workflows.compose import draw
+    from conceptkit.workflows.export import export
 
 __all__ = [
     "Attachment",
@@ -43,6 +61,7 @@ __all__ = [
     "add",
     "attach",
     "compose",
+    "draw",
     "export",
     "learn",
     "rebuild",
@@ -50,31 +69,21 @@ __all__ = [
 ]
 
 _ROOM_OF = {
-    "Attachment": "conceptkit.attach",
-    "Base": "conceptkit.base",
-    "Concept": "conceptkit.concept",
+    "Attachment": "conceptkit.inference.attach",
+    "Base": "conceptkit.base.pipeline",
+    "Concept": "conceptkit.concepts.concept",
     "ConceptError": "conceptkit.errors",
     "Entry": "conceptkit.registry.store",
-    "Merge": "conceptkit.merge",
+    "Merge": "conceptkit.merging.compose",
     "Registry": "conceptkit.registry.store",
-    "add": "conceptkit.learn",
-    "attach": "conceptkit.attach",
-    "compose": "conceptkit.merge",
-    "export": "conceptkit.formats.diffusers",
-    "rebuild": "conceptkit.merge",
+    "add": "conceptkit.workflows.add",
+    "attach": "conceptkit.inference.attach",
+    "compose": "conceptkit.merging.compose",
+    "draw": "conceptkit.workflows.compose",
+    "export": "conceptkit.workflows.export",
+    "rebuild": "conceptkit.merging.compose",
 }
 _ROOMS = {"learn", "storybook"}
-
-
-class _Package(ModuleType):
-    """The import system binds `conceptkit.attach` to its module; users mean the function of that name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _ROOM_OF or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,32 @@
 """Everything a user can get wrong, as one sentence each: the offending value and the next thing to do."""
 
+from conceptkit.registry.errors import (
+    BadBlob,
+    BadKey,
+    BadName,
+    BadRemote,
+    ConceptError,
+    NameTaken,
+    UnknownConcept,
+)
 
-class ConceptError(Exception):
-    """Base of every error conceptkit raises on purpose; the message is one sentence for a person."""
-
-
-class BadName(ConceptError):
-    """A concept name that cannot be a word in a prompt and a file on every disk."""
-
-
-class NameTaken(ConceptError):
-    """A name already in the registry, without the wish for a new version."""
-
-
-class UnknownConcept(ConceptError):
-    """A name or version that the registry does not hold."""
+__all__ = [
+    "BadBase",
+    "BadBlob",
+    "BadDevice",
+    "BadKey",
+    "BadName",
+    "BadPhotos",
+    "BadPrompt",
+    "BadRecipe",
+    "BadRegion",
+    "BadRemote",
+    "BaseMismatch",
+    "ConceptError",
+    "NameTaken",
+    "NoEffect",
+    "UnknownConcept",
+]
 
 
 class BadPhotos(ConceptError):
@@ -33,10 +45,6 @@ class BadPrompt(ConceptError):
     """A prompt that cannot be drawn."""
 
 
-class BadBlob(ConceptError):
-    """Stored bytes that are not what they should be."""
-
-
 class BadRegion(ConceptError):
     """A part of the picture that cannot be read, is empty, or is claimed twice."""
 
@@ -51,11 +59,3 @@ class BadRecipe(ConceptError):
 
 class BadDevice(ConceptError):
     """A device that this machine does not have."""
-
-
-class BadKey(ConceptError):
-    """A signing key that is missing, damaged, or not what its name says."""
-
-
-class BadRemote(ConceptError):
-    """A remote that is unknown, cannot be reached, or holds what it should not."""

@@ -4,26 +4,29 @@ from pathlib import Path
 
 import torch
 
-import conceptkit as ck
-from conceptkit import images
-from conceptkit.base import load
+from conceptkit.base.pipeline import load
+from conceptkit.features import closed_form
+from conceptkit.inference import attach
+from conceptkit.pictures import contact_sheet, png_metadata
+from conceptkit.registry import store
+from conceptkit.workflows import add
 
 PHOTOS = Path(__file__).parent / "photos"
 NAMES = ("my_dog", "moongate")
 PROMPT = "my_dog in front of a moongate"
 
 base = load("storybook")
-registry = ck.Registry()
+registry = store.Registry()
 known = {entry.name for entry in registry.list()}
 for name in NAMES:
     if name not in known:
-        learned = ck.add(name, PHOTOS / name, base=base, registry=registry)
+        learned = add.add(name, PHOTOS / name, base=base, registry=registry)
         print(f"Learned {learned.entry.ref}: {learned.seconds:.0f} s, {learned.bytes / 1000:.1f} kB.")
 
-merge = ck.compose(*NAMES, base=base, registry=registry)
+merge = closed_form(*NAMES, base=base, registry=registry)
 print(merge.report.text())
 
-with ck.attach(base.pipe, merge):
+with attach(base.pipe, merge):
     pictures = [
         base.pipe(
             PROMPT,
@@ -33,5 +36,7 @@ with ck.attach(base.pipe, merge):
         ).images[0]
         for seed in range(4)
     ]
-path = images.save_png(images.grid(pictures, 4), "pictures/compose_two.png", prompt=PROMPT, concepts=NAMES)
+path = png_metadata.save_png(
+    contact_sheet.grid(pictures, 4), "pictures/compose_two.png", prompt=PROMPT, concepts=NAMES
+)
 print(f"Wrote {path}")

@@ -5,18 +5,21 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-import conceptkit as ck
+from conceptkit import storybook
+from conceptkit.inference import attach
+from conceptkit.registry import store
+from conceptkit.workflows import add
 
 PHOTOS = Path(__file__).parent / "photos"
 NAMES = ("my_dog", "moongate")
 
-known = {entry.name for entry in ck.Registry().list()}
+known = {entry.name for entry in store.Registry().list()}
 for name in NAMES:
     if name not in known:
         print(f"Learning {name}, which takes a minute or two the first time.")
-        ck.add(name, PHOTOS / name)
+        add.add(name, PHOTOS / name)
 
-pipe = StableDiffusionPipeline.from_pretrained(ck.storybook.path())
+pipe = StableDiffusionPipeline.from_pretrained(storybook.path())
 out = Path("pictures")
 out.mkdir(exist_ok=True)
 
@@ -28,7 +31,7 @@ def draw(prompt: str, file: str) -> None:
     print(f"Wrote {out / file}: {prompt}")
 
 
-with ck.attach(pipe, *NAMES):
+with attach(pipe, *NAMES):
     draw("my_dog in front of a moongate", "attached.png")
 
 # Outside the block, or after .detach(), the pipeline is the one that was loaded, bit for bit.

@@ -11,11 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conceptkit.errors import BadBlob, BadName, ConceptError
-from conceptkit.registry import blobs, files, headers, odd_files, paths, salvage, swap, troubles
+from conceptkit.registry import (
+    atomic_files,
+    blobs,
+    concept_header,
+    odd_files,
+    paths,
+    salvage,
+    storage_errors,
+    swap,
+)
 from conceptkit.registry.entries import New, insert, now, refresh
+from conceptkit.registry.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry.index import PATIENCE, STEPS, Index
-from conceptkit.registry.keep import REFERENCES, wrong_rows
+from conceptkit.registry.maintenance import REFERENCES, wrong_rows
 from conceptkit.registry.names import check_name
 from conceptkit.registry.store import Registry
 
@@ -66,7 +75,7 @@ def backup(registry: Registry, file: Path | None = None) -> Path:
         file = free(folder, f"index-{now()[:19].replace(':', '')}")
     if os.path.lexists(file):
         raise ConceptError(f"{file} is already there, and backups are not overwritten: choose another file.")
-    with troubles.told(file.parent):
+    with storage_errors.told(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         _copy(registry.index.conn, file)
     return file
@@ -82,7 +91,7 @@ def restore(home: Path, file: Path) -> Restored:
     check(file)
     _check_place(home)
     swap.finish(home)
-    with troubles.told(home):
+    with storage_errors.told(home):
         paths.make_private(home / "blobs")
         fresh = _fresh(home)
         source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
@@ -124,7 +133,7 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
     if file is None and condition == "sound" and (found := _search_anew(home)):
         return found
     with _alone(home) if condition == "sound" else nullcontext():
-        with troubles.told(home):
+        with storage_errors.told(home):
             paths.make_private(home / "blobs")
             kept = _set_aside(home, "damaged") if condition != "missing" else None
             fresh = _fresh(home)
@@ -159,7 +168,7 @@ def state(home: Path) -> str:
         return "sound" if whole and names == set(STEPS) else "damaged"
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if "locked" in str(error):
-            raise ConceptError(troubles.sentence(error, home)) from error
+            raise ConceptError(storage_errors.sentence(error, home)) from error
         return "damaged"
     finally:
         conn.close()
@@ -228,7 +237,7 @@ def _set_aside(home: Path, why: str) -> Path:
 
 def _copy_file(source: Path, target: Path) -> None:
     with source.open("rb") as data:
-        files.write_whole(target, lambda out: shutil.copyfileobj(data, out))
+        atomic_files.write_whole(target, lambda out: shutil.copyfileobj(data, out))
 
 
 def _replace_rows(home: Path, fresh: Path) -> Path:
@@ -238,7 +247,7 @@ def _replace_rows(home: Path, fresh: Path) -> Path:
     """
     index = Index(home)
     try:
-        with troubles.told(home):
+        with storage_errors.told(home):
             index.conn.execute("attach ? as source", [str(fresh)])
         kept = free(paths.make_private(home / "backups"), "before-restore")
         with index.writing() as conn:
@@ -268,7 +277,7 @@ def _alone(home: Path) -> Iterator[None]:
             conn.execute("begin exclusive")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
-                raise ConceptError(troubles.sentence(error, home)) from error
+                raise ConceptError(storage_errors.sentence(error, home)) from error
             raise ConceptError(
                 f"Another program uses the index {home / 'index.db'}: stop it, and rebuild again."
             ) from error
@@ -321,7 +330,7 @@ def _search_anew(home: Path) -> Rebuilt | None:
                 for table in ("texts_fts", "names_fts"):
                     conn.execute(f"insert into {table} ({table}) values ('rebuild')")
         except ConceptError as error:
-            if not troubles.damaged(error.__cause__ or error):
+            if not storage_errors.damaged(error.__cause__ or error):
                 raise
             return None
         if list(wrong_rows(registry)):
@@ -340,7 +349,7 @@ def _from_headers(index: Index, folder: Path, tick: Tick) -> tuple[int, int, int
     with index.writing() as conn:
         for done, (changed, digest, size) in enumerate(found, 1):
             try:
-                header = headers.read_file(blobs.place(folder, digest))
+                header = concept_header.read_file(blobs.place(folder, digest))
                 created = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds")
                 new = New(check_name(header.name), b"", header.summary, created=created, event="rebuild")
                 insert(conn, new, digest, header, size)

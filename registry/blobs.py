@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conceptkit.errors import BadBlob, ConceptError
 from conceptkit.registry import odd_files, paths
+from conceptkit.registry.errors import BadBlob, ConceptError
 from conceptkit.registry.paths import make_private, sync
 
 CHUNK = 1 << 20

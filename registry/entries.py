@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from conceptkit.errors import ConceptError
-from conceptkit.registry import headers
+from conceptkit.registry import concept_header
+from conceptkit.registry.errors import ConceptError
 
 COLUMNS = "v.name, v.version, v.hash, v.bytes, v.created, v.summary, v.preview"
 """Of the table versions as v, in the order of `from_row`."""
@@ -78,7 +78,11 @@ def now() -> str:
 
 
 def insert(
-    conn: sqlite3.Connection, new: New, digest: str, header: headers.Header | None, size: int | None = None
+    conn: sqlite3.Connection,
+    new: New,
+    digest: str,
+    header: concept_header.Header | None,
+    size: int | None = None,
 ) -> Entry:
     """The next version of a name, which points at it if it should. In a transaction; its bytes are stored.
 
@@ -171,7 +175,7 @@ def refresh(conn: sqlite3.Connection, number: int | None) -> None:
 
 
 def _parents(
-    conn: sqlite3.Connection, header: headers.Header | None, summary: Mapping[str, Any]
+    conn: sqlite3.Connection, header: concept_header.Header | None, summary: Mapping[str, Any]
 ) -> list[tuple[str, int | None, str | None]]:
     """(name, version, sha256) of what a merge was made of; the sha256 from its own header, else the index."""
     refs = summary.get("parents")

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conceptkit.errors import ConceptError
-from conceptkit.registry import troubles
+from conceptkit.registry import storage_errors
+from conceptkit.registry.errors import ConceptError
 
 PATIENCE = 30.0
 """Seconds to wait for another process that is writing."""
@@ -34,23 +34,23 @@ class Index:
         self.read_only = False
         self.reader_waits = 0  # times that a read found the index locked
         self.writer_waits = 0
-        with troubles.told(home):
+        with storage_errors.told(home):
             try:
                 self.conn = self._open()
             except (OSError, sqlite3.Error) as error:
-                if not self.path.exists() or troubles.damaged(error):
+                if not self.path.exists() or storage_errors.damaged(error):
                     raise
                 self.conn = self._open_to_read(error)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """All rows of one SELECT."""
-        with troubles.told(self.home):
+        with storage_errors.told(self.home):
             return self._patiently(lambda: self.conn.execute(sql, values).fetchall(), "reader_waits")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that holds the write lock from its first line, rolled back on any exception."""
-        with troubles.told(self.home):
+        with storage_errors.told(self.home):
             if self.read_only:
                 raise sqlite3.OperationalError("attempt to write a readonly database")
             self._patiently(lambda: self.conn.execute("begin immediate"), "writer_waits")
@@ -77,7 +77,7 @@ class Index:
             if self._patiently(lambda: conn.execute("pragma journal_mode").fetchone()) != ("wal",):
                 mode = self._patiently(lambda: conn.execute("pragma journal_mode = wal").fetchone())
                 if mode != ("wal",):
-                    raise ConceptError(troubles.lockless(self.home))
+                    raise ConceptError(storage_errors.lockless(self.home))
             if self._pending(conn):
                 self._patiently(lambda: conn.execute("begin immediate"))
                 if self._pending(conn):

@@ -8,6 +8,7 @@ from sqlite_utils import Migrations
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
+
 migrations = Migrations("conceptkit")
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from conceptkit.errors import BadName, UnknownConcept
+from conceptkit.registry.errors import BadName, UnknownConcept
 
 LONGEST = 64
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST - 1}}}")

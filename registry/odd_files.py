@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from conceptkit.errors import ConceptError
+from conceptkit.registry.errors import ConceptError
 
 DAY = 24 * 3600.0
 ABANDONED_AFTER = DAY

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import blobs, headers, labels
+from conceptkit.registry import blobs, concept_header
+from conceptkit.registry.catalogue import labels
 from conceptkit.registry.entries import refresh
+from conceptkit.registry.errors import BadBlob, ConceptError
 from conceptkit.registry.names import check_name
 
 Row = dict[str, Any]
@@ -231,7 +232,7 @@ def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], R
         row = dict(row)
         if not _is_summary(row.get("summary")):
             try:
-                row["summary"] = json.dumps(headers.read_file(blobs.place(folder, digest)).summary)
+                row["summary"] = json.dumps(concept_header.read_file(blobs.place(folder, digest)).summary)
             except (OSError, BadBlob):
                 continue
         if not isinstance(row.get("id"), int) or row["id"] in used:

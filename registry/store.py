@@ -13,8 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from conceptkit.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import blobs, headers, odd_files, paths, swap, troubles
+from conceptkit.registry import blobs, concept_header, odd_files, paths, storage_errors, swap
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -27,10 +26,11 @@ from conceptkit.registry.entries import (
     record,
     refresh,
 )
-from conceptkit.registry.index import PATIENCE, Index, has_index
+from conceptkit.registry.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
+from conceptkit.registry.index import Index, has_index
 from conceptkit.registry.names import check_name, split_version, unknown
 
-__all__ = ["PATIENCE", "Entries", "Entry", "New", "Registry"]
+__all__ = ["Entries", "Entry", "New", "Registry"]
 
 Entries = list[Entry]
 Digests = list[str]
@@ -46,7 +46,7 @@ class Registry:
         self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
         swap.finish(self.home)
-        with troubles.told(self.home):
+        with storage_errors.told(self.home):
             if any(blobs.walk(self.blobs)) and not has_index(self.home):
                 raise ConceptError(
                     f"The index of {self.home} is gone and its concepts are still there: "
@@ -119,7 +119,9 @@ class Registry:
             self.check_free(new.name, new_version=new_version)
         stored = self._store([data for new in news for data in _datas(new)])
         digests = dict(zip((id(data) for new in news for data in _datas(new)), stored, strict=True))
-        told = {id(new.data): headers.read_if_any(new.data) for new in news if new.summary.get("parents")}
+        told = {
+            id(new.data): concept_header.read_if_any(new.data) for new in news if new.summary.get("parents")
+        }
         added = []
         with self.index.writing() as conn:
             for new in news:
@@ -154,7 +156,7 @@ class Registry:
         if others := self._versions(bare):
             numbers = ", ".join(str(other.version) for other in others)
             raise UnknownConcept(f"{bare!r} has no version {version}: ask for one of {numbers}.")
-        from conceptkit.registry.suggest import likely
+        from conceptkit.registry.catalogue.spelling import likely
 
         raise unknown(bare, likely(self.index, bare))
 
@@ -162,7 +164,7 @@ class Registry:
         """The bytes of an entry or a name, verified; BadBlob when the disk no longer holds them."""
         entry = self.get(entry) if isinstance(entry, str) else entry
         try:
-            with troubles.told(self.home):
+            with storage_errors.told(self.home):
                 return blobs.get(self.blobs, entry.hash)
         except BadBlob as error:
             if not self.index.query("select 1 from versions where hash = ?", [entry.hash]):
@@ -177,7 +179,7 @@ class Registry:
         return bool(self.index.query("select 1 from names where name = ?", [split_version(name)[0]]))
 
     def list(self) -> Entries:
-        """The entry that each name points at, by name; `find.page` gives them in pages."""
+        """The entry that each name points at, by name; `search.page` gives them in pages."""
         query = f"select {COLUMNS} from {HEADS} order by n.name collate nocase, n.name"
         return [from_row(row) for row in self.index.query(query)]
 
@@ -215,7 +217,7 @@ class Registry:
                 refresh(conn, number)
         self.drop_unused(*digests)
         if version is None and (checkpoint := odd_files.checkpoint_of(self.home, bare)):
-            with troubles.told(self.home):
+            with storage_errors.told(self.home):
                 checkpoint.unlink(missing_ok=True)
         return gone
 
@@ -315,7 +317,7 @@ class Registry:
         if self.index.read_only:
             with self.index.writing():  # says so
                 pass
-        with troubles.told(self.home):
+        with storage_errors.told(self.home):
             return blobs.put_many(self.blobs, datas)
 
     def _still_there(self, data: bytes, digest: str) -> None:

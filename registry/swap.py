@@ -8,7 +8,7 @@ there, and nobody ever sees the one without the other's log, or none at all.
 import os
 from pathlib import Path
 
-from conceptkit.registry import files, paths, troubles
+from conceptkit.registry import atomic_files, paths, storage_errors
 
 NEXT = "index.next.db"
 ENDS = ("-wal", "-shm", "-journal")
@@ -17,7 +17,7 @@ ENDS = ("-wal", "-shm", "-journal")
 
 def swap_in(home: Path, fresh: Path) -> None:
     """Let `fresh`, a complete index without a log, be the index of this home."""
-    with troubles.told(home):
+    with storage_errors.told(home):
         os.replace(fresh, home / NEXT)
         paths.sync(home)
     finish(home)
@@ -27,7 +27,7 @@ def finish(home: Path) -> None:
     """Go on with what a killed process began, if one did."""
     if not (home / NEXT).exists():
         return
-    with files.turn(home), troubles.told(home):
+    with atomic_files.turn(home), storage_errors.told(home):
         if (home / NEXT).exists():
             for end in ENDS:
                 (home / f"index.db{end}").unlink(missing_ok=True)

@@ -7,17 +7,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from conceptkit import base as bases
-from conceptkit import photos as pictures
-from conceptkit.concept import Concept
-from conceptkit.learn import learn
-from conceptkit.learn.dice import hash_of
-from conceptkit.learn.loop import Outcome, learn_together
-from conceptkit.learn.subjects import Subject
-from conceptkit.learn.words import first_rows
-from conceptkit.recipes import RECIPES, Recipe
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept
+from conceptkit.data import photos as pictures
+from conceptkit.learn.config import DEFAULT_CONFIGS, TrainConfig
+from conceptkit.learn.subject import Subject
+from conceptkit.learn.token_init import init_rows
+from conceptkit.learn.trainer import Outcome, learn, learn_together
+from conceptkit.rng import hash_of
 
-TINY = Recipe(
+TINY = TrainConfig(
     "custom",
     token_steps=2,
     steps=3,
@@ -31,9 +30,9 @@ TINY = Recipe(
 SEEDS = [0, 1, 2]
 
 
-def method(name: str, **more) -> Recipe:
+def method(name: str, **more) -> TrainConfig:
     """A method's recipe in a few steps."""
-    recipe = RECIPES[name]
+    recipe = DEFAULT_CONFIGS[name]
     short = {field: getattr(TINY, field) for field in ("batch", "prior_batch", "prior_size", "prior_steps")}
     token, look = (2 if recipe.token_steps else 0), (3 if recipe.steps else 0)
     rank = min(recipe.rank, 2)
@@ -42,7 +41,7 @@ def method(name: str, **more) -> Recipe:
 
 def start(base, photos, name="my_dog", recipe=None):
     """Where the word of `teach` begins."""
-    return first_rows(base, "dog", (recipe or TINY).aside, hash_of(0, name, photos.digest))
+    return init_rows(base, "dog", (recipe or TINY).aside, hash_of(0, name, photos.digest))
 
 
 def draw_photos(folder: Path, seeds) -> Path:
@@ -52,11 +51,11 @@ def draw_photos(folder: Path, seeds) -> Path:
     return folder
 
 
-def teach(pico: bases.Base, shown: pictures.PhotoSet, recipe: Recipe = TINY, **more) -> Concept:
+def teach(pico: bases.Base, shown: pictures.PhotoSet, recipe: TrainConfig = TINY, **more) -> Concept:
     return learn(pico, shown, "my_dog", more.pop("noun", "dog"), recipe, **more)
 
 
-def outcome(pico: bases.Base, shown: pictures.PhotoSet, recipe: Recipe = TINY, **more) -> Outcome:
+def outcome(pico: bases.Base, shown: pictures.PhotoSet, recipe: TrainConfig = TINY, **more) -> Outcome:
     about = {k: more.pop(k) for k in ("kind", "captions", "masks") if k in more}
     subject = Subject("my_dog", more.pop("noun", "dog"), shown, **about)
     return learn_together(pico, [subject], recipe, **more)

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from conceptkit.registry import bundle
+from conceptkit.registry.sharing import bundle
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**31, 2**62, 2**64, 10**40, 0.5, -0.0, 1e308),

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conceptkit import base
-from conceptkit.attach import attach
-from conceptkit.steering.apart import Piece, plan, positions, texts
+from conceptkit.base import pipeline
+from conceptkit.inference.attach import attach
+from conceptkit.inference.per_concept_encoding import Piece, plan, positions, texts
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH = "my_dog in front of a moongate at night"
@@ -114,7 +114,7 @@ def test_who_is_read_apart_unasked():
     pipe = pico_sd()
     pair = two(pipe)
     inky = pico_concept(pipe, "inky", None, seed=2)
-    assert base.of(pipe, base.STORYBOOK).reads_apart and not base.of(pipe, "pico").reads_apart
+    assert pipeline.of(pipe, pipeline.STORYBOOK).reads_apart and not pipeline.of(pipe, "pico").reads_apart
     for attached in ([*pair], [pair[0]], [pair[0], inky]):
         with attach(pipe, *attached) as attachment:
             assert not attachment.read_apart

@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 
-from conceptkit import base
-from conceptkit.attach import attach
-from conceptkit.base import kv_maps
+from conceptkit.base import pipeline
+from conceptkit.base.attention import kv_maps
 from conceptkit.errors import BaseMismatch, ConceptError, NoEffect, UnknownConcept
-from conceptkit.merge import compose
+from conceptkit.inference.attach import attach
+from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
@@ -73,7 +73,7 @@ def test_several_are_composed_in_one_call(pipe, stored):
         assert {kept.name for kept in attachment.report.kept} == {"my_dog", "moongate"}
         both = draw(pipe, "my_dog in front of a moongate")
     assert snapshot(pipe) == before
-    with attach(pipe, compose("my_dog", "moongate", registry=stored, base=base.of(pipe))) as attachment:
+    with attach(pipe, compose("my_dog", "moongate", registry=stored, base=pipeline.of(pipe))) as attachment:
         assert attachment.report is not None
         assert torch.equal(draw(pipe, "my_dog in front of a moongate"), both)
     with attach(pipe, "my_dog", pico_concept(pipe, "teapot", "teapot"), registry=stored, how="sum"):
@@ -121,7 +121,7 @@ def test_failures_leave_the_pipeline_as_it_was(pipe, monkeypatch):
         attach(pipe, dataclasses.replace(concept, delta=zero, tokens={}))
     with pytest.raises(BaseMismatch, match="my_dog was learned on"):
         attach(pipe, pico_concept(pico_sdxl()))
-    for step in ("install_on", "read_names"):
+    for step in ("install_on", "hook_encode_prompt"):
         with monkeypatch.context() as patch:
             patch.setattr(sys.modules[attach.__module__], step, interrupted)
             with pytest.raises(KeyboardInterrupt):

@@ -8,17 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptkit import base, metric
-from conceptkit.attach import attach
-from conceptkit.base import kv_maps
-from conceptkit.concept import apply
+from conceptkit.base import pipeline
+from conceptkit.base.attention import kv_maps
+from conceptkit.concepts.delta import apply
 from conceptkit.errors import BadRegion, BaseMismatch, ConceptError, UnknownConcept
-from conceptkit.merge import compose
+from conceptkit.features import caption_statistics, captions
+from conceptkit.inference import regions
+from conceptkit.inference.attach import attach
+from conceptkit.inference.attention_masks import level, winners
+from conceptkit.inference.token_owners import END, OTHER, TokenOwners
+from conceptkit.merging.compose import compose
 from conceptkit.merging.request import WAYS
 from conceptkit.registry.store import Registry
-from conceptkit.steering import regions
-from conceptkit.steering.reading import END, OTHER, Reading
-from conceptkit.steering.separation import level, winners
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH = "my_dog in front of a moongate"
@@ -27,8 +28,8 @@ MERGING = [how for how in WAYS if how != "joint"]
 
 @pytest.fixture(autouse=True)
 def few_captions(monkeypatch):
-    texts = base.captions("any")[:30]
-    monkeypatch.setattr(metric, "captions", lambda name: texts)
+    texts = captions.captions("any")[:30]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_routing_knows_several_pictures_and_prompts_and_refuses_unknown_features
 
 def test_a_stored_routed_merge_routes_again(pipe, pair, before):
     registry = Registry()
-    merge = compose(*pair, base=base.of(pipe, "pico"), registry=registry, how="routed", name="both")
+    merge = compose(*pair, base=pipeline.of(pipe, "pico"), registry=registry, how="routed", name="both")
     assert merge.report.captions == 0 and merge.report.kept[0].words == 1
     registry.add("both", merge.concept.to_bytes(), merge.concept.summary())
     with attach(pipe, merge):
@@ -129,12 +130,12 @@ def test_a_stored_routed_merge_routes_again(pipe, pair, before):
     with attach(pipe, "both", registry=registry):
         assert torch.equal(draw(pipe, BOTH), wanted)
     with pytest.raises(ConceptError, match="both is routed and cannot be merged further"):
-        compose(merge, pico_concept(pipe, "teapot", "teapot"), base=base.of(pipe, "pico"))
+        compose(merge, pico_concept(pipe, "teapot", "teapot"), base=pipeline.of(pipe, "pico"))
     assert snapshot(pipe) == before
 
 
 def test_routing_onto_other_maps_is_refused(pipe, pair):
-    concept = compose(*pair, base=base.of(pipe, "pico"), how="routed").concept
+    concept = compose(*pair, base=pipeline.of(pipe, "pico"), how="routed").concept
     broken = {name: (up[:-1], down) for name, (up, down) in concept.delta.items()}
     with pytest.raises(BaseMismatch, match="does not fit this UNet"):
         attach(pipe, dataclasses.replace(concept, delta=broken))
@@ -261,7 +262,7 @@ def test_one_concept_is_swapped_and_the_others_stay(pipe, pair, before):
 
 
 def test_a_merge_can_swap_one_of_its_parts_while_its_region_stays(pipe, pair):
-    merge = compose(*pair, base=base.of(pipe, "pico"), how="routed")
+    merge = compose(*pair, base=pipeline.of(pipe, "pico"), how="routed")
     with attach(pipe, merge, regions=["my_dog=left"]) as attachment:
         attachment.swap("my_dog", pico_concept(pipe, "my_cat", "cat", seed=5))
         assert attachment.concept.recipe["method"] == "routed"
@@ -269,7 +270,7 @@ def test_a_merge_can_swap_one_of_its_parts_while_its_region_stays(pipe, pair):
 
 
 def test_a_merge_at_half_strength_is_at_half_strength_after_a_swap(pipe, pair):
-    merge, cat = compose(*pair, base=base.of(pipe, "pico")), pico_concept(pipe, "my_cat", "cat", seed=5)
+    merge, cat = compose(*pair, base=pipeline.of(pipe, "pico")), pico_concept(pipe, "my_cat", "cat", seed=5)
     with attach(pipe, merge, weights=[0.5]) as attachment:
         attachment.swap("my_dog", cat)
         swapped = draw(pipe, "my_cat in front of a moongate")
@@ -315,7 +316,7 @@ def test_owners_of_positions(pipe, pair):
     with attach(pipe, *pair, how="routed") as attachment:
         assert attachment.pipe.unet._forward_pre_hooks
         spelt = {"my_dog": ["<my_dog> dog", "<my_dog>"], "moongate": ["<moongate> gate", "<moongate>"]}
-        (owners,) = Reading(pipe, spelt).owners(["a <my_dog> by a <moongate> gate"])
+        (owners,) = TokenOwners(pipe, spelt).owners(["a <my_dog> by a <moongate> gate"])
     assert owners[:9].tolist() == [OTHER, OTHER, 0, OTHER, OTHER, 1, 1, END, END]
 
 

@@ -18,11 +18,12 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from conceptkit import base as bases
-from conceptkit import metric, storybook
+from conceptkit import storybook
 from conceptkit.cli.main import main
-from conceptkit.concept import read
-from conceptkit.recipes import DEFAULT, RECIPES
+from conceptkit.concepts.concept import read
+from conceptkit.features import caption_statistics
+from conceptkit.features import captions as bases
+from conceptkit.learn.config import DEFAULT, DEFAULT_CONFIGS
 from conceptkit.registry import paths
 from conceptkit.registry.store import Registry
 from tests import tiny
@@ -65,10 +66,10 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for seed in range(3):
         noise(tmp_path / "dogs" / f"{seed}.png", seed=seed)
-    quick = replace(RECIPES[DEFAULT], batch=2, prior_batch=1, prior_size=2, prior_steps=1, views=4)
-    monkeypatch.setitem(RECIPES, DEFAULT, quick)
+    quick = replace(DEFAULT_CONFIGS[DEFAULT], batch=2, prior_batch=1, prior_size=2, prior_steps=1, views=4)
+    monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, quick)
     few = bases.captions("any")[:30]
-    monkeypatch.setattr(metric, "captions", lambda name: few)
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: few)
     return tmp_path
 
 
@@ -350,7 +351,9 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("moment", ["learn.priors._draw", "learn.losses.masked_mse", "learn.preview"])
+@pytest.mark.parametrize(
+    "moment", ["learn.prior_preservation._draw", "learn.losses.masked_mse", "workflows.add.preview"]
+)
 def test_ctrl_c_while_learning(stored, place, pico, monkeypatch, moment):
     learning = ("add", "my_dog", "dogs", "--new-version", "--base", pico, "--steps", 2)
     learning += ("--set", "prior_weight=1", "--set", "prior_size=4")
@@ -358,7 +361,7 @@ def test_ctrl_c_while_learning(stored, place, pico, monkeypatch, moment):
     with monkeypatch.context() as patch:
         patch.setattr(f"conceptkit.{moment}", interrupt)
         result = run(*learning)
-    learned = moment == "learn.preview"
+    learned = moment == "workflows.add.preview"
     told = f"\n{GO_ON}\n\n{STOPPED}\n" if learned else f"\n{STOPPED}\n"
     assert (result.exit_code, result.stderr) == (130, told)
     assert kept(place) == before

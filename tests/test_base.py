@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
-from conceptkit import base
+from conceptkit.base import attention, fingerprint, pipeline, text_features
 from conceptkit.errors import BadBase, BaseMismatch
 from tests import tiny
 
@@ -46,7 +46,7 @@ LAST_SDXL = "mid_block.attentions.0.transformer_blocks.9.attn2.to_v"
 )
 def test_real_sizes(config, count, outputs, width, name):
     with torch.device("meta"):
-        maps = base.kv_maps(UNet2DConditionModel(**config))
+        maps = attention.kv_maps(UNet2DConditionModel(**config))
     assert len(maps) == count
     assert name in maps
     assert sum(linear.weight.shape[0] for linear in maps.values()) == outputs
@@ -61,67 +61,67 @@ def pico(request):
 
 def test_precision_and_tokens_do_not_change_the_fingerprint(pico):
     full, half, coarse = (
-        base.of(pico().to(dtype)) for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        pipeline.of(pico().to(dtype)) for dtype in (torch.float32, torch.float16, torch.bfloat16)
     )
     assert full.fingerprint == half.fingerprint
     assert full.fingerprint.distance(half.fingerprint) == 0
-    assert 0 < full.fingerprint.distance(coarse.fingerprint) < base.NOTICE_DISTANCE
-    assert base.check_fits(coarse.fingerprint, full, "my_dog") is None
+    assert 0 < full.fingerprint.distance(coarse.fingerprint) < pipeline.NOTICE_DISTANCE
+    assert pipeline.check_fits(coarse.fingerprint, full, "my_dog") is None
 
     pipe = full.pipe
     pipe.tokenizer.add_tokens("<my_dog>")
     pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
-    assert base.fingerprint(pipe) == full.fingerprint
+    assert fingerprint.fingerprint_of(pipe) == full.fingerprint
 
 
 def test_a_tuner_does_not_hide_the_maps(pico):
     pipe = pico()
-    before, names = base.fingerprint(pipe), list(base.kv_maps(pipe.unet))
+    before, names = fingerprint.fingerprint_of(pipe), list(attention.kv_maps(pipe.unet))
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"]))
-    assert list(base.kv_maps(pipe.unet)) == names
-    assert base.fingerprint(pipe) == before
+    assert list(attention.kv_maps(pipe.unet)) == names
+    assert fingerprint.fingerprint_of(pipe) == before
 
 
 def test_distance_estimates_how_far_the_maps_moved():
-    here, there = base.of(tiny.pico_sd()), tiny.pico_sd()
+    here, there = pipeline.of(tiny.pico_sd()), tiny.pico_sd()
     torch.manual_seed(1)
-    for linear in base.kv_maps(there.unet).values():
+    for linear in attention.kv_maps(there.unet).values():
         weight = linear.weight.data
         linear.weight.data = weight + 0.05 * weight.norm() * torch.nn.functional.normalize(
             torch.randn_like(weight).flatten(), dim=0
         ).view_as(weight)
-    distance = base.fingerprint(there).distance(here.fingerprint)
+    distance = fingerprint.fingerprint_of(there).distance(here.fingerprint)
     assert distance == pytest.approx(0.05, rel=0.4)
-    notice = base.check_fits(base.fingerprint(there), here, "my_dog")
+    notice = pipeline.check_fits(fingerprint.fingerprint_of(there), here, "my_dog")
     assert notice is not None and "my_dog" in notice and "%" in notice
 
 
 def test_another_architecture_is_an_error_that_names_both():
-    here, there = base.of(tiny.pico_sd(), "here"), base.of(tiny.pico_sdxl())
+    here, there = pipeline.of(tiny.pico_sd(), "here"), pipeline.of(tiny.pico_sdxl())
     assert math.isinf(there.fingerprint.distance(here.fingerprint))
     with pytest.raises(BaseMismatch, match=r"my_dog was learned on there.* here"):
-        base.check_fits(there.fingerprint, here, "my_dog", "there")
-    other = base.of(tiny.pico_sd(seed=1))
+        pipeline.check_fits(there.fingerprint, here, "my_dog", "there")
+    other = pipeline.of(tiny.pico_sd(seed=1))
     with pytest.raises(BaseMismatch, match="away from here"):
-        base.check_fits(other.fingerprint, here, "my_dog")
+        pipeline.check_fits(other.fingerprint, here, "my_dog")
 
 
 def test_features_are_what_the_pipeline_reads(pico):
     pipe = pico()
     prompts = ["a dog", "a red cat runs", ""]
-    features = base.encode(pipe, prompts, batch=2)
+    features = text_features.encode(pipe, prompts, batch=2)
     expected = pipe.encode_prompt(
         prompt="a dog", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )
-    assert features.hidden.shape == (3, 77, base.of(pipe).width)
+    assert features.hidden.shape == (3, 77, pipeline.of(pipe).width)
     assert torch.allclose(features.hidden[0], expected[0][0], atol=1e-5)
     assert features.eot.tolist() == [len(pipe.tokenizer(prompt).input_ids) - 1 for prompt in prompts]
 
 
 def test_sizes_stack_in_module_order():
-    here = base.of(tiny.pico_sd())
-    assert list(here.sizes) == list(base.kv_maps(here.unet))
-    assert sum(here.sizes.values()) == sum(m.out_features for m in base.kv_maps(here.unet).values())
+    here = pipeline.of(tiny.pico_sd())
+    assert list(here.sizes) == list(attention.kv_maps(here.unet))
+    assert sum(here.sizes.values()) == sum(m.out_features for m in attention.kv_maps(here.unet).values())
     assert (here.width, here.device.type, here.dtype) == (32, "cpu", torch.float32)
     assert dataclasses.is_dataclass(here)
 
@@ -129,25 +129,25 @@ def test_sizes_stack_in_module_order():
 def test_load_reads_a_folder_and_nothing_else(tmp_path, monkeypatch):
     pipe = tiny.pico_sd()
     folder = tiny.save(pipe, tmp_path / "a pico base")
-    loaded = base.load(str(folder))
-    assert loaded.fingerprint == base.fingerprint(pipe)
+    loaded = pipeline.load(str(folder))
+    assert loaded.fingerprint == fingerprint.fingerprint_of(pipe)
     assert loaded.name == str(folder.resolve())
     monkeypatch.chdir(tmp_path)
-    assert base.load("a pico base").name == loaded.name
+    assert pipeline.load("a pico base").name == loaded.name
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model_index.json").write_text("{}")
     for name in ("empty", "broken", "nothing here", "nobody"):
         with pytest.raises(BadBase, match=name) as error:
-            base.load(str(tmp_path / name))
+            pipeline.load(str(tmp_path / name))
         assert "\n" not in str(error.value)
     with pytest.raises(BadBase, match="owner/nothing"):
-        base.load("owner/nothing")
+        pipeline.load("owner/nothing")
 
 
 def test_something_without_cross_attention_is_no_base():
     with pytest.raises(BadBase, match="no UNet"):
-        base.of(object())
+        pipeline.of(object())
     with pytest.raises(BadBase, match="no cross-attention"):
-        base.kv_maps(torch.nn.Linear(2, 2))
+        attention.kv_maps(torch.nn.Linear(2, 2))

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,11 +13,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import conceptkit
-from conceptkit import images
 from conceptkit.cli.main import main
-from conceptkit.cli.pictures import slug
 from conceptkit.errors import BadPhotos
+from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
+from conceptkit.workflows.draw_request import slug
 
 SUMMARY = {"kind": "subject", "noun": "dog", "base_name": "storybook", "tokens": ["<my_dog>"], "rank": 8}
 
@@ -34,7 +33,7 @@ def put(name: str, data: bytes = b"bytes", **summary: object) -> None:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """`fake("merge", compose=...)` stands in for conceptkit.merge, also where that was imported before."""
+    """`fake("merging.compose", compose=...)` stands in for a room, also where it was imported before."""
 
     def install(room: str, **contents: object) -> None:
         module = ModuleType(f"conceptkit.{room}")
@@ -43,7 +42,7 @@ def fake(monkeypatch):
         parent, _, leaf = module.__name__.rpartition(".")
         if parent != "conceptkit":
             monkeypatch.setitem(vars(import_module(parent)), leaf, module)
-        elif leaf != "attach":
+        else:
             monkeypatch.setitem(vars(conceptkit), leaf, module)
 
     return install
@@ -68,60 +67,37 @@ def rooms(fake):
             curve=None,
         )
 
-    def pipe(prompt, *, generator, callback_on_step_end, **options):
-        calls.setdefault("drawn", []).append((prompt, generator.initial_seed(), options))
-        callback_on_step_end(None, 0, 0, {})
-        return SimpleNamespace(images=[picture])
-
-    def compose(*names, **options):
-        calls["compose"] = (names, options)
-        concept = SimpleNamespace(
-            words={name.partition("@")[0]: "..." for name in names},
-            called=lambda name: concept,
-            to_bytes=lambda: b"merged",
-            summary=lambda: SUMMARY | {"kind": "merge", "parents": list(names)},
+    def carry_out(request, registry, *, base, device, progress, on_picture, on_notice):
+        calls["compose"], calls["base"], calls["device"] = request, base, device
+        progress(1, 2, "drawing")
+        on_notice("The prompt does not mention 'moongate'.")
+        drawn = [
+            SimpleNamespace(picture=picture, seed=seed, metadata={"seed": seed}) for seed in request.seeds
+        ]
+        for one in drawn:
+            on_picture(one)
+        entry = registry.add(request.save, b"merged", SUMMARY) if request.save else None
+        report = SimpleNamespace(text=lambda: "kept 99 %", interference=(), kept=(1, 2))
+        return SimpleNamespace(
+            pictures=drawn,
+            merge=SimpleNamespace(report=report),
+            entry=entry,
+            sheet=lambda: picture,
+            sheet_metadata={"seeds": list(request.seeds)},
         )
-        return SimpleNamespace(concept=concept, report=SimpleNamespace(text=lambda: "kept 99 %"))
 
-    class Attachment:
-        read_apart = False
-
-        def clauses(self, prompt):
-            return {}
-
-        def __enter__(self):
-            calls["attached"] = True
-            return self
-
-        def __exit__(self, *_):
-            calls["attached"] = False
-
-    def load(name, device=None):
-        calls["base"], calls["device"] = name, device
-        return SimpleNamespace(name=name, pipe=pipe, guidance=3.5)
-
-    def export(what, out):
-        calls["export"] = what
-        return [out / "pytorch_lora_weights.safetensors"]
+    def export(what, out, *, base, registry, progress):
+        calls["export"] = (what, base)
+        return SimpleNamespace(files=[out / "pytorch_lora_weights.safetensors"], notices=["It is smaller."])
 
     def draw_subject(noun, seed, count, out):
         calls["subject"] = (noun, seed, count)
         return [out / f"{i}.png" for i in range(count)]
 
-    fake("learn", add=add)
-    fake("base", load=load)
-    fake("merge", compose=compose)
-
-    @contextmanager
-    def guided(base, guidance, pag):
-        yield base.pipe, {"guidance_scale": guidance or base.guidance} | ({"pag_scale": pag} if pag else {})
-
-    fake("attach", attach=lambda pipe, merge, **how: Attachment())
-    fake("drawing", guided=guided)
-    fake("prompts", mentioned=lambda prompt, words: {word for word in words if word in prompt})
-    fake("concept", read=lambda registry, name: registry.read(name))
-    fake("formats.diffusers", export=export)
-    fake("demo", run=lambda out, progress: calls.update(demo=out))
+    fake("workflows.add", add=add)
+    fake("workflows.compose", carry_out=carry_out, DrawnPicture=SimpleNamespace)
+    fake("workflows.export", export=export)
+    fake("workflows.demo", run=lambda out, progress: calls.update(demo=out))
     fake("storybook", draw_subject=draw_subject)
     return calls
 
@@ -250,12 +226,11 @@ def test_compose(rooms, tmp_path):
         "compose", "my_dog@1", "moongate", "--prompt", prompt, "-n", 2, "--seed", 5, "--out", tmp_path
     )
     assert result.exit_code == 0, result.output
-    assert rooms["compose"][0] == ("my_dog@1", "moongate")
-    options = {"num_inference_steps": 25, "guidance_scale": 3.5}
-    assert rooms["drawn"] == [(prompt, 5, options), (prompt, 6, options)]
-    assert rooms["attached"] is False
-    metadata = images.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-6.png")
-    assert metadata["concepts"] == ["my_dog@1", "moongate@1"] and metadata["seed"] == 6
+    asked = rooms["compose"]
+    assert asked.concepts == ("my_dog@1", "moongate") and list(asked.seeds) == [5, 6]
+    assert (asked.num_inference_steps, asked.guidance_scale, asked.pag_scale) == (25, None, None)
+    metadata = png_metadata.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-6.png")
+    assert metadata == {"seed": 6}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "my_dog_in_front_of_a_wall-5.png",
         "my_dog_in_front_of_a_wall-6.png",
@@ -263,19 +238,17 @@ def test_compose(rooms, tmp_path):
     ]
     assert "does not mention 'moongate'" in result.stderr
     assert result.stdout.endswith("kept 99 %\n")
-    run("compose", "my_dog", "--prompt", prompt, "--seed", 5, "--guidance", 4, "--out", tmp_path)
+    run("compose", "my_dog", "--prompt", prompt, "--seed", 5, "--guidance-scale", 4, "--out", tmp_path)
     assert (tmp_path / "my_dog_in_front_of_a_wall-5-2.png").is_file()
-    assert rooms["drawn"][-1][2]["guidance_scale"] == 4
-    run("compose", "my_dog", "--prompt", prompt, "--seed", 9, "--pag", 2, "--out", tmp_path)
-    assert rooms["drawn"][-1][2]["pag_scale"] == 2
-    metadata = images.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-9.png")
-    assert (metadata["guidance"], metadata["pag"]) == (3.5, 2)
+    assert rooms["compose"].guidance_scale == 4
+    run("compose", "my_dog", "--prompt", prompt, "--pag-scale", 2, "--base", "some/base", "--out", tmp_path)
+    assert rooms["compose"].pag_scale == 2 and rooms["base"] == "some/base"
 
 
 def test_compose_saves_the_merge(rooms, tmp_path):
-    put("my_dog", base_name="some/base")
+    put("my_dog")
     result = run("compose", "my_dog", "--prompt", "my_dog", "--save", "best", "--out", tmp_path)
-    assert "Stored best@1." in result.output and rooms["base"] == "some/base"
+    assert "Stored best@1." in result.output
     with Registry() as registry:
         assert registry.read("best") == b"merged"
     del rooms["compose"]
@@ -289,16 +262,31 @@ def test_compose_knows_before_it_loads_anything(rooms):
     assert result.exit_code == 2 and "did you mean 'my_dog'" in result.stderr
     result = run("compose", "my_dog", "--prompt", " ")
     assert result.exit_code == 2 and "empty prompt" in result.stderr
-    assert "base" not in rooms
+    assert "compose" not in rooms
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (("compose", "my_dog", "--prompt", "x"), "--how", "--merge-method"),
+        (("compose", "my_dog", "--prompt", "x"), "--separate", "--auto-regions"),
+        (("compose", "my_dog", "--prompt", "x"), "--guidance", "--guidance-scale"),
+        (("list",), "--larger", "--min-size"),
+    ],
+)
+def test_an_option_under_its_old_name_says_the_new_one(command, old, new):
+    result = run(*command, old, "x")
+    assert result.exit_code == 2 and f"{old} is called {new}" in result.stderr
 
 
 def test_export(rooms, tmp_path):
     put("my_dog", b"one")
     put("moongate", b"two")
     assert "pytorch_lora_weights" in run("export", "my_dog", "--out", tmp_path / "x").output
-    assert rooms["export"] == b"one" and "compose" not in rooms
-    run("export", "my_dog", "moongate", "--out", tmp_path / "y")
-    assert rooms["compose"][0] == ("my_dog", "moongate")
+    assert rooms["export"] == (("my_dog",), None)
+    result = run("export", "my_dog", "moongate", "--base", "some/base", "--out", tmp_path / "y")
+    assert rooms["export"] == (("my_dog", "moongate"), "some/base")
+    assert "It is smaller." in result.stderr
 
 
 def test_demo_and_draw(rooms, tmp_path):
@@ -325,7 +313,7 @@ def failing(error: BaseException):
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(rooms, fake):
-    fake("learn", add=failing(BadPhotos("There are no photos in 'x': name a folder with some.")))
+    fake("workflows.add", add=failing(BadPhotos("There are no photos in 'x': name a folder with some.")))
     result = run("add", "my_dog", "x")
     assert (result.exit_code, result.stderr) == (
         2,
@@ -336,7 +324,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(rooms, fake):
 
 
 def test_the_unexpected_is_exit_code_1(rooms, fake):
-    fake("learn", add=failing(ValueError("odd")))
+    fake("workflows.add", add=failing(ValueError("odd")))
     result = run("add", "my_dog", "x")
     assert (result.exit_code, result.stderr) == (
         1,

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conceptkit.cli.main import main
-from conceptkit.recipes import EARLY_STOP, SUDE
+from conceptkit.learn.config import EARLY_STOP, SUDE
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """What the library was asked for, instead of learning."""
-    from conceptkit import learn
+    from conceptkit.workflows import add as adding
 
     calls = []
 
@@ -34,8 +34,8 @@ def asked(monkeypatch):
         calls.append((photos, options))
         return [learned(name, options["registry"]) for name in [*photos, "both"]]
 
-    monkeypatch.setattr(learn, "add", add)
-    monkeypatch.setattr(learn, "add_together", add_together)
+    monkeypatch.setattr(adding, "add", add)
+    monkeypatch.setattr(adding, "add_together", add_together)
     return calls
 
 
@@ -107,7 +107,7 @@ def test_mistakes_are_one_sentence(asked, words, named):
 
 @pytest.mark.parametrize("notes", [[], ["What was learned so far is kept"]])
 def test_ctrl_c_says_how_to_go_on(monkeypatch, notes):
-    from conceptkit import learn
+    from conceptkit.workflows import add as adding
 
     def add(name, photos, **options):
         stop = KeyboardInterrupt()
@@ -115,7 +115,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, notes):
             stop.add_note(text)
         raise stop
 
-    monkeypatch.setattr(learn, "add", add)
+    monkeypatch.setattr(adding, "add", add)
     result = run("my_dog", "a")
     assert result.exit_code == 130
     assert ("give the same command with --resume" in result.stderr) is bool(notes)

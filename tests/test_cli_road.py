@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from conceptkit import images
 from conceptkit.cli.main import main
+from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
 from tests import tiny
 
@@ -47,7 +47,7 @@ def test_compose_draws_the_same_pictures_again(stored, folder, tmp_path):
     ]
     assert first.read_bytes() != second.read_bytes()
     assert first.read_bytes() == (tmp_path / "b" / first.name).read_bytes()
-    metadata = images.read_metadata(second)
+    metadata = png_metadata.read_metadata(second)
     assert metadata["prompt"] == "my_dog by a moongate" and metadata["seed"] == 1
     assert metadata["concepts"] == ["my_dog@1", "moongate@1"]
     assert Image.open(sheet).width > 400

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conceptkit.compose import (
+from conceptkit.features.closed_form import (
     CROWDED,
     FULL,
     MAX_CONDITION,

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from conceptkit import base, images, metric
 from conceptkit.cli.main import main
+from conceptkit.features import caption_statistics, captions
+from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
 from tests import tiny
 
@@ -30,8 +31,8 @@ def folder(pipe, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def place(pipe, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    few = base.captions("any")[:30]
-    monkeypatch.setattr(metric, "captions", lambda name: few)
+    few = captions.captions("any")[:30]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: few)
     with Registry() as registry:
         for seed, (name, noun) in enumerate({"my_dog": "dog", "moongate": "gate"}.items()):
             concept = tiny.pico_concept(pipe, name, noun, seed=seed)
@@ -47,10 +48,10 @@ def test_a_merge_with_strengths_is_shown_and_composed_again():
     assert made.exit_code == 0, made.output
     assert "What each concept adds at the others' words" in made.stdout
     assert "my_dog keeps" in made.stdout
-    assert images.read_metadata("who.png")["concepts"] == ["my_dog", "moongate"]
+    assert png_metadata.read_metadata("who.png")["concepts"] == ["my_dog", "moongate"]
     assert Image.open("who.png").width > 200
     (picture,) = Path("pictures").glob("*.png")
-    metadata = images.read_metadata(picture)
+    metadata = png_metadata.read_metadata(picture)
     assert metadata["weights"] == [0.8, 1.0] and metadata["concepts"] == ["my_dog@1", "moongate@1"]
     shown = run("show", "both", "--rebuild")
     assert shown.exit_code == 0, shown.output
@@ -63,14 +64,14 @@ def test_a_merge_with_strengths_is_shown_and_composed_again():
 @pytest.mark.parametrize(
     "options",
     [
-        ("--how", "routed", "--shared", "sum"),
+        ("--merge-method", "routed", "--padding-delta", "sum"),
         ("--region", "my_dog=left", "--region", "moongate=0.5,0,1,1"),
-        ("--separate",),
+        ("--auto-regions",),
     ],
     ids=" ".join,
 )
 def test_ways_and_places_draw_other_pictures(options):
-    steps = 20 if "--separate" in options else 1  # it looks on for five; then it must show
+    steps = 20 if "--auto-regions" in options else 1  # it looks on for five; then it must show
     assert run("compose", "my_dog", "moongate", *PROMPT, "--steps", steps, "--out", "a").exit_code == 0
     result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", steps, "--out", "b", *options)
     assert result.exit_code == 0, result.output
@@ -82,7 +83,7 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
     result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, "--side-by-side")
     assert result.exit_code == 0, result.output
     (path,) = Path("pictures").glob("*.png")
-    told = images.read_metadata(path)["windows"]
+    told = png_metadata.read_metadata(path)["windows"]
     assert Image.open(path).size == (28, 16) and len(told) == 2
     assert f"Side by side: {told[0]} | {told[1]}" in result.stderr
     assert "moongate" not in told[0] and "my_dog" not in told[1]
@@ -93,12 +94,12 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
 
 def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
     drawn = []
-    for option, apart in ((), False), (("--read-apart",), True), (("--read-together",), False):
+    for option, apart in ((), False), (("--isolate-concepts",), True), (("--no-isolate-concepts",), False):
         out = "-".join(("out", *option))
         result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, *option, "--out", out)
         assert result.exit_code == 0, result.output
         (path,) = Path(out).iterdir()
-        assert images.read_metadata(path)["read_apart"] is apart
+        assert png_metadata.read_metadata(path)["isolate_concepts"] is apart
         drawn.append(Image.open(path).tobytes())
     assert drawn[0] == drawn[2] != drawn[1]
 
@@ -113,8 +114,11 @@ def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
         (("my_dog", "moongate", "--region", "my_dog=left", "--region", "moongate=left"), "share 50.0%"),
         (("my_dog", "moongate", "--region", "my_cat=left"), "There is no my_cat in this picture"),
         (("my_dog", "moongate", "--region", "my_dog=0,0,2,1"), "leaves the picture"),
-        (("my_dog", "moongate", "--region", "my_dog=left", "--separate"), "choose one of them"),
-        (("my_dog", "moongate", "--how", "joint"), "No concept was learned of my_dog and moongate together"),
+        (("my_dog", "moongate", "--region", "my_dog=left", "--auto-regions"), "choose one of them"),
+        (
+            ("my_dog", "moongate", "--merge-method", "joint"),
+            "No concept was learned of my_dog and moongate together",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence):

@@ -8,15 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptkit.concept import (
-    SKETCH_SIZE,
-    Concept,
-    Fingerprint,
-    delta_dense,
-    delta_rank,
-    delta_rows,
-    read,
-)
+from conceptkit.base.fingerprint import SKETCH_SIZE, Fingerprint
+from conceptkit.concepts.concept import Concept, read
+from conceptkit.concepts.delta import delta_dense, delta_rank, delta_rows
 from conceptkit.errors import BadBlob
 from conceptkit.registry.store import Registry
 
@@ -161,7 +155,7 @@ def test_cut_bytes(length):
 
 
 def test_a_renamed_concept_answers_to_its_new_name(tmp_path):
-    from conceptkit.registry import history
+    from conceptkit.registry.catalogue import history
 
     made = concept(name="my_dog", words={"my_dog": "<my_dog> dog"}, tokens={"<my_dog>": (torch.ones(1, 8),)})
     with Registry(tmp_path) as registry:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit.storybook import budget, data, denoiser, train
-from conceptkit.storybook.muon import Muon, matrix, orthogonal
+from conceptkit.storybook.training import __main__, data, timed_training, unet
+from conceptkit.storybook.training.muon import Muon, matrix, orthogonal
 
-SCHEDULE = denoiser.scheduler()
+SCHEDULE = unet.scheduler()
 
 
 def errors(error):
@@ -17,7 +17,7 @@ def errors(error):
     make = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(error.shape, generator=make) for _ in range(2))
     t = torch.arange(0, 1000, 1000 // len(error))[: len(error)]
-    return denoiser.v_losses(SCHEDULE.get_velocity(clean, noise, t) + error, clean, noise, t, SCHEDULE)
+    return unet.v_losses(SCHEDULE.get_velocity(clean, noise, t) + error, clean, noise, t, SCHEDULE)
 
 
 def test_the_right_prediction_costs_nothing_at_any_noise():
@@ -27,12 +27,12 @@ def test_the_right_prediction_costs_nothing_at_any_noise():
 def test_what_neighbours_have_in_common_counts_more_than_detail():
     coarse = torch.ones(1, 8, 16, 16)
     fine = coarse * (-1.0) ** torch.arange(16)
-    assert errors(fine).item() == pytest.approx(denoiser.SCALES[1])
-    assert errors(coarse).item() == pytest.approx(sum(denoiser.SCALES.values()))
+    assert errors(fine).item() == pytest.approx(unet.SCALES[1])
+    assert errors(coarse).item() == pytest.approx(sum(unet.SCALES.values()))
 
 
 def test_no_noise_drowns_the_others():
-    level = denoiser.Level(bins=2, decay=0.5)
+    level = unet.Level(bins=2, decay=0.5)
     t = torch.tensor([100, 900])
     for _ in range(40):
         level(torch.tensor([0.01, 5.0]), t)
@@ -60,9 +60,9 @@ def test_plain_scenes_come_more_often():
 
 def test_a_deepened_unet_draws_what_it_drew():
     torch.manual_seed(0)
-    shallow = denoiser.unet(layers=1).eval()
-    deep = denoiser.deepened(shallow).eval()
-    noisy, t, words = torch.randn(2, 8, 16, 16), torch.tensor([3, 700]), torch.randn(2, 7, denoiser.WIDTH)
+    shallow = unet.unet(layers=1).eval()
+    deep = unet.deepened(shallow).eval()
+    noisy, t, words = torch.randn(2, 8, 16, 16), torch.tensor([3, 700]), torch.randn(2, 7, unet.WIDTH)
     with torch.no_grad():
         before, after = shallow(noisy, t, words).sample, deep(noisy, t, words).sample
     assert sum(p.numel() for p in deep.parameters()) > 1.4 * sum(p.numel() for p in shallow.parameters())
@@ -70,18 +70,18 @@ def test_a_deepened_unet_draws_what_it_drew():
 
 
 def test_training_onward_begins_with_the_weights_it_is_given(tmp_path):
-    train.begin_onward(tmp_path)
-    known = denoiser.UNet2DConditionModel.from_pretrained(str(tmp_path / train.ONWARD))
+    __main__.begin_onward(tmp_path)
+    known = unet.UNet2DConditionModel.from_pretrained(str(tmp_path / __main__.ONWARD))
     before = copy.deepcopy(known.state_dict())
     latents, ids = torch.zeros(4, 8, 16, 16).half(), torch.zeros(4, 1, 32, dtype=torch.int16)
-    trained = denoiser.train(train._text(tmp_path), latents, ids, 0.0, tmp_path, batch=2, onward=known)
+    trained = unet.train(__main__._text(tmp_path), latents, ids, 0.0, tmp_path, batch=2, onward=known)
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     (tmp_path / "moved").mkdir()
-    moved = denoiser.train(
-        train._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, lr=1e-3, onward=known
+    moved = unet.train(
+        __main__._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, lr=1e-3, onward=known
     )
     # torch.compile once lost the gradients of all inner blocks, and left them to weight decay alone
-    decay = 1e-3 * budget.one_cycle(0.0) * 0.01
+    decay = 1e-3 * timed_training.one_cycle(0.0) * 0.01
     for name, value in moved.state_dict().items():
         assert (value - before[name]).abs().max() > 5 * decay * before[name].abs().max(), name
 
@@ -89,7 +89,7 @@ def test_training_onward_begins_with_the_weights_it_is_given(tmp_path):
 @pytest.mark.parametrize(("capability", "dtype"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
 def test_bfloat16_is_used_where_the_cpu_multiplies_it(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    with budget.half():
+    with timed_training.half():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 

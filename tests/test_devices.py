@@ -2,7 +2,7 @@
 
 import pytest
 
-from conceptkit import devices
+from conceptkit.base import devices
 from conceptkit.errors import BadDevice
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
 
-from conceptkit import base as bases
-from conceptkit.attach import attach
-from conceptkit.drawing import draw, guided
+from conceptkit.base import pipeline as bases
 from conceptkit.errors import BadBase, ConceptError
+from conceptkit.inference.attach import attach
+from conceptkit.inference.generate import draw, guided
 from tests.test_vico import seeing
 from tests.tiny import perturbed, pico_concept, pico_sd, pico_sdxl, snapshot
 

@@ -11,11 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from conceptkit.attach import attach
-from conceptkit.concept import delta_dense
+from conceptkit.concepts.delta import by_component, delta_dense
 from conceptkit.errors import ConceptError, NoEffect
-from conceptkit.formats.diffusers import LORA, embedding, export, lora
-from conceptkit.kv_delta import places
+from conceptkit.formats.diffusers import export
+from conceptkit.formats.peft import LORA, lora
+from conceptkit.formats.textual_inversion import embedding
+from conceptkit.inference.attach import attach
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, save
 
 PROMPT = "a photo of my_dog in the snow"
@@ -71,7 +72,7 @@ def test_the_same_picture_without_conceptkit(build, options, tmp_path):
 def test_a_lora_names_text_encoder_maps_as_files_do(build):
     """Whatever transformers calls them: with the `text_model` that its fifth version left out."""
     pipe = build()
-    part = places(pico_concept(pipe, text_rank=2).delta)
+    part = by_component(pico_concept(pipe, text_rank=2).delta)
     tensors = safetensors.torch.load(lora(pico_concept(pipe, text_rank=2)))
     for place in (name for name in part if name != "unet"):
         own = {name for name in tensors if name.startswith(f"{place}.")}

@@ -5,10 +5,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from conceptkit import base
+from conceptkit.base import pipeline, text_features
+from conceptkit.base.rare_tokens import candidates, choose
 from conceptkit.cli.main import main
 from conceptkit.errors import BadRecipe
-from conceptkit.identifiers import candidates, choose
 from tests.tiny import pico_sd, pico_sdxl
 
 CAPTIONS = ["a red dog on the bed", "a cat", "the red car"]
@@ -21,7 +21,7 @@ def test_candidates_are_one_token_in_every_tokenizer(build):
     assert {one.text for one in found} >= {"up", "far", "dog", "q"}
     for one in found:
         assert 1 <= len(one.text) <= 3 and one.text.isalpha() and 0 <= one.rarity <= 1
-        for (tokenizer, _), number in zip(base.encoders(pipe), one.ids, strict=True):
+        for (tokenizer, _), number in zip(text_features.encoders(pipe), one.ids, strict=True):
             assert tokenizer(f"a {one.text} dog", add_special_tokens=False).input_ids[1] == number
 
 
@@ -55,7 +55,7 @@ def test_a_choice_leaves_out_what_is_taken():
 
 
 def test_the_storybook_lists_its_own(monkeypatch):
-    monkeypatch.setattr(base, "load", lambda name: base.of(pico_sd(), "pico"))
+    monkeypatch.setattr(pipeline, "load", lambda name: pipeline.of(pico_sd(), "pico"))
     shown = CliRunner().invoke(main, ["tokens", "-n", "5"])
     assert shown.exit_code == 0, shown.output
     lines = shown.output.splitlines()

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conceptkit import lettering
 from conceptkit.errors import ConceptError
-from conceptkit.images import CARD, PAPER, Row, Tile, grid, read_metadata, save_png, sheet
+from conceptkit.pictures import text as texts
+from conceptkit.pictures.contact_sheet import CARD, PAPER, Row, Tile, grid, sheet
+from conceptkit.pictures.png_metadata import read_metadata, save_png
 
 COLOURS = [(200, 30, 30), (30, 160, 40), (40, 60, 200), (220, 180, 30)]
 
@@ -179,27 +180,27 @@ def test_the_same_sheet_twice() -> None:
 @given(st.text(max_size=120), st.integers(12, 40), st.integers(60, 400))
 @settings(max_examples=100, deadline=None)
 def test_wrapped_lines_fit_and_lose_nothing(text: str, size: int, width: int) -> None:
-    lines = lettering.wrap(text, size, width)
-    assert all(lettering.font(size).getlength(line) <= width for line in lines)
-    assert "".join("".join(lines).split()) == "".join(lettering.legible(text).split())
-    mask = lettering.block(text, size, width)
+    lines = texts.wrap(text, size, width)
+    assert all(texts.font(size).getlength(line) <= width for line in lines)
+    assert "".join("".join(lines).split()) == "".join(texts.legible(text).split())
+    mask = texts.block(text, size, width)
     assert mask.width == width
 
 
 def test_words_are_kept_whole_where_they_fit() -> None:
-    assert lettering.wrap("one two", 20, 2000) == ["one two"]
-    assert lettering.wrap("one\ntwo", 20, 2000) == ["one", "two"]
-    assert lettering.wrap("my_very_long_name", 20, 110)[0] == "my_very_"
+    assert texts.wrap("one two", 20, 2000) == ["one two"]
+    assert texts.wrap("one\ntwo", 20, 2000) == ["one", "two"]
+    assert texts.wrap("my_very_long_name", 20, 110)[0] == "my_very_"
 
 
 def test_letters_the_font_lacks() -> None:
-    assert lettering.legible("café – 3×4 ≥ 2 ½ Straße …") == "cafe - 3x4 >= 2 1/2 Strasse ..."
-    assert lettering.legible("собака dog") == "?????? dog"
+    assert texts.legible("café – 3×4 ≥ 2 ½ Straße …") == "cafe - 3x4 >= 2 1/2 Strasse ..."
+    assert texts.legible("собака dog") == "?????? dog"
 
 
 def test_numbers_line_up_on_the_right() -> None:
     rows = [["name", "bytes"], ["a", "9"], ["b", "12,345"]]
-    mask = np.asarray(lettering.table(rows, 20, 600)) > 100
+    mask = np.asarray(texts.table(rows, 20, 600)) > 100
     height = mask.shape[0] // 3
     ends = [np.flatnonzero(mask[k * height : (k + 1) * height].any(0)).max() for k in range(3)]
     assert max(ends) - min(ends) <= 3

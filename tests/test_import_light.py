@@ -31,17 +31,14 @@ def test_light(code):
 
 
 def test_registry_stands_alone():
-    """Of conceptkit, the registry needs only the errors."""
+    """Of conceptkit, the registry needs nothing."""
     script = (
         "import conceptkit.registry.store, sys; print(*(n for n in sys.modules if n[:10] == 'conceptkit'))"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert {name for name in loaded if not name.startswith("conceptkit.registry")} == {
-        "conceptkit",
-        "conceptkit.errors",
-    }
+    assert {name for name in loaded if not name.startswith("conceptkit.registry")} == {"conceptkit"}
 
 
 def test_unknown_attributes_are_attribute_errors():

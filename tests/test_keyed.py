@@ -10,7 +10,9 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.kv_delta import KeyedConfig, KeyedLinear, KVDeltaConfig, install, share_down, uninstall
+from conceptkit.tuners.inject import install, share_down, uninstall
+from conceptkit.tuners.keyed import KeyedConfig, KeyedLinear
+from conceptkit.tuners.kv_delta import KVDeltaConfig
 from tests.test_kv_delta import call, layers
 from tests.tiny import pico_concept, pico_sd, save, snapshot
 
@@ -116,7 +118,7 @@ def test_keys_that_move_are_no_keys(values):
 
 
 PLAIN = """
-import sys, torch, conceptkit.kv_delta
+import sys, torch, conceptkit.tuners.inject
 from diffusers import UNet2DConditionModel
 from peft import PeftModel
 loaded = sorted(name for name in sys.modules if name.startswith("conceptkit."))
@@ -128,7 +130,7 @@ with torch.no_grad():
     made = unet(latents, 10, torch.randn(1, 77, 32, generator=generator)).sample
 unet.save_pretrained(sys.argv[3])
 torch.save(made, sys.argv[3] + "/made.pt")
-print("conceptkit.learn" in loaded, type(unet.peft_config["default"]).__name__)
+print("conceptkit.workflows.add" in loaded, type(unet.peft_config["default"]).__name__)
 """
 
 

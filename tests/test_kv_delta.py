@@ -8,10 +8,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-from conceptkit import base
-from conceptkit.concept import delta_dense
+from conceptkit.base import attention
+from conceptkit.concepts.delta import delta_dense
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
-from conceptkit.kv_delta import KVDeltaConfig, KVDeltaLinear, install, read_delta, share_down, uninstall
+from conceptkit.tuners.inject import install, read_delta, share_down, uninstall
+from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 PROMPT = "a photo of a dog"
@@ -73,7 +74,7 @@ def test_one_down_factor_shared_by_all_layers(pipe, freeze):
     pipe.unet.set_adapter("default")
     assert down.requires_grad is not freeze
     delta = read_delta(pipe.unet)
-    assert list(delta) == list(base.kv_maps(pipe.unet))
+    assert list(delta) == list(attention.kv_maps(pipe.unet))
     assert len({id(factors[1]) for factors in delta.values()}) == 1
     with pytest.raises(BadRecipe, match=r"\(3, 32\) does not fit"):
         share_down(pipe.unet, torch.randn(3, 32))
@@ -97,7 +98,7 @@ def test_install_draws_the_delta_and_uninstall_leaves_no_trace(build, rank):
     uninstall(pipe.unet)
     assert snapshot(pipe) == before
 
-    for name, linear in base.kv_maps(pipe.unet).items():
+    for name, linear in attention.kv_maps(pipe.unet).items():
         linear.weight.data += delta_dense(delta[name])
     assert torch.allclose(draw(pipe, PROMPT), with_delta, atol=1e-5)
 
@@ -284,7 +285,7 @@ def test_what_does_not_fit_is_refused_whole(pipe, monkeypatch):
 def test_the_default_targets_are_the_maps_of_real_bases(config, maps, outputs):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
-        names = list(base.kv_maps(unet))
+        names = list(attention.kv_maps(unet))
         unet.add_adapter(KVDeltaConfig(r=1, init_down="zero"))
     delta = read_delta(unet)
     assert list(delta) == names and len(delta) == maps

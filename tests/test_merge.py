@@ -6,30 +6,34 @@ import json
 import pytest
 import torch
 
-from conceptkit import base, metric
-from conceptkit.compose import factor
-from conceptkit.concept import Concept, apply, delta_rank, delta_rows
-from conceptkit.contexts import constraint_rows, context_prompts, positions, word_features
+from conceptkit.base import attention, pipeline, text_features
+from conceptkit.base.text_features import positions
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import apply, delta_rank, delta_rows
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, UnknownConcept
-from conceptkit.merge import compose
+from conceptkit.features import caption_statistics, captions
+from conceptkit.features.closed_form import factor
+from conceptkit.features.concept_rows import constraint_rows, word_features
+from conceptkit.features.prompt_templates import context_prompts
+from conceptkit.merging.compose import compose
+from conceptkit.merging.shrink import shrink
 from conceptkit.registry.store import Registry
-from conceptkit.shrink import shrink
 from tests import tiny
 
 
 @pytest.fixture(scope="module", params=[tiny.pico_sd, tiny.pico_sdxl], ids=["sd", "sdxl"])
-def pico(request) -> base.Base:
-    return base.of(request.param())
+def pico(request) -> pipeline.Base:
+    return pipeline.of(request.param())
 
 
 @pytest.fixture(autouse=True)
 def few_captions(monkeypatch):
-    texts = base.captions("any")[:60]
-    monkeypatch.setattr(metric, "captions", lambda name: texts)
+    texts = captions.captions("any")[:60]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
 
 
 def learned(
-    pico: base.Base, name: str, noun: str, seed: int, rank: int = 2, vectors: int = 1, free: bool = False
+    pico: pipeline.Base, name: str, noun: str, seed: int, rank: int = 2, vectors: int = 1, free: bool = False
 ) -> Concept:
     """A concept D = B A that listens to its own words, as a learned one should; to anything, when `free`."""
     make = torch.Generator().manual_seed(seed)
@@ -46,7 +50,7 @@ def learned(
         recipe={"method": "test"},
         provenance={"seed": seed},
     )
-    shape = factor(metric.of_base(pico).gram)
+    shape = factor(caption_statistics.statistics_of(pico).gram)
     rows = constraint_rows(bare, pico, shape)
     down = torch.randn(rank, pico.width, generator=make) if free else shape.solve(rows[:rank]).float()
     down = down / down.norm()
@@ -57,8 +61,8 @@ def learned(
 @pytest.fixture(scope="module")
 def pair(pico):
     with pytest.MonkeyPatch.context() as patch:
-        texts = base.captions("any")[:60]
-        patch.setattr(metric, "captions", lambda name: texts)
+        texts = captions.captions("any")[:60]
+        patch.setattr(caption_statistics, "captions", lambda name: texts)
         return learned(pico, "my_dog", "dog", 1), learned(pico, "moongate", "gate", 2, vectors=2)
 
 
@@ -81,7 +85,7 @@ def test_a_merge_is_a_low_rank_concept_with_one_down(pico, pair):
 
 
 def test_constraints_hold_and_side_effects_are_less_than_of_a_sum():
-    pico = base.of(tiny.pico_sd(d=96))
+    pico = pipeline.of(tiny.pico_sd(d=96))
     pair = learned(pico, "my_dog", "dog", 1, free=True), learned(pico, "moongate", "gate", 2, free=True)
     closed, added = (compose(*pair, base=pico, how=how) for how in ("constrained", "sum"))
     for part in pair:
@@ -151,7 +155,7 @@ def test_names_are_read_from_the_registry_and_the_metric_is_kept_there(pico, pai
     for concept in pair:
         registry.add(concept.name, concept.to_bytes(), concept.summary())
     first = compose("my_dog", "moongate@1", base=pico, registry=registry)
-    monkeypatch.setattr(metric, "measure", None)
+    monkeypatch.setattr(caption_statistics, "measure", None)
     second = compose("my_dog", "moongate", base=pico, registry=registry)
     assert second.concept.to_bytes() == first.concept.to_bytes()
     assert first.concept.provenance["parents"] == ["my_dog@1", "moongate@1"]
@@ -218,7 +222,7 @@ def test_what_cannot_be_composed_is_one_sentence(pico, pair):
         compose(pair[0], pair[0], base=pico)
     with pytest.raises(ConceptError, match="nothing to compose"):
         compose(base=pico)
-    elsewhere = base.of(tiny.pico_sd(d=48), "elsewhere")
+    elsewhere = pipeline.of(tiny.pico_sd(d=48), "elsewhere")
     with pytest.raises(BaseMismatch, match="elsewhere"):
         compose(*pair, base=elsewhere)
 
@@ -240,21 +244,21 @@ def test_own_words_are_found_where_they_stand(pico, pair):
 
 
 def test_the_metric_weighs_what_attention_reads(pico):
-    features = base.encode(pico.pipe, ["a dog", ""])
-    weights = metric.position_weights(features)
+    features = text_features.encode(pico.pipe, ["a dog", ""])
+    weights = caption_statistics.position_weights(features)
     end = int(features.eot[0])
-    assert weights[0, 0] == metric.BOS_WEIGHT
-    assert (weights[0, 1 : end + 1] == metric.WORD_WEIGHT).all()
-    assert (weights[0, end + 1 :] == metric.PADDING_WEIGHT).all()
-    assert weights[1, 1] == metric.WORD_WEIGHT
+    assert weights[0, 0] == caption_statistics.BOS_WEIGHT
+    assert (weights[0, 1 : end + 1] == caption_statistics.WORD_WEIGHT).all()
+    assert (weights[0, end + 1 :] == caption_statistics.PADDING_WEIGHT).all()
+    assert weights[1, 1] == caption_statistics.WORD_WEIGHT
 
 
 def test_held_out_features_measure_what_the_captions_would(pico, pair):
-    texts = base.captions("any")[:20]
-    ordinary = metric.measure(pico, texts)
-    hidden = base.encode(pico.pipe, [texts[9], texts[19]]).hidden.flatten(0, 1)
+    texts = captions.captions("any")[:20]
+    ordinary = caption_statistics.measure(pico, texts)
+    hidden = text_features.encode(pico.pipe, [texts[9], texts[19]]).hidden.flatten(0, 1)
     delta = pair[0].delta
-    maps = base.kv_maps(pico.unet).values()
+    maps = attention.kv_maps(pico.unet).values()
     read = torch.cat([hidden @ linear.weight.detach().T for linear in maps], dim=1)
     direct = delta_rows(delta, pico.sizes, hidden).norm() / read.norm()
     short = delta_rows(delta, pico.sizes, ordinary.held_out).norm() / ordinary.size
@@ -262,7 +266,7 @@ def test_held_out_features_measure_what_the_captions_would(pico, pair):
 
 
 def test_shrinking_keeps_what_the_features_excite(pico, pair):
-    ordinary = metric.of_base(pico)
+    ordinary = caption_statistics.statistics_of(pico)
     whole = compose(*pair, base=pico).concept
     exact = shrink(whole, ordinary.gram, energy=1.0)
     rows = torch.randn(5, pico.width).double()

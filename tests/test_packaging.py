@@ -21,7 +21,9 @@ FOLDERS = {"conceptkit": "conceptkit", **SETUPTOOLS["package-dir"]}
 
 def folder(package: str) -> Path:
     """Where the sources of a listed package are."""
-    return ROOT / SETUPTOOLS["package-dir"].get(package, package.replace(".", "/"))
+    top = next((p for p in SETUPTOOLS["package-dir"] if f"{package}.".startswith(f"{p}.")), None)
+    path = package if top is None else package.replace(top, SETUPTOOLS["package-dir"][top], 1)
+    return ROOT / path.replace(".", "/")
 
 
 def test_every_folder_with_code_is_listed():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conceptkit import photos
+from conceptkit.data import augmentation, class_noun, photos, resize
 from conceptkit.errors import BadPhotos
 
 NOUNS = ["dog", "cat", "car", "house", "gate", "teapot", "fish", "traffic light", "candle"]
@@ -119,7 +119,7 @@ def test_a_file_without_suffix_is_read_when_named(tmp_path: Path) -> None:
 def test_square_is_the_centre_never_squashed(width: int, height: int, size: int) -> None:
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     picture = Image.fromarray(np.stack([across, down, across], 2).round().astype(np.uint8))
-    pixels = np.asarray(photos.square(picture, size)).astype(float)
+    pixels = np.asarray(resize.square(picture, size)).astype(float)
     assert pixels.shape == (size, size, 3)
     short = min(width, height)
     for channel, length in ((0, width), (1, height)):
@@ -131,7 +131,7 @@ def test_square_is_the_centre_never_squashed(width: int, height: int, size: int)
 
 def test_square_of_a_square_is_exact() -> None:
     picture = noise(64, 64)
-    assert photos.square(picture, 64).tobytes() == picture.tobytes()
+    assert resize.square(picture, 64).tobytes() == picture.tobytes()
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -141,7 +141,7 @@ seeds = st.integers(0, 2**32 - 1)
 @settings(max_examples=150, deadline=None)
 def test_views(seed: int, shape: tuple[int, int], hflip: bool) -> None:
     size, cell = shape
-    view = photos.augment(noise(80, 60, seed % 7), size, np.random.default_rng(seed), cell, hflip=hflip)
+    view = augmentation.augment(noise(80, 60, seed % 7), size, np.random.default_rng(seed), cell, hflip=hflip)
     left, top, right, bottom = view.box
     cells = size // cell
     assert view.pixels.shape == (3, size, size) and view.pixels.dtype == np.float32
@@ -155,7 +155,7 @@ def test_views(seed: int, shape: tuple[int, int], hflip: bool) -> None:
     shown = (right - left) / size
     if shown == 1:
         assert view.mask.all()
-        assert view.prefix in ("", *photos.NEAR_WORDS)
+        assert view.prefix in ("", *augmentation.NEAR_WORDS)
     else:
         assert shown >= 1 / 3 - 1 / size
         counted = np.kron(view.mask, np.ones((cell, cell))).astype(bool)
@@ -165,19 +165,19 @@ def test_views(seed: int, shape: tuple[int, int], hflip: bool) -> None:
         if inner[0] < inner[1]:
             assert (columns.min(), columns.max() + 1) == inner
         assert view.mask.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1), "one rectangle"
-        assert (view.prefix in photos.FAR_WORDS) == (shown < 0.6) or abs(shown - 0.6) < 1 / size
+        assert (view.prefix in augmentation.FAR_WORDS) == (shown < 0.6) or abs(shown - 0.6) < 1 / size
 
 
 def test_views_keep_to_their_frequencies() -> None:
     rng = np.random.default_rng(0)
     picture = noise(64, 64)
-    views = [photos.augment(picture, 64, rng, 4) for _ in range(3000)]
-    near = np.mean([view.prefix in photos.NEAR_WORDS for view in views])
-    far = np.mean([view.prefix in photos.FAR_WORDS for view in views])
+    views = [augmentation.augment(picture, 64, rng, 4) for _ in range(3000)]
+    near = np.mean([view.prefix in augmentation.NEAR_WORDS for view in views])
+    far = np.mean([view.prefix in augmentation.FAR_WORDS for view in views])
     assert abs(near - 1 / 3) < 0.03
     assert abs(far - 2 / 3 * (0.6 - 1 / 3) / (2 / 3)) < 0.03
-    assert {view.prefix for view in views} == {"", *photos.FAR_WORDS, *photos.NEAR_WORDS}
-    small = [view.box[2] - view.box[0] for view in views if view.prefix not in photos.NEAR_WORDS]
+    assert {view.prefix for view in views} == {"", *augmentation.FAR_WORDS, *augmentation.NEAR_WORDS}
+    small = [view.box[2] - view.box[0] for view in views if view.prefix not in augmentation.NEAR_WORDS]
     assert min(small) == 21 and abs(np.mean(small) - 64 * 2 / 3) < 1
     lefts = [
         view.box[0] / (64 - side) for view, side in zip(views, map(width, views), strict=True) if side < 48
@@ -185,7 +185,7 @@ def test_views_keep_to_their_frequencies() -> None:
     assert abs(np.mean(lefts) - 0.5) < 0.03 and min(lefts) == 0 and max(lefts) == 1
 
 
-def width(view: photos.View) -> int:
+def width(view: augmentation.View) -> int:
     return view.box[2] - view.box[0]
 
 
@@ -195,7 +195,7 @@ def test_half_of_the_views_are_mirrored_when_that_is_wanted() -> None:
 
     def mirrored(hflip: bool) -> float:
         rng = np.random.default_rng(1)
-        views = [photos.augment(picture, 64, rng, 4, hflip=hflip) for _ in range(400)]
+        views = [augmentation.augment(picture, 64, rng, 4, hflip=hflip) for _ in range(400)]
         middles = [
             view.pixels[0, (view.box[1] + view.box[3]) // 2, view.box[0] : view.box[2]] for view in views
         ]
@@ -207,8 +207,8 @@ def test_half_of_the_views_are_mirrored_when_that_is_wanted() -> None:
 def test_the_same_generator_gives_the_same_views() -> None:
     first, second = np.random.default_rng(5), np.random.default_rng(5)
     for size in (64, 48, 512):
-        one = photos.augment(noise(90, 50), size, first, 8)
-        two = photos.augment(noise(90, 50), size, second, 8)
+        one = augmentation.augment(noise(90, 50), size, first, 8)
+        two = augmentation.augment(noise(90, 50), size, second, 8)
         assert one.pixels.tobytes() == two.pixels.tobytes() and one.prefix == two.prefix
     assert first.random() == second.random()
 
@@ -216,7 +216,7 @@ def test_the_same_generator_gives_the_same_views() -> None:
 def test_every_view_takes_as_many_random_numbers() -> None:
     rng, counter = np.random.default_rng(3), np.random.default_rng(3)
     for size in (64, 32, 128):
-        photos.augment(noise(size, 50), size, rng, 8, hflip=size > 60)
+        augmentation.augment(noise(size, 50), size, rng, 8, hflip=size > 60)
         counter.random(7)
     assert rng.random() == counter.random()
 
@@ -252,4 +252,4 @@ def test_a_noun_is_suggested(
     name: str, folder: str | None, noun: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert photos.suggest_noun(name, folder, NOUNS) == noun
+    assert class_noun.suggest_noun(name, folder, NOUNS) == noun

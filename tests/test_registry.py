@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from conceptkit.errors import BadBlob, BadName, ConceptError, NameTaken, UnknownConcept
 from conceptkit.registry import blobs, paths
+from conceptkit.registry.entries import Entry
 from conceptkit.registry.names import check_name
-from conceptkit.registry.store import Entry, Registry
+from conceptkit.registry.store import Registry
 
 SUMMARY = {"kind": "subject", "noun": "dog", "tokens": {"<my_dog>": 1}}
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from conceptkit.concept import Concept
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, BadKey, BadName, ConceptError
-from conceptkit.registry import bundle, labels, lineage, parcels, share, signing, validate
-from conceptkit.registry.parcels import Parcel
+from conceptkit.registry import concept_validation
+from conceptkit.registry.catalogue import labels, lineage
+from conceptkit.registry.sharing import bundle, exchange, incoming, signing
+from conceptkit.registry.sharing.incoming import IncomingConcept
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob, sentence
 from tests.tiny import pico_concept, pico_sd, pico_sdxl
@@ -22,7 +24,7 @@ from tests.tiny import pico_concept, pico_sd, pico_sdxl
 
 def put(registry: Registry, name: str, seed: int = 0, **options):
     data = blob(name, seed)
-    return registry.add(name, data, validate.check(data).summary, new_version=True, **options)
+    return registry.add(name, data, concept_validation.check(data).summary, new_version=True, **options)
 
 
 def contents(registry: Registry) -> dict[str, set[bytes]]:
@@ -34,7 +36,7 @@ def contents(registry: Registry) -> dict[str, set[bytes]]:
 
 
 def bundled(registry: Registry, file: Path, *names: str, **options) -> Path:
-    share.export(registry, share.chosen(registry, names, every=True), file, **options)
+    exchange.export(registry, exchange.chosen(registry, names, every=True), file, **options)
     return file
 
 
@@ -64,7 +66,7 @@ def test_a_bundle_carries_versions_previews_tags_and_notes(mine, yours, tmp_path
     mine.set_preview("my_dog", 2, PNG)
     labels.tag(mine, "my_dog", ["pets", "teal"])
     labels.note(mine, "my_dog", "the good one\nof two")
-    done = share.import_file(yours, bundled(mine, tmp_path / "team.bundle", "my_dog", "moongate"))
+    done = exchange.import_file(yours, bundled(mine, tmp_path / "team.bundle", "my_dog", "moongate"))
     assert contents(yours) == contents(mine)
     assert [arrival.sentence() for arrival in done.arrivals] == [
         "my_dog@1 is new.",
@@ -83,10 +85,10 @@ def test_versions_with_equal_bytes_are_one_to_whoever_receives_them(mine, yours,
     mine.set_preview("my_dog", 1, PNG)
     put(mine, "my_dog", 2)
     put(mine, "my_dog", 1)
-    entries = share.chosen(mine, ["my_dog"], every=True)
-    done = share.export(mine, entries, tmp_path / "team.bundle")
+    entries = exchange.chosen(mine, ["my_dog"], every=True)
+    done = exchange.export(mine, entries, tmp_path / "team.bundle")
     assert [entry.version for entry in done.entries] == [2, 3]
-    share.import_file(yours, tmp_path / "team.bundle")
+    exchange.import_file(yours, tmp_path / "team.bundle")
     assert yours.read("my_dog") == mine.read("my_dog") and len(yours.versions("my_dog")) == 2
 
 
@@ -94,8 +96,8 @@ def test_importing_again_changes_nothing(mine, yours, tmp_path):
     put(mine, "my_dog")
     labels.note(mine, "my_dog", "good")
     file = bundled(mine, tmp_path / "b", "my_dog")
-    share.import_file(yours, file)
-    again = share.import_file(yours, file)
+    exchange.import_file(yours, file)
+    again = exchange.import_file(yours, file)
     assert [arrival.sentence() for arrival in again.arrivals] == ["my_dog@1 is here already."]
     assert len(yours.versions("my_dog")) == len(labels.notes(yours, "my_dog")) == 1
 
@@ -104,9 +106,9 @@ def test_a_preview_that_comes_later_arrives_with_the_same_key(mine, yours, tmp_p
     put(mine, "my_dog")
     key = signing.create(mine.home, "me")
     signing.trust(yours.home, "alice", key.public)
-    share.import_file(yours, bundled(mine, tmp_path / "b", "my_dog", signer=""))
+    exchange.import_file(yours, bundled(mine, tmp_path / "b", "my_dog", signer=""))
     mine.set_preview("my_dog", 1, PNG)
-    share.import_file(yours, bundled(mine, tmp_path / "b", "my_dog", signer=""))
+    exchange.import_file(yours, bundled(mine, tmp_path / "b", "my_dog", signer=""))
     assert yours.preview("my_dog") == PNG
 
 
@@ -115,20 +117,20 @@ def test_two_bundles_with_the_same_name_and_other_content(mine, yours, tmp_path)
     put(yours, "my_dog", 2)
     files = [bundled(registry, tmp_path / str(i), "my_dog") for i, registry in enumerate((mine, yours))]
     with Registry(tmp_path / "third") as third:
-        share.import_file(third, files[0])
-        (arrival,) = share.import_file(third, files[1]).arrivals
+        exchange.import_file(third, files[0])
+        (arrival,) = exchange.import_file(third, files[1]).arrivals
         assert "my_dog@2 is new; my_dog was here with other content, both are kept" in arrival.sentence()
         assert contents(third) == {"my_dog": {blob("my_dog", 1), blob("my_dog", 2)}}
 
 
 def test_a_name_follows_those_it_came_from(mine):
-    old = Parcel("my_dog", blob("my_dog", 1), "2020-01-01T00:00:00+00:00")
-    new = Parcel("my_dog", blob("my_dog", 2), "2021-01-01T00:00:00+00:00")
+    old = IncomingConcept("my_dog", blob("my_dog", 1), "2020-01-01T00:00:00+00:00")
+    new = IncomingConcept("my_dog", blob("my_dog", 2), "2021-01-01T00:00:00+00:00")
     for parcel in (old, new):
-        parcels.receive(mine, [parcel], "pull", origin="remote team")
+        incoming.receive(mine, [parcel], "pull", origin="remote team")
         assert mine.read("my_dog") == parcel.data
-    late = Parcel("my_dog", blob("my_dog", 3), "9999-01-01T00:00:00+00:00")
-    (arrival,) = parcels.receive(mine, [late], "pull", origin="remote other")
+    late = IncomingConcept("my_dog", blob("my_dog", 3), "9999-01-01T00:00:00+00:00")
+    (arrival,) = incoming.receive(mine, [late], "pull", origin="remote other")
     assert mine.read("my_dog") == new.data and not arrival.points
     assert arrival.entry.created < "9998", "nobody can claim to be the newest for ever"
 
@@ -137,14 +139,14 @@ def test_a_name_means_here_what_it_meant_there(mine, yours, tmp_path):
     """A merge's parent that was learned again since, and an old version that was asked for, come before."""
     old = put(mine, "my_dog", 1)
     data = blob("both", kind="merge", provenance={"parents": [old.ref], "parent_sha256": [old.hash]})
-    mine.add("both", data, validate.check(data).summary)
+    mine.add("both", data, concept_validation.check(data).summary)
     put(mine, "my_dog", 2)
     for names in (["my_dog", "both"], ["my_dog", "my_dog@1"]):
-        chosen = share.chosen(mine, names, parents=True)
+        chosen = exchange.chosen(mine, names, parents=True)
         assert {entry.ref for entry in chosen} >= {"my_dog@1", "my_dog@2"}
-        share.export(mine, chosen, tmp_path / names[1])
+        exchange.export(mine, chosen, tmp_path / names[1])
         with Registry(tmp_path / f"home {names[1]}") as there:
-            share.import_file(there, tmp_path / names[1])
+            exchange.import_file(there, tmp_path / names[1])
             assert there.read("my_dog") == blob("my_dog", 2)
 
 
@@ -152,8 +154,8 @@ def test_parents_of_every_version_come_along(mine):
     for name, part in (("first", put(mine, "my_dog")), ("second", put(mine, "moongate"))):
         told = {"parents": [part.ref], "parent_sha256": [part.hash]}
         data = blob("both", kind="merge", provenance=told, noun=name)
-        mine.add("both", data, validate.check(data).summary, new_version=True)
-    found = share.chosen(mine, ["both"], every=True, parents=True)
+        mine.add("both", data, concept_validation.check(data).summary, new_version=True)
+    found = exchange.chosen(mine, ["both"], every=True, parents=True)
     assert {entry.ref for entry in found} == {"both@1", "both@2", "my_dog@1", "moongate@1"}
 
 
@@ -161,14 +163,14 @@ def test_parents_come_along_when_asked_for(mine, yours, tmp_path):
     dog, gate = put(mine, "my_dog"), put(mine, "moongate")
     parents = {"parents": [dog.ref, gate.ref], "parent_sha256": [dog.hash, gate.hash]}
     data = blob("both", kind="merge", provenance=parents)
-    mine.add("both", data, validate.check(data).summary)
-    alone = share.chosen(mine, ["both"])
-    family = share.chosen(mine, ["both"], parents=True)
+    mine.add("both", data, concept_validation.check(data).summary)
+    alone = exchange.chosen(mine, ["both"])
+    family = exchange.chosen(mine, ["both"], parents=True)
     assert [entry.ref for entry in alone] == ["both@1"]
     assert {entry.ref for entry in family} == {"both@1", "my_dog@1", "moongate@1"}
-    share.export(mine, family, tmp_path / "b")
+    exchange.export(mine, family, tmp_path / "b")
     put(yours, "my_dog", 7)  # another dog of that name
-    share.import_file(yours, tmp_path / "b")
+    exchange.import_file(yours, tmp_path / "b")
     tree = lineage.tree(yours, "both")
     assert {node.hash for node in tree.parents} == {dog.hash, gate.hash}
     assert not any(node.gone for node in tree.parents)
@@ -178,7 +180,7 @@ def test_parents_come_along_when_asked_for(mine, yours, tmp_path):
 @pytest.mark.parametrize("options", [{"rank": 2, "vectors": 2}, {"rank": 0}])
 def test_what_is_learned_passes_the_check(build, options):
     concept = pico_concept(build(), **options)
-    header = validate.check(concept.to_bytes())
+    header = concept_validation.check(concept.to_bytes())
     assert header.name == concept.name
     assert {key: header.summary[key] for key in concept.summary()} == concept.summary()
 
@@ -186,7 +188,7 @@ def test_what_is_learned_passes_the_check(build, options):
 def test_a_single_concept_file_is_taken_too(yours, tmp_path):
     concept = pico_concept(pico_sd())
     (tmp_path / "x.safetensors").write_bytes(concept.to_bytes())
-    (arrival,) = share.import_file(yours, tmp_path / "x.safetensors").arrivals
+    (arrival,) = exchange.import_file(yours, tmp_path / "x.safetensors").arrivals
     assert arrival.entry.name == concept.name
     assert Concept.from_bytes(yours.read(arrival.entry)).name == concept.name
 
@@ -194,7 +196,7 @@ def test_a_single_concept_file_is_taken_too(yours, tmp_path):
 def test_a_single_concept_with_an_impossible_name(yours, tmp_path):
     (tmp_path / "x").write_bytes(blob("../../etc/passwd"))
     with pytest.raises(BadName):
-        share.import_file(yours, tmp_path / "x")
+        exchange.import_file(yours, tmp_path / "x")
 
 
 # the file
@@ -220,14 +222,14 @@ def test_every_half_copied_bundle_is_refused(mine, yours, tmp_path):
     for length in [0, 1, 100, 511, 512, *range(513, len(whole), 97), len(whole) - 1]:
         (tmp_path / "half").write_bytes(whole[:length])
         with pytest.raises(BadBlob) as caught:
-            share.import_file(yours, tmp_path / "half")
+            exchange.import_file(yours, tmp_path / "half")
         sentence(caught.value)
     (tmp_path / "half").write_bytes(whole + b"\0")
     with pytest.raises(BadBlob, match="something follows its end"):
-        share.import_file(yours, tmp_path / "half")
+        exchange.import_file(yours, tmp_path / "half")
     (tmp_path / "half").write_bytes(whole[:-700])
     with pytest.raises(BadBlob, match=r"only [\d,]+ of its [\d,]+ bytes are there.*copy it again"):
-        share.import_file(yours, tmp_path / "half")
+        exchange.import_file(yours, tmp_path / "half")
     assert yours.list() == []
 
 
@@ -238,7 +240,7 @@ def test_every_changed_byte_is_noticed(mine, yours, tmp_path):
     for place in range(0, len(whole), 41):
         changed = bytes(whole[:place]) + bytes([whole[place] ^ 1]) + bytes(whole[place + 1 :])
         try:
-            found = share.from_bytes(changed, yours.home)
+            found = exchange.from_bytes(changed, yours.home)
         except ConceptError:
             continue
         # only what was said of it is not covered by a hash; that is what signatures are for
@@ -270,7 +272,7 @@ def test_a_tar_with_anything_else_in_it_is_refused(mine, yours, tmp_path):
             for info, data in order:
                 archive.addfile(info, io.BytesIO(data))
         with pytest.raises(ConceptError) as caught:
-            share.import_file(yours, tmp_path / "evil")
+            exchange.import_file(yours, tmp_path / "evil")
         sentence(caught.value)
         assert yours.list() == [], name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "evil", "mine", "yours"]
@@ -325,10 +327,10 @@ def test_a_manifest_that_says_anything_odd_is_refused_whole(mine, yours, tmp_pat
     put(mine, "my_dog")
     file = bundled(mine, tmp_path / "b", "my_dog", "a_good_one")
     file.write_bytes(remade(file, lambda *_: None))
-    assert len(share.from_bytes(file.read_bytes(), yours.home)) == 2
+    assert len(exchange.from_bytes(file.read_bytes(), yours.home)) == 2
     file.write_bytes(remade(file, change))
     with pytest.raises(ConceptError) as caught:
-        share.import_file(yours, file)
+        exchange.import_file(yours, file)
     sentence(caught.value)
     assert yours.list() == [] and not list(yours.blobs.glob("??/*"))
 
@@ -339,9 +341,9 @@ def test_one_bad_concept_keeps_out_the_others(mine, yours, tmp_path):
     with pytest.raises(BadBlob, match="odd@1 cannot be shared"):
         bundled(mine, tmp_path / "b", "my_dog", "odd")
     assert not (tmp_path / "b").exists()
-    good = Parcel("my_dog", blob("my_dog"))
+    good = IncomingConcept("my_dog", blob("my_dog"))
     with pytest.raises(BadBlob):
-        parcels.receive(yours, [good, Parcel("odd", b"not a concept")], "import")
+        incoming.receive(yours, [good, IncomingConcept("odd", b"not a concept")], "import")
     assert yours.list() == []
 
 
@@ -349,7 +351,7 @@ def test_what_is_no_file_is_one_sentence(mine, yours, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(ConceptError, match="name a bundle or a concept") as caught:
-            share.import_file(yours, path)
+            exchange.import_file(yours, path)
         sentence(caught.value)
     put(mine, "my_dog")
     (tmp_path / "file").write_text("")
@@ -364,7 +366,7 @@ def test_a_failed_export_leaves_the_old_file(mine, tmp_path, monkeypatch):
     bundled(mine, tmp_path / "b", "my_dog")
     precious = (tmp_path / "b").read_bytes()
     put(mine, "my_dog", seed=1)
-    monkeypatch.setattr("conceptkit.registry.files.os.replace", lambda *_: 1 / 0)
+    monkeypatch.setattr("conceptkit.registry.atomic_files.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bundled(mine, tmp_path / "b", "my_dog")
     assert (tmp_path / "b").read_bytes() == precious
@@ -385,23 +387,25 @@ def signed(mine, tmp_path):
 def test_a_signed_bundle_says_whose_it_is(mine, yours, signed):
     key, file = signed
     assert stat.S_IMODE((mine.home / "keys" / "me.key").stat().st_mode) == 0o600
-    stranger = share.import_file(yours, file).signer
+    stranger = exchange.import_file(yours, file).signer
     assert stranger == signing.Signer(key.public, None) and not stranger.trusted
     with pytest.raises(ConceptError, match="do not trust.*keys trust NAME ck-ed25519:") as caught:
-        share.import_file(yours, file, require_signed=True)
+        exchange.import_file(yours, file, require_signed=True)
     sentence(caught.value)
     signing.trust(yours.home, "alice", key.public)
-    assert share.import_file(yours, file, require_signed=True).signer.sentence() == "It is signed by alice."
-    assert share.import_file(mine, file, require_signed=True).signer.name == "me"
+    assert (
+        exchange.import_file(yours, file, require_signed=True).signer.sentence() == "It is signed by alice."
+    )
+    assert exchange.import_file(mine, file, require_signed=True).signer.name == "me"
     signing.distrust(yours.home, "alice")
     with pytest.raises(ConceptError, match="do not trust"):
-        share.import_file(yours, file, require_signed=True)
+        exchange.import_file(yours, file, require_signed=True)
 
 
 def test_unsigned_bundles_are_refused_where_signed_ones_are_required(mine, yours, tmp_path):
     put(mine, "my_dog")
     with pytest.raises(ConceptError, match="not signed") as caught:
-        share.import_file(yours, bundled(mine, tmp_path / "b", "my_dog"), require_signed=True)
+        exchange.import_file(yours, bundled(mine, tmp_path / "b", "my_dog"), require_signed=True)
     sentence(caught.value)
     assert yours.list() == []
 
@@ -417,7 +421,7 @@ def test_a_changed_bundle_is_refused_whether_or_not_a_signature_is_required(mine
             changed = data[:place] + (b"B" if data[place : place + 1] == b"A" else b"A") + data[place + 1 :]
         (tmp_path / "changed").write_bytes(changed)
         with pytest.raises(BadBlob, match="signature is wrong"):
-            share.import_file(yours, tmp_path / "changed")
+            exchange.import_file(yours, tmp_path / "changed")
     assert yours.list() == []
 
 
@@ -452,4 +456,4 @@ def test_a_missing_library_is_named(mine, yours, signed, monkeypatch):
         signing.create(mine.home, "again")
     sentence(caught.value)
     with pytest.raises(ConceptError, match=r"pip install"):
-        share.import_file(yours, signed[1])
+        exchange.import_file(yours, signed[1])

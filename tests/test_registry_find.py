@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from conceptkit.cli.main import main
 from conceptkit.errors import BadName, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry import find, history, labels, lineage, suggest
-from conceptkit.registry.find import Filters
+from conceptkit.registry.catalogue import history, labels, lineage, search, spelling
+from conceptkit.registry.catalogue.search import Filters
+from conceptkit.registry.entries import New
 from conceptkit.registry.index import STEPS
 from conceptkit.registry.migrations import migrations
-from conceptkit.registry.store import New, Registry
+from conceptkit.registry.store import Registry
 from tests.commands import run
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
@@ -60,29 +61,29 @@ def names(entries) -> list[str]:
     ],
 )
 def test_search(stocked, words, found):
-    assert set(names(find.search(stocked, words))) == found
+    assert set(names(search.search(stocked, words))) == found
 
 
 def test_a_concept_of_exactly_that_name_comes_first(registry):
     for name in ("dog-dog", "dog", "dog_2"):
         registry.add(name, name.encode(), DOG)
-    assert names(find.search(registry, "dog"))[0] == "dog"
-    assert len(find.search(registry, "dog", limit=2)) == 2
+    assert names(search.search(registry, "dog"))[0] == "dog"
+    assert len(search.search(registry, "dog", limit=2)) == 2
 
 
 def test_search_knows_tags_notes_and_the_present_version_alone(stocked):
     labels.tag(stocked, "cat", ["pets"])
     labels.note(stocked, "cat", "Sleeps on the radiator")
-    assert names(find.search(stocked, "pets")) == names(find.search(stocked, "radiator")) == ["cat"]
+    assert names(search.search(stocked, "pets")) == names(search.search(stocked, "radiator")) == ["cat"]
     stocked.add("cat", b"new", DOG | {"noun": "tiger"}, new_version=True)
-    assert names(find.search(stocked, "tiger")) == ["cat"]
-    assert names(find.search(stocked, "pets radiator tiger")) == ["cat"]
+    assert names(search.search(stocked, "tiger")) == ["cat"]
+    assert names(search.search(stocked, "pets radiator tiger")) == ["cat"]
     history.rollback(stocked, "cat")
-    assert find.search(stocked, "tiger") == []
+    assert search.search(stocked, "tiger") == []
     labels.tag(stocked, "cat", remove=["pets"])
-    assert find.search(stocked, "pets") == []
+    assert search.search(stocked, "pets") == []
     stocked.remove("cat")
-    assert find.search(stocked, "radiator") == []
+    assert search.search(stocked, "radiator") == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +91,7 @@ def test_search_knows_tags_notes_and_the_present_version_alone(stocked):
 def test_no_words_are_syntax(words):
     expression = None
     try:
-        expression = find.expression(words)
+        expression = search.expression(words)
     except ConceptError as error:
         assert "no word to look for" in str(error)
     if expression:
@@ -109,8 +110,8 @@ def test_no_words_are_syntax(words):
         (Filters(noun="dog"), ["my_dog", "your-dog"]),
         (Filters(base="sd15"), ["Moongate"]),
         (Filters(method="constrained"), ["both"]),
-        (Filters(larger=200), ["Moongate", "your-dog"]),
-        (Filters(smaller=100, noun="dog"), ["my_dog"]),
+        (Filters(min_size=200), ["Moongate", "your-dog"]),
+        (Filters(max_size=100, noun="dog"), ["my_dog"]),
         (Filters(since="2020-01-01"), ["both", "cat", "Moongate", "my_dog", "your-dog"]),
         (Filters(until="2020-01-01"), []),
         (Filters(tag="pets"), ["cat"]),
@@ -120,15 +121,15 @@ def test_no_words_are_syntax(words):
 def test_filters(stocked, filters, found):
     labels.tag(stocked, "cat", ["pets"])
     labels.favourite(stocked, "my_dog")
-    assert names(find.page(stocked, filters)) == found
-    assert set(names(find.search(stocked, "dog", filters))) == set(found) & {"my_dog", "your-dog", "both"}
+    assert names(search.page(stocked, filters)) == found
+    assert set(names(search.search(stocked, "dog", filters))) == set(found) & {"my_dog", "your-dog", "both"}
 
 
 def test_days_count_to_their_end(stocked):
     day = stocked.get("cat").created[:10]
-    assert len(find.page(stocked, Filters(since=day, until=day))) == 5
+    assert len(search.page(stocked, Filters(since=day, until=day))) == 5
     with pytest.raises(ConceptError, match="'yesterday' is no date"):
-        find.page(stocked, Filters(since="yesterday"))
+        search.page(stocked, Filters(since="yesterday"))
 
 
 def test_pages_are_the_list(registry):
@@ -137,10 +138,10 @@ def test_pages_are_the_list(registry):
     registry.add_many([New(name, name.encode(), DOG) for name in wanted])
     for filters in (Filters(), Filters(noun="dog"), Filters(base="storybook", method="custom")):
         leafed, after = [], None
-        while page := find.page(registry, filters, after=after, limit=5):
+        while page := search.page(registry, filters, after=after, limit=5):
             leafed += page
             after = page[-1].name
-        assert leafed == registry.list() == find.page(registry, limit=None)
+        assert leafed == registry.list() == search.page(registry, limit=None)
 
 
 # near names
@@ -157,8 +158,8 @@ def test_near_names_among_very_many(registry):
         i = rng.randrange(1, len(meant) - 1)
         for typed in (meant[:i] + meant[i + 1 :], meant[:i] + "x" + meant[i:], meant.upper()):
             if typed not in many:
-                found = suggest.likely(registry.index, typed)
-                assert meant in found and len(found) <= suggest.FOUND
+                found = spelling.likely(registry.index, typed)
+                assert meant in found and len(found) <= spelling.FOUND
     for typed in ("my_golden_retriver_", "mygoldenretriever", "golden_retriever", "my_golden_labrador"):
         with pytest.raises(UnknownConcept, match="did you mean 'my_golden_retriever'"):
             registry.get(typed)
@@ -179,7 +180,7 @@ def test_tags_notes_and_favourites_belong_to_the_name(stocked):
     labels.favourite(stocked, "cat")
     history.rename(stocked, "cat", "tom")
     assert labels.tag(stocked, "tom") == ["b"] and [n.text for n in labels.notes(stocked, "tom")] == ["two"]
-    assert find.labels(stocked, [stocked.get("tom")]) == {"tom": {"tags": ["b"], "favourite": True}}
+    assert search.labels(stocked, [stocked.get("tom")]) == {"tom": {"tags": ["b"], "favourite": True}}
     stocked.remove("tom")
     stocked.add("tom", b"another", DOG)
     assert labels.tag(stocked, "tom") == [] and labels.notes(stocked, "tom") == []
@@ -272,7 +273,7 @@ def test_rename(stocked):
     assert (new.ref, new.hash) == ("rex@1", old.hash)
     with pytest.raises(UnknownConcept):
         stocked.get("my_dog")
-    assert names(find.search(stocked, "rex")) == ["rex"]
+    assert names(search.search(stocked, "rex")) == ["rex"]
     assert [event.event for event in history.history(stocked, "rex")] == ["add", "rename"]
     assert history.history(stocked, "my_dog")[0].event == "add"
     with pytest.raises(NameTaken, match="'cat' is already"):
@@ -337,7 +338,7 @@ def test_an_index_of_the_first_schema_is_carried_over(home):
     with Registry(home) as registry:
         assert [entry.ref for entry in registry.list()] == ["merged@1", "old@2"]
         assert registry.get("old@1").preview == "cd" * 32
-        assert names(find.search(registry, "dog")) and names(find.page(registry, Filters(noun="dog")))
+        assert names(search.search(registry, "dog")) and names(search.page(registry, Filters(noun="dog")))
         assert [event.version for event in history.history(registry, "old")] == [1, 2]
         assert lineage.tree(registry, "merged").parents[0].hash == digest
         assert registry.add("old", b"new", DOG, new_version=True).version == 3
@@ -358,7 +359,7 @@ def test_the_commands(stocked):
     (shown,) = json.loads(run("search", "sleeps", "--json"))
     assert (shown["name"], shown["tags"], shown["favourite"]) == ("cat", ["home", "pets"], True)
     assert run("search", "zebra").startswith("Nothing has zebra")
-    assert len(json.loads(run("list", "--class", "dog", "--larger", "0.15kB", "--json"))) == 1
+    assert len(json.loads(run("list", "--class", "dog", "--min-size", "0.15kB", "--json"))) == 1
     assert run("list", "--tag", "nothing").startswith("No concept is like that")
     assert len(run("list", "--limit", 2).splitlines()) == 3
     assert run("list", "--after", "Moongate", "--limit", 1).splitlines()[1].startswith("my_dog")
@@ -375,7 +376,7 @@ def test_the_commands(stocked):
     assert run("lineage", "both").splitlines()[0] == "both@1"
     assert run("lineage", "my_dog").endswith("Merged into both@1.\n")
     assert json.loads(run("lineage", "both", "--json"))["parents"][1]["ref"] == "Moongate@1"
-    result = CliRunner().invoke(main, ["list", "--larger", "big"])
+    result = CliRunner().invoke(main, ["list", "--min-size", "big"])
     assert result.exit_code == 2 and "is no size" in result.stderr
 
 

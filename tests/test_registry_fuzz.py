@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conceptkit.concept import Concept
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import bundle, parcels, share, sync, validate
+from conceptkit.registry import concept_validation
+from conceptkit.registry.sharing import bundle, exchange, incoming, sync
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, about, blob, pack, sentence, tensors
 from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json, spoil_pages
@@ -29,9 +30,9 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with Registry(folder / "home") as registry:
         for name in ("my_dog", "moongate"):
-            registry.add(name, blob(name), validate.check(blob(name)).summary)
+            registry.add(name, blob(name), concept_validation.check(blob(name)).summary)
         registry.set_preview("my_dog", 1, PNG)
-        share.export(registry, share.chosen(registry, ["my_dog", "moongate"]), folder / "bundle")
+        exchange.export(registry, exchange.chosen(registry, ["my_dog", "moongate"]), folder / "bundle")
         record = sync._record(registry, registry.get("my_dog")).to_bytes()
         registry.index.conn.execute("pragma wal_checkpoint(truncate)")
     return folder / "home", (folder / "bundle").read_bytes(), record
@@ -42,7 +43,7 @@ def whole(tmp_path_factory):
 def test_spoiled_concepts(dice):
     data = spoil_blob(dice, blob())
     try:
-        header = validate.check(data)
+        header = concept_validation.check(data)
     except BadBlob as error:
         sentence(error)
         return
@@ -57,16 +58,16 @@ def test_spoiled_concepts(dice):
 @given(SEEDS)
 def test_spoiled_bundles(whole, dice):
     _, data, _ = whole
-    assert len(share.from_bytes(data, whole[0])) == 2
+    assert len(exchange.from_bytes(data, whole[0])) == 2
     spoiled = spoil_bundle(dice, data)
     try:
-        found = share.from_bytes(spoiled, whole[0])
-        checked = [parcels._check(parcel) for parcel in found]
+        found = exchange.from_bytes(spoiled, whole[0])
+        checked = [incoming._check(parcel) for parcel in found]
     except ConceptError as error:
         sentence(error)
         return
     for parcel, (digest, summary) in zip(found, checked, strict=True):
-        assert bundle.is_digest(digest) and summary == validate.check(parcel.data).summary
+        assert bundle.is_digest(digest) and summary == concept_validation.check(parcel.data).summary
 
 
 @QUICK
@@ -106,7 +107,7 @@ def test_spoiled_index_files(whole, dice, tmp_path_factory):
 
 @given(st.binary(max_size=2000))
 def test_any_bytes(data):
-    for call in (validate.check, lambda data: share.from_bytes(data, None)):
+    for call in (concept_validation.check, lambda data: exchange.from_bytes(data, None)):
         with pytest.raises(ConceptError) as caught:
             call(data)
         sentence(caught.value)
@@ -115,7 +116,7 @@ def test_any_bytes(data):
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "largest"])
 def test_numbers_that_are_none_are_found_without_torch(dtype, value):
-    width = validate.SIZES[dtype]
+    width = concept_validation.SIZES[dtype]
     exponent = {"F16": 5, "BF16": 8, "F32": 8, "F64": 11}[dtype]
     mantissa = width * 8 - 1 - exponent
     bits = {
@@ -128,10 +129,10 @@ def test_numbers_that_are_none_are_found_without_torch(dtype, value):
     body = good * 3 + bits.to_bytes(width, "little") + good * 4
     data = pack(about(), tensors() | {"rows": (dtype, (2, 4), body)})
     if value == "largest":
-        assert validate.check(data).name == "my_dog"
+        assert concept_validation.check(data).name == "my_dog"
     else:
         with pytest.raises(BadBlob, match="not finite"):
-            validate.check(data)
+            concept_validation.check(data)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_numbers_that_are_none_are_found_without_torch(dtype, value):
 )
 def test_what_a_concept_may_not_say_of_itself(changes):
     with pytest.raises(BadBlob) as caught:
-        validate.check(blob(**changes))
+        concept_validation.check(blob(**changes))
     sentence(caught.value)
 
 
@@ -176,9 +177,9 @@ def with_photo(maps=("a.to_q",), size=(2, 3), form=2):
 
 
 def test_a_reference_photo_is_told_in_the_summary():
-    summary = validate.check(with_photo()).summary
+    summary = concept_validation.check(with_photo()).summary
     assert summary["reference"] is True and summary["rank"] == 3
-    assert "reference" not in validate.check(blob()).summary
+    assert "reference" not in concept_validation.check(blob()).summary
 
 
 @pytest.mark.parametrize(
@@ -188,29 +189,29 @@ def test_a_reference_photo_is_told_in_the_summary():
 )
 def test_a_reference_photo_that_does_not_fit_is_refused(changes):
     with pytest.raises(BadBlob) as caught:
-        validate.check(with_photo(**changes))
+        concept_validation.check(with_photo(**changes))
     sentence(caught.value)
 
 
 def test_headers_of_absurd_size_are_refused_before_they_are_read():
     for length in (0, 1, 2**20, 2**40, 2**63, 2**64 - 1):
         with pytest.raises(BadBlob):
-            validate.check(length.to_bytes(8, "little") + b"{" * 1000)
+            concept_validation.check(length.to_bytes(8, "little") + b"{" * 1000)
     deep = b'{"a":' * 100_000
     with pytest.raises(BadBlob):
-        validate.check(len(deep).to_bytes(8, "little") + deep)
+        concept_validation.check(len(deep).to_bytes(8, "little") + deep)
     for shape, offsets in (([2**40, 2**40], [0, 8]), ([2, 4], [0, 2**62]), ([2, 4], [-16, 0])):
         rows = {"rows": {"dtype": "F16", "shape": shape, "data_offsets": offsets}}
         with pytest.raises(BadBlob):
-            validate.check(pack(about(), tensors(), **rows))
+            concept_validation.check(pack(about(), tensors(), **rows))
 
 
 def test_gaps_overlaps_and_tails_are_refused():
     whole = blob()
-    assert validate.check(whole).name == "my_dog"
+    assert concept_validation.check(whole).name == "my_dog"
     for data in (whole + b"\0", whole[:-1], whole[:8] + whole[8:].replace(b'"rows"', b'"sows"')):
         with pytest.raises(BadBlob):
-            validate.check(data)
+            concept_validation.check(data)
     twice = pack(about(), tensors()).replace(b'"rows": {', b'"rows": {"dtype": "F16", "dtype": "F16", ')
     with pytest.raises(BadBlob):
-        validate.check(twice)
+        concept_validation.check(twice)

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from conceptkit.errors import ConceptError
-from conceptkit.registry import blobs, find, index, keep, labels, paths
-from conceptkit.registry.store import New, Registry
+from conceptkit.registry import blobs, index, maintenance, paths
+from conceptkit.registry.catalogue import labels, search
+from conceptkit.registry.entries import New
+from conceptkit.registry.store import Registry
 
 ROOT = Path(__file__).parents[1]
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
@@ -87,19 +89,19 @@ def test_a_disk_that_fails_at_any_step_loses_nothing(registry, action, error, sa
                 break
             failed += 1
             assert state(registry) == before
-            assert not keep.verify(registry).problems
-            assert keep.verify(registry).unfinished == 0, "nothing half-written stays"
+            assert not maintenance.verify(registry).problems
+            assert maintenance.verify(registry).unfinished == 0, "nothing half-written stays"
         for entry in registry.list():
             if entry.name != "my_dog":
                 registry.remove(entry.name)
         registry.index.conn.execute("update versions set preview = null")
         registry.index.conn.execute("delete from assets")
         registry.index.conn.execute("delete from history where name <> 'my_dog' or event = 'remove'")
-        keep.gc(registry, delete=True)
+        maintenance.gc(registry, delete=True)
         before = state(registry)
     assert failed > 4
     ACTIONS[action](registry)
-    assert not keep.verify(registry).problems
+    assert not maintenance.verify(registry).problems
 
 
 def test_an_index_that_cannot_grow_is_one_sentence(registry):
@@ -115,7 +117,7 @@ def test_an_index_that_cannot_grow_is_one_sentence(registry):
     assert_sentence(caught.value, "is full")
     assert state(registry) == before
     registry.index.query("pragma max_page_count = 1000000")
-    assert not keep.verify(registry).problems
+    assert not maintenance.verify(registry).problems
 
 
 @pytest.fixture
@@ -144,7 +146,7 @@ def test_a_full_disk(small_disk):
         assert_sentence(caught.value, "is full")
         assert len(added) > 5 and registry.list() == sorted(added, key=lambda entry: entry.name)
         assert [len(registry.read(entry)) for entry in added] == [20_000] * len(added)
-        found = keep.verify(registry)
+        found = maintenance.verify(registry)
         assert not found.problems and not found.unfinished
     (small_disk / "filler").unlink()
     with Registry(small_disk / "home") as registry:
@@ -156,16 +158,17 @@ def test_a_full_disk(small_disk):
 READER = """
     import os, sys
     from conceptkit.errors import ConceptError
-    from conceptkit.registry import find, keep, labels
+    from conceptkit.registry import maintenance
+    from conceptkit.registry.catalogue import search, labels
     from conceptkit.registry.store import Registry
     home = sys.argv[1]
     if os.getuid() == 0:  # to whom no file is read-only
         os.setuid(65534)
     with Registry(home) as registry:
-        assert registry.read("my_dog") == b"dog" and find.search(registry, "dog") and registry.list()
-        assert not keep.verify(registry).problems
+        assert registry.read("my_dog") == b"dog" and search.search(registry, "dog") and registry.list()
+        assert not maintenance.verify(registry).problems
         for act in (lambda: registry.add("new", b"new", {}), lambda: labels.tag(registry, "my_dog", ["x"]),
-                    lambda: registry.remove("my_dog"), lambda: keep.gc(registry, delete=True)):
+                    lambda: registry.remove("my_dog"), lambda: maintenance.gc(registry, delete=True)):
             try:
                 act()
             except ConceptError as error:
@@ -227,7 +230,7 @@ def test_an_index_of_a_newer_conceptkit_is_left_alone(home):
 def test_a_writer_that_never_ends_is_one_sentence_and_readers_do_not_care(registry, monkeypatch):
     monkeypatch.setattr(index, "PATIENCE", 0.2)
     with Registry() as other, registry.index.writing():
-        assert other.read("my_dog") == b"dog" and find.page(other) and find.search(other, "dog")
+        assert other.read("my_dog") == b"dog" and search.page(other) and search.search(other, "dog")
         assert other.index.reader_waits == 0
         with pytest.raises(ConceptError) as caught:
             labels.tag(other, "my_dog", ["x"])

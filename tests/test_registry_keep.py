@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from conceptkit.cli.main import main
 from conceptkit.errors import BadBlob, ConceptError, NameTaken
-from conceptkit.registry import backup, blobs, find, headers, history, keep, labels, lineage
-from conceptkit.registry.store import New, Registry
+from conceptkit.registry import backup, blobs, concept_header, maintenance
+from conceptkit.registry.catalogue import history, labels, lineage, search
+from conceptkit.registry.entries import New
+from conceptkit.registry.store import Registry
 from tests.commands import run
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
@@ -50,9 +52,9 @@ def stocked(registry):
     """A dog in two versions, a gate, their merge, a preview, an asset and a photo."""
     for name, fill in (("my_dog", 0), ("my_dog", 1), ("moongate", 2)):
         data = concept(name, fill=fill)
-        registry.add(name, data, headers.read(data).summary, new_version=True)
+        registry.add(name, data, concept_header.read(data).summary, new_version=True)
     merged = concept("both", *((ref, registry.read(ref)) for ref in ("my_dog@2", "moongate@1")))
-    registry.add("both", merged, headers.read(merged).summary, uses={"photo/1.jpg": b"photo"})
+    registry.add("both", merged, concept_header.read(merged).summary, uses={"photo/1.jpg": b"photo"})
     registry.set_preview("both", 1, b"png")
     registry.put_asset("gram/1", b"gram")
     labels.tag(registry, "my_dog", ["pets"])
@@ -65,7 +67,7 @@ def contents(registry: Registry) -> list[object]:
     return [
         registry.list(),
         [(entry, registry.read(entry), registry.used(entry)) for entry in entries],
-        find.labels(registry, entries),
+        search.labels(registry, entries),
         [history.history(registry, head.name) for head in registry.list()],
         [lineage.tree(registry, head.name) for head in registry.list()],
     ]
@@ -85,7 +87,7 @@ def test_many_are_added_as_one_by_one(tmp_path):
         assert [entry.hash for entry in many.list()] == [entry.hash for entry in single.list()]
         assert [entry.ref for entry in added] == [f"{new.name}@1" for new in news]
         assert {new.name: many.read(new.name) for new in news} == {new.name: new.data for new in news}
-        assert not keep.verify(many).problems
+        assert not maintenance.verify(many).problems
 
 
 def test_many_are_added_all_or_not_at_all(registry):
@@ -118,19 +120,19 @@ def test_photos_and_prior_sets_stay_as_long_as_a_version_needs_them(stocked):
     stocked.remove("my_dog")
     assert blobs.size(stocked.blobs, asset) is None
     assert stocked.read_used(stocked.get("both"), "photo/1.jpg") == b"photo", "both still needs it"
-    assert not keep.verify(stocked).problems
+    assert not maintenance.verify(stocked).problems
 
 
 # verify, gc, stats
 
 
 def test_verify_says_what_is_damaged_missing_or_nobodys(stocked):
-    assert keep.verify(stocked) == keep.Check(blobs=7, bytes=keep.verify(stocked).bytes)
+    assert maintenance.verify(stocked) == maintenance.Check(blobs=7, bytes=maintenance.verify(stocked).bytes)
     blobs.place(stocked.blobs, stocked.get("my_dog@1").hash).write_bytes(b"x")
     blobs.place(stocked.blobs, stocked.get("both").preview or "").unlink()
     blobs.put(stocked.blobs, b"nobody's")
     (stocked.blobs / "incoming" / "4242-0123456789abcdef").write_bytes(b"h")
-    found = keep.verify(stocked)
+    found = maintenance.verify(stocked)
     assert [problem.partition(":")[0] for problem in sorted(found.problems)] == [
         "my_dog@1 is damaged",
         "the preview of both@1 is missing",
@@ -157,7 +159,7 @@ def test_verify_says_what_is_damaged_missing_or_nobodys(stocked):
 )
 def test_verify_follows_every_reference_in_the_index(stocked, harm, said):
     stocked.index.conn.execute(harm)
-    assert any(said in problem for problem in keep.verify(stocked).problems)
+    assert any(said in problem for problem in maintenance.verify(stocked).problems)
 
 
 def test_gc_shows_first_and_deletes_only_what_nothing_names(stocked):
@@ -167,30 +169,30 @@ def test_gc_shows_first_and_deletes_only_what_nothing_names(stocked):
     old = stocked.blobs / "incoming" / "4242-0123456789abcdef"
     old.write_bytes(b"half")
     os.utime(old, (0, 0))
-    assert keep.gc(stocked) == keep.Garbage(2, len(concept("lost")) + 7, 1, 1, False, 1, 4)
+    assert maintenance.gc(stocked) == maintenance.Garbage(2, len(concept("lost")) + 7, 1, 1, False, 1, 4)
     assert blobs.size(stocked.blobs, orphan) and old.exists()
     assert "1 of them are concepts" in run("gc") and "--yes" in run("gc")
     assert run("gc", "--yes").startswith("Deleted 2 files")
-    assert not old.exists() and keep.gc(stocked).blobs == 0
-    assert contents(stocked) == before and not keep.verify(stocked).problems
+    assert not old.exists() and maintenance.gc(stocked).blobs == 0
+    assert contents(stocked) == before and not maintenance.verify(stocked).problems
 
 
 def test_gc_frees_what_removed_concepts_brought_into_merges(stocked):
     mine = stocked.put_asset(f"prepared/{stocked.get('my_dog').hash[:32]}/here", b"of a concept that is here")
     gone = stocked.put_asset(f"prepared/{'a' * 32}/here", b"of one that is not")
     shared = stocked.put_asset("prior/teapot", b"for whoever learns a teapot")
-    assert keep.gc(stocked).blobs == 1 and stocked.get_asset(f"prepared/{'a' * 32}/here")
-    assert keep.gc(stocked, delete=True).blobs == 1
+    assert maintenance.gc(stocked).blobs == 1 and stocked.get_asset(f"prepared/{'a' * 32}/here")
+    assert maintenance.gc(stocked, delete=True).blobs == 1
     assert blobs.size(stocked.blobs, gone) is None and stocked.get_asset(f"prepared/{'a' * 32}/here") is None
     assert blobs.size(stocked.blobs, mine) and blobs.size(stocked.blobs, shared)
-    assert not keep.verify(stocked).problems
+    assert not maintenance.verify(stocked).problems
 
 
 def test_gc_keeps_what_an_index_put_aside_names(stocked):
     backup.backup(stocked)
     digest = stocked.get("my_dog@1").hash
     stocked.index.conn.execute("delete from versions where hash = ?", [digest])
-    assert keep.gc(stocked, delete=True).blobs == 0 and blobs.size(stocked.blobs, digest)
+    assert maintenance.gc(stocked, delete=True).blobs == 0 and blobs.size(stocked.blobs, digest)
 
 
 def test_stats(stocked):
@@ -198,7 +200,9 @@ def test_stats(stocked):
     assert (found["concepts"], found["versions"], found["assets"], found["files"]) == (3, 4, 1, 7)
     assert found["noun"] == {"dog": 2, "-": 1}
     stocked.add("twin", stocked.read("both"), DOG)
-    assert keep.stats(stocked)["bytes"]["saved by storing equal ones once"] == stocked.get("both").bytes
+    assert (
+        maintenance.stats(stocked)["bytes"]["saved by storing equal ones once"] == stocked.get("both").bytes
+    )
     assert "by class" in run("stats")
 
 
@@ -218,8 +222,8 @@ def test_a_backup_brings_back_what_it_saw_and_loses_nothing(stocked, tmp_path):
     report = backup.restore(stocked.home, file)
     assert (report.concepts, report.missing) == (3, 1)
     assert stocked.list() == before[0], "a registry that is open sees it too"
-    assert any("is missing" in problem for problem in keep.verify(stocked).problems)
-    assert keep.gc(stocked, delete=True).blobs == 0
+    assert any("is missing" in problem for problem in maintenance.verify(stocked).problems)
+    assert maintenance.gc(stocked, delete=True).blobs == 0
     assert report.before
     backup.restore(stocked.home, Path(report.before))
     assert contents(stocked) == later
@@ -260,7 +264,7 @@ def test_a_backup_takes_the_place_of_a_damaged_index(home, stocked, tmp_path):
     assert "kept as" in run("restore", file)
     assert (home / "backups" / "before-restore.db").read_bytes() == b"garbage" * 9999
     with Registry(home) as registry:
-        assert contents(registry) == before and not keep.verify(registry).problems
+        assert contents(registry) == before and not maintenance.verify(registry).problems
 
 
 @pytest.mark.parametrize("loss", ["gone", "garbage", "empty"])
@@ -284,7 +288,7 @@ def test_a_lost_index_is_rebuilt_from_the_headers(home, stocked, loss):
         assert registry.get("my_dog@1").created.startswith("2001-09-09")
         assert lineage.tree(registry, "both") == tree
         assert registry.get("my_dog").summary["noun"] == "dog"
-        assert not keep.verify(registry).problems
+        assert not maintenance.verify(registry).problems
     if loss == "garbage":
         (kept,) = (home / "backups").iterdir()
         assert kept.read_bytes() == b"garbage" * 9999
@@ -308,8 +312,8 @@ def test_a_readable_index_keeps_its_rows_and_gets_its_search_back(stocked):
     stocked.index.conn.execute("delete from texts")
     stocked.index.conn.execute("delete from names_fts_data where id > 10")
     assert run("rebuild").startswith("The index is readable")
-    assert contents(stocked) == before and not keep.verify(stocked).problems
-    assert [entry.name for entry in find.search(stocked, "pets")] == ["my_dog"]
+    assert contents(stocked) == before and not maintenance.verify(stocked).problems
+    assert [entry.name for entry in search.search(stocked, "pets")] == ["my_dog"]
 
 
 def test_an_index_from_elsewhere_names_no_file_outside(stocked, tmp_path):
@@ -319,8 +323,8 @@ def test_an_index_from_elsewhere_names_no_file_outside(stocked, tmp_path):
     stocked.index.conn.execute("update versions set hash = ?, preview = ? where name = 'both'", [path, path])
     with pytest.raises(BadBlob):
         stocked.read("both")
-    assert any("no stored file" in problem for problem in keep.verify(stocked).problems)
-    keep.gc(stocked, delete=True)
+    assert any("no stored file" in problem for problem in maintenance.verify(stocked).problems)
+    maintenance.gc(stocked, delete=True)
     stocked.remove("both")
     assert victim.read_text() == "keep me"
 
@@ -341,11 +345,11 @@ def test_a_damaged_row_is_one_sentence(stocked):
 def test_headers_are_read_without_tensors_and_within_bounds(tmp_path):
     parent = concept("my_dog")
     data = concept("both", ("my_dog@1", parent))
-    header = headers.read(data)
+    header = concept_header.read(data)
     assert (header.name, header.summary["kind"], header.summary["rank"]) == ("both", "merge", 2)
     assert header.parents == (("my_dog@1", hashlib.sha256(parent).hexdigest()),)
     (tmp_path / "blob").write_bytes(data)
-    assert headers.read_file(tmp_path / "blob") == header
+    assert concept_header.read_file(tmp_path / "blob") == header
     for wrong in (
         b"",
         b"1234567",
@@ -354,7 +358,7 @@ def test_headers_are_read_without_tensors_and_within_bounds(tmp_path):
         data[:8] + b"[" * 9999,
     ):
         (tmp_path / "blob").write_bytes(wrong)
-        for read in (lambda: headers.read(wrong), lambda: headers.read_file(tmp_path / "blob")):  # noqa: B023
+        for read in (lambda: concept_header.read(wrong), lambda: concept_header.read_file(tmp_path / "blob")):  # noqa: B023
             with pytest.raises(BadBlob):
                 read()
 
@@ -362,7 +366,8 @@ def test_headers_are_read_without_tensors_and_within_bounds(tmp_path):
 def test_headers_say_what_concepts_say():
     """The same summary, torch or not."""
     torch = pytest.importorskip("torch")
-    from conceptkit.concept import Concept, Fingerprint
+    from conceptkit.base.fingerprint import Fingerprint
+    from conceptkit.concepts.concept import Concept
 
     made = Concept(
         name="my_dog",
@@ -376,4 +381,4 @@ def test_headers_say_what_concepts_say():
         recipe={"method": "custom"},
         provenance={"seed": 0},
     )
-    assert headers.read(made.to_bytes()).summary == made.summary()
+    assert concept_header.read(made.to_bytes()).summary == made.summary()

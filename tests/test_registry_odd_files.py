@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 from conceptkit.cli.main import main
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import backup, blobs, keep, odd_files, places, remotes, share, signing, sync
-from conceptkit.registry.remote import Remote
+from conceptkit.registry import backup, blobs, maintenance, odd_files
+from conceptkit.registry.sharing import exchange, locations, remote_config, signing, sync
+from conceptkit.registry.sharing.remote import Remote
 from conceptkit.registry.store import Registry
 from tests.blobs import blob, sentence
 from tests.commands import run
@@ -39,17 +40,17 @@ def dog(registry):
 
 def test_a_push_deletes_nothing_behind_a_link(dog, tmp_path):
     mine = old(tmp_path / "documents" / ("a" * 24), b"three years of work")
-    with Remote("usb", places.parse(str(tmp_path / "usb"))) as remote:
+    with Remote("usb", locations.parse(str(tmp_path / "usb"))) as remote:
         remote.prepare()
     (tmp_path / "usb" / "incoming").rmdir()
     (tmp_path / "usb" / "incoming").symlink_to(mine.parent)
-    with Remote("usb", places.parse(str(tmp_path / "usb"))) as remote, pytest.raises(ConceptError):
+    with Remote("usb", locations.parse(str(tmp_path / "usb"))) as remote, pytest.raises(ConceptError):
         sync.push(dog, remote)
     assert mine.read_bytes() == b"three years of work"
 
 
 def test_a_push_deletes_only_what_a_push_left(dog, tmp_path):
-    with Remote("usb", places.parse(str(tmp_path / "usb"))) as remote:
+    with Remote("usb", locations.parse(str(tmp_path / "usb"))) as remote:
         remote.prepare()
         incoming = tmp_path / "usb" / "incoming"
         swept, kept = old(incoming / ("a" * 24)), old(incoming / "thesis.txt")
@@ -88,13 +89,13 @@ LEFT = (
 def test_gc_removes_the_remains_of_killed_processes_of_every_kind(dog):
     left = [old(dog.home / name) for name in LEFT]
     mine = [old(dog.home / name) for name in ("notes.txt", "keys/spare.txt", "backups/mine.txt")]
-    assert keep.verify(dog).unfinished == len(LEFT)
-    assert keep.gc(dog).old == len(LEFT) and all(file.exists() for file in left)
-    keep.gc(dog, delete=True)
+    assert maintenance.verify(dog).unfinished == len(LEFT)
+    assert maintenance.gc(dog).old == len(LEFT) and all(file.exists() for file in left)
+    maintenance.gc(dog, delete=True)
     assert not any(file.exists() for file in left) and all(file.exists() for file in mine)
     young = dog.home / LEFT[0]
     young.write_bytes(b"being written")
-    assert keep.gc(dog, delete=True).old == 0 and young.exists()
+    assert maintenance.gc(dog, delete=True).old == 0 and young.exists()
 
 
 def test_checkpoints_are_known(dog):
@@ -102,9 +103,9 @@ def test_checkpoints_are_known(dog):
     old(young)
     os.utime(young)
     old(dog.home / ancient)
-    assert keep.verify(dog).checkpoints == keep.stats(dog)["checkpoints"] == 2
+    assert maintenance.verify(dog).checkpoints == maintenance.stats(dog)["checkpoints"] == 2
     assert "2 checkpoints" in run("verify")
-    keep.gc(dog, delete=True)
+    maintenance.gc(dog, delete=True)
     assert young.exists() and not (dog.home / ancient).exists()
     dog.remove("my_dog")
     assert not young.exists()
@@ -120,7 +121,7 @@ def test_odd_things_among_the_blobs_are_named_and_left_alone(dog, what):
     stray.parent.mkdir(exist_ok=True)
     for path in (own, stray):
         MAKERS[what](path)
-    found = keep.verify(dog)
+    found = maintenance.verify(dog)
     assert found.problems and len(found.strange) == 2
     assert all(
         str(path) in "".join(found.strange) and what in "".join(found.strange) for path in (own, stray)
@@ -130,7 +131,7 @@ def test_odd_things_among_the_blobs_are_named_and_left_alone(dog, what):
     sentence(caught.value)
     with pytest.raises(ConceptError, match=what):
         dog.add("again", blob("my_dog"), {})
-    keep.gc(dog, delete=True)
+    maintenance.gc(dog, delete=True)
     dog.remove("my_dog")
     assert odd_files.kind(own) == odd_files.kind(stray) == what
 
@@ -160,7 +161,7 @@ def test_what_is_written_replaces_no_device_and_no_file_of_mine(dog, tmp_path, w
 
 def test_a_bundle_may_replace_a_bundle(dog, tmp_path):
     for _ in range(2):
-        share.export(dog, share.chosen(dog, ["my_dog"]), tmp_path / "a.bundle")
+        exchange.export(dog, exchange.chosen(dog, ["my_dog"]), tmp_path / "a.bundle")
 
 
 @pytest.mark.parametrize("name", ["a**b.db", "x[1].db", "*.db", "a?b#c%41.db", "new\nline.db", "n" * 250])
@@ -174,7 +175,7 @@ def test_a_pipe_in_the_place_of_a_small_file_is_not_waited_for(dog):
     (dog.home / "keys").mkdir()
     for file in ("keys/trusted.json", "remotes.json"):
         os.mkfifo(dog.home / file)
-    for look in (signing.keys, remotes.load):
+    for look in (signing.keys, remote_config.load):
         with pytest.raises(ConceptError) as caught:
             look(dog.home)
         sentence(caught.value)

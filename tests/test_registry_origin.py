@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from conceptkit.cli.main import main
 from conceptkit.errors import BadKey, BadRemote
-from conceptkit.registry import history, labels, parcels, remotes, share, signing, sync
-from conceptkit.registry.parcels import Parcel
-from conceptkit.registry.remote import Remote
+from conceptkit.registry.catalogue import history, labels
+from conceptkit.registry.sharing import exchange, incoming, remote_config, signing, sync
+from conceptkit.registry.sharing.incoming import IncomingConcept
+from conceptkit.registry.sharing.remote import Remote
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob, sentence
 from tests.commands import run
@@ -27,7 +28,7 @@ def learned(registry: Registry, data: bytes, name: str = "my_dog") -> None:
 
 
 def bundled(registry: Registry, file: Path, **options) -> Path:
-    share.export(registry, share.chosen(registry, ["my_dog"], every=True), file, **options)
+    exchange.export(registry, exchange.chosen(registry, ["my_dog"], every=True), file, **options)
     return file
 
 
@@ -35,14 +36,14 @@ def bundled(registry: Registry, file: Path, **options) -> Path:
 def team(mine, yours, tmp_path):
     """The same remote, as both know it."""
     for registry in (mine, yours):
-        remotes.add(registry.home, "team", str(tmp_path / "remote"))
-    return lambda registry: Remote("team", remotes.find(registry.home, "team"))
+        remote_config.add(registry.home, "team", str(tmp_path / "remote"))
+    return lambda registry: Remote("team", remote_config.find(registry.home, "team"))
 
 
 def test_an_unsigned_bundle_from_the_future_does_not_take_a_name_over(mine):
     learned(mine, MINE)
-    evil = Parcel("my_dog", THEIRS, FUTURE, PNG, ("theirs",), ("look here",))
-    (arrival,) = parcels.receive(mine, [evil], "import")
+    evil = IncomingConcept("my_dog", THEIRS, FUTURE, PNG, ("theirs",), ("look here",))
+    (arrival,) = incoming.receive(mine, [evil], "import")
     assert mine.read("my_dog") == MINE and mine.read("my_dog@2") == THEIRS
     assert not arrival.points and "still means what it meant" in arrival.sentence()
     sentence(ValueError(arrival.sentence()))
@@ -84,15 +85,15 @@ def test_a_name_that_came_from_a_remote_follows_it_until_it_becomes_mine(mine, y
 
 
 def test_two_strangers_are_not_one(mine):
-    parcels.receive(mine, [Parcel("my_dog", MINE)], "import")
-    parcels.receive(mine, [Parcel("my_dog", THEIRS)], "import")
+    incoming.receive(mine, [IncomingConcept("my_dog", MINE)], "import")
+    incoming.receive(mine, [IncomingConcept("my_dog", THEIRS)], "import")
     assert mine.read("my_dog") == MINE
 
 
 def test_removing_mine_leaves_it_to_theirs_only_when_nothing_else_is_left(mine):
     learned(mine, MINE)
     learned(mine, NEXT)
-    parcels.receive(mine, [Parcel("my_dog", THEIRS, FUTURE)], "import")
+    incoming.receive(mine, [IncomingConcept("my_dog", THEIRS, FUTURE)], "import")
     mine.remove("my_dog@2")
     assert mine.read("my_dog") == MINE
     mine.remove("my_dog@1")
@@ -101,8 +102,12 @@ def test_removing_mine_leaves_it_to_theirs_only_when_nothing_else_is_left(mine):
 
 def test_a_name_in_another_case_is_the_name_that_is_here(mine):
     learned(mine, MINE)
-    both = [Parcel("My_Dog", blob("My_Dog", 5)), Parcel("Gate", blob("Gate")), Parcel("gate", blob("gate"))]
-    arrivals = parcels.receive(mine, both, "import")
+    both = [
+        IncomingConcept("My_Dog", blob("My_Dog", 5)),
+        IncomingConcept("Gate", blob("Gate")),
+        IncomingConcept("gate", blob("gate")),
+    ]
+    arrivals = incoming.receive(mine, both, "import")
     assert [arrival.entry.ref for arrival in arrivals] == ["my_dog@2", "Gate@1", "Gate@2"]
     assert mine.read("my_dog") == MINE
 
@@ -113,7 +118,7 @@ def test_a_trusted_key_speaks_for_the_names_it_gave(mine, yours, tmp_path, signe
     signing.trust(mine.home, "alice", key.public)
     for data in (MINE, THEIRS):
         learned(yours, data)
-        share.import_file(mine, bundled(yours, tmp_path / "b", signer="" if signed else None))
+        exchange.import_file(mine, bundled(yours, tmp_path / "b", signer="" if signed else None))
     assert mine.read("my_dog") == (THEIRS if signed else MINE)
 
 
@@ -136,18 +141,18 @@ def test_pull_refuses_what_no_trusted_key_signed(mine, yours, team):
 def test_a_remote_that_is_bound_to_a_key_takes_nothing_else(mine, yours, tmp_path):
     key, folder = signing.create(yours.home, "me"), str(tmp_path / "remote")
     signing.trust(mine.home, "alice", key.public)
-    remotes.add(mine.home, "team", folder, keys=signing.chosen(mine.home, ["alice"]))
-    remotes.add(yours.home, "team", folder, keys=signing.chosen(yours.home, ["me"]))
+    remote_config.add(mine.home, "team", folder, keys=signing.chosen(mine.home, ["alice"]))
+    remote_config.add(yours.home, "team", folder, keys=signing.chosen(yours.home, ["me"]))
     learned(yours, THEIRS)
     with Registry(tmp_path / "mallory") as mallory:
-        remotes.add(mallory.home, "team", folder)
+        remote_config.add(mallory.home, "team", folder)
         learned(mallory, NEXT)
         signing.create(mallory.home, "me")
-        with Remote("team", remotes.find(mallory.home, "team")) as remote:
+        with Remote("team", remote_config.find(mallory.home, "team")) as remote:
             sync.push(mallory, remote, key="me")
-    with Remote("team", remotes.find(yours.home, "team")) as remote:
+    with Remote("team", remote_config.find(yours.home, "team")) as remote:
         sync.push(yours, remote)
-    with Remote("team", remotes.find(mine.home, "team")) as remote:
+    with Remote("team", remote_config.find(mine.home, "team")) as remote:
         pulled = sync.pull(mine, remote)
     assert [mine.read(entry) for entry in mine.versions("my_dog")] == [THEIRS] and len(pulled.refused) == 1
     with pytest.raises(BadKey, match="bob"):
@@ -204,7 +209,7 @@ def test_a_pull_that_breaks_off_tells_what_arrived_in_json(mine, yours, team, mo
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 def test_an_import_becomes_visible_with_its_labels_and_previews(mine):
-    coming = [Parcel(f"c{i}", blob(f"c{i}", i), None, PNG, ("keep",), ("mine",)) for i in range(5)]
+    coming = [IncomingConcept(f"c{i}", blob(f"c{i}", i), None, PNG, ("keep",), ("mine",)) for i in range(5)]
     pid = os.fork()
     if pid == 0:
         with Registry(mine.home) as registry:
@@ -215,7 +220,7 @@ def test_an_import_becomes_visible_with_its_labels_and_previews(mine):
                 os.kill(os.getpid(), signal.SIGKILL)
 
             registry.add_many = killed
-            parcels.receive(registry, coming, "import")
+            incoming.receive(registry, coming, "import")
     os.waitpid(pid, 0)
     assert len(mine.list()) == 5
     for entry in mine.list():

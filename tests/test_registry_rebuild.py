@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from conceptkit.errors import ConceptError
-from conceptkit.registry import backup, blobs, find, keep, labels, swap, validate
+from conceptkit.registry import backup, blobs, concept_validation, maintenance, swap
+from conceptkit.registry.catalogue import labels, search
 from conceptkit.registry.store import New, Registry
 from tests.blobs import PNG, blob, sentence
 from tests.commands import run
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and 
 
 def put(registry: Registry, name: str, seed: int = 0) -> None:
     data = blob(name, seed)
-    registry.add(name, data, validate.check(data).summary, new_version=True)
+    registry.add(name, data, concept_validation.check(data).summary, new_version=True)
 
 
 @pytest.fixture
@@ -78,20 +79,20 @@ def test_rebuild_mends_what_verify_sends_to_it_and_keeps_what_can_be_read(stocke
     changed(stocked, *HARMS[harm])
     try:
         with Registry(stocked.home) as registry:
-            assert any("conceptkit rebuild" in problem for problem in keep.verify(registry).problems)
+            assert any("conceptkit rebuild" in problem for problem in maintenance.verify(registry).problems)
     except ConceptError as error:
         assert "conceptkit rebuild" in str(error)
         sentence(error)
     assert "kept as" in run("rebuild")
     with Registry(stocked.home) as registry:
-        assert not keep.verify(registry).problems
+        assert not maintenance.verify(registry).problems
         assert {entry.name: entry.hash for entry in registry.list()} == heads
         assert labels.tag(registry, "my_dog") == ["keep"]
         assert [note.text for note in labels.notes(registry, "my_dog")] == ["the good one"]
-        assert find.labels(registry, registry.list())["my_dog"]["favourite"]
+        assert search.labels(registry, registry.list())["my_dog"]["favourite"]
         if "gone" not in harm:
             assert registry.preview("my_dog") == PNG
-        assert [entry.name for entry in find.search(registry, "good one")] == ["my_dog"]
+        assert [entry.name for entry in search.search(registry, "good one")] == ["my_dog"]
 
 
 def damaged_page(registry: Registry, table: str) -> None:
@@ -111,7 +112,7 @@ def test_a_damaged_page_costs_what_was_on_it_alone(stocked, table):
     damaged_page(stocked, table)
     run("rebuild")
     with Registry(stocked.home) as registry:
-        assert not keep.verify(registry).problems and labels.tag(registry, "my_dog") == ["keep"]
+        assert not maintenance.verify(registry).problems and labels.tag(registry, "my_dog") == ["keep"]
         assert registry.preview("my_dog") == PNG
 
 
@@ -122,11 +123,11 @@ def test_gc_keeps_what_a_damaged_index_in_backups_names(stocked, table):
     with Registry(stocked.home) as registry:
         preview = blobs.put(registry.blobs, PNG)
         lost = blobs.put(registry.blobs, b"nobody's")
-        found = keep.gc(registry, delete=True)
+        found = maintenance.gc(registry, delete=True)
         assert found.unreadable and blobs.size(registry.blobs, preview) and blobs.size(registry.blobs, lost)
         (damaged,) = (registry.home / "backups").iterdir()
         damaged.unlink()
-        keep.gc(registry, delete=True)
+        maintenance.gc(registry, delete=True)
         assert blobs.size(registry.blobs, lost) is None
 
 
@@ -203,7 +204,9 @@ def test_a_swap_that_was_killed_is_finished_by_whoever_comes_next(stocked, tmp_p
         assert (home / swap.NEXT).exists() == (step == 1)
         if not damaged or step == 1:
             with Registry(home) as registry:
-                assert labels.tag(registry, "my_dog") == ["keep"] and not keep.verify(registry).problems
+                assert (
+                    labels.tag(registry, "my_dog") == ["keep"] and not maintenance.verify(registry).problems
+                )
     assert not (home / swap.NEXT).exists()
 
 
@@ -233,7 +236,7 @@ def test_a_restore_beside_writers_loses_none_of_their_words(stocked, tmp_path):
         with sqlite3.connect(index) as conn:
             found |= {row[0] for row in conn.execute("select name from names")}
         conn.close()
-    assert set(written) <= found and not keep.verify(stocked).problems
+    assert set(written) <= found and not maintenance.verify(stocked).problems
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe"])

@@ -15,10 +15,12 @@ from click.testing import CliRunner
 
 from conceptkit.cli.main import main
 from conceptkit.errors import BadRemote, ConceptError, UnknownConcept
-from conceptkit.registry import labels, parcels, places, remotes, sync, validate
-from conceptkit.registry import remote as rooms
-from conceptkit.registry.parcels import Parcel
-from conceptkit.registry.remote import Remote
+from conceptkit.registry import concept_validation
+from conceptkit.registry.catalogue import labels
+from conceptkit.registry.sharing import incoming, locations, remote_config, sync
+from conceptkit.registry.sharing import remote as rooms
+from conceptkit.registry.sharing.incoming import IncomingConcept
+from conceptkit.registry.sharing.remote import Remote
 from conceptkit.registry.store import Registry
 from tests import servers
 from tests.blobs import PNG, blob, sentence
@@ -39,21 +41,21 @@ def place(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    remotes.add(tmp_path / "mine", "team", str(tmp_path / "remote"))
+    remote_config.add(tmp_path / "mine", "team", str(tmp_path / "remote"))
     return tmp_path / "remote"
 
 
 def team(registry: Registry) -> Remote:
-    return Remote("team", remotes.find(registry.home, "team"))
+    return Remote("team", remote_config.find(registry.home, "team"))
 
 
 def at(folder: Path) -> Remote:
-    return Remote("team", places.parse(str(folder)))
+    return Remote("team", locations.parse(str(folder)))
 
 
 def put(registry: Registry, name: str, seed: int = 0) -> None:
     data = blob(name, seed)
-    registry.add(name, data, validate.check(data).summary, new_version=True)
+    registry.add(name, data, concept_validation.check(data).summary, new_version=True)
 
 
 def contents(registry: Registry) -> dict[str, set[bytes]]:
@@ -84,7 +86,7 @@ def test_what_is_pushed_is_pulled(mine, yours, place):
     labels.note(mine, "my_dog", "good")
     put(yours, "my_dog", 7)
     for registry in (mine, yours):
-        remotes.add(registry.home, "team", *place)
+        remote_config.add(registry.home, "team", *place)
     with team(mine) as remote:
         sent = sync.push(mine, remote).sent
         assert [one.new for one in sent] == [True] * 3
@@ -112,7 +114,7 @@ def test_a_remote_that_disappears_half_way(mine, yours, place, tmp_path, monkeyp
     for seed in range(4):
         put(mine, f"dog{seed}", seed)
     for registry in (mine, yours):
-        remotes.add(registry.home, "team", *place)
+        remote_config.add(registry.home, "team", *place)
     calls = []
     write = Remote.write
 
@@ -143,7 +145,7 @@ def test_two_who_push_at_once_lose_nothing(tmp_path, place):
         with Registry(home) as registry:
             for seed in range(2):
                 put(registry, "shared", 10 * number + seed)
-        remotes.add(home, "team", *place)
+        remote_config.add(home, "team", *place)
     errors = []
 
     def work(home):
@@ -159,7 +161,7 @@ def test_two_who_push_at_once_lose_nothing(tmp_path, place):
     for thread in threads:
         thread.join()
     assert not errors
-    with Registry(tmp_path / "reader") as registry, Remote("team", places.parse(*place)) as remote:
+    with Registry(tmp_path / "reader") as registry, Remote("team", locations.parse(*place)) as remote:
         sync.pull(registry, remote)
         wanted = {blob("shared", 10 * number + seed) for number in range(3) for seed in range(2)}
         assert contents(registry) == {"shared": wanted}
@@ -171,7 +173,7 @@ def test_two_who_push_at_once_lose_nothing(tmp_path, place):
 def test_an_ssh_server_that_is_switched_off_half_way(mine, yours, tmp_path, monkeypatch):
     with servers.sshd(tmp_path / "sshd") as running:
         for registry in (mine, yours):
-            remotes.add(registry.home, "team", running.url(tmp_path / "remote"), running.options)
+            remote_config.add(registry.home, "team", running.url(tmp_path / "remote"), running.options)
         put(mine, "my_dog")
         put(mine, "teapot")
         with team(mine) as remote:
@@ -197,10 +199,10 @@ def test_an_ssh_server_with_another_host_key_is_not_believed(mine, tmp_path):
         (tmp_path / "known").write_text("")
         options = running.options | {"known_hosts": str(tmp_path / "known")}
         url = running.url(tmp_path / "remote")
-        refused(lambda: remotes.add(mine.home, "team", url, options), "host key", "log in there once")
+        refused(lambda: remote_config.add(mine.home, "team", url, options), "host key", "log in there once")
         options = running.options | {"known_hosts": str(tmp_path / "none")}
-        refused(lambda: remotes.add(mine.home, "team", url, options), "host key")
-    assert remotes.load(mine.home) == {} and not (tmp_path / "remote").exists()
+        refused(lambda: remote_config.add(mine.home, "team", url, options), "host key")
+    assert remote_config.load(mine.home) == {} and not (tmp_path / "remote").exists()
 
 
 def test_an_s3_server_that_is_not_there(mine, monkeypatch):
@@ -208,12 +210,12 @@ def test_an_s3_server_that_is_not_there(mine, monkeypatch):
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(variable, "testing")
     options = {"endpoint_url": f"http://127.0.0.1:{servers.free_port()}", "region": "us-east-1"}
-    refused(lambda: remotes.add(mine.home, "team", "s3://team/x", options), "'team'")
+    refused(lambda: remote_config.add(mine.home, "team", "s3://team/x", options), "'team'")
 
 
 def test_a_bucket_that_is_not_there(mine, monkeypatch):
     with servers.s3(monkeypatch) as (_, options):
-        refused(lambda: remotes.add(mine.home, "team", "s3://nobody/x", options), "'team'")
+        refused(lambda: remote_config.add(mine.home, "team", "s3://nobody/x", options), "'team'")
 
 
 # folders: what is there, and what may be there
@@ -460,32 +462,35 @@ def test_tags_that_come_later_arrive_too(mine, yours, folder):
     ],
 )
 def test_places_that_are_none(mine, url):
-    text = refused(lambda: remotes.add(mine.home, "team", url), "no place for a remote")
+    text = refused(lambda: remote_config.add(mine.home, "team", url), "no place for a remote")
     assert "secret@" not in text or "password" in text
-    assert remotes.load(mine.home) == {}
+    assert remote_config.load(mine.home) == {}
 
 
 def test_places():
-    assert places.parse("hf://datasets/me/concepts").root == "datasets/me/concepts"
-    assert places.parse("hf://me/concepts/here").connect == {"use_listings_cache": False}
-    connect = places.parse("ssh://me@host:2222/srv/x/").connect
+    assert locations.parse("hf://datasets/me/concepts").root == "datasets/me/concepts"
+    assert locations.parse("hf://me/concepts/here").connect == {"use_listings_cache": False}
+    connect = locations.parse("ssh://me@host:2222/srv/x/").connect
     assert (connect["host"], connect["port"], connect["username"]) == ("host", 2222, "me")
-    assert places.parse("~/x").root == (Path.home() / "x").as_posix()
-    refused(lambda: places.parse("s3://b/x", {"key_file": "x"}), "no option 'key_file'", "endpoint_url")
+    assert locations.parse("~/x").root == (Path.home() / "x").as_posix()
+    refused(lambda: locations.parse("s3://b/x", {"key_file": "x"}), "no option 'key_file'", "endpoint_url")
 
 
 def test_remotes_are_remembered_and_forgotten(mine, tmp_path):
-    refused(lambda: remotes.find(mine.home, "team"), "no remote 'team'", "conceptkit remote add")
-    remotes.add(mine.home, "team", str(tmp_path / "remote"))
+    refused(lambda: remote_config.find(mine.home, "team"), "no remote 'team'", "conceptkit remote add")
+    remote_config.add(mine.home, "team", str(tmp_path / "remote"))
     assert stat.S_IMODE((mine.home / "remotes.json").stat().st_mode) == 0o600
-    refused(lambda: remotes.add(mine.home, "team", str(tmp_path / "x")), "already")
-    refused(lambda: remotes.find(mine.home, "temm"), "there are team")
-    refused(lambda: remotes.add(mine.home, "deep", str(tmp_path / "no" / "where")), "no folder to make it in")
-    remotes.remove(mine.home, "team")
-    refused(lambda: remotes.remove(mine.home, "team"), "no remote 'team'")
+    refused(lambda: remote_config.add(mine.home, "team", str(tmp_path / "x")), "already")
+    refused(lambda: remote_config.find(mine.home, "temm"), "there are team")
+    refused(
+        lambda: remote_config.add(mine.home, "deep", str(tmp_path / "no" / "where")),
+        "no folder to make it in",
+    )
+    remote_config.remove(mine.home, "team")
+    refused(lambda: remote_config.remove(mine.home, "team"), "no remote 'team'")
     for text in ("{", "[]", '{"a": 1}', '{"../x": {"url": "x", "options": {}}}', '{"a": {"url": 1}}'):
         (mine.home / "remotes.json").write_text(text)
-        refused(lambda: remotes.load(mine.home), "remotes.json is damaged")
+        refused(lambda: remote_config.load(mine.home), "remotes.json is damaged")
 
 
 def test_a_marker_of_a_newer_conceptkit(mine, folder):
@@ -496,9 +501,9 @@ def test_a_marker_of_a_newer_conceptkit(mine, folder):
 def test_a_missing_library_is_named(mine, monkeypatch):
     monkeypatch.delitem(import_module("fsspec.registry")._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    refused(lambda: remotes.add(mine.home, "x", "s3://b/x"), "pip install 'conceptkit[s3]'")
+    refused(lambda: remote_config.add(mine.home, "x", "s3://b/x"), "pip install 'conceptkit[s3]'")
     monkeypatch.setitem(sys.modules, "paramiko", None)
-    refused(lambda: remotes.add(mine.home, "x", "sftp://host/x"), "pip install 'conceptkit[sftp]'")
+    refused(lambda: remote_config.add(mine.home, "x", "sftp://host/x"), "pip install 'conceptkit[sftp]'")
 
 
 # the commands
@@ -548,7 +553,11 @@ def test_the_whole_road_on_the_command_line(home, tmp_path, monkeypatch):
 
 def test_parcels_are_checked_before_anything_is_stored(mine):
     with pytest.raises(ConceptError):
-        parcels.receive(mine, [Parcel("a", blob("a")), Parcel("b", blob("b"), preview=b"no picture")], "pull")
+        incoming.receive(
+            mine,
+            [IncomingConcept("a", blob("a")), IncomingConcept("b", blob("b"), preview=b"no picture")],
+            "pull",
+        )
     assert mine.list() == [] and not list(mine.blobs.glob("??/*"))
 
 

@@ -7,9 +7,10 @@ from click.testing import CliRunner
 
 from conceptkit.cli.main import main
 from conceptkit.cli.terminal import CELL, clip, echo_table, plain, width
-from conceptkit.concept import Concept
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, BadName, ConceptError, NameTaken
-from conceptkit.registry import history, names, validate
+from conceptkit.registry import concept_validation, names
+from conceptkit.registry.catalogue import history
 from conceptkit.registry.store import Registry
 from tests.blobs import about, blob, pack, sentence, tensors
 
@@ -37,8 +38,8 @@ def dog(tmp_path):
         ["list", "--limit", HUGE],
         ["list", "--limit", 2**63 - 1],
         ["search", "dog", "--limit", HUGE],
-        ["list", "--larger", "1e30"],
-        ["list", "--smaller", "1e25"],
+        ["list", "--min-size", "1e30"],
+        ["list", "--max-size", "1e25"],
         ["show", f"my_dog@{HUGE}"],
     ],
 )
@@ -108,7 +109,7 @@ def test_a_number_that_is_infinite_to_python_is_no_number(where):
     inner = about()
     inner[where] = inner[where] | {"sketch": [0.125] * 63 + [777.5], "x": 777.5}
     data = pack(inner, tensors()).replace(b"777.5", b"1e999")
-    for read in (validate.check, Concept.from_bytes):
+    for read in (concept_validation.check, Concept.from_bytes):
         with pytest.raises(BadBlob):
             read(data)
 

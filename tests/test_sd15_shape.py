@@ -5,22 +5,24 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from conceptkit import base, metric
-from conceptkit.concept import Concept, delta_rank, delta_rows
-from conceptkit.merge import compose
+from conceptkit.base import attention, pipeline
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import delta_rank, delta_rows
+from conceptkit.features import caption_statistics, captions
+from conceptkit.merging.compose import compose
 from tests import tiny
 from tests.test_base import SD15
 
 
 @pytest.fixture(scope="module")
-def sd15() -> base.Base:
+def sd15() -> pipeline.Base:
     """Real map shapes with random weights, nothing else of the UNet, and a flat, wide text encoder."""
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
-    for linear in base.kv_maps(unet).values():
+    for linear in attention.kv_maps(unet).values():
         linear.weight = nn.Parameter(torch.randn(linear.weight.shape) * 0.02)
-    words = " ".join(dict.fromkeys(" ".join(base.captions("sd15")).split()))
+    words = " ".join(dict.fromkeys(" ".join(captions.captions("sd15")).split()))
     tokenizer = tiny.tokenizer(words)
     pipe = StableDiffusionPipeline(
         vae=None,
@@ -32,10 +34,10 @@ def sd15() -> base.Base:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return base.of(pipe, "sd15")
+    return pipeline.of(pipe, "sd15")
 
 
-def concept(sd15: base.Base, name: str, noun: str, seed: int) -> Concept:
+def concept(sd15: pipeline.Base, name: str, noun: str, seed: int) -> Concept:
     make = torch.Generator().manual_seed(seed)
     down = torch.randn(4, 768, generator=make) / 768
     return Concept(
@@ -53,9 +55,9 @@ def concept(sd15: base.Base, name: str, noun: str, seed: int) -> Concept:
 
 
 def test_compose_at_real_size(sd15, monkeypatch):
-    texts = base.captions("sd15")
+    texts = captions.captions("sd15")
     assert len(texts) == len(set(texts)) == 500
-    monkeypatch.setattr(metric, "captions", lambda name: texts[::6])
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts[::6])
     assert (len(sd15.sizes), sum(sd15.sizes.values()), sd15.width) == (32, 24_960, 768)
     pair = concept(sd15, "my_dog", "dog", 1), concept(sd15, "moongate", "gate", 2)
     soft = compose(*pair, base=sd15).concept

@@ -9,12 +9,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, CLIPTokenizer
 
-from conceptkit import base as bases
-from conceptkit import learn, photos, storybook
-from conceptkit.drawing import draw_with
-from conceptkit.evaluate import metrics
+from conceptkit import storybook
+from conceptkit.base import pipeline as bases
+from conceptkit.data import photos
+from conceptkit.evaluate import metrics, scorers
+from conceptkit.inference.generate import draw_with
 from conceptkit.registry.store import Registry
-from conceptkit.storybook import autoencoder, data, denoiser, world
+from conceptkit.storybook.training import autoencoder, data, unet
+from conceptkit.storybook.world import scene
+from conceptkit.workflows import add
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +27,12 @@ def base():
 
 @pytest.fixture(scope="module")
 def judge():
-    return metrics.SubjectJudge()
+    return scorers.SubjectJudge()
 
 
 def subjects(noun, count, seed=5):
     rng = np.random.default_rng(seed)
-    return [world.draw_subject(rng, noun, "scored") for _ in range(count)]
+    return [scene.draw_subject(rng, noun, "scored") for _ in range(count)]
 
 
 def test_plain_diffusers_loads_the_pipeline_and_draws():
@@ -64,7 +67,7 @@ def test_weights_are_small():
 
 
 def test_the_autoencoder_redraws_the_world(base):
-    shots = np.stack([np.asarray(p) for p in world.photos(subjects("dog", 1)[0], 6, 0)])
+    shots = np.stack([np.asarray(p) for p in scene.photos(subjects("dog", 1)[0], 6, 0)])
     assert autoencoder.psnr(base.pipe.vae, shots) > 25
 
 
@@ -98,7 +101,7 @@ def test_a_decoder_is_refined_on_each_picture_with_its_own_latents_and_redrawn_o
         losses.append(max(loss_of(step).item() for step in range(3)))
         return model
 
-    monkeypatch.setattr(autoencoder.budget, "train", look)
+    monkeypatch.setattr(autoencoder.timed_training, "train", look)
     for redrawn in (None, latents[:10], 0.2 + latents[:10], latents[:10].flip(0)):
         autoencoder.refine(vae, pictures, latents, 1.0, tmp_path, redrawn)
     assert max(losses[:2]) < 0.05 < min(losses[2:]), losses
@@ -106,12 +109,12 @@ def test_a_decoder_is_refined_on_each_picture_with_its_own_latents_and_redrawn_o
 
 def test_what_the_unet_redraws_is_the_picture_with_its_own_faults(base):
     captions = [data.caption("scored", k, 0, empty=0) for k in range(4)]
-    shots = np.stack([np.asarray(world.render(data.scene("scored", k))) for k in range(4)])
+    shots = np.stack([np.asarray(scene.render(data.scene("scored", k))) for k in range(4)])
     tokenizer, encoder = base.encoders[0]
     ids = tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
     latents = autoencoder.encode(base.pipe.vae, shots)
     near, far = (
-        denoiser.redrawn(base.pipe.unet, encoder, latents, ids[:4], ids[4], farthest=farthest)
+        unet.redrawn(base.pipe.unet, encoder, latents, ids[:4], ids[4], farthest=farthest)
         for farthest in (100, 700)
     )
     off = [(z.float() - latents.float()).square().mean().item() for z in (near, far)]
@@ -120,8 +123,8 @@ def test_what_the_unet_redraws_is_the_picture_with_its_own_faults(base):
 
 
 def test_the_subject_judge_tells_individuals_of_one_class_apart_after_a_round_trip(base, judge):
-    shots = [world.photos(subject, 4, k) for k, subject in enumerate(subjects("cat", 20))]
-    z = judge.embed(metrics.round_trips(base.pipe.vae, [shot for session in shots for shot in session]))
+    shots = [scene.photos(subject, 4, k) for k, subject in enumerate(subjects("cat", 20))]
+    z = judge.embed(scorers.round_trips(base.pipe.vae, [shot for session in shots for shot in session]))
     who = np.repeat(np.arange(20), 4)
     score, same = (z @ z.T).numpy(), who[:, None] == who[None]
     upper = np.triu(np.ones_like(same), 1).astype(bool)
@@ -134,10 +137,10 @@ def test_the_base_draws_the_thing_and_the_place_that_it_is_told(base):
         (noun, place) for noun in ("dog", "car", "house", "flower") for place in ("snow", "moon", "forest")
     ]
     drawn = [
-        draw_with(base, None, f"photo of a {noun} {world.scenery.PLACES[place][1][0]}", [0], steps=15)[0]
+        draw_with(base, None, f"photo of a {noun} {scene.scenery.PLACES[place][1][0]}", [0], steps=15)[0]
         for noun, place in told
     ]
-    attributes = metrics.AttributeJudge()
+    attributes = scorers.AttributeJudge()
     logits = attributes.logits(drawn)
     nouns, places = (attributes.best(logits, group) for group in ("class", "place"))
     assert sum(a == b for a, (b, _) in zip(nouns, told, strict=True)) >= 9
@@ -154,10 +157,10 @@ def test_photos_unlike_the_storybook_are_named_as_such(base):
         for _ in range(4)
     ]
     shots = [Image.fromarray((127 + 50 * c / c.std()).clip(0, 255).astype(np.uint8)) for c in clouds]
-    (sentence,) = learn._faint(base, photos.PhotoSet(tuple(shots), ("",) * 4, ""))
+    (sentence,) = add._faint(base, photos.PhotoSet(tuple(shots), ("",) * 4, ""))
     assert "--base" in sentence
-    drawn = photos.PhotoSet(tuple(world.photos(subjects("dog", 1)[0], 5, 0)), ("",) * 5, "")
-    assert not learn._faint(base, drawn)
+    drawn = photos.PhotoSet(tuple(scene.photos(subjects("dog", 1)[0], 5, 0)), ("",) * 5, "")
+    assert not add._faint(base, drawn)
 
 
 @pytest.mark.slow
@@ -166,7 +169,7 @@ def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
     seed = int.from_bytes(np.random.default_rng().bytes(4), "big")
     print(f"subjects of seed {seed}")  # pytest shows it when the test fails
     sets = [
-        (subject, world.photos(subject, 5, k)) for k, subject in enumerate(subjects("cat", 12, seed=seed))
+        (subject, scene.photos(subject, 5, k)) for k, subject in enumerate(subjects("cat", 12, seed=seed))
     ]
     seen = [judge.embed(shots) for _, shots in sets]
     other = next(k for k in range(1, len(sets)) if metrics.similarity(seen[0], seen[k]) < 0.6)
@@ -176,7 +179,7 @@ def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
         folder.mkdir()
         for n, shot in enumerate(shots):
             shot.save(folder / f"{n}.png")
-        learned = learn.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
+        learned = add.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
         real.append(judge.embed(photos.read(folder).pictures))
         found.append(judge.embed(draw_with(base, learned.concept, f"photo of a kitty{k}", range(6))))
     for k in (0, 1):

@@ -14,7 +14,10 @@ from PIL import Image
 
 from conceptkit import storybook
 from conceptkit.errors import BadRecipe
-from conceptkit.storybook import captions, data, scenery, world
+from conceptkit.storybook.training import data
+from conceptkit.storybook.world import captions, scenery
+from conceptkit.storybook.world import scene as world
+from conceptkit.storybook.world.subject import Subject
 
 PARTS = """
     ear ears tail build collar socks crest beak fin fins antenna feet cabin wheel wheels roof hull sail flag
@@ -29,7 +32,7 @@ def rng(*seed: int) -> np.random.Generator:
 
 
 @pytest.fixture(scope="module")
-def subjects() -> dict[str, list[world.Subject]]:
+def subjects() -> dict[str, list[Subject]]:
     dice = rng(1)
     return {split: [world.draw_subject(dice, split=split) for _ in range(DRAWN)] for split in world.SPLITS}
 
@@ -203,7 +206,13 @@ def test_public_words_and_private_ones_are_disjoint(scenes):
         for word in text.split()
     }
     assert not may_be_said & PRIVATE_WORDS
-    public = [*world.CLASSES, *world.COLOURS, *world.PATTERNS, *world.MATERIALS, *world.ACCESSORIES]
+    public = [
+        *world.CLASSES,
+        *world.COLOURS,
+        *world.PATTERNS,
+        *world.MATERIALS,
+        *world.ACCESSORIES,
+    ]
     assert len({*public, *captions.FILLERS}) == len([*public, *captions.FILLERS])
 
 
@@ -278,7 +287,7 @@ def test_no_word_of_a_caption_foretells_a_private_trait():
 # pictures
 
 
-def plain_scene(subject: world.Subject, state: str | None = None) -> world.Scene:
+def plain_scene(subject: Subject, state: str | None = None) -> world.Scene:
     """Alone on the moon, where white, green and black all show."""
     return world.Scene((world.Figure(subject, state or world.CLASSES[subject.noun].rest),), "moon", seed=5)
 
@@ -323,7 +332,8 @@ def test_every_private_part_can_be_seen(noun):
 
 
 @pytest.mark.parametrize(
-    "wanted", [{"surface": s} for s in world.PATTERNS] + [{"accessory": a} for a in world.ACCESSORIES]
+    "wanted",
+    [{"surface": s} for s in world.PATTERNS] + [{"accessory": a} for a in world.ACCESSORIES],
 )
 def test_surfaces_and_accessories_can_be_seen(wanted):
     dog = world.draw_subject(rng(12), "dog", hue="yellow")
@@ -346,7 +356,8 @@ def test_a_scene_is_drawn_the_same_each_time_and_in_another_process():
     first = [world.render(scene).tobytes() for scene in told]
     assert first == [world.render(scene).tobytes() for scene in told]
     code = (
-        "import sys; from conceptkit.storybook import data, world\n"
+        "import sys\nfrom conceptkit.storybook.training import data\n"
+        "from conceptkit.storybook.world import scene as world\n"
         "for k in (1, 2, 3): sys.stdout.buffer.write(world.render(data.scene('base', k)).tobytes())\n"
         "print(data.caption('base', 4, 0), file=sys.stderr)"
     )

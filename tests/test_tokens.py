@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from conceptkit import base
+from conceptkit.base import text_features
+from conceptkit.base.added_tokens import WiderTable, add_tokens
 from conceptkit.errors import BaseMismatch, ConceptError
-from conceptkit.tokens import WiderTable, add_tokens
 from tests.tiny import draw, pico_sd, pico_sdxl, snapshot
 
 BUILDS = pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
@@ -13,7 +13,7 @@ BUILDS = pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
 
 def rows(pipe, k=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in base.encoders(pipe)]
+    widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in text_features.encoders(pipe)]
     return tuple(torch.randn(k, width, generator=generator) for width in widths)
 
 
@@ -36,7 +36,7 @@ def test_each_vector_is_read_in_its_place(build):
     pipe = build()
     values = {"<a>": rows(pipe, 2, seed=1), "<b>": rows(pipe, seed=2)}
     with add_tokens(pipe, values) as tokens:
-        for i, (tokenizer, encoder) in enumerate(base.encoders(pipe)):
+        for i, (tokenizer, encoder) in enumerate(text_features.encoders(pipe)):
             prompt = pipe.maybe_convert_prompt("<b> <a> dog", tokenizer)
             ids = torch.tensor(tokenizer(prompt).input_ids)
             table = encoder.get_input_embeddings()

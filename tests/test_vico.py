@@ -10,22 +10,22 @@ from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, U
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptkit import base as bases
-from conceptkit.attach import attach
+from conceptkit.base import pipeline as bases
+from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.cli.concepts import REFERENCE
 from conceptkit.cli.main import main
-from conceptkit.concept import Concept
-from conceptkit.concept import read as read_concept
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.concept import read as read_concept
+from conceptkit.concepts.reference import Reference
 from conceptkit.errors import BadBase, BadBlob, BadRecipe, BadRegion, BaseMismatch, ConceptError
 from conceptkit.formats.diffusers import export
-from conceptkit.learn.noise import schedule_of
-from conceptkit.merge import compose
-from conceptkit.registry import headers, validate
+from conceptkit.inference.attach import attach
+from conceptkit.merging.compose import compose
+from conceptkit.merging.shrink import shrink
+from conceptkit.registry import concept_header, concept_validation
 from conceptkit.registry.store import Registry
-from conceptkit.shrink import shrink
-from conceptkit.vico import formulas
-from conceptkit.vico.attention import ImageAttention, blocks, showing, sizes
-from conceptkit.vico.photo import Reference
+from conceptkit.tuners import image_attention_functional
+from conceptkit.tuners.image_attention import ImageAttention, blocks, showing, sizes
 from tests.commands import run
 from tests.test_base import SD15
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, scheduler, snapshot, unet
@@ -69,7 +69,7 @@ def variance_between(row: np.ndarray, mask: np.ndarray) -> float:
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=12))
 def test_otsu_is_the_best_of_all_thresholds(values):
     row = np.array(values, dtype=float)
-    (mask,) = formulas.otsu(torch.tensor([values]).float()).numpy()
+    (mask,) = image_attention_functional.otsu(torch.tensor([values]).float()).numpy()
     thresholds = sorted(set(values))[1:]
     if not thresholds:
         assert mask.all(), "an even row has no dark part"
@@ -80,9 +80,12 @@ def test_otsu_is_the_best_of_all_thresholds(values):
 
 
 def test_otsu_of_one_patch_and_of_rows_apart():
-    assert formulas.otsu(torch.zeros(3, 1)).all()
+    assert image_attention_functional.otsu(torch.zeros(3, 1)).all()
     rows = torch.tensor([[0.0, 0.1, 0.9, 1.0], [5.0, 0.0, 0.0, 0.0]])
-    assert formulas.otsu(rows).tolist() == [[False, False, True, True], [True, False, False, False]]
+    assert image_attention_functional.otsu(rows).tolist() == [
+        [False, False, True, True],
+        [True, False, False, False],
+    ]
 
 
 def test_looking_at_itself_with_the_output_of_self_attention_is_self_attention(pipe):
@@ -95,9 +98,11 @@ def test_looking_at_itself_with_the_output_of_self_attention_is_self_attention(p
     everything = torch.ones(2, 9, dtype=torch.bool)
     with torch.no_grad():
         wanted = attn(block.norm1(x)) - attn.to_out[0].bias
-        assert torch.allclose(formulas.look(block, x, x, everything, maps), wanted, atol=1e-5)
+        assert torch.allclose(
+            image_attention_functional.look(block, x, x, everything, maps), wanted, atol=1e-5
+        )
         silent = maps | {"to_out": zero}
-        assert not formulas.look(block, x, x, everything, silent).any()
+        assert not image_attention_functional.look(block, x, x, everything, silent).any()
 
 
 def test_only_patches_inside_of_the_mask_are_seen(pipe):
@@ -110,24 +115,30 @@ def test_only_patches_inside_of_the_mask_are_seen(pipe):
     }
     mask = torch.tensor([[True, False, True, True, False, False]])
     with torch.no_grad():
-        seen = formulas.look(block, cells, patches, mask, maps)
+        seen = image_attention_functional.look(block, cells, patches, mask, maps)
         other = torch.where(mask.unsqueeze(2), patches, more)
-        assert torch.allclose(formulas.look(block, cells, other, mask, maps), seen, atol=1e-5)
+        assert torch.allclose(
+            image_attention_functional.look(block, cells, other, mask, maps), seen, atol=1e-5
+        )
         few = patches[:, mask[0]]
         every = torch.ones(1, 3, dtype=torch.bool)
-        assert torch.allclose(formulas.look(block, cells, few, every, maps), seen, atol=1e-5)
-        assert not torch.allclose(formulas.look(block, cells, more, mask, maps), seen, atol=1e-2)
+        assert torch.allclose(
+            image_attention_functional.look(block, cells, few, every, maps), seen, atol=1e-5
+        )
+        assert not torch.allclose(
+            image_attention_functional.look(block, cells, more, mask, maps), seen, atol=1e-2
+        )
 
 
 def test_attention_to_the_word_is_drawn_to_that_to_the_end_of_text():
     word = torch.tensor([[0.2, 0.4, 0.1]], requires_grad=True)
     end = torch.tensor([[0.5, 0.25, 1.0]], requires_grad=True)
-    apart = formulas.unlike(word, end)
+    apart = image_attention_functional.unlike(word, end)
     assert float(apart.detach()) == pytest.approx(((0.5 - 0.5) ** 2 + (1 - 0.25) ** 2 + (0.25 - 1) ** 2) / 3)
     apart.sum().backward()
     assert word.grad.any() and end.grad is None
-    assert float(formulas.unlike(3 * end.detach(), end)) == pytest.approx(0)
-    assert formulas.unlike(torch.zeros(1, 3), end).isfinite().all()
+    assert float(image_attention_functional.unlike(3 * end.detach(), end)) == pytest.approx(0)
+    assert image_attention_functional.unlike(torch.zeros(1, 3), end).isfinite().all()
 
 
 def test_on_stable_diffusion_the_four_blocks_of_the_paper_look():
@@ -299,8 +310,8 @@ def test_a_photo_survives_the_way_to_bytes_and_back(pipe):
         json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["conceptkit"]
     )
     assert told["format"] == 2 and told["reference"]["size"] == [8, 8]
-    assert headers.read(data).summary == concept.summary() and concept.summary()["reference"] is True
-    assert validate.check(data).summary == concept.summary()
+    assert concept_header.read(data).summary == concept.summary() and concept.summary()["reference"] is True
+    assert concept_validation.check(data).summary == concept.summary()
     plain = pico_concept(pipe).to_bytes()
     assert b'\\"format\\":1' in plain and b"reference" not in plain
     assert "reference" not in pico_concept(pipe).summary()
@@ -312,7 +323,7 @@ def test_a_photo_survives_the_way_to_bytes_and_back(pipe):
 def test_a_damaged_photo_is_refused(pipe, old, new):
     data = seeing(pipe).to_bytes()
     assert old in data
-    for read in (Concept.from_bytes, validate.check):
+    for read in (Concept.from_bytes, concept_validation.check):
         with pytest.raises(BadBlob, match="not a concept|reference photo"):
             read(data.replace(old, new))
 

@@ -8,21 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptkit import base, metric
-from conceptkit.attach import attach
-from conceptkit.concept import Concept, delta_dense
+from conceptkit.base import pipeline
+from conceptkit.base.added_tokens import add_tokens
+from conceptkit.concepts import gates as gating
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import delta_dense
+from conceptkit.concepts.gates import RankGate, rank_gates
 from conceptkit.errors import BadBlob
+from conceptkit.features import caption_statistics, captions
 from conceptkit.formats.diffusers import readme
-from conceptkit.kv_delta import KVDeltaConfig, KVDeltaLinear, install_on, uninstall, uninstall_from
-from conceptkit.learn import targets
-from conceptkit.merge import compose
-from conceptkit.merging import wide
-from conceptkit.merging.wide import Voice, voices
+from conceptkit.inference.attach import attach
+from conceptkit.inference.attention_masks import WATCHED
+from conceptkit.inference.gated_lora import gates
+from conceptkit.inference.token_owners import END, OTHER, UNKNOWN, UNetCall
+from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
-from conceptkit.steering.reading import END, OTHER, UNKNOWN, Scene
-from conceptkit.steering.separation import WATCHED
-from conceptkit.steering.voices import gates
-from conceptkit.tokens import add_tokens
+from conceptkit.tuners import targets
+from conceptkit.tuners.inject import install_on, uninstall, uninstall_from
+from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 from tests import tiny
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
@@ -31,8 +34,8 @@ WAYS = ["soft", "constrained", "sum", "average", "routed", "ties"]
 
 @pytest.fixture(autouse=True)
 def few_captions(monkeypatch):
-    texts = base.captions("any")[:30]
-    monkeypatch.setattr(metric, "captions", lambda name: texts)
+    texts = captions.captions("any")[:30]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_gates_against_a_loop(data):
     heard = data.draw(
         st.lists(
             st.builds(
-                Voice,
+                RankGate,
                 st.integers(0, 3),
                 st.one_of(st.none(), st.lists(st.sampled_from(names), unique=True).map(tuple)),
             ),
@@ -98,7 +101,7 @@ def test_gates_against_a_loop(data):
     )
     owners = torch.tensor(rows)
     mentioned = torch.stack([(owners == i).any(1) for i in range(3)], dim=1)
-    scene = Scene(owners, mentioned, (8, 8), (0,), 0, pictures)
+    scene = UNetCall(owners, mentioned, (8, 8), (0,), 0, pictures)
     found = gates(scene, names, heard)
     for k in range(pictures):
         mine = [rows[half * pictures + k] for half in range(halves)]
@@ -144,7 +147,7 @@ def test_guidance_by_perturbed_attention_and_several_pictures(pipe):
     options = {"pag_scale": 2.0, "num_images_per_prompt": 2}
     concept = speaking(pipe, narrow=True)
     plain, said = draw(guided, "a dog", **options), by_hand(guided, concept, "my_dog", **options)
-    alone = dataclasses.replace(concept, delta=wide.maps(concept.delta))
+    alone = dataclasses.replace(concept, delta=gating.maps_without_text(concept.delta))
     with attach(guided, alone), pytest.warns(UserWarning, match="mentions none"):
         assert torch.equal(draw(guided, "a dog", **options), plain)
     with attach(guided, concept):
@@ -180,10 +183,10 @@ def test_scale_goes_through_to_a_voice(pipe):
 
 @pytest.mark.parametrize("how", WAYS)
 def test_in_a_merge_each_speaks_for_itself(pipe, how):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2, rank=3)
     merged = compose(dog, gate, base=here, how=how, weights=[1.0, 0.5])
-    assert [(v.ranks, v.words) for v in voices(merged.concept)] == [(2, ("my_dog",)), (3, ("moongate",))]
+    assert [(v.ranks, v.words) for v in rank_gates(merged.concept)] == [(2, ("my_dog",)), (3, ("moongate",))]
     assert "beside keys and values" not in merged.report.text()
     half = compose("moongate:0.5", base=here, registry=_stored(gate)).concept
     for alone, prompt in ((dog, "my_dog on grass"), (half, "a moongate on grass")):
@@ -197,7 +200,7 @@ def test_in_a_merge_each_speaks_for_itself(pipe, how):
 
 
 def test_side_by_side_each_window_hears_its_own(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2)
     silent = dataclasses.replace(gate, delta={}, recipe={})
     prompt = "my_dog next to a moongate"
@@ -226,7 +229,7 @@ def added(pipe, prompt: str, **options) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("way", ["soft", "routed"])
 def test_a_voice_stays_in_the_region_of_its_words(pipe, way):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2)
     silent = dataclasses.replace(gate, delta={}, recipe={})
     before = snapshot(pipe)
@@ -243,7 +246,7 @@ def test_a_voice_stays_in_the_region_of_its_words(pipe, way):
 
 
 def test_voices_split_the_picture_as_the_words_do(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog, gate = (
         speaking(pipe, *about, narrow=True) for about in (("my_dog", "dog", 1), ("moongate", "gate", 2))
     )
@@ -259,11 +262,11 @@ def test_voices_split_the_picture_as_the_words_do(pipe):
 
 
 def test_parts_without_a_voice_always_speak(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog = speaking(pipe, seed=1)
     loud = dataclasses.replace(speaking(pipe, "moongate", "gate", seed=2), recipe={"method": "dreambooth"})
     merged = compose(loud, dog, base=here)
-    assert [v.words for v in voices(merged.concept)] == [None, ("my_dog",)]
+    assert [v.words for v in rank_gates(merged.concept)] == [None, ("my_dog",)]
     assert "moongate also changes" in merged.report.text() and "my_dog also" not in merged.report.text()
     with attach(pipe, loud), pytest.warns(UserWarning, match="mentions none"):
         expected = draw(pipe, "a dog on grass")
@@ -272,41 +275,41 @@ def test_parts_without_a_voice_always_speak(pipe):
 
 
 def test_a_merge_of_merges_keeps_all_voices(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog, gate, cup = (
         speaking(pipe, *about)
         for about in (("my_dog", "dog", 1), ("moongate", "gate", 2), ("my_cup", "cup", 3))
     )
     inner = compose(dog, gate, base=here, name="inner")
     found = compose(inner.concept, cup, base=here)
-    assert [v.words for v in voices(found.concept)] == [("my_dog",), ("moongate",), ("my_cup",)]
+    assert [v.words for v in rank_gates(found.concept)] == [("my_dog",), ("moongate",), ("my_cup",)]
     flat = compose(dog, gate, cup, base=here)
-    for name, factors in wide.maps(flat.concept.delta).items():
+    for name, factors in gating.maps_without_text(flat.concept.delta).items():
         assert torch.allclose(delta_dense(found.concept.delta[name]), delta_dense(factors), atol=5e-3)
     again = Concept.from_bytes(found.concept.to_bytes())
-    assert voices(again) == voices(found.concept)
+    assert rank_gates(again) == rank_gates(found.concept)
 
 
 def test_what_was_learned_together_speaks_for_all_of_it(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     dog = speaking(pipe, seed=1)
     gate = dataclasses.replace(speaking(pipe, "moongate", "gate", seed=2), delta=dog.delta)
     merged = compose(dog, gate, base=here).concept
-    assert voices(merged) == (Voice(2, ("moongate", "my_dog")),)
-    for name, factors in wide.maps(merged.delta).items():
+    assert rank_gates(merged) == (RankGate(2, ("moongate", "my_dog")),)
+    for name, factors in gating.maps_without_text(merged.delta).items():
         assert torch.allclose(delta_dense(factors), delta_dense(dog.delta[name]), atol=5e-3), "counted once"
 
 
 def test_what_was_learned_together_and_always_speaks_goes_on_to(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     loud = dataclasses.replace(speaking(pipe, seed=1), recipe={"method": "dreambooth"})
     twin = dataclasses.replace(
         speaking(pipe, "moongate", "gate", seed=2), delta=loud.delta, recipe=loud.recipe
     )
     cup = speaking(pipe, "my_cup", "cup", seed=3)
     for order in itertools.permutations((loud, twin, cup)):
-        found = voices(compose(*order, base=here).concept)
-        assert sorted(found, key=str) == sorted([Voice(2, None), Voice(2, ("my_cup",))], key=str)
+        found = rank_gates(compose(*order, base=here).concept)
+        assert sorted(found, key=str) == sorted([RankGate(2, None), RankGate(2, ("my_cup",))], key=str)
 
 
 def test_taken_off_beside_another_adapter_no_gate_is_left(pipe):
@@ -326,7 +329,7 @@ def test_a_voice_goes_by_the_name_of_today(pipe):
     plain = draw(pipe, "a dog on grass")
     with attach(pipe, concept):
         assert not torch.allclose(draw(pipe, "tom on grass"), plain, atol=1e-3)
-    assert voices(concept) == (Voice(2, ("tom",)),)
+    assert rank_gates(concept) == (RankGate(2, ("tom",)),)
 
 
 @pytest.mark.parametrize(
@@ -349,9 +352,9 @@ def test_the_readme_of_an_export_says_that_a_plain_lora_acts_always(pipe):
 
 
 def test_merges_without_voices_are_what_they_were(pipe):
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
     merged = compose(pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1), base=here).concept
-    assert "voices" not in merged.recipe and voices(merged) == ()
+    assert "voices" not in merged.recipe and rank_gates(merged) == ()
 
 
 def _stored(*concepts: Concept) -> Registry:

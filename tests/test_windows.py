@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from conceptkit import base
-from conceptkit.attach import attach
-from conceptkit.drawing import guided
+from conceptkit.base import pipeline
 from conceptkit.errors import BadPrompt, BadRegion
-from conceptkit.steering.windows import shares, starts
+from conceptkit.inference.attach import attach
+from conceptkit.inference.generate import guided
+from conceptkit.inference.multidiffusion import shares, starts
 from tests.tiny import draw, perturbed, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH = "my_dog in front of a moongate at night"
@@ -111,7 +111,7 @@ def test_each_window_is_drawn_with_perturbed_attention_guidance(build):
     options = {"num_inference_steps": 2, "output_type": "latent"}
     with (
         attach(pipe, *pair, side_by_side=True),
-        guided(base.of(pipe, "pico"), guidance=2.0, pag=1.5) as (guiding, scales),
+        guided(pipeline.of(pipe, "pico"), guidance=2.0, pag=1.5) as (guiding, scales),
     ):
         dice = torch.Generator().manual_seed(0)
         found = guiding(BOTH, generator=dice, **scales, **options).images
@@ -239,7 +239,7 @@ def test_who_sees_side_by_side_unasked(pipe):
     with attach(pipe, *pair) as attachment:
         assert not attachment.side_by_side and attachment.clauses(BOTH) == {}
         assert draw(pipe, BOTH).shape == (3, 16, 16)
-    assert base.of(pipe, base.STORYBOOK).side_by_side and not base.of(pipe, "pico").side_by_side
+    assert pipeline.of(pipe, pipeline.STORYBOOK).side_by_side and not pipeline.of(pipe, "pico").side_by_side
     with pytest.raises(BadRegion, match="choose one of them"):
         attach(pipe, *pair, side_by_side=True, separate=True)
 

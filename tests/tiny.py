@@ -22,10 +22,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from conceptkit import base
-from conceptkit.concept import Concept
-from conceptkit.kv_delta import ENCODERS
-from conceptkit.learn import targets
+from conceptkit.base import pipeline
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import ENCODERS
+from conceptkit.tuners import targets
 
 WORDS = """
     a an the of in on at to and with next front under near by is very far away small close up zoomed
@@ -179,7 +179,7 @@ def pico_concept(
     text_rank: of what it changes in the text encoders' attention.
     """
     generator = torch.Generator().manual_seed(seed)
-    here = base.of(pipe, "pico")
+    here = pipeline.of(pipe, "pico")
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)

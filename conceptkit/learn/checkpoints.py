@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn.subjects import Scene
+from conceptkit.learn.subject import StateAndPlace
 from conceptkit.registry.paths import make_private, sync
 
 FORMAT = 1
@@ -33,7 +33,7 @@ RATES = ("lr", "full_lr", "token_lr")
 
 
 @dataclass(eq=False)
-class State:
+class CheckpointState:
     """Where learning stands at the beginning of a step."""
 
     stage: str
@@ -44,7 +44,7 @@ class State:
 
 
 @dataclass(eq=False)
-class Keeper:
+class CheckpointManager:
     """Keeps checkpoints of one run in one file; without a path it keeps nothing.
 
     about: what is being learned, JSON: a checkpoint of anything else is refused. looks, scenes: the words at
@@ -54,10 +54,10 @@ class Keeper:
     path: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     every: float = EVERY
-    resumed: State | None = None
+    resumed: CheckpointState | None = None
     notices: list[str] = field(default_factory=list)
     looks: dict[str, str | None] = field(default_factory=dict)
-    scenes: dict[str, Scene] = field(default_factory=dict)
+    scenes: dict[str, StateAndPlace] = field(default_factory=dict)
     _due: float = 0.0
     _wrote: bool = False
 
@@ -83,7 +83,7 @@ class Keeper:
                 f"Learning goes on at other rates than it began: {_list(differing.values())}."
             )
 
-    def at(self, stage: str) -> State | None:
+    def at(self, stage: str) -> CheckpointState | None:
         """The checkpoint, when it was made in this stage."""
         return self.resumed if self.resumed is not None and self.resumed.stage == stage else None
 
@@ -91,7 +91,7 @@ class Keeper:
         """Whether the checkpoint was made after this stage, the first of two."""
         return self.resumed is not None and self.resumed.stage != stage
 
-    def keep(self, state: State) -> None:
+    def keep(self, state: CheckpointState) -> None:
         """Write the state if one is due."""
         if self.path is None or time.monotonic() < self._due:
             return
@@ -113,10 +113,10 @@ def path_for(home: Path, name: str) -> Path:
 
 def write(
     path: Path,
-    state: State,
+    state: CheckpointState,
     about: Mapping[str, Any],
     looks: Mapping[str, str | None],
-    scenes: Mapping[str, Scene],
+    scenes: Mapping[str, StateAndPlace],
 ) -> None:
     """Put the state on disk, durably, in one move."""
     header = {
@@ -199,7 +199,9 @@ def _unpacked(value: Tensor) -> Any:
     return value.item() if value.ndim == 0 and value.dtype in (torch.int64, torch.float64) else value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str | None], dict[str, Scene], State]:
+def _read(
+    path: Path,
+) -> tuple[dict[str, Any], dict[str, str | None], dict[str, StateAndPlace], CheckpointState]:
     try:
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
@@ -208,11 +210,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str | None], dict[str, 
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
         curve = [(int(step), float(value)) for step, value in header["curve"]]
-        state = State(header["stage"], header["step"], tensors, curve, header["best"])
+        state = CheckpointState(header["stage"], header["step"], tensors, curve, header["best"])
         return (
             header["about"],
             header.get("looks", {}),
-            {name: Scene(*scene) for name, scene in header.get("scenes", {}).items()},
+            {name: StateAndPlace(*scene) for name, scene in header.get("scenes", {}).items()},
             state,
         )
     except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:

@@ -5,31 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conceptkit.errors import BadBase
-
-
-def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What the UNet should predict: noise, picture, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (2202.00512).
-
-    clean, noise (n, c, h, w); alpha_bar (n,). Raises BadBase on a prediction type that is none of these.
-    """
-    a = alpha_bar.view(-1, 1, 1, 1).to(clean)
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return clean
-    if prediction_type == "v_prediction":
-        return a.sqrt() * noise - (1 - a).sqrt() * clean
-    raise BadBase(
-        f"A base that predicts {prediction_type!r} cannot learn; use a Stable Diffusion or SDXL pipeline"
-    )
-
-
-def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (DDPM, 2006.11239, eq. 4)."""
-    a = alpha_bar.view(-1, 1, 1, 1).to(clean)
-    return a.sqrt() * clean + (1 - a).sqrt() * noise
-
 
 def masked_mse(predicted: Tensor, wanted: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
     """Squared error averaged over all cells where mask (n, h, w) is 1 and over all channels; a scalar.

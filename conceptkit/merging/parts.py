@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from conceptkit.concept import Concept, Delta, read
+from conceptkit.concepts.concept import Concept, read
+from conceptkit.concepts.delta import Delta, beside, same, scaled
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.merging.request import check_weight, split_weight
 
@@ -29,11 +28,6 @@ class Part:
         return self.concept.delta if self.weight == 1 else scaled(self.concept.delta, self.weight)
 
 
-def scaled(delta: Delta, weight: float) -> Delta:
-    """The delta times a weight; what maps share stays shared."""
-    return {name: (weight * factors[0], *factors[1:]) for name, factors in delta.items()}
-
-
 def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
     """What each part changes beside the maps in `sizes`; what is shared counts once.
 
@@ -47,26 +41,15 @@ def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
                 f"{before[0].concept.name} and {part.concept.name} were learned together and share what they "
                 "change beside keys and values; give both the same strength"
             )
-        own.append({} if before else _beside(part.delta, sizes))
+        own.append({} if before else beside(part.delta, sizes))
     return own
 
 
 def twins(chosen: Sequence[Part], i: int, sizes: Mapping[str, int]) -> list[int]:
     """The other parts that change the very same beside the maps in `sizes` as part i does."""
-    mine = _beside(chosen[i].concept.delta, sizes)
-    others = [(k, _beside(part.concept.delta, sizes)) for k, part in enumerate(chosen) if k != i]
-    return [k for k, theirs in others if mine and _same(mine, theirs)]
-
-
-def _beside(delta: Delta, sizes: Mapping[str, int]) -> Delta:
-    return {name: factors for name, factors in delta.items() if name not in sizes}
-
-
-def _same(some: Delta, others: Delta) -> bool:
-    return some.keys() == others.keys() and all(
-        len(factors) == len(others[name]) and all(map(torch.equal, factors, others[name]))
-        for name, factors in some.items()
-    )
+    mine = beside(chosen[i].concept.delta, sizes)
+    others = [(k, beside(part.concept.delta, sizes)) for k, part in enumerate(chosen) if k != i]
+    return [k for k, theirs in others if mine and same(mine, theirs)]
 
 
 def gather(

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from conceptkit.concept import Delta
-from conceptkit.merging import effects
-from conceptkit.merging.effects import Pairings
-from conceptkit.merging.prepared import Prepared
-from conceptkit.metric import Metric
+from conceptkit.concepts.delta import Delta
+from conceptkit.features.caption_statistics import CaptionStatistics
+from conceptkit.merging import delta_norms
+from conceptkit.merging.delta_norms import Pairings
+from conceptkit.merging.merge_inputs import Prepared
+from conceptkit.pictures import html
 
 MOST_LINES = 12
 """Concepts of which the terminal shows a line each; of more it shows those that keep least."""
@@ -104,6 +105,13 @@ class Report:
         audit = [f'audit: "{caption}" {far}' for caption in self.audit]
         return "\n".join([*lines, *self.notices, *audit])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what each concept keeps, and every notice."""
+        rows = [(kept.name, _percent(kept.words), _percent(kept.prompt)) for kept in self.kept]
+        kept = html.table("What each concept keeps", ("concept", "its own words", "whole prompts"), rows)
+        moved = [("captions without a concept change by", f"{self.captions:.1%}")]
+        return kept + html.table("Everything else", (), moved + [("note", text) for text in self.notices])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -115,7 +123,7 @@ def measure(
     alone: Sequence[Delta],
     shares: Sequence[Delta],
     prepared: Sequence[Prepared],
-    ordinary: Metric,
+    ordinary: CaptionStatistics,
     solved: Solved,
     dtype: torch.dtype,
     notices: Sequence[str] = (),
@@ -126,20 +134,20 @@ def measure(
     prompts that each is measured on.
     """
     single = len(alone) == 1
-    whole = effects.loaded(merged, dtype)
-    parts = [effects.loaded(delta, dtype) for delta in alone]
-    total = effects.pair(whole, whole)
-    own = [effects.pair(part, part) for part in parts]
-    across = [total if single else effects.pair(whole, part) for part in parts]
+    whole = delta_norms.loaded(merged, dtype)
+    parts = [delta_norms.loaded(delta, dtype) for delta in alone]
+    total = delta_norms.pair(whole, whole)
+    own = [delta_norms.pair(part, part) for part in parts]
+    across = [total if single else delta_norms.pair(whole, part) for part in parts]
     kept = tuple(_kept(*each, total) for each in zip(names, across, own, prepared, strict=True))
     watched = ordinary.audit
-    moved = watched.total(effects.products(total, watched.rows).clamp(min=0))
-    each = [watched.total(effects.products(pairing, watched.rows).clamp(min=0)) for pairing in own]
+    moved = watched.total(delta_norms.products(total, watched.rows).clamp(min=0))
+    each = [watched.total(delta_norms.products(pairing, watched.rows).clamp(min=0)) for pairing in own]
     finite = solved.condition if solved.condition is not None and math.isfinite(solved.condition) else None
     return Report(
         how=how,
         kept=kept,
-        captions=math.sqrt(effects.squared(total, ordinary.held_out)) / ordinary.size,
+        captions=math.sqrt(delta_norms.squared(total, ordinary.held_out)) / ordinary.size,
         condition=finite,
         damping=solved.damping,
         rows=solved.rows,
@@ -165,9 +173,9 @@ def measure_routed(
     """The same for routing, on prompts that name one concept: exact at its words, nothing at other ones."""
     kept = []
     for name, delta, its in zip(names, alone, prepared, strict=True):
-        part = effects.loaded(delta, dtype)
-        pairing = effects.pair(part, part)
-        own, end, rest = (effects.squared(pairing, rows) for rows in (its.own, its.end, its.rest))
+        part = delta_norms.loaded(delta, dtype)
+        pairing = delta_norms.pair(part, part)
+        own, end, rest = (delta_norms.squared(pairing, rows) for rows in (its.own, its.end, its.rest))
         lost = rest + (end if shared == "drop" else 0.0)
         size = own + end + rest
         kept.append(Kept(name, 1.0 if own > 0 else None, 1 - math.sqrt(lost / size) if size > 0 else None))
@@ -191,8 +199,8 @@ def _kept(name: str, across: Pairings, own: Pairings, its: Prepared, total: Pair
     if across is total:
         lost = [0.0, 0.0, 0.0]
     else:
-        lost = [effects.missed(total, across, own, rows) for rows in places]
-    size = [effects.squared(own, rows) for rows in places]
+        lost = [delta_norms.missed(total, across, own, rows) for rows in places]
+    size = [delta_norms.squared(own, rows) for rows in places]
     return Kept(name, _share(lost[0], size[0]), _share(sum(lost), sum(size)))
 
 
@@ -203,17 +211,17 @@ def _interference(
         return ()
     contributions = []
     for share in shares:
-        part = effects.loaded(share, dtype)
-        contributions.append(effects.pair(part, part))
+        part = delta_norms.loaded(share, dtype)
+        contributions.append(delta_norms.pair(part, part))
     table = []
     for alone, its in zip(own, prepared, strict=True):
-        size = effects.squared(alone, its.own)
-        added = [effects.squared(other, its.own) for other in contributions]
+        size = delta_norms.squared(alone, its.own)
+        added = [delta_norms.squared(other, its.own) for other in contributions]
         table.append(tuple(math.sqrt(square / size) if size > 0 else 0.0 for square in added))
     return tuple(table)
 
 
-def _suspicious(moved: torch.Tensor, each: torch.Tensor, ordinary: Metric) -> tuple[str, ...]:
+def _suspicious(moved: torch.Tensor, each: torch.Tensor, ordinary: CaptionStatistics) -> tuple[str, ...]:
     """moved (n,): how far the merge moves each caption; each (N, n): how far its parts do alone."""
     sizes = ordinary.audit.sizes
     unrelated = each.square().sum(dim=0).sqrt()

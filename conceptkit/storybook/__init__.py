@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from conceptkit.errors import BadRecipe
 
 if TYPE_CHECKING:
-    from conceptkit.storybook.world import Subject
+    from conceptkit.storybook.world.subject import Subject
+
 
 _HERE = Path(__file__).parent
 NEIGHBOURS = 20
@@ -26,7 +27,7 @@ def path(part: str = "pipeline") -> str:
 
 def nouns() -> tuple[str, ...]:
     """The class nouns that the storybook base knows."""
-    from conceptkit.storybook.world import CLASSES
+    from conceptkit.storybook.world.scene import CLASSES
 
     return tuple(CLASSES)
 
@@ -38,19 +39,19 @@ def subject(noun: str, seed: int) -> Subject:
     """
     import numpy as np
 
-    from conceptkit.storybook import world
+    from conceptkit.storybook.world import scene
 
-    if noun not in (*world.CLASSES, "moongate"):
+    if noun not in (*scene.CLASSES, "moongate"):
         raise BadRecipe(
-            f"The storybook cannot draw a {noun!r}: choose one of {', '.join(world.CLASSES)} or moongate"
+            f"The storybook cannot draw a {noun!r}: choose one of {', '.join(scene.CLASSES)} or moongate"
         )
 
     if noun == "moongate":
-        return world.moongate(np.random.default_rng((17, seed)))
+        return scene.moongate(np.random.default_rng((17, seed)))
 
     def drawn(k: int, unlike: Collection[object] = ()) -> Subject:
         rng = np.random.default_rng((17, k))
-        while (found := world.draw_subject(rng, noun, "demo")).traits in unlike:
+        while (found := scene.draw_subject(rng, noun, "demo")).traits in unlike:
             pass
         return found
 
@@ -59,9 +60,9 @@ def subject(noun: str, seed: int) -> Subject:
 
 def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
     """Draw subject `seed` of a class, photograph it `n` times, and save the PNGs; raises like `subject`."""
-    from conceptkit.images import save_png
-    from conceptkit.storybook import world
+    from conceptkit.pictures.png_metadata import save_png
+    from conceptkit.storybook.world import scene
 
-    shots = world.photos(subject(noun, seed), n, seed)
+    shots = scene.photos(subject(noun, seed), n, seed)
     out.mkdir(parents=True, exist_ok=True)
     return [save_png(shot, out / f"{noun}-{seed}-{k}.png") for k, shot in enumerate(shots)]

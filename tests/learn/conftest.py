@@ -2,11 +2,11 @@
 
 import pytest
 
-from conceptkit import base as bases
-from conceptkit import metric
-from conceptkit import photos as pictures
-from conceptkit.learn import describing
-from conceptkit.recipes import DEFAULT, RECIPES
+from conceptkit.base import pipeline
+from conceptkit.data import photos as pictures
+from conceptkit.features import caption_statistics, captions
+from conceptkit.learn import diffusion_classifier
+from conceptkit.learn.config import DEFAULT, DEFAULT_CONFIGS
 from conceptkit.registry.store import Registry
 from tests import tiny
 from tests.learning import SEEDS, TINY, draw_photos
@@ -14,18 +14,18 @@ from tests.learning import SEEDS, TINY, draw_photos
 
 @pytest.fixture(autouse=True)
 def few_captions(monkeypatch):
-    texts = bases.captions("any")[:40]
-    monkeypatch.setattr(metric, "captions", lambda name: texts)
+    texts = captions.captions("any")[:40]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
 
 
 @pytest.fixture(autouse=True)
 def tiny_recipe(monkeypatch):
-    monkeypatch.setitem(RECIPES, DEFAULT, TINY)
+    monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, TINY)
 
 
 @pytest.fixture(scope="session")
-def pico() -> bases.Base:
-    return bases.of(tiny.pico_sd(), "pico")
+def pico() -> pipeline.Base:
+    return pipeline.of(tiny.pico_sd(), "pico")
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def shown(folder) -> pictures.PhotoSet:
 def able(monkeypatch) -> list[str]:
     """States for which a pico base has words, which the vocabulary of states has not."""
     words = ["runs", "sits", "jumps"]
-    monkeypatch.setattr(describing, "states", lambda pipe: words)
+    monkeypatch.setattr(diffusion_classifier, "states", lambda pipe: words)
     return words
 
 

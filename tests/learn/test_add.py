@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conceptkit import base as bases
+from conceptkit.base import pipeline as bases
+from conceptkit.data.photos import PhotoSet
 from conceptkit.errors import BadBase, BadName, BadPhotos, BadRecipe, NameTaken
-from conceptkit.learn import add, recipe_for
-from conceptkit.photos import PhotoSet
+from conceptkit.learn.config import config_for
+from conceptkit.workflows.add import add
 from tests import tiny
 from tests.learning import TINY, draw_photos, teach
 
@@ -42,7 +43,7 @@ def test_progress_counts_only_what_is_done(pico, shown):
 def test_the_noun_is_taken_from_the_name_or_the_folder_and_said(
     pico, folder, registry, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("conceptkit.learn.preview", lambda *a: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr("conceptkit.workflows.add.preview", lambda *a: Image.new("RGB", (8, 8)))
     learned = add("my_dog", folder, base=pico, registry=registry)
     assert learned.concept.noun == "dog"
     assert learned.notices == ["my_dog was taken to be a dog; give --class NOUN if it is something else."]
@@ -72,7 +73,7 @@ def test_the_storybook_names_the_classes_it_knows(pico, folder, registry):
 
 
 def test_photos_that_look_nothing_like_the_storybook_are_noticed(pico, monkeypatch):
-    from conceptkit.learn import _faint
+    from conceptkit.workflows.add import _faint
 
     storybook = bases.of(pico.pipe, bases.STORYBOOK)
     grain = np.random.default_rng(0).integers(0, 255, (70, 64, 3), dtype=np.uint8)
@@ -104,7 +105,9 @@ def test_what_cannot_be_learned_is_refused_in_one_sentence(pico, folder, registr
 
 def test_a_taken_name_is_refused_before_anything_is_learned(pico, folder, registry, monkeypatch):
     registry.add("my_dog", b"bytes", {})
-    monkeypatch.setattr("conceptkit.learn.learn_together", lambda *a, **k: pytest.fail("learned in vain"))
+    monkeypatch.setattr(
+        "conceptkit.workflows.add.learn_together", lambda *a, **k: pytest.fail("learned in vain")
+    )
     with pytest.raises(NameTaken):
         add("my_dog", folder, base=pico, registry=registry)
 
@@ -127,7 +130,10 @@ def test_an_interruption_leaves_nothing_behind(pico, folder, registry, phase):
 @pytest.mark.parametrize("part", ["preview", "learn"])
 def test_a_failure_leaves_nothing_behind(pico, folder, registry, monkeypatch, part):
     before = tiny.snapshot(pico.pipe)
-    name = {"preview": "conceptkit.learn.preview", "learn": "conceptkit.learn.lesson.losses.masked_mse"}[part]
+    name = {
+        "preview": "conceptkit.workflows.add.preview",
+        "learn": "conceptkit.learn.training_step.losses.masked_mse",
+    }[part]
 
     def broken(*args, **more):
         raise RuntimeError("out of memory")
@@ -141,6 +147,6 @@ def test_a_failure_leaves_nothing_behind(pico, folder, registry, monkeypatch, pa
 
 def test_steps_are_shared_between_the_word_and_the_look():
     for steps in (1, 2, 5, 300):
-        recipe = recipe_for(steps=steps)
+        recipe = config_for(steps=steps)
         assert recipe.token_steps + recipe.steps == steps and recipe.steps >= 1
-    assert recipe_for() == TINY and recipe_for(rank=7).rank == 7
+    assert config_for() == TINY and config_for(rank=7).rank == 7

@@ -11,26 +11,27 @@ from click.testing import CliRunner
 
 from benchmarks import (
     compose_many,
+    learn_common,
     learn_methods,
     learn_prior,
     learn_scripts,
     learn_speed,
     learn_sude,
-    lessons,
     plain_loop,
     report,
     taught,
 )
-from conceptkit import base as bases
-from conceptkit import metric
-from conceptkit.concept import delta_dense
-from conceptkit.evaluate import metrics
-from conceptkit.learn import conditions, lesson, views
-from conceptkit.learn.noise import schedule_of
-from conceptkit.learn.subjects import Subject
-from conceptkit.recipes import RECIPES, recipe_for
-from conceptkit.storybook import world
-from conceptkit.storybook.evaluators import ATTRIBUTES
+from conceptkit.base import conditioning
+from conceptkit.base import pipeline as bases
+from conceptkit.base.noise_schedule import schedule_of
+from conceptkit.concepts.delta import delta_dense
+from conceptkit.evaluate import scorers
+from conceptkit.features import caption_statistics
+from conceptkit.learn import latent_dataset, training_step
+from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
+from conceptkit.learn.subject import Subject
+from conceptkit.storybook.training.judges import ATTRIBUTES
+from conceptkit.storybook.world import scene
 from tests import tiny
 from tests.learning import method
 
@@ -45,7 +46,7 @@ class Eye:
         return torch.nn.functional.normalize(flat.flatten(1).float() - 127.5, dim=1)
 
 
-class Guess(metrics.AttributeJudge):
+class Guess(scorers.AttributeJudge):
     """Sees something in every picture, by its pixels."""
 
     def __init__(self):
@@ -61,12 +62,12 @@ class Guess(metrics.AttributeJudge):
 @pytest.fixture
 def bench(pico, monkeypatch):
     monkeypatch.setattr(bases, "load", lambda *a, **k: pico)
-    monkeypatch.setattr(metrics, "SubjectJudge", Eye)
-    monkeypatch.setattr(metrics, "AttributeJudge", Guess)
+    monkeypatch.setattr(scorers, "SubjectJudge", Eye)
+    monkeypatch.setattr(scorers, "AttributeJudge", Guess)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    for name, recipe in RECIPES.items():
+    for name, recipe in DEFAULT_CONFIGS.items():
         small = {"prior_size": 2, "prior_steps": 1, "views": 4, "batch": 2, "prior_batch": 2}
-        monkeypatch.setitem(RECIPES, name, replace(recipe, **small))
+        monkeypatch.setitem(DEFAULT_CONFIGS, name, replace(recipe, **small))
 
 
 def last_line(command, *words):
@@ -111,9 +112,9 @@ def test_diversity_is_the_mean_distance_within_a_prompt():
 
 
 def test_every_class_has_related_words_of_the_world():
-    assert set(learn_prior.RELATED) == set(world.CLASSES)
+    assert set(learn_prior.RELATED) == set(scene.CLASSES)
     for noun, others in learn_prior.RELATED.items():
-        assert noun not in others and set(others) <= set(world.CLASSES)
+        assert noun not in others and set(others) <= set(scene.CLASSES)
 
 
 def test_bars_of_the_prior():
@@ -124,7 +125,7 @@ def test_bars_of_the_prior():
 
 @pytest.mark.parametrize(("weight", "arm"), [(1.0, "prior"), (0.5, "prior"), (0.0, "no prior")])
 def test_the_prior_is_judged_as_a_method_ships(monkeypatch, weight, arm):
-    monkeypatch.setitem(RECIPES, "custom", replace(RECIPES["custom"], prior_weight=weight))
+    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(DEFAULT_CONFIGS["custom"], prior_weight=weight))
     assert learn_prior.by_default("custom") == arm
 
 
@@ -136,7 +137,7 @@ def test_captions_change_by_what_the_text_encoder_does_too():
     kept = {name: factors for name, factors in concept.delta.items() if not name.startswith("text_")}
     maps_alone = learn_methods.captions_change(pico, replace(concept, delta=kept))
     assert whole > maps_alone > 0 and tiny.snapshot(pipe) == before
-    shape, moved = metric.of_base(pico), 0.0
+    shape, moved = caption_statistics.statistics_of(pico), 0.0
     for factors in kept.values():
         moved += float((shape.held_out @ delta_dense(factors).double().T).square().sum())
     assert maps_alone == pytest.approx(moved**0.5 / shape.size, rel=1e-4)
@@ -151,10 +152,11 @@ def test_many_merges_lose_in_the_mean():
 
 
 def test_what_was_taught_by_another_recipe_is_taught_again(pico, registry, monkeypatch):
-    few = recipe_for(changes={"token_steps": 1, "steps": 1, "batch": 1, "views": 2})
-    monkeypatch.setattr(
-        taught.learn, "recipe_for", lambda method=None, steps=None, *_: replace(few, steps=steps or 1)
-    )
+    few = config_for(changes={"token_steps": 1, "steps": 1, "batch": 1, "views": 2})
+    for module in (taught.config, taught.add):
+        monkeypatch.setattr(
+            module, "config_for", lambda method=None, steps=None, *_: replace(few, steps=steps or 1)
+        )
     for steps, versions in ((2, 1), (2, 1), (None, 2)):
         taught.teach(pico, Eye(), registry, 0, steps)
         assert len(registry.versions("thing0")) == versions
@@ -234,14 +236,16 @@ def test_the_plain_loop_has_the_same_loss(pico, shown, name):
     """Before anything is learned, of the same pictures at the same noise: else seconds compare nothing."""
     recipe, run = plain(pico, shown, name, prior_weight=0.0, prior_batch=0, token_goes_on=False)
     subject = Subject("my_dog", "dog", shown)
-    pool = views.still(pico, shown, f"{run.word}")
-    taught = lesson.Lesson(pico, (subject,), pool, None, recipe, 0, schedule_of(pico.pipe.scheduler))
-    drawn = lesson.draw(taught, ("delta", 0), with_prior=False)
-    told = conditions.read(run.base.pipe, pool.prompts)
-    own = lesson.Told(told)
+    pool = latent_dataset.still_dataset(pico, shown, f"{run.word}")
+    taught = training_step.TrainingContext(
+        pico, (subject,), pool, None, recipe, 0, schedule_of(pico.pipe.scheduler)
+    )
+    drawn = training_step.sample_step(taught, ("delta", 0), with_prior=False)
+    told = conditioning.encode(run.base.pipe, pool.prompts)
+    own = training_step.Conditionings(told)
     clean, mask = pool.latents[drawn.picks], pool.masks[drawn.picks]
     with torch.no_grad():
-        mine = lesson.loss(taught, drawn, own)
+        mine = training_step.loss(taught, drawn, own)
         theirs = run._loss(clean, drawn.noise, drawn.t, told[pool.prompt_of[drawn.picks]], mask)
     assert float(mine) == pytest.approx(float(theirs), rel=1e-5)
 
@@ -296,9 +300,9 @@ def test_a_trial_of_speed(bench, monkeypatch):
 
 @pytest.mark.parametrize("loop", ["ours", "plain"])
 def test_memory_of_one_loop_alone(bench, registry, loop, monkeypatch):
-    studio = lessons.Studio(bases.of(tiny.pico_sd(), "pico"), 1, 1)
+    studio = learn_common.Studio(bases.of(tiny.pico_sd(), "pico"), 1, 1)
     pupil = studio.pupil("thing", taught.unseen(1)[0], 0)
-    recipe = recipe_for("dreambooth", 2)
+    recipe = config_for("dreambooth", 2)
     peaks = iter([1.0, 3.5])
     monkeypatch.setattr(learn_speed, "peak_gb", lambda device: next(peaks))
     assert learn_speed.alone(studio, pupil, recipe, loop, registry) == 2.5
@@ -342,7 +346,7 @@ def test_a_trial_beside_scripts(bench, monkeypatch, tmp_path):
     path.parent.mkdir()
     path.write_text(SCRIPT.format(names=NAMES))
     told = last_line(learn_scripts.main, "--steps", 6, "--methods", "dreambooth", "--examples", tmp_path)
-    fast, slow = learn_scripts.SCRIPTS["dreambooth"].rates(recipe_for("dreambooth"))
+    fast, slow = learn_scripts.SCRIPTS["dreambooth"].rates(config_for("dreambooth"))
     assert set(loaded) >= {f"{fast} 6", f"{slow} 6"} and len(loaded) == 4, "both rates, and two points more"
     line = told["by_method"]["dreambooth"]
     assert line["rate"] in (fast, slow) and len(line["curves"]["script"]) == 3
@@ -351,9 +355,9 @@ def test_a_trial_beside_scripts(bench, monkeypatch, tmp_path):
 
 def test_a_scripts_start_is_not_counted_and_its_best_rate_is_taken(bench, monkeypatch, tmp_path):
     pico = bases.of(tiny.pico_sd(), "pico")
-    studio = lessons.Studio(pico, 1, 1)
+    studio = learn_common.Studio(pico, 1, 1)
     pupil = studio.pupil("thing", taught.unseen(1)[0], 0)
-    used, recipe = [], recipe_for("dreambooth", 30)
+    used, recipe = [], config_for("dreambooth", 30)
 
     def seven_and_two_a_step(path, model, told, steps, rate, out):
         used.append(rate)
@@ -361,8 +365,8 @@ def test_a_scripts_start_is_not_counted_and_its_best_rate_is_taken(bench, monkey
 
     gaps = {0.1: 0.3, 0.2: 0.9, 0.3: float("nan")}
     monkeypatch.setattr(learn_scripts, "run", seven_and_two_a_step)
-    monkeypatch.setattr(lessons.Studio, "likeness", lambda self, pictures, real: used[-1])
-    monkeypatch.setattr(lessons.Pupil, "gap", lambda self, rate: gaps[rate])
+    monkeypatch.setattr(learn_common.Studio, "likeness", lambda self, pictures, real: used[-1])
+    monkeypatch.setattr(learn_common.Pupil, "gap", lambda self, rate: gaps[rate])
     script = replace(learn_scripts.SCRIPTS["dreambooth"], load=lambda pipe, made: None)
     lesson = learn_scripts.Lesson(recipe, tmp_path, 64, tmp_path / "photos", tmp_path / "class", "up", "dog")
     curve, per_step, rate = learn_scripts.theirs(studio, pupil, script, tmp_path, lesson, (0.1, 0.2, 0.3))

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conceptkit.concept import Concept
-from conceptkit.learn.crew import Crew
+from conceptkit.concepts.concept import Concept
+from conceptkit.learn.distributed import DistributedContext
 from tests import tiny
 from tests.learning import TINY, method, teach, values
 
@@ -52,19 +52,21 @@ def test_shares_of_a_batch_are_all_of_it_once():
     for size in (1, 2, 3):
         for parts in (1, 2):
             taken = [
-                Crew(r, size).share(12, part, parts).tolist() for r in range(size) for part in range(parts)
+                DistributedContext(r, size).share(12, part, parts).tolist()
+                for r in range(size)
+                for part in range(parts)
             ]
             assert sorted(k for share in taken for k in share) == list(range(12))
             assert len({len(share) for share in taken}) == 1
-            assert Crew(size - 1, size).share(0, parts - 1, parts).numel() == 0
+            assert DistributedContext(size - 1, size).share(0, parts - 1, parts).numel() == 0
 
 
 PROCESS = """
 import sys
 from dataclasses import replace
 from conceptkit import base as bases, metric, photos
-from conceptkit.learn import learn
-from conceptkit.learn.crew import find
+from conceptkit.workflows.add import learn
+from conceptkit.learn.distributed import find
 from tests import tiny
 from tests.learning import TINY
 texts = bases.captions("any")[:40]

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conceptkit import base as bases
+from conceptkit.base import pipeline as bases
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn import add, hardware
-from conceptkit.learn.checkpoints import Keeper
-from conceptkit.recipes import recipe_for
+from conceptkit.learn import mixed_precision, torch_compile
+from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.learn.config import config_for
+from conceptkit.workflows.add import add
 from tests import tiny
 from tests.learning import TINY, method, outcome, teach, values
 
@@ -22,8 +23,8 @@ KV = {"prior_weight": 0.0, "token_goes_on": False}
 @pytest.fixture
 def everywhere(monkeypatch):
     """The CPU is slow at fp16 and gains nothing from it, but computes it; so the loop can be tried on it."""
-    monkeypatch.setitem(hardware.LEARNS_ON, "fp16", ("cpu",))
-    monkeypatch.setitem(hardware.LEARNS_ON, "compile", ("cpu",))
+    monkeypatch.setitem(mixed_precision.LEARNS_ON, "fp16", ("cpu",))
+    monkeypatch.setitem(mixed_precision.LEARNS_ON, "compile", ("cpu",))
 
 
 def test_fp16_learns_nearly_the_same(pico, shown, everywhere):
@@ -38,7 +39,9 @@ def test_the_scaled_loss_has_the_same_gradients_once_they_are_scaled_back(pico, 
     """Powers of two lose nothing in float32, so that scaling alone changes no bit of what is learned."""
     plain = teach(pico, shown, method("custom-diffusion", **KV))
     kind = torch.amp.GradScaler
-    monkeypatch.setattr(hardware, "scaler", lambda device, precision: kind(device.type, init_scale=2.0**10))
+    monkeypatch.setattr(
+        mixed_precision, "scaler", lambda device, precision: kind(device.type, init_scale=2.0**10)
+    )
     assert torch.equal(values(teach(pico, shown, method("custom-diffusion", **KV))), values(plain))
 
 
@@ -83,8 +86,8 @@ def stopped_and_resumed(pico, shown, recipe, path, at):
             raise Stopped
 
     with pytest.raises(Stopped):
-        outcome(pico, shown, recipe, keeper=Keeper(path, every=0.0), tick=tick)
-    keeper = Keeper(path, every=0.0)
+        outcome(pico, shown, recipe, keeper=CheckpointManager(path, every=0.0), tick=tick)
+    keeper = CheckpointManager(path, every=0.0)
     keeper.resume()
     return outcome(pico, shown, recipe, keeper=keeper).whole.to_bytes()
 
@@ -95,7 +98,7 @@ def test_the_scale_is_resumed_too(pico, shown, everywhere, monkeypatch, tmp_path
     never = outcome(pico, shown, recipe).whole.to_bytes()
     overflowing(monkeypatch, {1})
     assert stopped_and_resumed(pico, shown, recipe, tmp_path / "kept", 3) == never
-    last = Keeper(tmp_path / "kept")
+    last = CheckpointManager(tmp_path / "kept")
     last.resume()
     assert float(last.resumed.tensors["scaler.scale"]) == 2.0**15
 
@@ -118,15 +121,15 @@ def test_every_kind_of_device_is_asked():
     mps, cuda = torch.device("mps"), torch.device("cuda")
     for changes in ({"precision": "bf16"}, {"precision": "fp16"}, {"optimiser": "adamw8bit"}):
         with pytest.raises(BadRecipe, match="the base is on mps"):
-            hardware.check(mps, replace(TINY, **changes))
-    hardware.check(mps, TINY)
-    hardware.check(cuda, replace(TINY, precision="fp16"))
+            mixed_precision.check(mps, replace(TINY, **changes))
+    mixed_precision.check(mps, TINY)
+    mixed_precision.check(cuda, replace(TINY, precision="fp16"))
 
 
 def test_a_gpu_without_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     with pytest.raises(BadRecipe, match="cannot compute in bf16; give --precision fp16 or fp32"):
-        hardware.check(torch.device("cuda"), replace(TINY, precision="bf16"))
+        mixed_precision.check(torch.device("cuda"), replace(TINY, precision="bf16"))
 
 
 def test_without_bitsandbytes_it_says_how_to_get_it(pico, shown, monkeypatch):
@@ -187,7 +190,7 @@ def test_bitsandbytes_itself_learns_and_resumes(shown, tmp_path):
     full = outcome(wide, shown, replace(recipe, optimiser="adamw")).whole
     assert torch.nn.functional.cosine_similarity(values(never), values(full), dim=0) > 0.9
     assert stopped_and_resumed(wide, shown, recipe, tmp_path / "kept", 2) == never.to_bytes()
-    kept = Keeper(tmp_path / "kept", every=0.0)
+    kept = CheckpointManager(tmp_path / "kept", every=0.0)
     kept.resume()
     assert any(t.dtype == torch.uint8 for t in kept.resumed.tensors.values())
 
@@ -230,12 +233,12 @@ def test_one_lost_gradient_among_many_is_seen():
     torch.manual_seed(0)
     plain = [torch.randn(4, 8) * 10.0**-k for k in range(6)] + [torch.zeros(3), None]
     rounded = [g if g is None else g.bfloat16().float() for g in plain]
-    hardware.check_compiled(rounded, plain)
+    torch_compile.check_compiled(rounded, plain)
     for k in range(6):
         lost = list(rounded)
         lost[k] = None if k % 2 else torch.zeros(4, 8)
         with pytest.raises(ConceptError, match="1 of 7 parameters"):
-            hardware.check_compiled(lost, plain)
+            torch_compile.check_compiled(lost, plain)
 
 
 def test_a_failing_compiler_leaves_the_unet_as_it_was(pico, shown, everywhere, monkeypatch):
@@ -258,6 +261,6 @@ def test_on_a_cpu_compiling_is_left_out_and_said_so(pico, folder, registry, monk
 @pytest.mark.parametrize(("capability", "warned"), [("AVX512", False), ("AVX2", True)])
 def test_bf16_that_is_only_emulated_is_said(monkeypatch, capability, warned):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    told = hardware.notices(torch.device("cpu"), recipe_for(changes={"precision": "bf16"}))
+    told = mixed_precision.notices(torch.device("cpu"), config_for(changes={"precision": "bf16"}))
     assert any("only emulates bf16" in notice for notice in told) == warned
-    assert not hardware.notices(torch.device("cpu"), recipe_for())
+    assert not mixed_precision.notices(torch.device("cpu"), config_for())

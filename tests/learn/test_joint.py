@@ -8,19 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-import conceptkit.learn
-from conceptkit import photos as pictures
-from conceptkit.attach import attach
-from conceptkit.concept import Concept, apply, delta_dense
+from conceptkit.concepts import gates
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import apply, delta_dense
+from conceptkit.data import photos as pictures
 from conceptkit.errors import BadRecipe, NameTaken
-from conceptkit.learn import UNFINISHED, _given, add_together, priors, views
-from conceptkit.learn.checkpoints import Keeper
-from conceptkit.learn.loop import learn_together
-from conceptkit.learn.subjects import Subject
-from conceptkit.merge import compose
-from conceptkit.merging import wide
-from conceptkit.registry import find
+from conceptkit.inference.attach import attach
+from conceptkit.learn import latent_dataset, prior_preservation
+from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.learn.subject import Subject
+from conceptkit.learn.trainer import learn_together
+from conceptkit.merging.compose import compose
+from conceptkit.registry.catalogue import search
 from conceptkit.registry.store import Registry
+from conceptkit.workflows import add as adding
+from conceptkit.workflows.add import UNFINISHED, _given, add_together
 from tests import tiny
 from tests.learning import TINY, draw_photos, method, teach, values
 
@@ -37,7 +39,7 @@ def pair(shown, other_folder):
 
 def added(concept: Concept, rows: torch.Tensor) -> torch.Tensor:
     """What the maps that read text add at rows."""
-    reading = [name for name in sorted(concept.delta) if wide.reads_text(name)]
+    reading = [name for name in sorted(concept.delta) if gates.reads_text(name)]
     return torch.cat([apply(concept.delta[name], rows) for name in reading], dim=1)
 
 
@@ -53,7 +55,7 @@ def test_each_alone_does_at_its_own_words_what_it_does_in_the_joint_one(pico, pa
     assert set(joint.tokens) == {"<my_dog>", "<moongate>"} and joint.recipe["joint"] is True
     assert joint.provenance["parents"] == ["my_dog", "moongate"]
     assert (dog.kind, dog.noun, set(dog.tokens)) == ("subject", "dog", {"<my_dog>"})
-    beyond = wide.maps(joint.delta)
+    beyond = gates.maps_without_text(joint.delta)
     assert len(beyond) == (14 if kind == "custom-diffusion" else 0)
     assert all(torch.equal(dog.delta[name][0], beyond[name][0]) for name in beyond)
     for part in (dog, gate):
@@ -79,14 +81,14 @@ def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair, tex
 def test_beside_a_keyed_delta_everyone_has_all_of_the_rest_and_a_merge_has_it_once(pico, pair, registry):
     made = learn_together(pico, pair, replace(TINY, wide=2, prior_weight=0.0))
     dog, gate = made.parts
-    keyed, rest = (set(pico.sizes), set(wide.maps(made.whole.delta)))
+    keyed, rest = (set(pico.sizes), set(gates.maps_without_text(made.whole.delta)))
     assert rest and keyed | rest == set(dog.delta)
     assert all(torch.equal(dog.delta[n][0], gate.delta[n][0]) for n in rest)
     assert not all(torch.equal(dog.delta[n][0], gate.delta[n][0]) for n in keyed)
-    assert wide.voices(dog) == (wide.Voice(2, ("my_dog",)),)
-    assert wide.voices(made.whole) == (wide.Voice(2, ("my_dog", "moongate")),)
+    assert gates.rank_gates(dog) == (gates.RankGate(2, ("my_dog",)),)
+    assert gates.rank_gates(made.whole) == (gates.RankGate(2, ("my_dog", "moongate")),)
     merged = compose(dog, gate, base=pico, registry=registry).concept
-    assert wide.voices(merged) == (wide.Voice(2, ("moongate", "my_dog")),)
+    assert gates.rank_gates(merged) == (gates.RankGate(2, ("moongate", "my_dog")),)
     for name in rest:
         assert torch.allclose(
             delta_dense(merged.delta[name]), delta_dense(dog.delta[name]), rtol=0.01, atol=1e-4
@@ -126,15 +128,15 @@ def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, reg
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatch, at):
     """Stopped at any preview, nothing is there, and what was learned can be gone on with."""
-    monkeypatch.setattr("conceptkit.learn.Keeper", partial(Keeper, every=0.0))
-    draw, calls = conceptkit.learn.preview, iter(range(9))
+    monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
+    draw, calls = adding.preview, iter(range(9))
 
     def preview(*args):
         if next(calls) == at:
             raise KeyboardInterrupt
         return draw(*args)
 
-    monkeypatch.setattr("conceptkit.learn.preview", preview)
+    monkeypatch.setattr("conceptkit.workflows.add.preview", preview)
     given = {"my_dog": folder, "moongate": other_folder}
     more = {"nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
     with pytest.raises(KeyboardInterrupt) as stop:
@@ -144,7 +146,9 @@ def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatc
 
 
 def test_a_part_and_the_whole_have_names_of_their_own(pico, folder, other_folder, registry, monkeypatch):
-    monkeypatch.setattr("conceptkit.learn.learn_together", lambda *a, **k: pytest.fail("learned in vain"))
+    monkeypatch.setattr(
+        "conceptkit.workflows.add.learn_together", lambda *a, **k: pytest.fail("learned in vain")
+    )
     with pytest.raises(BadRecipe, match="one of its parts are both called my_dog"):
         add_together({"my_dog": folder, "moongate": other_folder}, name="my_dog", registry=registry)
 
@@ -157,7 +161,7 @@ def test_concepts_are_found_by_the_captions_of_their_photos(pico, folder, other_
     add_together(
         {"my_dog": told, "moongate": other_folder}, nouns={"moongate": "gate"}, base=pico, registry=registry
     )
-    assert {entry.name for entry in find.search(registry, "garden")} == {"my_dog", "my_dog-moongate"}
+    assert {entry.name for entry in search.search(registry, "garden")} == {"my_dog", "my_dog-moongate"}
     assert b"garden" not in registry.read("my_dog")
 
 
@@ -167,14 +171,14 @@ def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry,
         mask.paste(255, (22, 0, 44, 36))
         mask.save(tmp_path / f"{name}.png")
     seen = {}
-    pool = views.pool
+    pool = latent_dataset.latent_dataset
 
     def watched(base, photos, words, *args, **more):
         found = pool(base, photos, words, *args, **more)
         seen[words] = (more["masks"], float(found.masks.mean()))
         return found
 
-    monkeypatch.setattr(views, "pool", watched)
+    monkeypatch.setattr(latent_dataset, "latent_dataset", watched)
     photos = {"my_dog": folder, "moongate": other_folder}
     add_together(photos, base=pico, registry=registry, masks={"moongate": tmp_path})
     assert seen["<my_dog> dog"][0] == () and len(seen["<moongate> gate"][0]) == 2
@@ -201,6 +205,6 @@ def test_pictures_of_a_class_that_two_share_are_put_together(pico, shown, other_
     own = [Subject("my_dog", "dog", shown), Subject("your_dog", "dog", pictures.read(other_folder))]
     found = _given(pico, own, {"my_dog": folder, "your_dog": other_folder})
     assert set(found) == {"dog"} and len(found["dog"].latents) == len(found["dog"].prompts) == 5
-    assert priors.undrawn(own, TINY, found) == []
-    assert priors.undrawn(own, TINY, {}) == ["dog"]
-    assert priors.undrawn(own, replace(TINY, prior_weight=0.0), {}) == []
+    assert prior_preservation.undrawn(own, TINY, found) == []
+    assert prior_preservation.undrawn(own, TINY, {}) == ["dog"]
+    assert prior_preservation.undrawn(own, replace(TINY, prior_weight=0.0), {}) == []

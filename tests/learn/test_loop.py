@@ -6,13 +6,14 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from conceptkit import base as bases
-from conceptkit import photos as pictures
-from conceptkit.attach import attach
-from conceptkit.concept import Concept, apply
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import apply
+from conceptkit.data import photos as pictures
 from conceptkit.errors import ConceptError
-from conceptkit.learn import losses, priors
-from conceptkit.learn.loop import _learn_token
+from conceptkit.inference.attach import attach
+from conceptkit.learn import losses, prior_preservation
+from conceptkit.learn.trainer import learn_token
 from tests import tiny
 from tests.learning import TINY, draw_photos, start, teach, ups
 
@@ -113,10 +114,10 @@ def test_the_other_rows_of_the_token_table_stand_still(pico, shown, monkeypatch)
 
     def watched(taught, tokens, *more):
         start = tokens.rows[0].detach().clone()
-        _learn_token(taught, tokens, *more)
+        learn_token(taught, tokens, *more)
         seen.append((start, tokens.rows[0].detach().clone(), tokens.tables[0].weight.detach().clone()))
 
-    monkeypatch.setattr("conceptkit.learn.loop._learn_token", watched)
+    monkeypatch.setattr("conceptkit.learn.trainer.learn_token", watched)
     teach(pico, shown, replace(TINY, token_steps=3, steps=1))
     ((start, end, during),) = seen
     assert not torch.equal(start, end)
@@ -158,7 +159,7 @@ def test_full_matrices_are_learned_with_rank_0(pico, shown):
 
 
 def test_a_concept_without_a_noun_has_no_prior(pico, shown, registry, monkeypatch):
-    monkeypatch.setattr(priors, "of_class", lambda *a: pytest.fail("there is no class to draw"))
+    monkeypatch.setattr(prior_preservation, "of_class", lambda *a: pytest.fail("there is no class to draw"))
     concept = teach(pico, shown, noun=None, registry=registry)
     assert concept.words == {"my_dog": "<my_dog>"} and ups(concept).any()
 
@@ -168,7 +169,7 @@ def test_learning_lowers_the_loss_of_the_subject(pico, shown, monkeypatch):
     mse = losses.masked_mse
     monkeypatch.setattr(losses, "masked_mse", lambda *a: seen.append(mse(*a)) or seen[-1])
     # one noise and one view again and again: what is left to learn is the answer
-    monkeypatch.setattr("conceptkit.learn.lesson.hash_of", lambda *key: 5)
+    monkeypatch.setattr("conceptkit.learn.training_step.hash_of", lambda *key: 5)
     teach(pico, shown, replace(TINY, token_steps=0, steps=30, prior_weight=0.0, lr=0.05))
     assert seen[-1] < 0.97 * seen[0]
 

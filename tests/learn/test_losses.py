@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from conceptkit.base import noise_schedule
 from conceptkit.errors import BadBase
 from conceptkit.learn import losses
 from tests import tiny
@@ -43,14 +44,14 @@ def test_noise_and_targets_are_those_of_the_scheduler():
     clean, noise = torch.randn(5, 4, 8, 8, generator=make), torch.randn(5, 4, 8, 8, generator=make)
     t = torch.tensor([0, 1, 400, 850, 999])
     bars = schedule.alphas_cumprod[t]
-    noisy = losses.add_noise(clean, noise, bars)
+    noisy = noise_schedule.add_noise(clean, noise, bars)
     assert torch.allclose(noisy, schedule.add_noise(clean, noise, t), atol=1e-6)
-    velocity = losses.target("v_prediction", clean, noise, bars)
+    velocity = noise_schedule.target("v_prediction", clean, noise, bars)
     assert torch.allclose(velocity, schedule.get_velocity(clean, noise, t), atol=1e-6)
-    assert losses.target("epsilon", clean, noise, bars) is noise
-    assert losses.target("sample", clean, noise, bars) is clean
+    assert noise_schedule.target("epsilon", clean, noise, bars) is noise
+    assert noise_schedule.target("sample", clean, noise, bars) is clean
     with pytest.raises(BadBase, match="'flow'"):
-        losses.target("flow", clean, noise, bars)
+        noise_schedule.target("flow", clean, noise, bars)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -60,8 +61,8 @@ def test_what_the_scheduler_makes_of_a_perfect_prediction_is_the_picture(predict
     schedule.set_timesteps(10)
     clean, noise, t = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), schedule.timesteps[4:5]
     bars = schedule.alphas_cumprod[t]
-    noisy = losses.add_noise(clean, noise, bars)
-    told = losses.target(prediction, clean, noise, bars)
+    noisy = noise_schedule.add_noise(clean, noise, bars)
+    told = noise_schedule.target(prediction, clean, noise, bars)
     found = schedule.step(told, int(t), noisy).pred_original_sample
     assert torch.allclose(found, clean, atol=1e-4)
 

@@ -8,22 +8,24 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from conceptkit import base as bases
-from conceptkit import metric
-from conceptkit.attach import attach
-from conceptkit.compose import factor
-from conceptkit.concept import Concept, delta_dense
-from conceptkit.contexts import MOST_ROWS
+from conceptkit.base import attention, conditioning, pipeline
+from conceptkit.concepts import gates
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import by_component, delta_dense
 from conceptkit.errors import BadRecipe
-from conceptkit.formats.diffusers import lora
-from conceptkit.kv_delta import install_on, places, uninstall_from
-from conceptkit.learn import adapters, conditions, learn, losses, targets
-from conceptkit.learn.locking import plain_rows
-from conceptkit.learn.loop import learn_together
-from conceptkit.learn.subjects import Subject
-from conceptkit.merge import compose
-from conceptkit.merging import wide
-from conceptkit.recipes import RECIPES, SUDE, recipe_for
+from conceptkit.features import caption_statistics, captions
+from conceptkit.features.closed_form import factor
+from conceptkit.features.concept_rows import MOST_ROWS
+from conceptkit.formats.peft import lora
+from conceptkit.inference.attach import attach
+from conceptkit.learn import losses, trainable_delta
+from conceptkit.learn.config import DEFAULT_CONFIGS, SUDE, config_for
+from conceptkit.learn.methods.keyed import plain_rows
+from conceptkit.learn.subject import Subject
+from conceptkit.learn.trainer import learn, learn_together
+from conceptkit.merging.compose import compose
+from conceptkit.tuners import inject, targets
+from conceptkit.tuners.inject import install_on, uninstall_from
 from tests import tiny
 from tests.learning import TINY, method, outcome, start, teach, values
 
@@ -62,7 +64,7 @@ def test_custom_diffusion_learns_token_and_maps_together(pico, shown):
     assert list(concept.delta) == learned
     assert all((up.shape[1], down.shape[0]) == (2, 2) for up, down in concept.delta.values())
     assert len({id(down) for _, down in concept.delta.values()}) == len(learned)
-    assert not wide.voices(concept), "what it learns acts on every picture"
+    assert not gates.rank_gates(concept), "what it learns acts on every picture"
     still = teach(pico, shown, replace(recipe, token_goes_on=False))
     moved, rare = concept.tokens["<my_dog>"][0], still.tokens["<my_dog>"][0]
     assert not torch.equal(moved, rare)
@@ -74,11 +76,11 @@ def test_custom_diffusion_learns_token_and_maps_together(pico, shown):
 def test_nothing_is_learned_from_keys_and_values_at_bos(pico, shown, monkeypatch):
     """A prompt that is all BOS teaches nothing, and does without the option."""
     recipe = method("custom-diffusion", token_goes_on=False, targets="kv")
-    read = adapters.put_on
+    read = trainable_delta.inject
 
     def gradients(detach):
         changed = replace(recipe, detach_bos=detach)
-        with adapters.put_on(pico, changed, 0, None) as look:
+        with trainable_delta.inject(pico, changed, 0, None) as look:
             hidden = torch.randn(1, 1, pico.width, generator=torch.Generator().manual_seed(0))
             made = pico.unet(torch.ones(1, 4, 8, 8), 10, hidden).sample
             if not made.requires_grad:
@@ -87,7 +89,7 @@ def test_nothing_is_learned_from_keys_and_values_at_bos(pico, shown, monkeypatch
             return float(sum(p.grad.abs().sum() for p in look.parameters if p.grad is not None))
 
     assert gradients(True) == 0 and gradients(False) > 0
-    assert read is adapters.put_on
+    assert read is trainable_delta.inject
     assert not torch.equal(
         *(values(teach(pico, shown, replace(recipe, detach_bos=d))) for d in (True, False))
     )
@@ -101,7 +103,7 @@ def test_custom_diffusion_learns_full_matrices_where_it_is_told(pico, shown, pre
     assert list(concept.delta) == maps(pico, preset) and len(concept.delta) == count
     assert all(".attn2." in name for name in concept.delta)
     assert all(len(factors) == 1 and factors[0].any() for factors in concept.delta.values())
-    assert not wide.voices(concept), "what is not told apart by ranks acts on every picture"
+    assert not gates.rank_gates(concept), "what is not told apart by ranks acts on every picture"
 
 
 @pytest.mark.parametrize(("preset", "count"), [("kv", 14), ("cross", 28), ("attn", 56), ("attn+ff", 70)])
@@ -125,11 +127,11 @@ def test_a_lora_is_exported_and_loaded_by_plain_diffusers(pico, shown, tmp_path)
 
 
 def test_a_lora_on_the_text_encoders_too(shown):
-    pico = bases.of(tiny.pico_sdxl(), "pico-xl")
+    pico = pipeline.of(tiny.pico_sdxl(), "pico-xl")
     before = tiny.snapshot(pico.pipe)
     concept = teach(pico, shown, method("dreambooth", text_rank=1, targets="kv"))
     assert tiny.snapshot(pico.pipe) == before
-    split = places(concept.delta)
+    split = by_component(concept.delta)
     assert list(split) == ["unet", "text_encoder", "text_encoder_2"]
     assert all(len(part) == 8 for place, part in split.items() if place != "unet")
     # SDXL reads the last layer but one, so that the last one of its first encoder has nothing to learn
@@ -159,11 +161,11 @@ def test_full_fine_tuning_reaches_every_linear_map_and_is_cut_to_low_rank(pico, 
 def test_full_fine_tuning_is_what_moving_the_weights_would_be(pico, shown):
     """A full delta beside a map gets the gradient that the map itself would get."""
     latents, hidden = torch.ones(1, 4, 8, 8), torch.ones(1, 5, pico.width)
-    with adapters.put_on(pico, method("dreambooth-full"), 0, None) as look:
+    with trainable_delta.inject(pico, method("dreambooth-full"), 0, None) as look:
         pico.unet(latents, 10, hidden).sample.square().sum().backward()
         found = {
-            name: layer.factors(adapters.ADAPTER)[0].grad.clone()
-            for name, layer in adapters.layers(pico.unet)
+            name: layer.factors(inject.ADAPTER)[0].grad.clone()
+            for name, layer in trainable_delta.layers(pico.unet)
         }
         assert len(look.parameters) == len(found)
     fresh = tiny.pico_sd().unet
@@ -180,7 +182,7 @@ def test_prior_preservation_changes_dreambooth(pico, shown):
 def test_each_photo_set_has_a_rare_token_that_is_no_common_word(pico, shown):
     concept = teach(pico, shown, method("dreambooth"))
     identifier = concept.provenance["identifier"]
-    seen = {word for text in bases.captions("pico") for word in text.split()}
+    seen = {word for text in captions.captions("pico") for word in text.split()}
     assert 1 <= len(identifier) <= 3 and identifier not in seen
     assert concept.words == {"my_dog": "<my_dog> dog"}
 
@@ -202,7 +204,7 @@ def test_sude_changes_what_is_learned_on_every_kind_of_base(shown, prediction):
         pipe.register_modules(scheduler=FlowMatchEulerDiscreteScheduler())
     else:
         pipe = tiny.pico_sd(prediction=prediction)
-    base = bases.of(pipe, "pico")
+    base = pipeline.of(pipe, "pico")
     recipe = method("dreambooth", prior_weight=0.0)
     plain, pulled, other = (
         values(teach(base, shown, replace(recipe, sude=weight, sude_weight=variant)))
@@ -222,7 +224,7 @@ def test_sude_goes_on_top_of_any_method_and_one_photo_is_enough(pico, shown, nam
 
 
 def test_penalties_at_edges_hold_the_delta_back(pico, shown):
-    from conceptkit.learn.penalties import _edges
+    from conceptkit.learn.methods.regularizers import _edges
 
     def spilt(concept):
         moment = _edges(pico, [concept]).float()
@@ -234,12 +236,12 @@ def test_penalties_at_edges_hold_the_delta_back(pico, shown):
 
 
 def test_locked_keys_are_those_of_the_class(pico, shown):
-    from conceptkit.learn.locking import class_rows
+    from conceptkit.learn.methods.key_locking import class_rows
 
     concept = teach(pico, shown, replace(TINY, lock_keys=True))
     of_class = class_rows(concept, pico, concept.rows).float()
     free = teach(pico, shown, TINY)
-    for name, linear in bases.kv_maps(pico.unet).items():
+    for name, linear in attention.kv_maps(pico.unet).items():
         up, down = concept.delta[name]
         made = concept.rows @ (linear.weight + up @ down).T
         wanted = of_class @ linear.weight.T
@@ -266,7 +268,7 @@ def test_keys_learn_at_a_rate_of_their_own(pico, shown):
 def test_beside_keyed_maps_a_lora_learns_on_the_rest_of_attention(pico, shown):
     recipe = replace(TINY, token_steps=0, steps=4, prior_weight=0.0, wide=2)
     made, narrow = teach(pico, shown, recipe), teach(pico, shown, replace(recipe, wide=0))
-    rest = wide.maps(made.delta)
+    rest = gates.maps_without_text(made.delta)
     assert set(made.delta) == set(targets.find(pico.unet, "attn")) and set(narrow.delta) == set(pico.sizes)
     assert all(up.any() and up.shape[1] == 2 for up, _ in rest.values())
     assert len({id(made.delta[name][1]) for name in pico.sizes}) == 1, "keyed maps share their keys"
@@ -302,7 +304,7 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
 
     recipe = replace(TINY, hold=2, prior_weight=0.0)
     held, free = (teach(pico, shown, r) for r in (recipe, replace(recipe, hold=0)))
-    plain = plain_rows(held, pico, factor(metric.of_base(pico, None).gram), 2).float()
+    plain = plain_rows(held, pico, factor(caption_statistics.statistics_of(pico, None).gram), 2).float()
     assert len(plain) == 2 and len(held.rows) == len(free.rows) + 2
     assert torch.allclose(held.rows[-2:], plain, rtol=0.01, atol=1e-3)
     own = held.rows[:-2]
@@ -327,14 +329,14 @@ def test_two_of_one_class_hold_it_once(pico, shown, registry):
 
 def test_a_step_reads_its_own_prompts_alone(pico, shown, monkeypatch):
     told = []
-    read = conditions.read
+    read = conditioning.encode
 
     def listening(pipe, prompts, device=None):
         told.append(list(prompts))
         return read(pipe, prompts, device)
 
-    monkeypatch.setattr(conditions, "read", listening)
-    found = conditions.Live(pico.pipe, ["a dog", "a cat", "a gate"])[torch.tensor([2, 0, 2])]
+    monkeypatch.setattr(conditioning, "encode", listening)
+    found = conditioning.LiveCondition(pico.pipe, ["a dog", "a cat", "a gate"])[torch.tensor([2, 0, 2])]
     assert told == [["a dog", "a gate"]]
     assert torch.allclose(found.hidden, read(pico.pipe, ["a gate", "a dog", "a gate"]).hidden, atol=1e-6)
     told.clear()
@@ -350,27 +352,29 @@ def test_rows_are_held_as_far_as_there_is_room_and_there_is_a_class(pico, shown)
 
 
 def test_an_adapter_brings_its_numbers(monkeypatch):
-    monkeypatch.setitem(RECIPES, "custom", replace(TINY, hold=2, key_lr=1e-3, wide=2, prior_weight=0.0))
-    recipe = recipe_for("dreambooth", adapter="unet")
+    monkeypatch.setitem(
+        DEFAULT_CONFIGS, "custom", replace(TINY, hold=2, key_lr=1e-3, wide=2, prior_weight=0.0)
+    )
+    recipe = config_for("dreambooth", adapter="unet")
     assert (recipe.adapter, recipe.rank, recipe.begin) == ("unet", 0, "rare")
-    assert recipe_for("custom", adapter="keyed") == RECIPES["custom"]
-    assert recipe_for("custom", adapter="kv").prior_weight == 1, "it is not keyed any more"
-    assert recipe_for("custom", adapter="kv").hold == 0
-    assert recipe_for("custom", adapter="kv").key_lr == 0
-    keyed = recipe_for("dreambooth", adapter="keyed")
+    assert config_for("custom", adapter="keyed") == DEFAULT_CONFIGS["custom"]
+    assert config_for("custom", adapter="kv").prior_weight == 1, "it is not keyed any more"
+    assert config_for("custom", adapter="kv").hold == 0
+    assert config_for("custom", adapter="kv").key_lr == 0
+    keyed = config_for("dreambooth", adapter="keyed")
     assert (keyed.hold, keyed.text_rank, keyed.wide) == (2, 0, 2), (
         "its rows are features of a text encoder that stands still"
     )
-    word = recipe_for("textual-inversion", adapter="kv")
+    word = config_for("textual-inversion", adapter="kv")
     assert word.prior_weight == 0, "it has no use for pictures of the class"
-    assert recipe_for("custom", adapter="kv").wide == 0
-    full = recipe_for("custom", rank=0)
+    assert config_for("custom", adapter="kv").wide == 0
+    full = config_for("custom", rank=0)
     assert (full.hold, full.key_lr, full.wide, full.prior_weight) == (0, 0, 0, 1), (
         "full matrices need pictures of the class"
     )
-    assert recipe_for("custom", adapter="lora", rank=8).rank == 8, "what is asked for goes first"
-    assert recipe_for("dreambooth", adapter="keyed", rank=5, changes={"lr": 1}).lr == 1
-    assert recipe_for("custom", adapter="kv", rank=2).hold == 0
+    assert config_for("custom", adapter="lora", rank=8).rank == 8, "what is asked for goes first"
+    assert config_for("dreambooth", adapter="keyed", rank=5, changes={"lr": 1}).lr == 1
+    assert config_for("custom", adapter="kv", rank=2).hold == 0
     with pytest.raises(BadRecipe, match="no adapter 'loha'; choose one of keyed, kv"):
-        recipe_for("custom", adapter="loha")
-    assert set(SUDE) == {r.adapter for r in RECIPES.values()}
+        config_for("custom", adapter="loha")
+    assert set(SUDE) == {r.adapter for r in DEFAULT_CONFIGS.values()}

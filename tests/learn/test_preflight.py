@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from peft import LoraConfig
 
-from conceptkit import base as bases
+from conceptkit.base import pipeline as bases
 from conceptkit.errors import BadBase, BadRecipe, ConceptError
-from conceptkit.learn import priors, views
-from conceptkit.recipes import recipe_for
+from conceptkit.learn import latent_dataset, prior_preservation
+from conceptkit.learn.config import config_for
 from tests import tiny
 from tests.learning import TINY, method, outcome, teach
 
@@ -16,7 +16,7 @@ from tests.learning import TINY, method, outcome, teach
 @pytest.fixture
 def at_rest(monkeypatch):
     """Nothing may be drawn or encoded."""
-    for module, name in ((priors, "_draw"), (views, "encode")):
+    for module, name in ((prior_preservation, "_draw"), (latent_dataset, "encode")):
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("work was begun"))
 
 
@@ -122,18 +122,18 @@ def test_a_class_of_several_tokens_works(pico, shown, noun):
 )
 def test_fields_that_cannot_be_set(changes, named):
     with pytest.raises(BadRecipe, match=named):
-        recipe_for(changes=changes)
+        config_for(changes=changes)
 
 
 def test_fields_are_set_from_texts():
-    recipe = recipe_for(
+    recipe = config_for(
         "dreambooth", changes={"lr": "1e-4", "batch": "4", "detach_bos": "yes", "begin": "noun"}
     )
     assert (recipe.lr, recipe.batch, recipe.detach_bos, recipe.begin) == (1e-4, 4, True, "noun")
     with pytest.raises(BadRecipe, match="learns a word and no delta, so rank 4"):
-        recipe_for("textual-inversion", rank=4)
-    assert recipe_for("textual-inversion", steps=7).token_steps == 7
-    assert recipe_for("dreambooth", steps=7).steps == 7
+        config_for("textual-inversion", rank=4)
+    assert config_for("textual-inversion", steps=7).token_steps == 7
+    assert config_for("dreambooth", steps=7).steps == 7
 
 
 def test_what_a_recipe_leaves_off_is_left_out():

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conceptkit import metric
-from conceptkit.attach import attach
-from conceptkit.concept import Concept
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.kv_delta import install, uninstall
-from conceptkit.learn import lesson, losses, views
+from conceptkit.features import caption_statistics
+from conceptkit.inference.attach import attach
+from conceptkit.learn import latent_dataset, losses, training_step
+from conceptkit.tuners.inject import install, uninstall
 from tests import tiny
 from tests.learning import TINY, teach, ups
 
@@ -28,22 +28,22 @@ def test_the_prior_the_leak_and_the_rate_change_what_is_learned(pico, shown, oth
 def test_a_heavy_leak_holds_the_delta_back(pico, shown):
     def spilt(concept: Concept) -> float:
         (_, down) = next(iter(concept.delta.values()))
-        return float(losses.leak(ups(concept), down, metric.of_base(pico).gram))
+        return float(losses.leak(ups(concept), down, caption_statistics.statistics_of(pico).gram))
 
     free, held = (teach(pico, shown, replace(TINY, steps=12, leak=leak)) for leak in (0.0, 1e4))
     assert spilt(held) < 0.5 * spilt(free)
 
 
 def test_the_mask_changes_what_is_learned(pico, shown, monkeypatch):
-    monkeypatch.setattr(views, "SMALL", 0)
+    monkeypatch.setattr(latent_dataset, "SMALL", 0)
     usual = teach(pico, shown)
-    pool = views.pool
+    pool = latent_dataset.latent_dataset
 
     def unmasked(*args, **more):
         found = pool(*args, **more)
         return replace(found, masks=torch.ones_like(found.masks))
 
-    monkeypatch.setattr(views, "pool", unmasked)
+    monkeypatch.setattr(latent_dataset, "latent_dataset", unmasked)
     whole = teach(pico, shown)
     assert not torch.equal(usual.tokens["<my_dog>"][0], whole.tokens["<my_dog>"][0])
     assert not torch.equal(ups(usual), ups(whole))
@@ -59,14 +59,14 @@ def test_cells_outside_the_mask_give_no_gradient():
 
 def test_the_look_learns_at_the_noise_levels_that_it_is_given(pico, shown, monkeypatch):
     seen: dict[str, list[int]] = {}
-    draw = lesson.draw
+    draw = training_step.sample_step
 
     def watching(taught, key, with_prior):
         drawn = draw(taught, key, with_prior)
         seen.setdefault(key[0], []).extend(drawn.t.tolist())
         return drawn
 
-    monkeypatch.setattr(lesson, "draw", watching)
+    monkeypatch.setattr(training_step, "sample_step", watching)
     recipe = replace(TINY, token_steps=8, steps=8, prior_weight=0.0)
     whole = teach(pico, shown, recipe)
     assert max(seen["token"]) >= 900 and max(seen["delta"]) >= 900

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn import UNFINISHED, add, checkpoints, losses
-from conceptkit.learn.checkpoints import Keeper
-from conceptkit.recipes import RECIPES
+from conceptkit.learn import checkpoints, losses
+from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.learn.config import DEFAULT_CONFIGS
+from conceptkit.workflows.add import UNFINISHED, add
 from tests.learning import TINY, method, outcome
 
 LONG = replace(TINY, token_steps=3, steps=4)
@@ -47,8 +48,8 @@ def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_p
     for step in sorted({1, given.token_steps, given.token_steps + 1, last} - {0}):
         path = tmp_path / f"{step}.safetensors"
         with pytest.raises(Stopped):
-            outcome(pico, shown, given, keeper=Keeper(path, every=0.0), tick=stop_at(step))
-        keeper = Keeper(path, every=0.0)
+            outcome(pico, shown, given, keeper=CheckpointManager(path, every=0.0), tick=stop_at(step))
+        keeper = CheckpointManager(path, every=0.0)
         keeper.resume()
         again = outcome(pico, shown, given, keeper=keeper)
         assert again.whole.to_bytes() == never.whole.to_bytes(), step
@@ -58,16 +59,16 @@ def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_p
 PROCESS = """
 import sys, torch
 from conceptkit import base as bases, metric
-from conceptkit.learn import add
+from conceptkit.workflows.add import add
 from tests import tiny
 from tests.learning import TINY
 texts = bases.captions("any")[:40]
 metric.captions = lambda name: texts
-from conceptkit.learn import checkpoints
-from conceptkit.recipes import RECIPES
+from conceptkit.workflows.add import checkpoints
+from conceptkit.learn.config import RECIPES
 from dataclasses import replace
 checkpoints.Keeper.every = 0.0
-import conceptkit.learn as library
+import conceptkit.workflows.add as library
 library.Keeper = lambda path, about: checkpoints.Keeper(path, about, every=0.0)
 RECIPES["custom"] = replace(TINY, token_steps=6, steps=6, prior_weight=0.0)
 
@@ -105,7 +106,7 @@ def test_a_process_killed_for_real_goes_on(folder, tmp_path):
 
 
 def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry, monkeypatch):
-    monkeypatch.setitem(RECIPES, "custom", replace(LONG, prior_weight=0.0))
+    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(LONG, prior_weight=0.0))
     more = {"base": pico, "registry": registry}
     with pytest.raises(Stopped):
         add("my_dog", folder, progress=stop_at(5), **more)
@@ -135,7 +136,7 @@ def test_ctrl_c_says_how_to_go_on_once_there_is_something_to_go_on_with(
         if done == at:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(RECIPES, "custom", replace(LONG, prior_size=4))
+    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(LONG, prior_size=4))
     with pytest.raises(KeyboardInterrupt) as stopped:
         add("my_dog", folder, base=pico, registry=registry, progress=tick)
     assert getattr(stopped.value, "__notes__", []) == ([] if at <= 4 else [UNFINISHED])
@@ -160,9 +161,9 @@ def test_when_the_loss_is_no_number_the_last_good_state_is_there(pico, shown, tm
 
     monkeypatch.setattr(losses, "prior_weighted", broken)
     with pytest.raises(ConceptError, match="no number at step 2; .*--resume and a smaller --set lr$"):
-        outcome(pico, shown, recipe, keeper=Keeper(path, every=0.0))
+        outcome(pico, shown, recipe, keeper=CheckpointManager(path, every=0.0))
     monkeypatch.setattr(losses, "prior_weighted", true)
-    keeper = Keeper(path, every=0.0)
+    keeper = CheckpointManager(path, every=0.0)
     keeper.resume()
     assert (keeper.resumed.stage, keeper.resumed.step) == ("delta", 1)
     assert all(torch.isfinite(value).all() for value in keeper.resumed.tensors.values())
@@ -177,19 +178,19 @@ def test_when_the_loss_of_the_word_is_no_number_its_own_rate_is_named(pico, show
     monkeypatch.setattr(
         losses, "prior_weighted", lambda *args: true(*args) * (float("nan") if next(calls) == 2 else 1.0)
     )
-    keeper = Keeper(tmp_path / "kept.safetensors", every=0.0)
+    keeper = CheckpointManager(tmp_path / "kept.safetensors", every=0.0)
     with pytest.raises(ConceptError, match="no number at step 2; .*--resume and a smaller --set token_lr$"):
         outcome(pico, shown, replace(LONG, prior_weight=0.0), keeper=keeper)
 
 
 def test_a_checkpoint_costs_little_of_the_time(tmp_path, monkeypatch):
     """The next one is due after ten seconds, or twenty times what writing takes."""
-    keeper, written = Keeper(tmp_path / "x", {}), []
+    keeper, written = CheckpointManager(tmp_path / "x", {}), []
     monkeypatch.setattr(checkpoints, "write", lambda *a: written.append(a))
     clock = iter([0.0, 0.0, 3.0, 40.0, 62.9, 63.1, 63.1, 63.2])
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
     keeper._due = -1.0
-    state = checkpoints.State("token", 0, {})
+    state = checkpoints.CheckpointState("token", 0, {})
     for _ in range(4):
         keeper.keep(state)
     assert len(written) == 2

@@ -10,11 +10,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conceptkit.base import conditioning
+from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.errors import BadBase
-from conceptkit.learn import conditions, lesson, views
-from conceptkit.learn.noise import schedule_of
-from conceptkit.learn.subjects import Scene, Subject
-from conceptkit.learn.sude import sude, weights
+from conceptkit.learn import latent_dataset, training_step
+from conceptkit.learn.methods.sude import sude, weights
+from conceptkit.learn.subject import StateAndPlace, Subject
 from tests import tiny
 from tests.learning import TINY, teach, values
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_noised_is_told_apart():
 
 
 def test_another_state_stands_where_the_photos_own_stood(shown):
-    told = Subject("my_dog", "dog", shown, scene=Scene("runs", "in the snow"))
+    told = Subject("my_dog", "dog", shown, scene=StateAndPlace("runs", "in the snow"))
     assert (
         told.doing("sits", "a <my_dog> dog runs in the snow today") == "a <my_dog> dog sits in the snow today"
     )
@@ -135,10 +136,10 @@ def test_another_state_stands_where_the_photos_own_stood(shown):
     assert captioned.doing("sits", "a <my_dog> dog in a hat") == "a <my_dog> dog in a hat"
 
 
-def taught(base, photos, recipe, states) -> lesson.Lesson:
+def taught(base, photos, recipe, states) -> training_step.TrainingContext:
     subject = Subject("my_dog", "dog", photos)
-    pool = views.still(base, photos, subject.words)
-    return lesson.Lesson(
+    pool = latent_dataset.still_dataset(base, photos, subject.words)
+    return training_step.TrainingContext(
         base, (subject,), pool, None, recipe, 0, schedule_of(base.pipe.scheduler), states=tuple(states)
     )
 
@@ -147,29 +148,29 @@ def test_the_state_that_is_drawn_is_the_one_that_is_asked(pico, shown, able, mon
     """The subject and its class are told the same, each picture its own state."""
     recipe = replace(TINY, batch=4, sude=1.0, sude_prompts="states")
     given = taught(pico, shown, recipe, able)
-    drawn, read = lesson.draw(given, ("token", 0), with_prior=False), []
-    told = lesson.tell(given, with_prior=False, token_learns=True, encoder_learns=False)
-    predict = conditions.predict
+    drawn, read = training_step.sample_step(given, ("token", 0), with_prior=False), []
+    told = training_step.encode_conditions(given, with_prior=False, token_learns=True, encoder_learns=False)
+    predict = conditioning.predict
 
     def watched(pipe, noisy, t, condition):
         read.append(condition.hidden)
         return predict(pipe, noisy, t, condition)
 
-    monkeypatch.setattr(conditions, "predict", watched)
-    lesson.loss(given, drawn, told)
+    monkeypatch.setattr(conditioning, "predict", watched)
+    training_step.loss(given, drawn, told)
     asked = [able[k] for k in drawn.states]
     assert len(set(asked)) > 1
     for found, thing in ((read[1], "<my_dog> dog"), (read[2][:4], "dog")):
-        wanted = conditions.read(pico.pipe, [f"photo of a {thing} {state}" for state in asked]).hidden
+        wanted = conditioning.encode(pico.pipe, [f"photo of a {thing} {state}" for state in asked]).hidden
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_states_are_asked_for_while_the_word_learns_and_not_after(pico, shown, able):
     recipe = replace(TINY, sude=1.0, sude_prompts="states")
     given = taught(pico, shown, recipe, able)
-    later = lesson.tell(given, with_prior=False, token_learns=False, encoder_learns=False)
+    later = training_step.encode_conditions(given, with_prior=False, token_learns=False, encoder_learns=False)
     assert later.able is None and later.plain is None
-    published = lesson.tell(taught(pico, shown, recipe, ()), False, False, False)
+    published = training_step.encode_conditions(taught(pico, shown, recipe, ()), False, False, False)
     assert published.plain is not None
 
 

@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from conceptkit.learn import validation
-from conceptkit.learn.validation import Watch
+from conceptkit.learn import early_stopping
+from conceptkit.learn.early_stopping import EarlyStopping
+from conceptkit.pictures import charts
 from tests.learning import TINY, method, outcome, values
 
 
 def test_the_best_step_is_kept_and_learning_stops_when_it_gets_no_better():
     told = iter([3.0, 2.0, 2.5, 2.6, 0.0])
     row = torch.nn.Parameter(torch.zeros(2))
-    watch, steps = Watch(2, 2, lambda: next(told)), 0
+    watch, steps = EarlyStopping(2, 2, lambda: next(told)), 0
     for step in range(20):
         if watch.look(step, [row]):
             break
@@ -28,7 +29,7 @@ def test_the_best_step_is_kept_and_learning_stops_when_it_gets_no_better():
 def test_what_a_stage_begins_with_may_be_the_best_of_it():
     told = iter([3.0, 1.0, 2.0, 2.5])
     row = torch.nn.Parameter(torch.zeros(1))
-    watch = Watch(20, 0, lambda: next(told))
+    watch = EarlyStopping(20, 0, lambda: next(told))
     watch.look(0, [row])
     watch.look(30, [row], last=True)
     watch.begin(30, [row])  # the values of the best step before, which is not what was measured last
@@ -42,21 +43,25 @@ def test_what_a_stage_begins_with_may_be_the_best_of_it():
 def test_without_patience_it_only_keeps_the_best():
     told = iter([3.0, 1.0, 2.0, 4.0])
     row = torch.nn.Parameter(torch.zeros(1))
-    watch = Watch(1, 0, lambda: next(told))
+    watch = EarlyStopping(1, 0, lambda: next(told))
     assert not any(watch.look(step, [row]) for step in range(3))
     assert not watch.look(3, [row], last=True) and watch.best_step == 1
 
 
 def test_the_last_photo_is_judged_on_and_not_learned_from(pico, shown, monkeypatch):
     seen = []
-    from conceptkit.learn import views
+    from conceptkit.learn import latent_dataset
 
-    pool, still = views.pool, views.still
+    pool, still = latent_dataset.latent_dataset, latent_dataset.still_dataset
     monkeypatch.setattr(
-        views, "pool", lambda b, p, *a, **k: seen.append(("learned", p.names)) or pool(b, p, *a, **k)
+        latent_dataset,
+        "latent_dataset",
+        lambda b, p, *a, **k: seen.append(("learned", p.names)) or pool(b, p, *a, **k),
     )
     monkeypatch.setattr(
-        views, "still", lambda b, p, *a, **k: seen.append(("judged", p.names)) or still(b, p, *a, **k)
+        latent_dataset,
+        "still_dataset",
+        lambda b, p, *a, **k: seen.append(("judged", p.names)) or still(b, p, *a, **k),
     )
     made = outcome(pico, shown, replace(TINY, validate=1, prior_weight=0.0))
     assert seen == [("learned", shown.names[:2]), ("judged", shown.names[2:])]
@@ -71,7 +76,7 @@ def test_measuring_changes_nothing_that_is_learned(pico, shown, monkeypatch):
     few = replace(shown, pictures=shown.pictures[:2], names=shown.names[:2])
     recipe = method("textual-inversion")
     plain = outcome(pico, few, recipe)
-    monkeypatch.setattr(validation.Watch, "put_back", lambda *a: None)
+    monkeypatch.setattr(early_stopping.EarlyStopping, "put_back", lambda *a: None)
     watched = outcome(pico, few, replace(recipe, validate=1))
     assert torch.equal(values(plain.whole), values(watched.whole))
     again = outcome(pico, few, replace(recipe, validate=1))
@@ -80,9 +85,9 @@ def test_measuring_changes_nothing_that_is_learned(pico, shown, monkeypatch):
 
 def test_the_curve_is_a_picture_with_the_kept_step_marked():
     curve = [(0, 1.0), (20, 0.5), (40, 0.7)]
-    marked = np.asarray(validation.picture(curve, 20, "my_dog"))
-    plain = np.asarray(validation.picture(curve, None, "my_dog"))
+    marked = np.asarray(charts.loss_curve(curve, 20, "my_dog"))
+    plain = np.asarray(charts.loss_curve(curve, None, "my_dog"))
     assert marked.shape == (400, 640, 3) and (marked != plain).any()
     orange = (np.abs(marked.astype(int) - (194, 65, 12)).sum(2) < 20).nonzero()
     assert len(orange[0]) > 20
-    assert validation.picture([(0, 1.0)], 0, "one point").size == (640, 400)
+    assert charts.loss_curve([(0, 1.0)], 0, "one point").size == (640, 400)

@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conceptkit import base as bases
-from conceptkit.attach import attach
-from conceptkit.concept import Concept, read
+from conceptkit.base import pipeline as bases
+from conceptkit.concepts.concept import Concept, read
 from conceptkit.errors import BadRecipe
-from conceptkit.learn import add, loop, views
-from conceptkit.learn.checkpoints import Keeper
-from conceptkit.learn.loop import learn_together
-from conceptkit.learn.subjects import Subject
-from conceptkit.recipes import RECIPES, recipe_for
-from conceptkit.vico import formulas
+from conceptkit.inference.attach import attach
+from conceptkit.learn import latent_dataset, trainer
+from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
+from conceptkit.learn.subject import Subject
+from conceptkit.learn.trainer import learn_together
+from conceptkit.tuners import image_attention_functional
+from conceptkit.workflows.add import add
 from tests import tiny
 from tests.learning import method, outcome, teach
 
@@ -57,16 +58,16 @@ def test_two_encoders_and_full_matrices(shown):
 
 
 def test_the_first_photo_is_looked_at_and_the_others_are_learned_from(pico, shown, monkeypatch):
-    pools, true = [], views.pool
+    pools, true = [], latent_dataset.latent_dataset
 
     def watched(base, photos, *args, **options):
         pools.append(photos.names)
         return true(base, photos, *args, **options)
 
-    monkeypatch.setattr(loop.views, "pool", watched)
+    monkeypatch.setattr(trainer.latent_dataset, "latent_dataset", watched)
     concept = teach(pico, shown, method("vico"))
     first = replace(shown, pictures=shown.pictures[:1], names=shown.names[:1])
-    latent = views.still(pico, first, "x").latents[0]
+    latent = latent_dataset.still_dataset(pico, first, "x").latents[0]
     assert pools == [shown.names[1:]]
     assert torch.equal(concept.reference.latent, latent.half().float())
     alone = teach(pico, first, method("vico"))
@@ -77,7 +78,9 @@ def test_the_first_photo_is_looked_at_and_the_others_are_learned_from(pico, show
 def test_without_looking_the_word_learns_something_else(pico, shown, monkeypatch):
     recipe = method("vico")
     with_photo = teach(pico, shown, recipe)
-    monkeypatch.setattr(formulas, "look", lambda block, cells, *rest: torch.zeros_like(cells))
+    monkeypatch.setattr(
+        image_attention_functional, "look", lambda block, cells, *rest: torch.zeros_like(cells)
+    )
     without = teach(pico, shown, recipe)
     assert not torch.equal(token(with_photo), token(without))
     assert not any(
@@ -119,15 +122,15 @@ def test_stopped_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, validat
             raise Stopped
 
     with pytest.raises(Stopped):
-        outcome(pico, shown, recipe, keeper=Keeper(path, every=0.0), tick=stop)
-    keeper = Keeper(path, every=0.0)
+        outcome(pico, shown, recipe, keeper=CheckpointManager(path, every=0.0), tick=stop)
+    keeper = CheckpointManager(path, every=0.0)
     keeper.resume()
     resumed = outcome(pico, shown, recipe, keeper=keeper)
     assert resumed.whole.to_bytes() == never.whole.to_bytes()
 
 
 def test_learned_by_name_and_drawn_from_the_registry(pico, folder, registry, monkeypatch):
-    monkeypatch.setitem(RECIPES, "vico", method("vico"))
+    monkeypatch.setitem(DEFAULT_CONFIGS, "vico", method("vico"))
     learned = add("my_dog", folder, noun="dog", base=pico, registry=registry, method="vico")
     assert learned.entry.summary["reference"] is True and learned.entry.summary["method"] == "vico"
     stored = read(registry, "my_dog")
@@ -150,7 +153,7 @@ def test_learned_by_name_and_drawn_from_the_registry(pico, folder, registry, mon
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(pico, shown, monkeypatch, values, named):
-    monkeypatch.setattr(views, "encode", lambda *a, **k: pytest.fail("work was begun"))
+    monkeypatch.setattr(latent_dataset, "encode", lambda *a, **k: pytest.fail("work was begun"))
     with pytest.raises(BadRecipe, match=named) as error:
         teach(pico, shown, replace(method("vico"), **values))
     assert "\n" not in str(error.value)
@@ -163,5 +166,5 @@ def test_one_photo_of_one_thing(pico, shown):
 
 
 def test_an_adapter_brings_its_weight():
-    assert recipe_for("dreambooth", adapter="image").attention == 5e-4
-    assert recipe_for("vico", adapter="kv").attention == 0
+    assert config_for("dreambooth", adapter="image").attention == 5e-4
+    assert config_for("vico", adapter="kv").attention == 0

@@ -1,0 +1,225 @@
+"""`conceptkit add`: photos become a concept, or several in one run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from conceptkit.cli.options import (
+    base_option,
+    debug_option,
+    device_option,
+    free_path,
+    note,
+    out_option,
+    wrote,
+)
+from conceptkit.cli.progress import bar
+from conceptkit.errors import BadRecipe
+from conceptkit.learn.config import CHOICES, DEFAULT, DEFAULT_CONFIGS, EARLY_STOP, SUDE
+
+
+@click.command()
+@click.argument("name")
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--class", "nouns", metavar="NOUN", multiple=True, help="What kind of thing it is, for example dog."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["subject", "style"]),
+    default="subject",
+    show_default=True,
+    help="A thing, or a manner of drawing: 'a dog in the style of NAME'.",
+)
+@base_option
+@device_option
+@click.option(
+    "--precision",
+    type=click.Choice(CHOICES["precision"]),
+    help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
+)
+@click.option(
+    "--method",
+    type=click.Choice(list(DEFAULT_CONFIGS)),
+    default=DEFAULT,
+    show_default=True,
+    help="How to learn.",
+)
+@click.option(
+    "--adapter", type=click.Choice(CHOICES["adapter"]), help="What learns.  [default: the method's]"
+)
+@click.option("--sude", is_flag=True, help="Let it inherit what its class can do; one photo is enough.")
+@click.option("--joint", is_flag=True, help="Learn several in one run: NAME=PHOTOS NAME=PHOTOS...")
+@click.option("--name", "joint_name", metavar="NAME", help="With --joint: the name of all of them together.")
+@click.option("--new-version", is_flag=True, help="Keep what NAME has learned before and add a version.")
+@click.option("--resume", is_flag=True, help="Go on with learning that was stopped; give the same options.")
+@click.option(
+    "--early-stop", is_flag=True, help="Keep the best step by a validation loss, and draw its curve."
+)
+@click.option(
+    "--prior-photos",
+    "priors",
+    metavar="PATH",
+    multiple=True,
+    help="Pictures of the class to hold on to, instead of ones that the base draws.",
+)
+@click.option("--masks", metavar="DIR", multiple=True, help="A folder of masks, white where the subject is.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same machine: same bytes.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: the recipe's]")
+@click.option("--rank", type=click.IntRange(0), help="Rank of the delta; 0 is full.  [default: the recipe's]")
+@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+@out_option("pictures", "Where the preview picture goes.")
+@debug_option
+def add(
+    name: str,
+    photos: tuple[Path, ...],
+    nouns: tuple[str, ...],
+    kind: str,
+    base: str | None,
+    device: str,
+    precision: str | None,
+    method: str,
+    adapter: str | None,
+    sude: bool,
+    joint: bool,
+    joint_name: str | None,
+    new_version: bool,
+    resume: bool,
+    early_stop: bool,
+    priors: tuple[str, ...],
+    masks: tuple[str, ...],
+    seed: int,
+    steps: int | None,
+    rank: int | None,
+    fields: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Learn a thing from photos.
+
+    PHOTOS are files or folders; what is on them is kept under NAME. A text file beside a photo, 1.txt for
+    1.jpg, is its caption. With --joint, --class, --masks and --prior-photos are NAME=VALUE, once for each.
+
+    \b
+    Example:
+      conceptkit add my_dog ./photos --class dog
+      conceptkit add my_dog ./photos --class dog --method dreambooth --sude
+      conceptkit add --joint my_dog=./dog moongate=./gate --class my_dog=dog --class moongate=gate
+      conceptkit add my_style ./drawings --kind style
+      conceptkit add my_dog ./photos --class dog --method vico
+    """
+    from conceptkit.registry.store import Registry
+
+    things = _things(name, photos) if joint else {}
+    with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as tick:
+        for one in things or [name]:
+            registry.check_free(one, new_version=new_version)
+
+        from conceptkit.pictures import png_metadata
+        from conceptkit.workflows import add as library
+
+        changes = _changes(method, adapter, sude, early_stop, precision, fields)
+        shared: dict[str, Any] = {
+            "base": base or "storybook",
+            "device": device,
+            "registry": registry,
+            "new_version": new_version,
+            "seed": seed,
+            "steps": steps,
+            "rank": rank,
+            "method": method,
+            "adapter": adapter,
+            "changes": changes,
+            "resume": resume,
+            "progress": tick,
+        }
+        if joint:
+            if kind == "style":
+                raise BadRecipe("--joint learns things, each with its class; learn a style by itself")
+            learned: list[Any] = library.add_together(
+                things,
+                nouns=_pairs("--class", nouns),
+                masks=_pairs("--masks", masks),
+                prior_photos=_pairs("--prior-photos", priors),
+                name=joint_name,
+                **shared,
+            )
+        else:
+            if joint_name or max(len(nouns), len(masks), len(priors)) > 1:
+                raise BadRecipe(
+                    "--name, and --class, --masks or --prior-photos more than once, are for --joint; "
+                    "add it, or leave them out"
+                )
+            learned = [
+                library.add(
+                    name,
+                    photos,
+                    noun=nouns[0] if nouns else None,
+                    kind=kind,
+                    masks=masks[0] if masks else None,
+                    prior_photos=priors[0] if priors else None,
+                    **shared,
+                )
+            ]
+    for sentence in dict.fromkeys(text for one in learned for text in one.notices):
+        note(sentence)
+    for one in learned:
+        click.echo(f"Learned {one.entry.ref} in {one.seconds:.0f} s; it takes {one.bytes / 1000:,.1f} kB.")
+        path = free_path(out, one.entry.name, ".png")
+        png_metadata.save_png(one.preview, path, concepts=[one.entry.ref], seed=seed)
+        wrote(path)
+    if (curve := learned[-1].curve) is not None:
+        path = free_path(out, f"{learned[-1].entry.name}-curve", ".png")
+        png_metadata.save_png(curve, path, concepts=[learned[-1].entry.ref], seed=seed)
+        wrote(path)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C says how to go on, where there is something to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if getattr(stop, "__notes__", None):
+            click.echo(err=True)
+            note("What was learned so far is kept; give the same command with --resume to go on.")
+        raise
+
+
+def _things(first: str, others: Sequence[Path]) -> dict[str, str]:
+    """NAME=PHOTOS, by name."""
+    return _pairs("--joint", [first, *map(str, others)])
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, by name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name and value):
+            raise BadRecipe(f"{option} takes NAME=VALUE with a value of its own for each, not {text!r}")
+        if name in found:
+            raise BadRecipe(f"{option} was given {name} twice; give each name once")
+        found[name] = value
+    return found
+
+
+def _changes(
+    method: str,
+    adapter: str | None,
+    sude: bool,
+    early_stop: bool,
+    precision: str | None,
+    fields: Sequence[str],
+) -> dict[str, Any]:
+    """The options that are fields of a recipe; what the user sets by name comes last."""
+    found: dict[str, Any] = {}
+    if sude:
+        found["sude"] = SUDE[adapter or DEFAULT_CONFIGS[method].adapter]
+    if early_stop:
+        found |= EARLY_STOP
+    if precision:
+        found["precision"] = precision
+    return found | _pairs("--set", fields)

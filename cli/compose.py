@@ -1,0 +1,160 @@
+"""`conceptkit compose`: concepts and a prompt become pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conceptkit.cli.options import (
+    base_option,
+    debug_option,
+    device_option,
+    free_path,
+    note,
+    out_option,
+    wrote,
+)
+from conceptkit.cli.progress import bar
+from conceptkit.merging import request
+
+if TYPE_CHECKING:
+    from conceptkit.merging.report import Report
+
+
+@click.command()
+@click.argument("concepts", nargs=-1, required=True, metavar="NAME...")
+@click.option("--prompt", required=True, help="What to draw; a concept's name is a word in it.")
+@click.option("-n", "count", type=click.IntRange(1), default=1, show_default=True, help="How many pictures.")
+@out_option("pictures", "Where the pictures go.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
+@click.option(
+    "--merge-method",
+    type=click.Choice(list(request.WAYS)),
+    default=request.HOW,
+    show_default=True,
+    help="How to merge; the first three are meant for use, the others for comparison.",
+)
+@click.option(
+    "--padding-delta",
+    type=click.Choice(request.SHARED),
+    default=request.SHARED[0],
+    show_default=True,
+    help="With --merge-method routed: which deltas the end of the prompt and its padding read.",
+)
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    metavar="NAME=WHERE",
+    help="Keep a concept in a part of the picture: left, top, right-third, ..., a box x0,y0,x1,y1 in "
+    "fractions, or a PNG that is white there.",
+)
+@click.option("--auto-regions", is_flag=True, help="Let the concepts split the picture by themselves.")
+@click.option(
+    "--side-by-side/--one-frame",
+    default=None,
+    help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
+    "[default: side by side on storybook]",
+)
+@click.option(
+    "--isolate-concepts/--no-isolate-concepts",
+    default=None,
+    help="In one frame, encode each concept's words without the other concepts, or the prompt as it is.  "
+    "[default: isolate on storybook]",
+)
+@click.option(
+    "--heatmap",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a picture of how much each concept disturbs the others.",
+)
+@click.option("--save", metavar="NAME", help="Keep the merge as a concept of its own.")
+@base_option
+@device_option
+@click.option(
+    "--steps",
+    "num_inference_steps",
+    type=click.IntRange(1),
+    default=25,
+    show_default=True,
+    help="Denoising steps.",
+)
+@click.option("--guidance-scale", type=float, help="Guidance scale.  [default: the base's]")
+@click.option(
+    "--pag-scale",
+    type=click.FloatRange(0),
+    metavar="SCALE",
+    help="Scale of perturbed-attention guidance: things hold together better, for half as much time again. "
+    " [default: 1.5 on storybook, else 0, which is none]",
+)
+@debug_option
+def compose(
+    concepts: tuple[str, ...],
+    prompt: str,
+    out: Path,
+    heatmap: Path | None,
+    base: str | None,
+    device: str,
+    **options: Any,
+) -> None:
+    """Draw concepts together in one picture.
+
+    Merges the concepts NAME... and draws the prompt; one name works too. NAME:0.8 is one at 0.8 of its
+    strength.
+
+    \b
+    Example:
+      conceptkit compose my_dog moongate --prompt "my_dog in front of a moongate" -n 4
+    """
+    from conceptkit.registry.store import Registry
+    from conceptkit.workflows.draw_request import DrawRequest, slug
+
+    asked = DrawRequest(concepts, prompt, **options)
+    with Registry() as registry:
+        asked.entries(registry)  # before torch and a base are loaded
+
+        from conceptkit.pictures.png_metadata import save_png
+        from conceptkit.workflows.compose import DrawnPicture, carry_out
+
+        def write(drawn: DrawnPicture) -> None:
+            path = free_path(out, f"{slug(prompt)}-{drawn.seed}", ".png")
+            wrote(save_png(drawn.picture, path, **drawn.metadata))
+
+        with bar("Merging") as progress:
+            drawing = carry_out(
+                asked,
+                registry,
+                base=base,
+                device=device,
+                progress=progress,
+                on_picture=write,
+                on_notice=note,
+            )
+    if drawing.entry:
+        click.echo(f"Stored {drawing.entry.ref}.")
+    if len(drawing.pictures) > 1:
+        path = free_path(out, f"{slug(prompt)}-sheet", ".png")
+        wrote(save_png(drawing.sheet(), path, **drawing.sheet_metadata))
+    _show_report(drawing.merge.report, heatmap)
+
+
+def _show_report(report: "Report", file: Path | None) -> None:
+    """How much each concept disturbs the others, where several are merged, and what each keeps."""
+    from conceptkit.merging.report import MOST_PAIRED
+
+    if report.interference:
+        from rich.console import Console
+
+        from conceptkit.pictures import heatmap
+        from conceptkit.pictures.png_metadata import save_png
+
+        click.echo(f"{heatmap.TITLE}:")
+        Console().print(heatmap.table(report.names, report.interference))
+        if file:
+            picture = heatmap.picture(report.names, report.interference)
+            wrote(save_png(picture, file, concepts=list(report.names)))
+    elif file and len(report.kept) < 2:
+        note("There is no heat map, because a concept that is alone has no other to disturb.")
+    elif file:
+        note(f"There is no heat map of more than {MOST_PAIRED} concepts; compose fewer to see one.")
+    click.echo(report.text())

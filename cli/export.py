@@ -1,0 +1,159 @@
+"""`conceptkit export` and `import`: files for other programs, and bundles for other people."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note, wrote
+from conceptkit.cli.progress import bar
+from conceptkit.cli.terminal import echo
+from conceptkit.errors import ConceptError
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    metavar="DIR",
+    help="A folder for the files.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="One file for other people's conceptkit, instead of --out.",
+)
+@click.option(
+    "--all-versions", is_flag=True, help="In a bundle: every version, not only the one a name points at."
+)
+@click.option("--with-parents", is_flag=True, help="In a bundle: also what merges were made of.")
+@click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
+@click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")
+@base_option
+@debug_option
+def export(
+    names: tuple[str, ...],
+    out: Path | None,
+    bundle: Path | None,
+    all_versions: bool,
+    with_parents: bool,
+    sign: bool,
+    key: str | None,
+    base: str | None,
+) -> None:
+    """Write files for plain diffusers, or a bundle.
+
+    A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
+    previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
+    photo of a concept learned with --method vico.
+
+    \b
+    Example:
+      conceptkit export my_dog moongate --out ./for_diffusers
+      conceptkit export my_dog moongate --bundle ours.bundle
+    """
+    if (out is None) == (bundle is None):
+        raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
+    if bundle is None and (all_versions or with_parents or sign or key):
+        raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
+    if bundle is not None and base is not None:
+        raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
+
+    if out is not None:
+        _files(names, out, base)
+    if bundle is not None:
+        from conceptkit.registry.sharing import exchange
+        from conceptkit.registry.store import Registry
+
+        with Registry() as registry, bar("Exporting") as tick:
+            entries = exchange.chosen(registry, names, every=all_versions, parents=with_parents)
+            signer = (key or "") if sign or key else None
+            done = exchange.export(registry, entries, bundle, signer=signer, progress=tick)
+        if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
+            note(f"The bundle holds the reference photo of {held}, small but recognisable.")
+        echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+
+
+require_signed_option = click.option(
+    "--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust."
+)
+take_option = click.option(
+    "--take", is_flag=True, help="Let names of yours mean what comes in under them from now on."
+)
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@require_signed_option
+@take_option
+@json_option
+@debug_option
+def import_(files: tuple[Path, ...], require_signed: bool, take: bool, as_json: bool) -> None:
+    """Add concepts from bundles and concept files.
+
+    Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
+    becomes a version beside it; your names go on meaning what they mean, unless you say --take.
+
+    \b
+    Example:
+      conceptkit import ours.bundle
+    """
+    from conceptkit.registry.sharing import exchange
+    from conceptkit.registry.store import Registry
+
+    done: list[dict[str, Any]] = []
+    try:
+        with Registry() as registry:
+            for file in files:
+                with bar("Importing") as tick:
+                    one = exchange.import_file(
+                        registry, file, require_signed=require_signed, take=take, progress=tick
+                    )
+                done.append(one.to_json())
+                if not as_json:
+                    for arrival in one.arrivals:
+                        echo(arrival.sentence())
+                    if one.signer and one.signer.trusted:
+                        echo(one.signer.sentence())
+                    elif one.signer:
+                        note(one.signer.sentence())
+    except ConceptError as error:
+        if as_json:
+            echo_json([*done, {"file": str(files[len(done)]), "error": str(error)}])
+        raise
+    if as_json:
+        echo_json(done)
+
+
+def refusals(sentences: list[str]) -> None:
+    """Show what was refused while the rest went well, and end as for a mistake."""
+    for sentence in sentences:
+        note(sentence)
+    if sentences:
+        import inflect
+
+        words = inflect.engine()
+        count = len(sentences)
+        things = f"{words.number_to_words(count, threshold=1)} {words.plural_noun('thing', count)}"
+        was = words.plural_verb("was", count)
+        raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
+
+
+def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
+    from conceptkit.merging import request
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        for name in request.read(names):  # before torch and a base are loaded
+            registry.get(name)
+
+        from conceptkit.workflows import export as workflow
+
+        with bar("Exporting") as progress:
+            done = workflow.export(names, out, base=base, registry=registry, progress=progress)
+    for sentence in done.notices:
+        note(sentence)
+    for path in done.files:
+        wrote(path)

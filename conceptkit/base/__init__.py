@@ -1,0 +1,1 @@
+"""A base: a diffusers pipeline as the rest of conceptkit sees it."""

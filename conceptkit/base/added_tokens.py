@@ -1,0 +1,157 @@
+"""New tokens on a pipeline's text encoders, and off again without a trace.
+
+The base's tokenizer and token table are never edited. A copy of the tokenizer learns the tokens, and a table
+over the base's own memory has the new rows behind it, as a parameter of their own: training them cannot move
+the rest, and taking the tokens off puts the originals back.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken
+from torch import Tensor, nn
+
+from conceptkit.base.text_features import encoders
+from conceptkit.errors import BaseMismatch, ConceptError
+
+LEGACY_EOS = 2
+
+
+class WiderTable(nn.Embedding):
+    """A token table whose ids `first`, `first + 1`, ... read new `rows` (n, d), the others the base's weight.
+
+    The weight shares the base's memory but is a parameter of its own: what others do to it meanwhile, such as
+    growing it for a textual inversion, goes away with the tokens.
+    """
+
+    def __init__(self, table: nn.Embedding, rows: Tensor, first: int) -> None:
+        n, d = table.weight.shape
+        super().__init__(n, d, padding_idx=table.padding_idx, _weight=table.weight.detach())
+        self.weight.requires_grad_(table.weight.requires_grad)
+        self.rows = nn.Parameter(rows.detach().to(table.weight, copy=True), requires_grad=False)
+        self.first = first
+
+    def forward(self, ids: Tensor) -> Tensor:
+        new = (ids >= self.first) & (ids < self.first + len(self.rows))
+        known = super().forward(ids.where(~new, 0))
+        learned = F.embedding((ids - self.first).where(new, 0), self.rows).to(known.dtype)
+        return torch.where(new.unsqueeze(-1), learned, known)
+
+
+@dataclass
+class Tokens:
+    """Tokens that live on a pipeline: names -> vectors each; one table per text encoder."""
+
+    sizes: dict[str, int]
+    tables: tuple[WiderTable, ...]
+    _owners: tuple[Any, ...]
+    _undo: ExitStack
+
+    @property
+    def rows(self) -> tuple[nn.Parameter, ...]:
+        """Per text encoder the new rows (n, d), frozen until someone asks for their gradient."""
+        return tuple(table.rows for table in self.tables)
+
+    @property
+    def intact(self) -> bool:
+        """False when something else has replaced a token table since."""
+        return all(o.get_input_embeddings() is t for o, t in zip(self._owners, self.tables, strict=True))
+
+    def read(self) -> dict[str, tuple[Tensor, ...]]:
+        """A copy of the rows as they are now, on the CPU: token -> per encoder (k, d)."""
+        parts = [rows.detach().to("cpu", copy=True).split(list(self.sizes.values())) for rows in self.rows]
+        return dict(zip(self.sizes, zip(*parts, strict=True), strict=True))
+
+    def remove(self) -> None:
+        """Put tokenizers and tables back as they were; a second call does nothing."""
+        self._undo.close()
+
+    def __enter__(self) -> "Tokens":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def add_tokens(pipe: Any, tokens: Mapping[str, tuple[Tensor, ...]]) -> Tokens:
+    """Add tokens to a pipeline: name -> per text encoder its rows (k, d).
+
+    A token of k > 1 vectors occupies "<x>", "<x>_1", ..., the names by which diffusers' own `encode_prompt`
+    spells "<x>" out. Raises ConceptError when a name is taken, BaseMismatch when rows do not fit.
+    """
+    pairs = encoders(pipe)
+    owners = tuple(encoder for _, encoder in pairs)
+    sizes = {token: _check_rows(token, rows, owners) for token, rows in tokens.items()}
+    names = [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
+    for name in names:
+        if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
+            raise ConceptError(
+                f"The pipeline already has a token {name}; detach or unload what brought it first"
+            )
+    with ExitStack() as undo:
+        tables = []
+        for i, (tokenizer, encoder) in enumerate(pairs):
+            wider = _copy_tokenizer(tokenizer)
+            wider.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
+            _swap(undo, pipe, _slot(pipe, tokenizer), wider)
+            rows = torch.cat([tokens[token][i] for token in sizes])
+            tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
+            _read_true_eos(undo, encoder, tokenizer.eos_token_id)
+        return Tokens(sizes, tuple(tables), owners, undo.pop_all())
+
+
+def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, ...]) -> int:
+    """Number of vectors of the token."""
+    widths = [encoder.get_input_embeddings().weight.shape[1] for encoder in text_encoders]
+    if [part.shape[1] for part in rows] != widths:
+        found = ", ".join(str(part.shape[1]) for part in rows)
+        raise BaseMismatch(
+            f"{token} is for text encoders of width {found}, not {widths}; use the base it was learned on"
+        )
+    return len(rows[0])
+
+
+def _slot(pipe: Any, tokenizer: Any) -> str:
+    """The pipeline's name for this tokenizer."""
+    return next(name for name in ("tokenizer", "tokenizer_2") if getattr(pipe, name, None) is tokenizer)
+
+
+def _copy_tokenizer(tokenizer: Any) -> Any:
+    wider = copy.deepcopy(tokenizer)
+    # CLIP's tokenizer patches the decoding of its own instance, which a copy loses.
+    getattr(wider, "_wrap_decode_method_backend_tokenizer", lambda: None)()
+    return wider
+
+
+def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTable:
+    table = encoder.get_input_embeddings()
+    wider = WiderTable(table, rows, first)
+    encoder.set_input_embeddings(wider)
+
+    def restore() -> None:
+        # The pipeline may have moved to another device or precision since.
+        moved = (
+            wider.weight.data if wider.weight.shape == table.weight.shape else table.weight.to(wider.weight)
+        )
+        table.weight.data = moved.detach()
+        encoder.set_input_embeddings(table)
+
+    undo.callback(restore)
+    return wider
+
+
+def _read_true_eos(undo: ExitStack, encoder: nn.Module, eos: int) -> None:
+    """Old CLIP configs pool at the largest id, which a new token would be; pool at the end of text."""
+    for module in encoder.modules():
+        if getattr(module, "eos_token_id", None) == LEGACY_EOS:
+            _swap(undo, module, "eos_token_id", eos)
+
+
+def _swap(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)

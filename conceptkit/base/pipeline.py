@@ -1,0 +1,187 @@
+"""A base: a diffusers pipeline, seen as text features and its cross-attention key and value maps."""
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from conceptkit.base.attention import USABLE, kv_maps
+from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
+from conceptkit.base.text_features import encoders
+from conceptkit.errors import BadBase, BaseMismatch
+
+STORYBOOK = "storybook"
+STORYBOOK_GUIDANCE, STORYBOOK_PAG = 3.5, 1.5
+NOTICE_DISTANCE = 0.005
+MISMATCH_DISTANCE = 0.5
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A loaded pipeline under the name the user gave it."""
+
+    name: str
+    pipe: Any
+    fingerprint: Fingerprint
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.pipe.unet
+
+    @property
+    def encoders(self) -> tuple[tuple[Any, Any], ...]:
+        """(tokenizer, text encoder) pairs: one for Stable Diffusion, two for SDXL."""
+        return encoders(self.pipe)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Map name -> its number of outputs o, in the order in which maps are stacked."""
+        return {name: linear.weight.shape[0] for name, linear in kv_maps(self.unet).items()}
+
+    @property
+    def width(self) -> int:
+        """d, the length of one text feature."""
+        return next(iter(kv_maps(self.unet).values())).weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that suits the base (classifier-free guidance, 2207.12598)."""
+        return STORYBOOK_GUIDANCE if self.name == STORYBOOK else 7.5
+
+    @property
+    def pag(self) -> float:
+        """The scale of perturbed-attention guidance that suits the base (2403.17377); 0 is none."""
+        return STORYBOOK_PAG if self.name == STORYBOOK else 0.0
+
+    @property
+    def pag_layers(self) -> tuple[str, ...]:
+        """Where self-attention is perturbed for it, as diffusers names layers: all, or as the paper does."""
+        return ("attn1",) if self.name == STORYBOOK else ("mid",)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several things are better drawn in a window each: the embedded base knows one at a time."""
+        return self.name == STORYBOOK
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether words of several concepts in one frame are better read apart: measured on this base."""
+        return self.name == STORYBOOK
+
+
+def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
+    """The embedded base, a local diffusers folder, or a hub id; only a hub id reaches for the network.
+
+    Raises BadBase when there is nothing of that name, or no pipeline with cross-attention in it.
+    """
+    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+
+    source, local = _locate(name)
+    try:
+        with quiet():
+            config = DiffusionPipeline.load_config(source, local_files_only=local)
+            # Pipelines that have a checker accept its absence; the others warn about unknown arguments.
+            checker = {"safety_checker": None, "requires_safety_checker": False}
+            pipe = AutoPipelineForText2Image.from_pretrained(
+                source,
+                dtype=dtype,
+                local_files_only=local,
+                **(checker if "safety_checker" in config else {}),
+            )
+    except Exception as error:  # loaders raise nearly anything at damaged files
+        advice = USABLE if local else "there is no such folder here, so check the id and the network"
+        raise BadBase(f"{name!r} cannot be read as a text-to-image pipeline; {advice}") from error
+    pipe.set_progress_bar_config(disable=True)
+    # A folder is remembered by its full path, so that a concept finds its base from anywhere.
+    folder = local and name != STORYBOOK
+    return of(pipe.to(device) if device else pipe, str(Path(source).resolve()) if folder else name)
+
+
+def of(pipe: Any, name: str | None = None) -> Base:
+    """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
+    if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
+        raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
+    return Base(name or _name_of(pipe), pipe, fingerprint_of(pipe))
+
+
+def check_fits(
+    learned_on: Fingerprint, base: Base, name: str, learned_on_name: str = "its own base"
+) -> str | None:
+    """None when concept `name` fits the base; one sentence when the base is a near relative.
+
+    Raises BaseMismatch when it is another architecture, or shares little but the shapes.
+    """
+    distance = learned_on.distance(base.fingerprint)
+    if distance <= MISMATCH_DISTANCE:
+        if distance < NOTICE_DISTANCE:
+            return None
+        return f"{name} was learned on a relative of {base.name}: their maps differ by {distance:.1%}"
+    apart = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
+    raise BaseMismatch(
+        f"{name} was learned on {learned_on_name}, a base {apart} {base.name}; "
+        f"use {learned_on_name}, or learn {name} again on {base.name}"
+    )
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    """(where to load from, whether that is on this machine)."""
+    if name == STORYBOOK:
+        return _storybook_path(), True
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise BadBase(f"The folder {name!r} is no diffusers pipeline; give one with a model_index.json")
+        return str(folder), True
+    if HUB_ID.fullmatch(name) and not folder.exists():
+        return name, False
+    raise BadBase(f"There is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
+
+
+def _storybook_path() -> str:
+    try:
+        from conceptkit import storybook
+
+        return str(storybook.path())  # type: ignore[attr-defined,unused-ignore]
+    except (ImportError, AttributeError) as error:
+        raise BadBase("This installation lacks the storybook base; install conceptkit again") from error
+
+
+def _name_of(pipe: Any) -> str:
+    source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path") or "")
+    with contextlib.suppress(BadBase):
+        if source and source == _storybook_path():
+            return STORYBOOK
+    return source or type(pipe).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of the libraries underneath while a pipeline loads."""
+    import diffusers.utils.logging as below
+    import transformers.utils.logging as beside
+
+    shown = [(library, library.is_progress_bar_enabled()) for library in (below, beside)]
+    for library, _ in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, was_shown in shown:
+            if was_shown:
+                library.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""A concept as a value: its delta, its tokens, its bytes."""

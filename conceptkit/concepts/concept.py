@@ -1,0 +1,100 @@
+"""A concept: a name, its tokens, what it adds to a base, where it came from; immutable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from conceptkit.base.fingerprint import Fingerprint
+from conceptkit.concepts.codec import damaged, parse, to_bytes
+from conceptkit.concepts.delta import Delta, Factors, delta_rank
+from conceptkit.concepts.reference import Reference
+from conceptkit.errors import BadBlob
+from conceptkit.pictures import html
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """One concept, or a merge of several.
+
+    tokens: "<my_dog>" -> per text encoder its embedding rows (k, width of that encoder).
+    words: a name in a prompt -> the text it stands for: {"my_dog": "<my_dog> dog"}.
+    rows: (s, d) text features of its own words over many contexts, and of its class noun where it leaves that
+        alone, so that composing encodes no prompt.
+    recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes.
+    reference: a photo that is looked at in every step of drawing, and how; None for most.
+    """
+
+    name: str
+    kind: str
+    noun: str | None
+    base: Fingerprint
+    base_name: str
+    tokens: Mapping[str, Factors]
+    words: Mapping[str, str]
+    delta: Delta
+    recipe: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    rows: Tensor | None = None
+    reference: Reference | None = None
+
+    def to_bytes(self) -> bytes:
+        """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %."""
+        return to_bytes(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Concept":
+        """The concept in these bytes, as float32. Raises BadBlob when they are anything else."""
+        try:
+            return cls(**parse(data))
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise BadBlob(damaged(f"{type(error).__name__} while reading it")) from error
+        except (RuntimeError, OverflowError, MemoryError) as error:
+            raise BadBlob(damaged("its sizes do not fit together")) from error
+
+    def summary(self) -> dict[str, Any]:
+        """What the registry's index shows without opening the concept."""
+        shown = {} if self.reference is None else {"reference": True}
+        maps = {} if self.reference is None else self.reference.maps
+        return {
+            "kind": self.kind,
+            "noun": self.noun,
+            "base": {"architecture": self.base.architecture, "exact": self.base.exact},
+            "base_name": self.base_name,
+            "method": self.recipe.get("method"),
+            "rank": max(delta_rank(self.delta), delta_rank(maps)),
+            "bytes": len(self.to_bytes()),
+            "tokens": sorted(self.tokens),
+            "parents": list(self.provenance.get("parents", [])),
+            "weights": list(self.provenance.get("weights", [])),
+            **shown,
+        }
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        about = self.summary()
+        shown = {name: about[name] for name in ("kind", "noun", "base_name", "method", "rank", "bytes")}
+        words = ", ".join(f"{word} = {text}" for word, text in self.words.items())
+        return html.facts(self.name, {**shown, "words": words, "merged from": ", ".join(about["parents"])})
+
+    def called(self, name: str) -> "Concept":
+        """The same under another name, its word in prompts from then on; a merge keeps its parts' words."""
+        if name == self.name or set(self.words) != {self.name}:
+            return self
+        return replace(self, name=name, words={name: self.words[self.name]})
+
+
+def read(registry: "Registry", name: str) -> Concept:
+    """What the registry holds under that name. Raises UnknownConcept, and BadBlob when it cannot be read."""
+    entry = registry.get(name)
+    data = registry.read(entry)
+    try:
+        return Concept.from_bytes(data).called(entry.name)
+    except BadBlob as error:
+        again = f"remove it with `conceptkit rm {entry.ref}` and learn it again"
+        raise BadBlob(f"{entry.ref} is stored as bytes that are not a concept; {again}") from error

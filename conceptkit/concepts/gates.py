@@ -1,0 +1,55 @@
+"""Whose the ranks of a LoRA are: each gate lets its ranks act only on prompts that say its words."""
+
+from dataclasses import dataclass
+
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import ENCODERS, READS_TEXT, Delta
+from conceptkit.errors import BadBlob
+
+RANK_GATES = "voices"
+"""Of a merge's recipe: [ranks, words] of each voice in turn; without words it always speaks."""
+
+
+@dataclass(frozen=True)
+class RankGate:
+    """`ranks` of the maps beside keys and values, and the words that let them act; None: they always do."""
+
+    ranks: int
+    words: tuple[str, ...] | None
+
+
+def reads_text(name: str) -> bool:
+    """Whether a map belongs to the reading of prompts: keys and values of cross-attention, text encoders."""
+    return name.endswith(READS_TEXT) or name.partition(".")[0] in ENCODERS
+
+
+def maps_without_text(delta: Delta) -> Delta:
+    """The part of a delta on maps of the UNet that read no text."""
+    return {name: factors for name, factors in delta.items() if not reads_text(name)}
+
+
+def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
+    """Whose the ranks of a concept's wide maps are, in turn; () where they act on every picture.
+
+    Raises BadBlob when a merge says so in a way that does not fit its maps.
+    """
+    found = list(maps_without_text(concept.delta).values())
+    if not found:
+        return ()
+    sizes = {factors[-1].shape[0] if len(factors) == 2 else 0 for factors in found}
+    if RANK_GATES not in concept.recipe:
+        own = bool(concept.recipe.get("wide")) and 0 not in sizes
+        return (RankGate(max(sizes), tuple(concept.words)),) if own else ()
+    try:
+        told = tuple(
+            RankGate(int(ranks), None if words is None else tuple(map(str, words)))
+            for ranks, words in concept.recipe[RANK_GATES]
+        )
+    except (TypeError, ValueError) as error:
+        raise BadBlob(
+            f"What {concept.name} says of its voices is damaged; import or compose it again"
+        ) from error
+    known = all(word in concept.words for voice in told for word in voice.words or ())
+    if not known or any(voice.ranks < 0 for voice in told) or sizes != {sum(voice.ranks for voice in told)}:
+        raise BadBlob(f"The voices of {concept.name} do not fit its maps; import or compose it again")
+    return told

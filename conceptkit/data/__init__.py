@@ -1,0 +1,1 @@
+"""Photos, their captions and masks, and how they are cropped and augmented."""

@@ -1,0 +1,47 @@
+"""Masks beside photos: white where the subject is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from conceptkit.data.decode import decode
+from conceptkit.data.photos import LARGEST, PhotoSet
+from conceptkit.errors import BadPhotos
+
+
+def masks(folder: Path | str | None, photos: PhotoSet) -> tuple[Image.Image | None, ...]:
+    """For each photo its mask in `folder`, a picture of the photo's name, white where the subject is.
+
+    Raises BadPhotos when the folder has none of them, or a mask is of another size than its photo or black.
+    """
+    if folder is None:
+        return ()
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise BadPhotos(f"{root} is no folder; name one with a mask for each photo, of the photo's name.")
+    stems = {file.stem: file for file in sorted(root.iterdir()) if file.is_file() and file.name[0] != "."}
+    found = [_mask(stems.get(Path(n).stem), p, n) for n, p in zip(photos.names, photos.pictures, strict=True)]
+    if not any(found):
+        raise BadPhotos(f"{root} has a mask for none of the photos; give them the names of the photos.")
+    return tuple(found)
+
+
+def _mask(file: Path | None, photo: Image.Image, name: str) -> Image.Image | None:
+    if file is None:
+        return None
+    mask = decode(file, behind="black").convert("L")
+    # A photo may have been shrunk since; then the shapes must agree as far as whole pixels do.
+    same = mask.size == photo.size
+    if not same and min(photo.size) == LARGEST:
+        ratio = min(mask.size) / min(photo.size)
+        same = all(abs(m - ratio * p) <= 1 + ratio for m, p in zip(mask.size, photo.size, strict=True))
+    if not same:
+        (w, h), (pw, ph) = mask.size, photo.size
+        raise BadPhotos(
+            f"The mask {file} is {w} x {h} pixels and its photo {name} {pw} x {ph}; make them equal."
+        )
+    if max(mask.tobytes()) < 128:
+        raise BadPhotos(f"The mask {file} is black all over; paint the subject white.")
+    return mask

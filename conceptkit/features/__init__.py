@@ -1,0 +1,1 @@
+"""Text features: closed forms, statistics of captions, rows of a concept's words."""

@@ -1,0 +1,1 @@
+"""Concepts on a pipeline: attach and detach them, draw with them."""

@@ -1,0 +1,235 @@
+"""Concepts living on a diffusers pipeline: their tokens, their delta, and their names as words in prompts."""
+
+import threading
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from conceptkit.base import attention, pipeline
+from conceptkit.base.added_tokens import add_tokens
+from conceptkit.concepts import prompt_words
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import Delta, only
+from conceptkit.concepts.gates import rank_gates
+from conceptkit.errors import BadRegion, ConceptError, NoEffect
+from conceptkit.inference.attach_request import (
+    AttachOrder,
+    Found,
+    exchanged,
+    find_concepts,
+    read_order,
+    reopened,
+)
+from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
+from conceptkit.inference.gated_lora import gate_lora
+from conceptkit.inference.multidiffusion import Windows, can_have_windows
+from conceptkit.inference.per_concept_encoding import PerConceptEncoding
+from conceptkit.inference.prompt_parsing import clause_of_each, things
+from conceptkit.inference.token_owners import TokenOwners
+from conceptkit.merging.request import HOW, SHARED
+from conceptkit.tuners.inject import ADAPTER, install_on, uninstall_from
+
+if TYPE_CHECKING:
+    from conceptkit.inference.attention_masks import Where
+    from conceptkit.merging.compose import Merge
+    from conceptkit.merging.report import Report
+    from conceptkit.registry.store import Registry
+
+
+@dataclass(eq=False)
+class Attachment:
+    """What is on the pipeline; `detach`, or leaving a `with` block, restores the pipeline bit for bit.
+
+    concept: the one that was attached, or the merge of several. report: of that merge.
+    notice: one sentence when the concept was learned on a near relative of this base.
+    side_by_side: whether a prompt of several concepts gives a wide picture, a window for each of them.
+    read_apart: whether in one frame each concept's words are read without the others.
+    lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
+    """
+
+    pipe: Any
+    concepts: tuple[str, ...]
+    concept: Concept
+    report: "Report | None"
+    notice: str | None
+    _undo: ExitStack
+    _order: AttachOrder
+    _base: pipeline.Base
+    side_by_side: bool = False
+    read_apart: bool = False
+    lock: Any = field(default_factory=threading.RLock)
+
+    def detach(self) -> None:
+        """Take everything off; a second call does nothing."""
+        with self.lock:
+            self._undo.close()
+
+    def draw(self, *args: Any, **options: Any) -> Any:
+        """Call the pipeline while nobody can swap or detach: for servers with threads."""
+        with self.lock:
+            return self.pipe(*args, **options)
+
+    def clauses(self, prompt: str) -> dict[str, str]:
+        """What each concept's window is told, by name, from left to right; {} where there are no windows."""
+        return clause_of_each(prompt, self.concept.words) if self.side_by_side else {}
+
+    def swap(self, old: str, new: "str | Concept | Merge") -> None:
+        """Put `new` in the place of the concept that is called `old`; the others stay as they are.
+
+        Waits for a `draw` that is under way. Raises UnknownConcept when there is no such concept on the
+        pipeline, and whatever `attach` raises for `new`; then all is as it was before.
+        """
+        with self.lock:
+            if getattr(self.pipe.encode_prompt, "attachment", None) is not self:
+                raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
+            order = exchanged(self._order, self.concepts, old, new)
+            before, found = self._order, Found(self.concept, self.report, self.notice)
+            self._undo.close()
+            try:
+                with reopened(order.registry) as registry:
+                    after = find_concepts(replace(order, registry=registry), self._base)
+                self._put(order, after)
+            except BaseException:
+                self._put(before, found)
+                raise
+        if self.notice:
+            warnings.warn(self.notice, stacklevel=2)
+
+    def _put(self, order: AttachOrder, found: Found) -> None:
+        """Everything onto a bare pipeline, or nothing."""
+        concept = found.concept
+        changes = any(all(factor.any() for factor in factors) for factors in concept.delta.values())
+        if not changes and not concept.tokens:
+            raise NoEffect(
+                f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
+            )
+        unet = self.pipe.unet
+        with ExitStack() as undo:
+            tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
+            reading = _reading(self.pipe, concept, order)
+            if reading:
+                undo.callback(reading.listen(unet).remove)
+            if changes:
+                _install(undo, self.pipe, concept, reading)
+            where: Where | None = None
+            if reading and concept.reference is not None:
+                from conceptkit.inference import reference_attention
+
+                undo.callback(reference_attention.attend_to_reference(self.pipe, concept.reference, reading))
+            if reading and (order.regions or order.separate):
+                from conceptkit.inference import attention_masks
+
+                where, back = (
+                    attention_masks.separate(unet, reading)
+                    if order.separate
+                    else attention_masks.confine(unet, reading, order.regions)
+                )
+                undo.callback(back)
+            if reading and changes and (heard := rank_gates(concept)):
+                gate_lora(unet, heard, reading, where)
+            windows = _windows(self._base, concept, order)
+            if windows:
+                undo.callback(windows.open())
+            apart = None if windows else _apart(self._base, concept, order)
+            self.concept, self.report, self.notice = concept, found.report, found.notice
+            self.concepts, self._order = tuple(concept.words), order
+            self.side_by_side, self.read_apart = windows is not None, apart is not None
+            undo.callback(hook_encode_prompt(self, concept.words, tokens, reading, windows, apart))
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def attach(
+    pipe: Any,
+    *concepts: "str | Concept | Merge",
+    registry: "Registry | None" = None,
+    how: str = HOW,
+    weights: Sequence[float] | None = None,
+    shared: str = SHARED[0],
+    regions: Sequence[str] = (),
+    separate: bool = False,
+    side_by_side: bool | None = None,
+    read_apart: bool | None = None,
+) -> Attachment:
+    """Put concepts on a pipeline, several of them composed in one call.
+
+        with attach(pipe, "my_dog:0.8", "moongate", regions=["my_dog=left"]):
+            pipe("my_dog in front of a moongate").images[0].save("both.png")
+
+    Strings are names in the registry, with a strength if wanted; `weights`, `how` and `shared` are those of
+    `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
+    it by where they begin to appear; `side_by_side` gives each thing that a prompt names a window in a wide
+    picture, by default on bases that cannot draw two things in one frame; the base's own size counts as none
+    given. `read_apart`: in one frame each concept's words are read without the other concepts in the prompt
+    (`steering.apart`), by default on storybook.
+
+    Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
+    pipeline carries concepts already; whatever is raised, the pipeline is as it was.
+    """
+    if not concepts:
+        raise ConceptError("There is nothing to attach; name at least one concept")
+    if present := getattr(getattr(pipe, "encode_prompt", None), "attachment", None):
+        carried = ", ".join(present.concepts)
+        raise ConceptError(
+            f"This pipeline already carries {carried}; detach first, or attach all in one call"
+        )
+    here = pipeline.of(pipe)
+    order = read_order(concepts, weights, how, shared, regions, separate, side_by_side, read_apart, registry)
+    found = find_concepts(order, here)
+    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
+    attachment._put(order, found)
+    if attachment.notice:
+        warnings.warn(attachment.notice, stacklevel=2)
+    return attachment
+
+
+def _reading(pipe: Any, concept: Concept, order: AttachOrder) -> TokenOwners | None:
+    """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
+    if concept.reference is not None:
+        return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
+    strict = concept.recipe.get("method") == "routed" or bool(order.regions) or order.separate
+    if not strict and not rank_gates(concept):
+        return None
+    spelt = {name: [text, *prompt_words.TOKEN.findall(text)] for name, text in concept.words.items()}
+    return TokenOwners(pipe, spelt, strict)
+
+
+def _windows(here: pipeline.Base, concept: Concept, order: AttachOrder) -> Windows | None:
+    """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
+    wanted, able = order.side_by_side, can_have_windows(here.pipe)
+    if wanted and not able:
+        raise BadRegion(
+            f"A {type(here.pipe).__name__} draws on a picture that it is given, which has no windows; leave "
+            "side_by_side out, or use a text-to-image pipeline"
+        )
+    if wanted is None:
+        wanted = able and here.side_by_side and not order.regions and not order.separate
+    return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
+
+
+def _apart(here: pipeline.Base, concept: Concept, order: AttachOrder) -> PerConceptEncoding | None:
+    """Each concept's words read without the others, where that was ordered, or suits the base."""
+    wanted = here.reads_apart if order.read_apart is None else order.read_apart
+    return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
+
+
+def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners | None) -> None:
+    """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
+    delta: Delta = concept.delta
+    unet = pipe.unet
+    if reading and concept.recipe.get("method") == "routed":
+        from conceptkit.inference.routed_attention import install_routes
+
+        maps = attention.kv_maps(unet)
+        undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))
+        delta = {name: factors for name, factors in delta.items() if name not in maps}
+    if delta:
+        install_on(pipe, delta)
+        undo.callback(uninstall_from, pipe, ADAPTER)

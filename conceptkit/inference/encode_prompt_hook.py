@@ -1,0 +1,78 @@
+"""Names as words: `encode_prompt` writes concepts out before it reads, and tells those who listen."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from conceptkit.base.added_tokens import Tokens
+from conceptkit.concepts import prompt_words
+from conceptkit.errors import ConceptError
+from conceptkit.inference.method_override import override
+from conceptkit.inference.multidiffusion import Windows
+from conceptkit.inference.per_concept_encoding import PerConceptEncoding
+from conceptkit.inference.token_owners import TokenOwners
+
+PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+
+def hook_encode_prompt(
+    attachment: Any,
+    words: Mapping[str, str],
+    tokens: Tokens | None,
+    reading: TokenOwners | None,
+    windows: Windows | None,
+    apart: PerConceptEncoding | None,
+) -> Callable[[], None]:
+    """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
+    original = attachment.pipe.encode_prompt
+    signature = inspect.signature(type(attachment.pipe).encode_prompt)
+
+    @functools.wraps(original)
+    def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        if tokens and not tokens.intact:
+            raise ConceptError(
+                "Another token table was loaded over the attached concepts; detach, and attach last"
+            )
+        bound = signature.bind(attachment.pipe, *args, **kwargs)
+        given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
+        _warn_unmentioned(given.get("prompt"), words)
+        spelt = {name: prompt_words.replace(text, words) for name, text in given.items()}
+        bound.arguments.update(spelt)
+        encoded = original(*bound.args[1:], **bound.kwargs)
+        if apart:
+            encoded = apart.encode(original, bound.arguments, encoded)
+        if reading:
+            reading.note(encoded[:2], _both(spelt, encoded))
+        if windows:
+            windows.encode(original, bound, encoded, note_window)
+        return encoded
+
+    def note_window(rows: Tensor, said: Sequence[str]) -> None:
+        if reading:
+            reading.note_more(rows, said)
+
+    encode_prompt.attachment = attachment  # type: ignore[attr-defined]
+    return override(attachment.pipe, "encode_prompt", encode_prompt)
+
+
+def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
+    """The prompts behind the positive and the negative features; without a negative one it is empty."""
+    positive = spelt.get("prompt")
+    negative = spelt.get("negative_prompt")
+    told = [positive] if isinstance(positive, str) else positive and list(positive)
+    count = len(told) if told else 1
+    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
+    return told, against if told or negative else None
+
+
+def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
+    for text in [prompt] if isinstance(prompt, str) else prompt or []:
+        if words and not prompt_words.mentioned(text, words):
+            names = ", ".join(words)
+            warnings.warn(
+                f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=3
+            )

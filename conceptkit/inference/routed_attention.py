@@ -1,0 +1,72 @@
+"""Routed composition: keys and values are maps of single tokens, so each can read its own concept's delta."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conceptkit.concepts.delta import Delta, Factors
+from conceptkit.errors import BaseMismatch
+from conceptkit.inference.token_owners import END, TokenOwners, UNetCall
+
+
+def install_routes(
+    unet: nn.Module, delta: Delta, recipe: Mapping[str, Any], reading: TokenOwners
+) -> Callable[[], None]:
+    """Let each token read its own concept's ranks of the delta, by hooks on its maps; gives the way
+    back.
+
+    recipe: of the merge, with "ranks", how many are each part's; "routes", a word of a prompt -> its part;
+    and "shared", what end of text and padding read, see `request.SHARED`. Other positions, and prompts that
+    name no concept, read the base alone. Raises BaseMismatch when a map is missing or has another shape.
+    """
+    modules = dict(unet.named_modules())
+    ranks = torch.tensor(recipe["ranks"])
+    whose = torch.repeat_interleave(torch.arange(len(ranks)), ranks)
+    part_of = torch.tensor([recipe["routes"][name] for name in reading.names])
+    placed: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+    def at(factor: Tensor, x: Tensor) -> Tensor:
+        key = (id(factor), x.device, x.dtype)
+        if key not in placed:
+            placed[key] = factor.to(x)
+        return placed[key]
+
+    def hook(factors: Factors) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        up, down = factors
+
+        def route(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+            x = args[0]
+            gate = gates(reading.scene, part_of.to(x.device), len(ranks), recipe["shared"])
+            gate = gate[:, :, whose.to(x.device)].to(x)
+            return y + F.linear(F.linear(x, at(down, x)) * gate, at(up, x))
+
+        return route
+
+    for name, (up, down) in delta.items():
+        module = modules.get(name)
+        own = None if module is None else (module.out_features, module.in_features)
+        if own != (up.shape[0], down.shape[1]):
+            raise BaseMismatch(f"The map {name} does not fit this UNet; use the base that it was learned on")
+    handles = [modules[name].register_forward_hook(hook(factors)) for name, factors in delta.items()]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
+
+
+def gates(scene: UNetCall, part_of: Tensor, parts: int, shared: str) -> Tensor:
+    """How much a position reads of each part: (B, T, parts); `part_of` (N,) says which part a word is of."""
+    owned = scene.owners >= 0
+    part = part_of[scene.owners.clamp(min=0)]
+    own = F.one_hot(part, parts) * owned.unsqueeze(2)
+    named = (scene.mentioned.float() @ F.one_hot(part_of, parts).float()).clamp(max=1)
+    if shared == "average":
+        named = named / named.sum(dim=1, keepdim=True).clamp(min=1)
+    if shared == "drop":
+        named = torch.zeros_like(named)
+    return own + (scene.owners == END).unsqueeze(2) * named.unsqueeze(1)

@@ -1,0 +1,135 @@
+"""Whose word is it? What a pipeline encodes is remembered, and found again in what its UNet is given.
+
+Both halves of classifier-free guidance, several prompts and several pictures of each meet in one batch; rows
+of the batch are told apart by their bits, which joining and repeating them leaves as they are.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conceptkit.base.text_features import encoders, positions, spell, token_ids
+from conceptkit.errors import ConceptError
+
+OTHER, END, UNKNOWN = -1, -2, -3
+"""Owners of positions that are no concept's: words and the beginning; end of text and padding; those of
+prompts that were encoded elsewhere."""
+REMEMBERED = 32
+"""Encoded prompts kept at most when another drawing begins, beside all of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class UNetCall:
+    """What one call of the UNet is about.
+
+    owners: (B, T) index of the concept whose word a position is, or OTHER or END. mentioned: (B, N) whether
+    the row's prompt names each concept. size: height and width of the latents. key: which drawing of which
+    prompts this is. step: how many calls about it came before. pictures: how many are drawn; the rows of each
+    half of guidance are these, in order.
+    """
+
+    owners: Tensor
+    mentioned: Tensor
+    size: tuple[int, int]
+    key: tuple[int, ...]
+    step: int
+    pictures: int = 1
+
+
+class TokenOwners:
+    """Listens to a pipeline's `encode_prompt` and UNet; `texts` are the ways to write each concept.
+
+    strict: prompts that were encoded elsewhere are a ConceptError; otherwise their owners are UNKNOWN.
+    """
+
+    def __init__(self, pipe: Any, texts: Mapping[str, Sequence[str]], strict: bool = True) -> None:
+        self.names, self._strict = tuple(texts), strict
+        self._pipe = pipe
+        self._spelt = [[spell(pipe, text) for text in written] for written in texts.values()]
+        self._known: deque[tuple[int, Tensor, Tensor]] = deque()
+        self._count = self._drawings = 0
+        self._here = threading.local()  # one drawing in each thread
+
+    @property
+    def scene(self) -> UNetCall:
+        """Of the call of the UNet that is under way in this thread."""
+        return self._here.scene
+
+    def note(self, encoded: Sequence[Tensor | None], texts: Sequence[Sequence[str] | None]) -> None:
+        """Remember `encode_prompt`'s features (n k, T, d) of each list of n prompts, k pictures of each."""
+        self._drawings += 1
+        self._here.drawing, self._here.steps, self._here.last = self._drawings, {}, None
+        self._here.pictures = next((len(hidden) for hidden in encoded if hidden is not None), 1)
+        while len(self._known) > REMEMBERED:
+            self._known.pop()
+        for hidden, prompts in zip(encoded, texts, strict=True):
+            if hidden is None or not prompts:
+                continue
+            self.note_more(hidden, prompts)
+
+    def note_more(self, hidden: Tensor, prompts: Sequence[str]) -> None:
+        """Remember features (n k, T, d) of n prompts for the drawing that was noted last."""
+        owners = self.owners(prompts)
+        pictures = len(hidden) // len(prompts)
+        for row, owner in zip(hidden[::pictures], owners, strict=True):
+            if self._known_as(row) is None:
+                self._count += 1
+                self._known.appendleft((self._count, row.detach().clone(), owner))
+
+    def owners(self, prompts: Sequence[str]) -> Tensor:
+        """(n, T) for prompts as they are encoded, tokens written out."""
+        tokenizer = encoders(self._pipe)[0][0]
+        ids = token_ids(self._pipe, tokenizer, prompts)
+        ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+        place = torch.arange(ids.shape[1]).expand_as(ids)
+        owner = torch.where(place >= ends.unsqueeze(1), END, OTHER)
+        for i, spelt in enumerate(self._spelt):
+            for word in spelt:
+                owner[positions(ids, word)] = i
+        return owner
+
+    def listen(self, unet: nn.Module) -> Any:
+        """Look at every call of the UNet; the handle takes the hook off again."""
+
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = kwargs["encoder_hidden_states"] if len(args) < 3 else args[2]
+            sample = args[0] if args else kwargs["sample"]
+            self._here.scene = self._scene(hidden, tuple(sample.shape[-2:]))
+
+        return unet.register_forward_pre_hook(look, with_kwargs=True)
+
+    def _scene(self, hidden: Tensor, size: tuple[int, int]) -> UNetCall:
+        last = getattr(self._here, "last", None)
+        if last is None or last[0] is not hidden:
+            found = [self._find(row) for row in hidden]
+            owners = torch.stack([owner for _, owner in found])
+            mentioned = torch.stack([(owners == i).any(dim=1) for i in range(len(self.names))], dim=1)
+            drawing = getattr(self._here, "drawing", 0)
+            last = (hidden, (drawing, *(key for key, _ in found)), owners, mentioned)
+            self._here.last = last
+        _, key, owners, mentioned = last
+        steps = self._here.__dict__.setdefault("steps", {})
+        step = steps[key] = steps.get(key, -1) + 1
+        pictures = getattr(self._here, "pictures", 1)
+        return UNetCall(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step, pictures)
+
+    def _find(self, row: Tensor) -> tuple[int, Tensor]:
+        if (found := self._known_as(row)) is not None:
+            return found
+        if not self._strict:
+            return 0, torch.full(row.shape[:1], UNKNOWN)
+        raise ConceptError(
+            "These prompt embeddings were not made while the concepts were attached, so whose words they "
+            "hold is unknown; encode the prompt again with this pipeline"
+        )
+
+    def _known_as(self, row: Tensor) -> tuple[int, Tensor] | None:
+        for key, known, owner in tuple(self._known):  # another thread may be noting meanwhile
+            if known.shape == row.shape and torch.equal(known.to(row), row):
+                return key, owner
+        return None

@@ -1,0 +1,207 @@
+"""Photos as the loop sees them: augmented views, encoded once into a pool, with their masks and prompts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conceptkit.base.pipeline import Base
+from conceptkit.concepts import prompt_words as names
+from conceptkit.data.augmentation import Framing, View, augment
+from conceptkit.data.photos import PhotoSet
+from conceptkit.learn.subject import Subject
+
+# Half of the prompts go on after the subject: what is learned at the end of text is silent in longer ones.
+CONTEXTS = (
+    "photo of a {}",
+    "a photo of a {}",
+    "a {}",
+    "a picture of a {}",
+    "photo of a {} as it is",
+    "a photo of a {} seen here",
+    "a {} in this photo",
+    "a picture of a {} today",
+)
+STYLE_CONTEXTS = (
+    "a picture in the style of {}",
+    "a painting in the style of {}",
+    "a drawing in the style of {}",
+    "in the style of {}",
+    "a picture in the style of {} as it is",
+    "a place in the style of {} seen here",
+    "something in the style of {} in this picture",
+    "art in the style of {} today",
+)
+SMALL = 256
+GENTLE = Framing(zoom_out=(0.7, 1.0), zoom_in=(1.1, 1.3), still=0.4)
+"""For bases of small pictures, where a subject at a third of the canvas is a smudge."""
+STYLE = Framing(zoom_out=(1.0, 1.0), zoom_in=(1.0, 1.4))
+"""A style is all over the picture, and has no size."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentDataset:
+    """latents (n, c, h, w), masks (n, h, w), and the index of each view's prompt in `prompts`."""
+
+    latents: Tensor
+    masks: Tensor
+    prompt_of: Tensor
+    prompts: tuple[str, ...]
+
+
+def picture_size(base: Base) -> int:
+    """Pixels on a side of what the base draws."""
+    return int(base.unet.config.sample_size) * int(base.pipe.vae_scale_factor)
+
+
+def latent_dataset(
+    base: Base,
+    photos: PhotoSet,
+    words: str,
+    count: int,
+    seed: int,
+    *,
+    kind: str = "subject",
+    captions: Sequence[str | None] = (),
+    masks: Sequence[Image.Image | None] = (),
+    scene: str = "",
+) -> LatentDataset:
+    """`count` views of the photos in turn; `words` is what a prompt calls the subject.
+
+    captions: prompts of the photos, with "{}" for the words; None and none at all: one of CONTEXTS.
+    masks: white where the subject is; the loss counts there alone.
+    scene: what goes on after the words.
+    """
+    size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
+    small = photos.for_size(size)
+    rng = np.random.default_rng((seed, 1))
+    framing, contexts = (STYLE, STYLE_CONTEXTS) if kind == "style" else (_framing(size), CONTEXTS)
+    views = []
+    for k in range(count):
+        photo = k % len(small)
+        twin = copy.deepcopy(rng)
+        view = augment(small.pictures[photo], size, rng, cell, framing=framing)
+        mask = masks[photo] if masks else None
+        views.append(view if mask is None else _masked(view, mask, small.pictures[photo], twin, framing))
+    texts = []
+    for k, view in enumerate(views):
+        told = captions[k % len(small)] if captions else None
+        context = contexts[int(rng.integers(len(contexts)))]
+        prefix = "" if kind == "style" else view.prefix
+        texts.append(_prompt(prefix, context if told is None else told, words, scene))
+    return _pool(base, views, texts)
+
+
+def still_dataset(
+    base: Base,
+    photos: PhotoSet,
+    words: str,
+    kind: str = "subject",
+    captions: Sequence[str | None] = (),
+    masks: Sequence[Image.Image | None] = (),
+    scene: str = "",
+) -> LatentDataset:
+    """Every photo once, whole and unmoved, where `pool` takes its chances; the rest as for `pool`."""
+    size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
+    rng, unmoved = np.random.default_rng(0), Framing(still=1.0)
+    views = []
+    for photo, mask in zip_longest(photos.for_size(size).pictures, masks):
+        twin = copy.deepcopy(rng)
+        view = augment(photo, size, rng, cell, hflip=False, framing=unmoved)
+        views.append(view if mask is None else _masked(view, mask, photo, twin, unmoved, hflip=False))
+    usual = STYLE_CONTEXTS[0] if kind == "style" else CONTEXTS[0]
+    told = captions or (None,) * len(views)
+    return _pool(base, views, [_prompt("", text or usual, words, scene) for text in told])
+
+
+def contexts_of(subject: Subject, run: Sequence[Subject] = ()) -> tuple[str | None, ...]:
+    """The photos' captions as prompts with "{}" for the subject's words.
+
+    The words take the place of the subject's name, or else of its class noun; where a caption has neither,
+    they go before it, and those of a style after it. Names of others in the same `run` become their words.
+    """
+    known = {other.name: other.words for other in (*run, subject)}
+    return tuple(None if text is None else _context(subject, text, known) for text in subject.captions)
+
+
+def joined(pools: Sequence[LatentDataset]) -> LatentDataset:
+    """The views of several subjects in one pool."""
+    if len(pools) == 1:
+        return pools[0]
+    prompts = tuple(dict.fromkeys(text for pool in pools for text in pool.prompts))
+    places = [prompts.index(pool.prompts[int(k)]) for pool in pools for k in pool.prompt_of]
+    return LatentDataset(
+        latents=torch.cat([pool.latents for pool in pools]),
+        masks=torch.cat([pool.masks for pool in pools]),
+        prompt_of=torch.tensor(places),
+        prompts=prompts,
+    )
+
+
+def _pool(base: Base, views: Sequence[View], texts: Sequence[str]) -> LatentDataset:
+    prompts = tuple(dict.fromkeys(texts))
+    pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
+    return LatentDataset(
+        latents=encode(base, pixels),
+        masks=torch.from_numpy(np.stack([view.mask for view in views])).to(base.device),
+        prompt_of=torch.tensor([prompts.index(text) for text in texts]),
+        prompts=prompts,
+    )
+
+
+def _framing(size: int) -> Framing:
+    return GENTLE if size < SMALL else Framing()
+
+
+def _masked(
+    view: View,
+    mask: Image.Image,
+    photo: Image.Image,
+    rng: np.random.Generator,
+    framing: Framing,
+    hflip: bool = True,
+) -> View:
+    """The view with its mask cut to the subject's, by the same dice that placed the photo."""
+    size, cells = view.pixels.shape[-1], view.mask.shape[-1]
+    shaped = mask.convert("L").resize(photo.size).convert("RGB")
+    moved = augment(shaped, size, rng, size // cells, hflip=hflip, framing=framing).pixels[0]
+    share = ((moved + 1) / 2).reshape(cells, size // cells, cells, size // cells).mean(axis=(1, 3))
+    return View(view.pixels, view.mask * (share >= 0.5).astype(np.float32), view.prefix, view.box)
+
+
+def _context(subject: Subject, caption: str, known: Mapping[str, str]) -> str:
+    told = names.replace(caption, known)
+    marked = told.replace(subject.words, "\0").replace(subject.token, "\0")
+    if "\0" not in marked and subject.noun:
+        words = marked.split()
+        noun = subject.noun.split()
+        for k in range(len(words) - len(noun) + 1):
+            if [word.strip(",.;:").lower() for word in words[k : k + len(noun)]] == [n.lower() for n in noun]:
+                end = words[k + len(noun) - 1]
+                tail = end[len(end.rstrip(",.;:")) :]
+                marked = " ".join([*words[:k], "\0" + tail, *words[k + len(noun) :]])
+                break
+    if "\0" not in marked:
+        marked = f"{marked} in the style of \0" if subject.kind == "style" else f"a \0, {marked}"
+    return marked.replace("{", "{{").replace("}", "}}").replace("\0", "{}", 1).replace("\0", subject.words)
+
+
+def _prompt(prefix: str, context: str, words: str, scene: str) -> str:
+    """A view's words belong to the thing: "a far away " gives "photo of a far away <my_dog> dog running"."""
+    return context.format(prefix.removeprefix("a ") + words + (f" {scene}" if scene else ""))
+
+
+@torch.no_grad()
+def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
+    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's UNet reads them."""
+    vae = base.pipe.vae
+    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in pixels.split(batch)]
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return ((torch.cat(parts).float() - shift) * vae.config.scaling_factor).to(base.device)

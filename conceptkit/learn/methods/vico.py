@@ -1,0 +1,131 @@
+"""Learning to look at a reference photo (ViCo, 2306.00971): maps that learn, and what a step sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from conceptkit.base.pipeline import Base
+from conceptkit.base.text_features import encoders, positions, spell, token_ids
+from conceptkit.concepts.delta import Factors
+from conceptkit.concepts.reference import Reference
+from conceptkit.errors import BadRecipe
+from conceptkit.learn import latent_dataset, trainable_delta
+from conceptkit.learn.config import TrainConfig
+from conceptkit.learn.subject import Subject
+from conceptkit.tuners.image_attention import ImageAttention, Seen, sizes
+
+
+def check_reference_attention(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
+    """The base can look at a photo, and nothing is asked for that looking has no place for."""
+    if len(subjects) > 1:
+        names = " and ".join(s.name for s in subjects)
+        raise BadRecipe(
+            f"The adapter image looks at one photo of one thing, so {names} cannot be learned in one run; "
+            "learn one after the other, or with --method custom-diffusion"
+        )
+    for name in ("checkpointing", "compile"):
+        if getattr(recipe, name):
+            raise BadRecipe(
+                f"{name} = yes cannot go through a UNet that looks at a reference photo; leave it out"
+            )
+    for name in ("leak", "edges", "detach_bos"):
+        if value := getattr(recipe, name):
+            raise BadRecipe(
+                f"{name} = {value} holds back keys and values, which the adapter image leaves alone"
+            )
+    for name, (o, d) in sizes(base.unet).items():
+        if recipe.rank > min(o, d):
+            raise BadRecipe(
+                f"Rank {recipe.rank} is larger than {name}, which has {min(o, d)}; give at most that"
+            )
+
+
+IMAGE = "image"
+"""The adapter that looks at a photo."""
+
+
+@dataclass(eq=False)
+class ReferenceAttentionTrainer:
+    """The first photo of a subject, which is looked at; the others are learned from.
+
+    latent (1, c, h, w), rounded as it will be stored. attention: None until `put_on`, and nothing looks then.
+    """
+
+    base: Base
+    token: str
+    latent: Tensor
+    attention: ImageAttention | None = None
+    _maps: dict[str, Factors] = field(default_factory=dict)
+    _own: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def put_on(self, recipe: TrainConfig, seed: int) -> Iterator[list[tuple[list[nn.Parameter], float]]]:
+        """Parameters that learn, with their rate; the UNet is as it was at the end."""
+        learned: list[nn.Parameter] = []
+
+        def learning(factor: Tensor) -> Tensor:
+            learned.append(nn.Parameter(factor.to(self.base.device)))
+            return learned[-1]
+
+        self._maps = {
+            name: tuple(
+                learning(factor)
+                for factor in trainable_delta.init_factors(name, size, recipe.rank, None, seed)
+            )
+            for name, size in sizes(self.base.unet).items()
+        }
+        self.attention = ImageAttention(self.base.unet, self._maps)
+        remove = self.attention.install()
+        try:
+            yield [(learned, recipe.lr if recipe.rank else recipe.full_lr)]
+        finally:
+            remove()
+            self.attention = None
+
+    def glance(self, run: Callable[[], object], prompts: tuple[str, ...], picks: Tensor) -> Seen:
+        """What is seen of the photo while `run` runs the UNet on it, once for each of these prompts.
+
+        picks (n,): indices into the prompts of a pool.
+        """
+        assert self.attention is not None
+        return self.attention.look(run, self.own(prompts)[picks.to(self.base.device)])
+
+    def own(self, prompts: tuple[str, ...]) -> Tensor:
+        """Weights (prompts, T, 2) of positions: the word, as the mean of its vectors, and the end of text."""
+        if prompts not in self._own:
+            pipe = self.base.pipe
+            tokenizer = encoders(pipe)[0][0]
+            ids = token_ids(pipe, tokenizer, prompts)
+            word = positions(ids, spell(pipe, self.token)).float()
+            ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+            end = nn.functional.one_hot(ends, ids.shape[1]).float()
+            own = torch.stack([word / word.sum(dim=1, keepdim=True).clamp_min(1), end], dim=2)
+            self._own[prompts] = own.to(self.base.device)
+        return self._own[prompts]
+
+    def read(self, rank: int = 0) -> Reference:
+        """The photo and what was learned about looking at it, cut to a rank above 0."""
+        maps = {name: tuple(factor.detach().float().cpu() for factor in f) for name, f in self._maps.items()}
+        return Reference(self.latent[0].cpu(), trainable_delta.cut(maps, rank) if rank else maps)
+
+
+def reference_trainer(
+    base: Base, subjects: Sequence[Subject], recipe: TrainConfig
+) -> ReferenceAttentionTrainer | None:
+    """The sight of a run whose recipe looks at a photo, else None."""
+    if not uses_reference(recipe):
+        return None
+    (subject,) = subjects
+    photos = subject.photos
+    first = replace(photos, pictures=photos.pictures[:1], names=photos.names[:1])
+    latent = latent_dataset.still_dataset(base, first, subject.words, subject.kind).latents
+    return ReferenceAttentionTrainer(base, subject.token, latent.half().float())
+
+
+def uses_reference(recipe: TrainConfig) -> bool:
+    return recipe.adapter == IMAGE and bool(recipe.steps)

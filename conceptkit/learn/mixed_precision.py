@@ -1,0 +1,71 @@
+"""What learning asks of a device: half precision, optimisers of 8 bits, compiled code."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from conceptkit.base import devices
+from conceptkit.errors import BadRecipe
+from conceptkit.learn.config import TrainConfig
+from conceptkit.learn.optimizers import bitsandbytes
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types that a forward pass is computed in; what learns is always kept in float32."""
+LEARNS_ON: dict[str, tuple[str, ...]] = {
+    "bf16": ("cuda", "cpu"),
+    "fp16": ("cuda",),
+    "adamw8bit": ("cuda", "cpu"),
+    "compile": ("cuda",),
+}
+"""The kinds of device on which each of these is known to work."""
+LEAST_SCALE = 1.0
+"""At this scale of the loss a gradient that still overflows is no matter of scale any more."""
+
+
+def check(device: torch.device, recipe: TrainConfig) -> None:
+    """Raises BadRecipe when the device, or the installation, cannot do what the recipe asks for."""
+    for asked in (recipe.precision, recipe.optimiser):
+        if device.type not in LEARNS_ON.get(asked, (device.type,)):
+            other = "fp32" if asked in HALF else "adamw"
+            raise BadRecipe(
+                f"{asked} works on {' and '.join(LEARNS_ON[asked])} alone, and the base is on {device.type}; "
+                f"give {other}, or another --device"
+            )
+    if recipe.precision == "bf16" and device.type == "cuda" and not _has_bfloat16():
+        raise BadRecipe("This GPU cannot compute in bf16; give --precision fp16 or fp32")
+    if recipe.optimiser == "adamw8bit":
+        bitsandbytes()
+
+
+def notices(device: torch.device, recipe: TrainConfig) -> list[str]:
+    """What the recipe asks for that only costs time here."""
+    told = []
+    if recipe.compile and device.type not in LEARNS_ON["compile"]:
+        told.append(
+            f"compile = yes is for {LEARNS_ON['compile'][0]}; on {device.type} learning goes on without."
+        )
+    if recipe.precision == "bf16" and device.type == "cpu" and not devices.has_bfloat16():
+        told.append("This CPU only emulates bf16, many times slower than fp32; leave --precision out.")
+    return told
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """A block whose forward passes are computed in this precision."""
+    if precision not in HALF:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, HALF[precision])
+
+
+def scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Scales the loss up where small gradients would vanish (1710.03740, section 3.2); else does nothing.
+
+    A step whose gradients overflow is left out, and the next one is scaled by half as much.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,0 +1,77 @@
+"""How much deltas do to text features, from small Gram matrices: nothing of (O, n) or (O, d) is built."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptkit.concepts.delta import Delta
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """<D X^T, D' X^T> for any features X (k, d), of maps that share both their down factors.
+
+    inner: U^T U' (r, r') over all outputs of these maps; down, other: A (r, d) and A' (r', d), None for
+    matrices that have no factors.
+    """
+
+    inner: Tensor
+    down: Tensor | None
+    other: Tensor | None
+
+    def products(self, rows: Tensor) -> Tensor:
+        """The inner product at each feature: (k, d) -> (k,)."""
+        left, right = (rows if factor is None else rows @ factor.T for factor in (self.down, self.other))
+        return ((left @ self.inner) * right).sum(dim=1)
+
+
+Pairings = list[Pairing]
+
+
+def loaded(delta: Delta, dtype: torch.dtype) -> Delta:
+    """The delta as a pipeline of this precision computes with it, in float64; shared factors stay shared."""
+    kept: dict[int, Tensor] = {}
+
+    def as_loaded(factor: Tensor) -> Tensor:
+        return kept.setdefault(id(factor), factor.to(dtype).double())
+
+    return {name: tuple(as_loaded(factor) for factor in factors) for name, factors in delta.items()}
+
+
+def pair(first: Delta, second: Delta) -> Pairings:
+    """All of <D, D'>, map by map, the maps that share their downs together. Both must be float64."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name in first:
+        if name in second:
+            groups.setdefault((_down(first, name), _down(second, name)), []).append(name)
+    result = []
+    for names in groups.values():
+        inner = sum(
+            (first[name][0].T @ second[name][0] for name in names), start=torch.zeros((), dtype=torch.float64)
+        )
+        downs = [part[names[0]][1] if len(part[names[0]]) == 2 else None for part in (first, second)]
+        result.append(Pairing(inner, *downs))
+    return result
+
+
+def products(pairings: Iterable[Pairing], rows: Tensor) -> Tensor:
+    """<D x, D' x> at each feature x: (k, d) -> (k,)."""
+    return sum((p.products(rows) for p in pairings), start=torch.zeros(len(rows), dtype=torch.float64))
+
+
+def squared(pairings: Iterable[Pairing], rows: Tensor) -> float:
+    """||D X||^2 of a delta paired with itself."""
+    return max(0.0, float(products(pairings, rows).sum()))
+
+
+def missed(whole: Pairings, across: Pairings, own: Pairings, rows: Tensor) -> float:
+    """||(D - D') X||^2 from <D, D>, <D, D'> and <D', D'>."""
+    total = products(whole, rows) - 2 * products(across, rows) + products(own, rows)
+    return max(0.0, float(total.sum()))
+
+
+def _down(delta: Delta, name: str) -> int:
+    """Which down factor a map has; 0 for a matrix without factors, whose down would be the identity."""
+    return id(delta[name][1]) if len(delta[name]) == 2 else 0

@@ -1,0 +1,190 @@
+"""What a concept brings into any merge on a base, worked out once and kept in the registry."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from conceptkit.base.pipeline import Base
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import Delta, Factors, apply
+from conceptkit.features import caption_statistics, concept_rows, prompt_templates
+from conceptkit.features.caption_statistics import CaptionStatistics
+from conceptkit.features.closed_form import MAX_CONDITION
+from conceptkit.features.concept_rows import constraint_rows, word_features
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
+
+
+FORMAT = 2
+OTHER_WEIGHT = 0.1
+"""Of the positions of its prompts that are not its words, in what a concept asks of a soft merge."""
+NOTHING = 1e-6
+"""Share of what features hold, and of what a concept does to them, that is not worth a row."""
+MOST_ASKED = 16
+"""Directions in which a concept, under each of its names, asks for something in a soft merge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A concept's constraint rows and what it does there; the prompts on which its fate is measured.
+
+    rows: C (s, d). white: C L^-T (s, d), from which C G^-1 is one triangular solve for all concepts at once.
+    targets: map -> R (s, o), of the key and value maps that it changes.
+    seen: X L^-T (m, d), features of prompts to fit it on, its words above all, and its rows among them.
+    asked, given: Q^T X L^-T (r, d) and map -> Z (r, o) with X D^T = Q Z, see `compose.soft_form`.
+    own, end, rest: features X (k, d) of held-out prompts with it, at its own words, from the end of text on,
+    and elsewhere; k features that stand for all of them in every norm.
+    """
+
+    rows: Tensor
+    white: Tensor
+    targets: dict[str, Tensor]
+    seen: Tensor
+    asked: Tensor
+    given: dict[str, Tensor]
+    own: Tensor
+    end: Tensor
+    rest: Tensor
+
+    def to_bytes(self) -> bytes:
+        half = {"own": self.own, "end": self.end, "rest": self.rest}
+        half |= {"targets": _stacked(self.targets, self.rows), "given": _stacked(self.given, self.asked)}
+        tensors = {name: tensor.float().contiguous() for name, tensor in half.items()}
+        whole = {"rows": self.rows, "white": self.white, "seen": self.seen, "asked": self.asked}
+        tensors |= {name: tensor.double().contiguous() for name, tensor in whole.items()}
+        sizes = json.dumps([[name, block.shape[1]] for name, block in self.targets.items()])
+        return safetensors.torch.save(tensors, {"conceptkit": sizes})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Prepared":
+        held = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        sizes = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"]))
+        targets, given = (
+            dict(zip(sizes, held[name].split(list(sizes.values()), dim=1), strict=True)) if sizes else {}
+            for name in ("targets", "given")
+        )
+        own, end, rest = (held[name].double() for name in ("own", "end", "rest"))
+        return cls(held["rows"], held["white"], targets, held["seen"], held["asked"], given, own, end, rest)
+
+
+def _stacked(blocks: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Blocks (k, o) of all maps beside one another; (k, 0) of none."""
+    return torch.cat([*blocks.values(), like.new_zeros(len(like), 0)], dim=1)
+
+
+def prepare(
+    concept: Concept,
+    base: Base,
+    ordinary: CaptionStatistics,
+    registry: "Registry | None" = None,
+    digest: str = "",
+) -> Prepared:
+    """What `concept`, whose bytes have this sha256, brings into merges on `base`, made on the first call."""
+    digest = digest or hashlib.sha256(concept.to_bytes()).hexdigest()
+    key = f"prepared/{digest[:32]}/{_circumstances(ordinary)}"
+    stored = registry.get_asset(key) if registry else None
+    if stored is None:
+        stored = _work_out(concept, base, ordinary).to_bytes()
+        if registry:
+            registry.put_asset(key, stored)
+    return Prepared.from_bytes(stored)
+
+
+def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics) -> Prepared:
+    rows = constraint_rows(concept, base, ordinary.factor)
+    features, own = word_features(concept, base, "held-out")
+    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
+    end = (place >= features.eot.unsqueeze(1)) & ~own
+    delta = {name: concept.delta[name] for name in base.sizes if name in concept.delta}
+    seen = _seen(concept, base, ordinary, rows)
+    chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))
+    return Prepared(
+        rows=rows,
+        white=ordinary.factor.whiten(rows),
+        targets={name: apply(factors, rows) for name, factors in delta.items()},
+        seen=seen,
+        asked=chosen @ seen,
+        given=given,
+        own=_stand_in(features.hidden[own]),
+        end=_stand_in(features.hidden[end]),
+        rest=_stand_in(features.hidden[~own & ~end]),
+    )
+
+
+def _seen(concept: Concept, base: Base, ordinary: CaptionStatistics, rows: Tensor) -> Tensor:
+    """X L^-T (m, d): X^T X is the mean over its words in the prompts to fit, with a share of what is around
+    them, and over its rows, whose last ones may be those of its class noun."""
+    features, own = word_features(concept, base)
+    weight = torch.where(own, 1.0, OTHER_WEIGHT * caption_statistics.position_weights(features)) / own.sum()
+    heard = features.hidden.double() * weight.double().sqrt().unsqueeze(2)
+    white = ordinary.factor.whiten(torch.cat([heard.flatten(0, 1), rows.double() / len(rows) ** 0.5]))
+    values, vectors = torch.linalg.eigh(white.T @ white)
+    there = values > NOTHING * values[-1]
+    return values[there].sqrt().unsqueeze(1) * vectors[:, there].T
+
+
+def _asked(delta: Delta, seen: Tensor, most: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Q^T (r, m) and Z (r, o) of every map: the principal directions of all of X D^T."""
+    answers = {name: apply(factors, seen) for name, factors in delta.items()}
+    moment = sum((block.double() @ block.double().T for block in answers.values()), torch.zeros(()).double())
+    if not answers:
+        return seen.new_zeros(0, len(seen)), {}
+    values, vectors = torch.linalg.eigh(moment)
+    count = min(int((values > NOTHING * values[-1]).sum()), most)
+    chosen = vectors.flip(1)[:, :count].T
+    return chosen, {name: chosen @ block.double() for name, block in answers.items()}
+
+
+def _stand_in(rows: Tensor) -> Tensor:
+    """At most d features with the same x x^T in sum."""
+    rows = rows.double()
+    return rows if len(rows) <= rows.shape[1] else caption_statistics.root(rows.T @ rows)
+
+
+def _circumstances(ordinary: CaptionStatistics) -> str:
+    """A digest of all that these numbers depend on beside the concept."""
+    templates = [
+        prompt_templates.SUBJECTS,
+        prompt_templates.STYLES,
+        concept_rows.MOST_ROWS,
+        concept_rows.ENERGY,
+        MAX_CONDITION,
+    ]
+    asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
+    told = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def joined(
+    blocks: Sequence[Mapping[str, Tensor]],
+    counts: Sequence[int],
+    weights: Sequence[float],
+    sizes: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """What all parts ask for at their strength, one under the other: map -> (sum of counts, o), or zeros."""
+    result = {}
+    for name, o in sizes.items():
+        if any(name in block for block in blocks):
+            result[name] = torch.cat(
+                [
+                    weight * block[name] if name in block else torch.zeros(count, o)
+                    for block, count, weight in zip(blocks, counts, weights, strict=True)
+                ]
+            )
+    return result
+
+
+def factors_of(targets: dict[str, Tensor], down: Tensor) -> dict[str, Factors]:
+    """Map -> (up, down), all sharing one `down` (s, d), brought into the range of half precision."""
+    size = torch.stack([block.abs().amax(dim=1) for block in targets.values()]).amax(dim=0).double()
+    scale = torch.where(size > 0, size, 1.0).log2().floor().exp2()
+    shared = (down * scale.unsqueeze(1)).float()
+    return {name: ((block / scale.unsqueeze(1)).float().T, shared) for name, block in targets.items()}

@@ -1,0 +1,1 @@
+"""Merge methods, a file each."""

@@ -1,0 +1,40 @@
+"""A concept that was learned of all parts together."""
+
+from conceptkit.base.pipeline import check_fits
+from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.merging import gated_lora
+from conceptkit.merging.methods.base import MergeContext, MergeResult, equal
+
+
+def merge_joint(kitchen: MergeContext) -> MergeResult:
+    """The delta of the concept that was learned of all of them together, when the registry has one.
+
+    It is what it is at full strength, and only behind the words that learned with it.
+    """
+    from conceptkit.concepts.concept import read
+
+    if any(part.weight != 1 for part in kitchen.parts):
+        raise BadRecipe("A joint concept has no strength for each of its parts; leave strengths or --how out")
+    tokens = {token: rows for part in kitchen.parts for token, rows in part.concept.tokens.items()}
+    names = " and ".join(part.concept.name for part in kitchen.parts)
+    other = ""
+    for entry in kitchen.registry.list():
+        if set(entry.summary.get("tokens") or ()) == set(tokens) and len(kitchen.parts) > 1:
+            concept = read(kitchen.registry, entry.ref)
+            if "parent_sha256" in concept.provenance:
+                continue
+            if not all(equal(rows, concept.tokens[token]) for token, rows in tokens.items()):
+                other = entry.ref
+                continue
+            check_fits(concept.base, kitchen.base, concept.name, concept.base_name)
+            return MergeResult(
+                concept.delta,
+                [part.delta for part in kitchen.parts],
+                concept.rows,
+                recipe={"joint": entry.ref, "joint_sha256": entry.hash, **gated_lora.recorded_gates(concept)},
+            )
+    if other:
+        raise ConceptError(
+            f"{other} was learned of other versions of {names}; compose those, or {other} by itself"
+        )
+    raise ConceptError(f"No concept was learned of {names} together; learn one jointly, or leave out --how")

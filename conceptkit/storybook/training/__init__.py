@@ -1,0 +1,1 @@
+"""How the storybook base and its judges are trained."""

@@ -1,0 +1,1 @@
+"""The drawn world that the storybook base has seen."""

@@ -1,0 +1,168 @@
+"""Deltas on a model, and off again without a trace.
+
+A delta maps the name of a map to `(weight,)` (o, d) or `(up, down)` (o, r), (r, d); their product is added.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import inject_adapter_in_model
+from torch import Tensor, nn
+
+from conceptkit.concepts.delta import ENCODERS, Delta, Factors, by_component
+from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
+from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
+
+ADAPTER = "conceptkit"
+
+
+def install_on(pipe: Any, delta: Delta, adapter_name: str = ADAPTER) -> None:
+    """Put a delta on all the parts of a pipeline that it has maps of; errors are those of `install`."""
+    if not delta:
+        raise NoEffect("The delta has no map, so it would change nothing; learn it again")
+    done: list[nn.Module] = []
+    try:
+        for place, part in by_component(delta).items():
+            module = getattr(pipe, place, None)
+            if module is None:
+                raise BaseMismatch(
+                    f"The delta has maps of a {place}, which this pipeline lacks; use its base"
+                )
+            install(module, part, adapter_name)
+            done.append(module)
+    except BaseException:
+        for module in done:
+            uninstall(module, adapter_name)
+        raise
+
+
+def uninstall_from(pipe: Any, adapter_name: str | None = None) -> None:
+    """Take an adapter off every part of a pipeline, or all of them."""
+    for place in ("unet", *ENCODERS):
+        if (module := getattr(pipe, place, None)) is not None:
+            uninstall(module, adapter_name)
+
+
+def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
+    """Put a delta on a UNet for drawing; `uninstall` takes it off without a trace.
+
+    The base's `requires_grad`, other adapters and the random state stay as they are. Raises NoEffect on an
+    empty delta, BaseMismatch when a map is missing or has another shape, ConceptError when the UNet already
+    carries this adapter, or a LoRA on the same maps.
+    """
+    if not delta:
+        raise NoEffect("The delta has no map, so it would change nothing; learn it again")
+    if adapter_name in getattr(unet, "peft_config", {}):
+        raise ConceptError(
+            f"This UNet already carries {adapter_name!r}; take it off first, or attach all in one call"
+        )
+    modules = dict(unet.named_modules())
+    for name, factors in delta.items():
+        _check_shape(name, carrier(name, modules.get(name)), factors)
+    trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+    rank = max(min(min(factor.shape) for factor in factors) for factors in delta.values())
+    config = KVDeltaConfig(r=rank, target_modules=list(delta), init_down="zero", inference_mode=True)
+    shared: dict[tuple[int, torch.device, torch.dtype], nn.Parameter] = {}
+
+    def placed(factor: Tensor, like: Tensor) -> nn.Parameter:
+        key = (id(factor), like.device, like.dtype)
+        if key not in shared:
+            shared[key] = nn.Parameter(factor.detach().to(like, copy=True), requires_grad=False)
+        return shared[key]
+
+    try:
+        with warnings.catch_warnings():
+            # A style LoRA on other maps is welcome company; PEFT warns of it in words for developers.
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, unet, adapter_name)
+        vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
+        for name, layer in _layers(unet):
+            if name in delta:
+                layer.set_factors(adapter_name, tuple(placed(factor, layer.weight) for factor in delta[name]))
+                layer.set_adapter([adapter_name], inference_mode=True)
+    except BaseException:
+        uninstall(unet, adapter_name)
+        raise
+    finally:
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
+
+
+def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
+    """Take one KV_DELTA adapter off, or all of them; the very modules that were there before are put back."""
+    for path, layer in [(n, m) for n, m in unet.named_modules() if isinstance(m, KVDeltaLinear)]:
+        layer.unmerge()
+        for name in [adapter_name] if adapter_name else list(layer.scaling):
+            layer.delete_adapter(name)
+        if not layer.scaling:
+            parent, _, child = path.rpartition(".")
+            setattr(unet.get_submodule(parent), child, layer.base_layer)
+    configs = getattr(unet, "peft_config", {})
+    for name in [n for n, c in configs.items() if isinstance(c, KVDeltaConfig) and adapter_name in (None, n)]:
+        del configs[name]
+    if not configs:
+        vars(unet).pop("peft_config", None)
+        vars(unet).pop("_hf_peft_config_loaded", None)
+
+
+def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -> nn.Parameter:
+    """Make `down` (r, d) the one down factor of every layer of an adapter, and return that parameter.
+
+    It is trained with gradients from all layers, or not at all when the adapter's config says `freeze_down`.
+    Raises BadRecipe when an up factor has another rank.
+    """
+    name = _only_adapter(unet, adapter_name)
+    layers = [layer for _, layer in _layers(unet) if name in layer.scaling]
+    given, taken = tuple(down.shape), {_down_shape(layer, name) for layer in layers}
+    if taken != {given}:
+        raise BadRecipe(f"A down factor {given} does not fit layers with {taken}; give their shape")
+    shared = nn.Parameter(down.detach().to(layers[0].ups[name], copy=True))
+    for layer in layers:
+        layer.downs[name] = shared
+        layer.set_adapter(layer.active_adapters)
+    return shared
+
+
+def read_delta(unet: nn.Module, adapter_name: str | None = None) -> Delta:
+    """A copy of the adapter's delta, under the names the maps have without it; shared factors stay shared."""
+    name = _only_adapter(unet, adapter_name)
+    copies: dict[int, Tensor] = {}
+
+    def copied(factor: Tensor) -> Tensor:
+        return copies.setdefault(id(factor), factor.detach().clone())
+
+    delta = {}
+    for path, layer in _layers(unet):
+        if name in layer.scaling:
+            first, *rest = layer.factors(name)
+            delta[path] = (first.detach() * layer.scaling[name], *map(copied, rest))
+    return delta
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, KVDeltaLinear]]:
+    """(name of the map without any tuner, layer)."""
+    for path, module in unet.named_modules():
+        if isinstance(module, KVDeltaLinear):
+            yield path.replace(".base_layer", ""), module
+
+
+def _only_adapter(unet: nn.Module, adapter_name: str | None) -> str:
+    names = {name for _, layer in _layers(unet) for name in layer.scaling}
+    if adapter_name in names or (adapter_name is None and len(names) == 1):
+        return adapter_name or names.pop()
+    raise ConceptError(f"This UNet carries the KV_DELTA adapters {sorted(names)}; name one of them")
+
+
+def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
+    """(r, d), or () when the adapter is full."""
+    return tuple(layer.downs[adapter_name].shape) if adapter_name in layer.downs else ()
+
+
+def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors) -> None:
+    added, own = (factors[0].shape[0], factors[-1].shape[1]), tuple(module.weight.shape)
+    if added != own:
+        raise BaseMismatch(
+            f"The delta of {name} is {added} and the map {own}; use the base it was learned on"
+        )

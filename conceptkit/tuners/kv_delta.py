@@ -1,0 +1,232 @@
+"""KV_DELTA, a PEFT tuner: a delta of any rank on a linear map."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from conceptkit.concepts.delta import Factors
+from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError
+
+KV_MAPS = r".*\battn2\.to_[kv]"
+INIT_DOWN = ("gaussian", "orthonormal", "zero")
+
+
+class ConceptPeftType(StrEnum):
+    """PEFT's own enum is closed; it looks types up by string, so the name must equal the value."""
+
+    KV_DELTA = "KV_DELTA"
+    KEYED = "KEYED"
+
+
+@dataclass
+class KVDeltaConfig(PeftConfig):
+    """r: rank, 0 for full matrices. target_modules: names or a regular expression, all K/V maps by default.
+
+    init_down: "gaussian" (variance 1/d), "orthonormal" rows, or "zero" for factors that are set afterwards.
+    freeze_down: train the up factors alone. Raises BadRecipe on values that make no sense.
+    """
+
+    r: int = 8
+    target_modules: list[str] | str | None = None
+    init_down: str = "gaussian"
+    freeze_down: bool = False
+
+    of_type: ClassVar[ConceptPeftType] = ConceptPeftType.KV_DELTA
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = self.of_type
+        self.target_modules = KV_MAPS if self.target_modules is None else self.target_modules
+        if self.r < 0:
+            raise BadRecipe(f"r = {self.r} is no rank; give a positive one, or 0 for full matrices")
+        if self.init_down not in INIT_DOWN:
+            raise BadRecipe(f"init_down = {self.init_down!r} is unknown; use one of {', '.join(INIT_DOWN)}")
+
+
+class KVDeltaLinear(nn.Module, BaseTunerLayer):
+    """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full.
+
+    gates: of adapters of low rank; from down x (B, n, r) how far its ranks act, a factor of it.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
+    other_param_names = ("r", "scaling", "gates")
+    up_name, down_name, full_name = adapter_layer_names
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: KVDeltaConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = [adapter_name]
+        self._unmerged: Tensor | None = None
+        self.gates: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: KVDeltaConfig) -> None:
+        """Add an adapter whose effect is zero: the up factor, or the full weight, starts at 0."""
+        o, d, r = self.out_features, self.in_features, config.r
+        if r:
+            self.set_factors(adapter_name, (torch.zeros(o, r), _first_down(config.init_down, r, d)))
+        else:
+            self.set_factors(adapter_name, (torch.zeros(o, d),))
+        if config.freeze_down:
+            self.frozen_peft_weight_names[adapter_name] = (self.down_name,)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_factors(self, adapter_name: str, factors: Factors) -> None:
+        """Replace an adapter's factors; a Parameter stays the same object, so layers can share one."""
+        for name in self.adapter_layer_names:
+            if adapter_name in (part := getattr(self, name)):
+                del part[adapter_name]
+        if len(factors) == 1:
+            getattr(self, self.full_name)[adapter_name] = factors[0]
+        else:
+            self.ups[adapter_name], self.downs[adapter_name] = factors
+        self.r[adapter_name] = min(min(factor.shape) for factor in factors)
+        self.scaling.setdefault(adapter_name, 1.0)
+
+    def factors(self, adapter_name: str) -> Factors:
+        """The adapter's parameters as they are: (weight,) or (up, down)."""
+        if adapter_name not in self.ups:
+            return (getattr(self, self.full_name)[adapter_name],)
+        return self.ups[adapter_name], self.downs[adapter_name]
+
+    @property
+    def ups(self) -> nn.ParameterDict:
+        return getattr(self, self.up_name)
+
+    @property
+    def downs(self) -> nn.ParameterDict:
+        return getattr(self, self.down_name)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """(o, d), scaled, dense; what merging adds."""
+        factors = self.factors(adapter_name)
+        return self.scaling[adapter_name] * (factors[0] @ factors[1] if len(factors) == 2 else factors[0])
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        y = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return y
+        for name in self.active_adapters:
+            if name in self.scaling:
+                *up, first = self.factors(name)
+                added = F.linear(self._cast_input_dtype(x, first.dtype), first)
+                if name in self.gates:
+                    added = added * self.gates[name](added)
+                for factor in up:
+                    added = F.linear(added, factor)
+                y = y + (added * self.scaling[name]).to(y.dtype)
+        return y
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the active deltas to the map. Raises ValueError when `safe_merge` meets a value not finite."""
+        for name in check_adapters_to_merge(self, adapter_names) or ():
+            if name not in self.scaling:
+                continue
+            weight = self.base_layer.weight
+            merged = (weight + self.get_delta_weight(name)).to(weight.dtype)
+            if safe_merge and not merged.isfinite().all():
+                raise ValueError(
+                    f"Merging adapter {name!r} gives values that are not finite; it seems to be broken"
+                )
+            if not self.merged_adapters:
+                self._unmerged = weight.data
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put the kept map back: subtracting a delta would not restore it bit for bit."""
+        if self._unmerged is not None:
+            self.base_layer.weight.data = self._unmerged.to(self.base_layer.weight)
+        self._unmerged, self.merged_adapters = None, []
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        if adapter in self.scaling:
+            self.scaling[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        for name in self.scaling.keys() & set(self.active_adapters):
+            self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        for name in self.scaling.keys() & set(self.active_adapters):
+            self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+
+class KVDeltaModel(BaseTuner):
+    """Puts KVDeltaLinear layers into a model; PEFT makes one of these for every KVDeltaConfig."""
+
+    prefix = "kv_delta_"
+    tuner_layer_cls = KVDeltaLinear
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if self._check_target_module_exists(peft_config, name):
+                try:
+                    carrier(name, module, self.tuner_layer_cls)
+                except ConceptError:
+                    self.peft_config.pop(next(k for k, v in self.peft_config.items() if v is peft_config))
+                    raise
+
+    def _create_and_replace(
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
+    ) -> None:
+        kind = self.tuner_layer_cls
+        if type(target) is kind:
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = kind(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+
+def carrier(
+    name: str, module: nn.Module | None, kind: type[KVDeltaLinear] = KVDeltaLinear
+) -> nn.Linear | KVDeltaLinear:
+    """The module, once it is known that a delta can go onto it in layers of this kind."""
+    if isinstance(module, BaseTunerLayer) and type(module) is not kind:
+        # Stacked, the keys of both get renamed, and a reload would silently drop them.
+        own = isinstance(module, KVDeltaLinear)
+        what = type(module).__name__ if own else "LoRA"
+        raise ConceptError(
+            f"{name} already carries a {what}; unload it first (pipe.unload_lora_weights()), after "
+            "pipe.fuse_lora() if it is to stay"
+        )
+    if not isinstance(module, nn.Linear | KVDeltaLinear):
+        found = "is missing" if module is None else f"is a {type(module).__name__}"
+        raise BaseMismatch(
+            f"The map {name} {found} in this UNet; use the base that the concept was learned on"
+        )
+    return module
+
+
+def _first_down(init: str, r: int, d: int) -> Tensor:
+    """(r, d)."""
+    if init == "zero":
+        return torch.zeros(r, d)
+    down = torch.randn(r, d) / math.sqrt(d)
+    return nn.init.orthogonal_(down) if init == "orthonormal" else down

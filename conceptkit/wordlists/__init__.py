@@ -1,0 +1,1 @@
+"""Captions and words for bases that have none of their own."""

@@ -1,0 +1,1 @@
+"""What the command, a page and Python all call."""

@@ -1,0 +1,1 @@
+"""Search, labels, history and lineage of what the registry holds."""

@@ -1,0 +1,129 @@
+"""Searching and leafing: full-text search, filters, and lists a page at a time."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import date
+from typing import Any
+
+from conceptkit.registry.entries import COLUMNS, HEADS, Entry, from_row
+from conceptkit.registry.errors import ConceptError
+from conceptkit.registry.store import Registry
+
+RANKED = 2000
+"""With more hits than this the newest come first: ranking reads every hit, and so many are alike anyway."""
+
+PAGE = 50
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What an entry must have; None lets all pass.
+
+    base, noun, method, tag: exactly this. min_size, max_size: bytes, inclusive.
+    since, until: days, ISO 8601, inclusive; in UTC, by the clock of the machine that stored it.
+    """
+
+    base: str | None = None
+    noun: str | None = None
+    method: str | None = None
+    tag: str | None = None
+    favourite: bool = False
+    min_size: int | None = None
+    max_size: int | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def sql(self) -> tuple[str, list[Any]]:
+        """A condition over `HEADS`, "1" for none, and its values. Raises ConceptError for no date."""
+        parts: list[tuple[str, list[Any]]] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value is not False:
+                text = _day(value) if field.name in ("since", "until") else value
+                parts.append((_CONDITIONS[field.name], [text] if "?" in _CONDITIONS[field.name] else []))
+        return " and ".join(part for part, _ in parts) or "1", [
+            value for _, values in parts for value in values
+        ]
+
+
+_CONDITIONS = {
+    "base": "v.base = ?",
+    "noun": "v.noun = ?",
+    "method": "v.method = ?",
+    "tag": "n.id in (select name_id from tags where tag = ?)",
+    "favourite": "n.id in (select id from names where favourite)",
+    "min_size": "v.bytes >= ?",
+    "max_size": "v.bytes <= ?",
+    "since": "v.created >= ?",
+    "until": "v.created < date(?, '+1 day')",
+}
+
+ANY = Filters()
+
+
+def page(
+    registry: Registry, filters: Filters = ANY, *, after: str | None = None, limit: int | None = PAGE
+) -> list[Entry]:
+    """Current versions by name: the first `limit`, or those that follow the name `after`; None is all."""
+    condition, values = filters.sql()
+    # the table whose index has both what is asked for and the order
+    t = "v" if filters.base or filters.noun or filters.method else "n"
+    if after is not None:
+        condition += f" and {t}.name collate nocase >= ? and ({t}.name collate nocase, {t}.name) > (?, ?)"
+        values += [after, after, after]
+    query = (
+        f"select {COLUMNS} from {HEADS} where {condition} order by {t}.name collate nocase, {t}.name limit ?"
+    )
+    return [from_row(row) for row in registry.index.query(query, [*values, -1 if limit is None else limit])]
+
+
+def search(registry: Registry, words: str, filters: Filters = ANY, *, limit: int = PAGE) -> list[Entry]:
+    """Current versions whose name, class, tags, captions or notes have all `words`, the best first.
+
+    Words are whole words, in any case and without accents; the last one may be the beginning of one.
+    A concept of exactly that name comes first. Raises ConceptError when there is no word to look for.
+    """
+    match = expression(words)
+    condition, values = filters.sql()
+    counted = registry.index.query(
+        f"select count(*) from (select 1 from texts_fts where texts_fts match ? limit {RANKED + 1})", [match]
+    )
+    order = "bm25(texts_fts, 8.0, 4.0, 4.0, 1.0, 2.0)" if counted[0][0] <= RANKED else "texts_fts.rowid desc"
+    query = f"""select {COLUMNS} from texts_fts cross join names n on n.id = texts_fts.rowid
+                cross join versions v on v.name = n.name and v.version = n.version
+                where texts_fts match ? and {condition} order by {order} limit ?"""
+    found = [from_row(row) for row in registry.index.query(query, [match, *values, limit])]
+    exact = f"select {COLUMNS} from {HEADS} where n.name = ? and {condition}"
+    first = [from_row(row) for row in registry.index.query(exact, [words.strip(), *values])]
+    return (first + [entry for entry in found if entry not in first])[:limit]
+
+
+def expression(words: str) -> str:
+    """The FTS5 expression for what a person typed; every word is quoted, so nothing in it is syntax."""
+    plain = re.findall(r"[^\W_]+", words)
+    if not plain:
+        raise ConceptError(f"There is no word to look for in {words[:80]!r}: give letters or digits.")
+    return " ".join(f'"{word}"' for word in plain[:20]) + "*"
+
+
+def labels(registry: Registry, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """By name: {"tags": [...], "favourite": bool} of these entries."""
+    names = sorted({entry.name for entry in entries})
+    found: dict[str, dict[str, Any]] = {name: {"tags": [], "favourite": False} for name in names}
+    for start in range(0, len(names), 500):
+        some = names[start : start + 500]
+        marks = ", ".join("?" * len(some))
+        query = f"""select n.name, n.favourite, t.tag from names n left join tags t on t.name_id = n.id
+                    where n.name in ({marks}) order by t.tag"""
+        for name, favourite, tag in registry.index.query(query, some):
+            found[name]["favourite"] = bool(favourite)
+            found[name]["tags"] += [tag] if tag else []
+    return found
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ConceptError(f"{text[:80]!r} is no date: write it as in '2026-01-31'.") from None

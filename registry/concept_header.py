@@ -1,0 +1,97 @@
+"""What the header of a stored concept says: safetensors' JSON, read within bounds and without its tensors."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conceptkit.registry.errors import BadBlob
+
+LONGEST = 4 << 20
+"""Bytes of a header; one of a concept on SDXL takes 40 kB."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a concept says of itself. Its version, and whatever was said about it later, are not in here."""
+
+    name: str
+    summary: dict[str, Any]  # as far as the header knows it, in the form of `Entry.summary`
+    words: tuple[str, ...]  # that stand for it in a prompt
+    parents: tuple[tuple[str, str | None], ...]  # (ref, sha256) of what a merge was made of
+
+
+def read(data: bytes) -> Header:
+    """The header in these bytes. Raises BadBlob when they are no concept."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or not 2 <= length <= min(LONGEST, len(data) - 8):
+        raise BadBlob("These bytes are not a concept: they do not begin with a header.")
+    return _header(data[8 : 8 + length], len(data))
+
+
+def read_file(file: Path) -> Header:
+    """The header of a file, of which at most LONGEST bytes are read. Raises BadBlob, and OSError."""
+    with file.open("rb") as handle:
+        start = handle.read(8)
+        length = int.from_bytes(start, "little")
+        size = file.stat().st_size
+        if len(start) < 8 or not 2 <= length <= min(LONGEST, size - 8):
+            raise BadBlob(f"{file} is not a concept: it does not begin with a header.")
+        return _header(handle.read(length), size)
+
+
+def read_if_any(data: bytes) -> Header | None:
+    """The header in these bytes, or None when they are no concept."""
+    try:
+        return read(data)
+    except BadBlob:
+        return None
+
+
+def _header(text: bytes, size: int) -> Header:
+    try:
+        outer = json.loads(text)
+        inner = json.loads(outer["__metadata__"]["conceptkit"])
+        name, provenance = inner["name"], inner["provenance"]
+        base, recipe, tokens, words = inner["base"], inner["recipe"], inner["tokens"], inner["words"]
+        if not (isinstance(name, str) and isinstance(provenance, dict) and isinstance(recipe, dict)):
+            raise ValueError("its header is incomplete")
+        refs = [str(ref) for ref in provenance.get("parents", [])]
+        weights = [float(value) for value in provenance.get("weights", [])]
+        if not all(map(math.isfinite, weights)):
+            raise ValueError("its weights are no numbers")
+        shown = inner.get("reference") or {}
+        hashes = [_hash(value) for value in provenance.get("parent_sha256", [])]
+        summary = {
+            "kind": str(inner["kind"]),
+            "noun": None if inner["noun"] is None else str(inner["noun"]),
+            "base": {"architecture": str(base["architecture"]), "exact": str(base["exact"])},
+            "base_name": str(inner["base_name"]),
+            "method": recipe.get("method"),
+            "rank": max(_rank(inner["delta"], outer), _rank(shown.get("maps", {}), outer, "reference.")),
+            "bytes": size,
+            "tokens": sorted(str(token) for token in tokens),
+            "parents": refs,
+            "weights": weights,
+            **({"reference": True} if shown else {}),
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise BadBlob(f"These bytes are not a concept ({type(error).__name__} in their header).") from error
+    padded = [*hashes, *[None] * len(refs)][: len(refs)]
+    return Header(name, summary, tuple(map(str, words)), tuple(zip(refs, padded, strict=True)))
+
+
+def _rank(layout: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str = "") -> int:
+    """The largest rank among the maps, from the shapes that the header declares."""
+    shapes = [
+        tensors[f"{prefix}{'weight' if down is None else 'up'}.{name}"]["shape"]
+        for name, down in layout.items()
+    ]
+    return max((min(int(size) for size in shape) for shape in shapes), default=0)
+
+
+def _hash(value: Any) -> str | None:
+    text = str(value)
+    return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else None

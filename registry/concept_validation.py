@@ -1,0 +1,227 @@
+"""Whether bytes from elsewhere are a concept, found out without torch and without trusting any size in them.
+
+The layout is that of https://github.com/huggingface/safetensors, the rest is what `Concept.to_bytes` writes.
+Whatever passes can be stored and shown; whether its maps fit a base is found out on loading.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from conceptkit.registry import concept_header
+from conceptkit.registry.errors import BadBlob
+
+FORMATS = (1, 2)
+"""2: with a reference photo."""
+LARGEST = 2 << 30
+"""Bytes of one concept; full key and value matrices of SDXL in float32 take 1.4 GB."""
+MOST_TENSORS = 20_000
+LONGEST_TEXT = 1_000
+"""Characters of one name, word or token."""
+MOST_TEXTS = 1_000
+
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+KINDS = ("subject", "style", "merge")
+
+_NOTE_BREAKS = str.maketrans("", "", "\n\t")
+# control characters could repaint the terminal that shows them, bidirectional ones reorder a line
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def check(data: bytes) -> concept_header.Header:
+    """The header of the concept in these bytes. Raises BadBlob when they are anything else."""
+    try:
+        return _check(data)
+    except BadBlob as error:
+        raise BadBlob(f"These bytes are not a concept, because {_inside(error)}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise BadBlob(
+            f"These bytes are not a concept ({type(error).__name__} while reading them)."
+        ) from error
+
+
+def check_start(start: bytes) -> None:
+    """Raise BadBlob when a file that begins like this cannot be a concept."""
+    if not _starts(start):
+        raise BadBlob("These bytes are not a concept, because they do not begin with a header that fits.")
+
+
+def is_plain(text: object, longest: int = LONGEST_TEXT) -> bool:
+    """Whether this is a text that can be shown: not too long, and without control characters."""
+    return isinstance(text, str) and len(text) <= longest and not _UNSAFE.search(text)
+
+
+def is_plain_note(text: object, longest: int) -> bool:
+    """The same for a text of several lines."""
+    return isinstance(text, str) and is_plain(text.translate(_NOTE_BREAKS), longest) and len(text) <= longest
+
+
+def strict_json(text: bytes | str) -> Any:
+    """JSON with nothing in it that parsers disagree about. Raises ValueError."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite_number)
+
+
+def _check(data: bytes) -> concept_header.Header:
+    _expect(len(data) <= LARGEST, f"they are over {LARGEST:,} bytes")
+    length = int.from_bytes(data[:8], "little")
+    _expect(_starts(data[:16]), "they do not begin with a header that fits")
+    _expect(length <= len(data) - 8, "they end before their header does")
+    outer = strict_json(data[8 : 8 + length].decode("utf-8"))
+    _expect(isinstance(outer, dict), "their header is not an object")
+    metadata = outer.pop("__metadata__")
+    _expect(
+        isinstance(metadata, dict) and all(type(value) is str for value in metadata.values()), "of metadata"
+    )
+    shapes = _tensors(outer, memoryview(data)[8 + length :])
+    _concept(strict_json(metadata["conceptkit"]), shapes)
+    header = concept_header.read(data)
+    _expect(header.summary["method"] is None or is_plain(header.summary["method"]), "their method is no text")
+    return header
+
+
+def _starts(start: bytes) -> bool:
+    return start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= concept_header.LONGEST
+
+
+def _tensors(entries: Mapping[str, Any], body: memoryview) -> dict[str, tuple[int, int]]:
+    """name -> shape. Every byte of the body belongs to exactly one tensor, and every number is finite."""
+    _expect(len(entries) <= MOST_TENSORS, f"they claim {len(entries):,} tensors")
+    shapes, spans = {}, []
+    for name, entry in entries.items():
+        _expect(set(entry) == {"dtype", "shape", "data_offsets"}, f"{name[:80]!r} is described oddly")
+        shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+        _expect(all(type(size) is int for size in (*shape, begin, end)), f"{name[:80]!r} has odd sizes")
+        _expect(len(shape) == 2 and min(shape) > 0, f"{name[:80]!r} is no matrix")
+        _expect(0 <= begin <= end <= len(body), f"{name[:80]!r} is outside of the file")
+        _expect(end - begin == math.prod(shape) * SIZES[dtype], f"{name[:80]!r} has odd sizes")
+        shapes[name] = (shape[0], shape[1])
+        spans.append((begin, end, dtype, name))
+    place = 0
+    for begin, end, dtype, name in sorted(spans):
+        _expect(begin == place, f"{name[:80]!r} does not follow the one before")
+        _expect(_finite(body[begin:end], dtype), f"{name[:80]!r} is not finite")
+        place = end
+    _expect(place == len(body), "something follows their tensors")
+    return shapes
+
+
+def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
+    form = about["format"]
+    _expect(
+        type(form) is int and form in FORMATS,
+        f"their format is {form!r:.40}, not {FORMATS[0]} or {FORMATS[-1]}",
+    )
+    _expect(about["kind"] in KINDS, f"their kind is {about['kind']!r:.40}")
+    texts = [about["name"], about["base_name"], *([] if about["noun"] is None else [about["noun"]])]
+    for key in ("tokens", "words"):
+        _expect(len(about[key]) <= MOST_TEXTS, f"they have {len(about[key]):,} {key}")
+    _expect(isinstance(about["tokens"], list) and isinstance(about["words"], dict), "their words are odd")
+    texts += [*about["tokens"], *about["words"], *about["words"].values()]
+    for key in ("recipe", "provenance"):
+        _expect(isinstance(about[key], dict), f"they have no {key}")
+    parents = about["provenance"].get("parents", [])
+    _expect(isinstance(parents, list) and len(parents) <= MOST_TEXTS, "their parents are odd")
+    _expect(all(map(is_plain, [*texts, *parents])), "a name or word in them is no plain text")
+    _expect(len(set(about["tokens"])) == len(about["tokens"]), "a token is in them twice")
+    _fingerprint(about["base"])
+    _layout(about, shapes)
+
+
+def _fingerprint(base: Mapping[str, Any]) -> None:
+    hexes = (base["architecture"], base["exact"])
+    _expect(all(is_plain(text, 64) for text in hexes), "their base has no fingerprint")
+    sketch = base["sketch"]
+    _expect(
+        isinstance(sketch, list) and len(sketch) == 64 and all(type(x) is float for x in sketch),
+        "the sketch of their base is damaged",
+    )
+
+
+def _layout(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Every tensor has one role, every role its tensors, and the factors of a map can be multiplied."""
+    used = {"rows"} & set(shapes)
+    used.update(_factors(about["delta"], "", shapes))
+    reference = about.get("reference")
+    _expect(
+        (about["format"] == 2) == (reference is not None),
+        "their reference photo does not go with their format",
+    )
+    if reference is not None:
+        height, width = reference["size"]
+        _expect(len(reference["maps"]) > 0, "nothing looks at their photo")
+        _expect(type(height) is type(width) is int and min(height, width) > 0, "their photo has an odd size")
+        _expect(shapes["reference.latent"][1] == height * width, "their photo has an odd size")
+        used.update(["reference.latent", *_factors(reference["maps"], "reference.", shapes)])
+    counts = set()
+    for i in range(len(about["tokens"])):
+        vectors = list(_vectors(shapes, i))
+        used.update(vectors)
+        _expect(len({shapes[vector][0] for vector in vectors}) == 1, "a token in them has uneven vectors")
+        counts.add(len(vectors))
+    _expect(len(counts) <= 1, "their tokens are for different encoders")
+    _expect(used == set(shapes), "they hold tensors that nothing names")
+
+
+def _factors(layout: Mapping[str, Any], prefix: str, shapes: Mapping[str, tuple[int, int]]) -> Iterable[str]:
+    """The tensors of these maps; those of one map can be multiplied."""
+    for name, down in layout.items():
+        _expect(down is None or (type(down) is int and down >= 0), f"the map {name[:80]!r} is odd")
+        short = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{down}"]
+        factors = [prefix + part for part in short]
+        _expect(
+            len(factors) == 1 or shapes[factors[0]][1] == shapes[factors[1]][0], f"{name[:80]!r} is uneven"
+        )
+        yield from factors
+
+
+def _vectors(shapes: Mapping[str, Any], token: int) -> Iterable[str]:
+    encoder = 0
+    while (name := f"token.{token}.{encoder}") in shapes:
+        yield name
+        encoder += 1
+
+
+def _finite(body: memoryview, dtype: str) -> bool:
+    """Whether no number in these little-endian floats is infinite or NaN: no exponent is all ones."""
+    width = SIZES[dtype]
+    high = bytes(body[width - 1 :: width])
+    if dtype == "F16":  # sign and exponent are in the high byte
+        return not high.translate(None, _NOT_ALL_ONES_F16)
+    if not high.translate(None, _NOT_ALL_ONES):
+        return True
+    if dtype == "BF16":
+        return not any(h & 0x7F == 0x7F and low & 0x80 for low, h in zip(body[::2], high, strict=True))
+    return all(math.isfinite(value) for (value,) in struct.iter_unpack({4: "<f", 8: "<d"}[width], body))
+
+
+_NOT_ALL_ONES = bytes(byte for byte in range(256) if byte & 0x7F != 0x7F)
+_NOT_ALL_ONES_F16 = bytes(byte for byte in range(256) if byte & 0x7C != 0x7C)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is there twice")
+    return made
+
+
+def _finite_number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise BadBlob(what)
+
+
+def _inside(error: Exception) -> str:
+    return str(error).rstrip(".")

@@ -1,0 +1,1 @@
+"""Bundles, signatures and remotes."""

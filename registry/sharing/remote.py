@@ -1,0 +1,245 @@
+"""A remote: reading and writing the files at a place through fsspec.
+
+Everything there is named by the sha256 of its bytes, so nothing is ever changed, two who push at once cannot
+lose each other's, and nothing has to be believed:
+
+    conceptkit.json                       marks the place
+    blobs/ab/cdef...                      concepts and previews
+    concepts/my_dog/<sha256>.json         a record: this version of this name exists
+    incoming/                             files that are not finished, where a file system can rename
+"""
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from conceptkit.registry.errors import BadRemote, ConceptError
+from conceptkit.registry.names import check_name
+from conceptkit.registry.sharing.bundle import is_digest
+from conceptkit.registry.sharing.locations import PATIENCE, Place
+
+MARKER = "conceptkit.json"
+MARK = b'{"conceptkit":"remote","format":1}'
+CHUNK = 8 << 20
+"""Bytes asked for at once, and sent at once where a file is written piece by piece."""
+LONGEST_RECORD = 1 << 20
+MOST_RECORDS = 1_000_000
+ABANDONED_AFTER = timedelta(days=1)
+
+
+_UNFINISHED = re.compile(r"[0-9a-f]{24}")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file at a remote, below its root."""
+
+    path: str
+    size: int
+
+
+class Remote:
+    """One remote, connected on first use. Every method raises BadRemote when it does not answer."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.name, self.place = name, place
+        self._made: set[str] = set()
+
+    def __enter__(self) -> "Remote":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if client := getattr(self.__dict__.get("fs"), "client", None):
+            client.close()
+
+    def prepare(self) -> None:
+        """Mark the place as a remote; a folder is made where its parent is."""
+        if self.place.kind.protocol == "file" and not os.path.isdir(posixpath.dirname(self.place.root)):
+            raise BadRemote(f"{self.place.url} cannot be made: there is no folder to make it in.")
+        if self.size(MARKER) is None:
+            self.write(MARKER, MARK)
+        self.check()
+
+    def check(self) -> None:
+        """Raise BadRemote unless this place is marked, and in this format."""
+        size = self.size(MARKER)
+        if size is None:
+            raise BadRemote(
+                f"The remote {self.name!r} is not at {self.place.url}: connect what it is on, "
+                "or prepare it with `conceptkit remote add`."
+            )
+        if size != len(MARK) or self.read(MARKER, size) != MARK:
+            raise BadRemote(f"The remote {self.name!r} was made by a newer conceptkit: update conceptkit.")
+
+    def records(self, name: str) -> list[File]:
+        """The records of a name; none when it is not there."""
+        return self._files(f"concepts/{check_name(name)}", flat=False)
+
+    def all_records(self) -> dict[str, list[File]]:
+        """The records of every name. What is not named like a record is passed over."""
+        found: dict[str, list[File]] = {}
+        if self.place.kind.flat:
+            for file in self._files("concepts", flat=True):
+                found.setdefault(file.path.split("/")[1], []).append(file)
+            return found
+        for entry in self._list("concepts"):
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            if entry["type"] == "directory" and _is_name(name):
+                found[name] = self.records(name)
+        return found
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, or None when there is no plain file of that name."""
+        with self._talking():
+            try:
+                info = self.fs.info(self._at(path))
+            except FileNotFoundError:
+                return None
+        plain = info["type"] == "file" and not info.get("islink")
+        return int(info["size"]) if plain else None
+
+    def read(self, path: str, size: int, start: int = 0) -> bytes:
+        """The bytes of a file from `start` to `size`. Fewer of them are an error, like silence."""
+        with self._talking():
+            data = bytes(self.fs.cat_file(self._at(path), start=start, end=size))
+        if len(data) != size - start:
+            raise BadRemote(f"The remote {self.name!r} stopped in the middle of a file: try again.")
+        return data
+
+    def read_many(self, files: Sequence[File]) -> list[bytes]:
+        """The bytes of small files, together where the remote can do that."""
+        with self._talking():
+            paths = [self._at(file.path) for file in files]
+            sizes = [file.size for file in files]
+            return list(map(bytes, self.fs.cat_ranges(paths, [0] * len(files), sizes, on_error="raise")))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+        with self._talking():
+            target = self._at(path)
+            if not self.place.kind.renames:
+                self.fs.pipe_file(target, data)
+                return
+            unfinished = self._at(f"incoming/{os.urandom(12).hex()}")
+            self._make(posixpath.dirname(unfinished))
+            self._make(posixpath.dirname(target))
+            try:
+                with self.fs.open(unfinished, "wb") as out:
+                    for start in range(0, len(data), CHUNK):
+                        out.write(data[start : start + CHUNK])
+                    out.flush()
+                    if self.place.kind.protocol == "file":
+                        os.fsync(out.fileno())
+                self.fs.mv(unfinished, target)
+            except BaseException:
+                with suppress(Exception):
+                    self.fs.rm_file(unfinished)
+                raise
+
+    def sweep(self) -> None:
+        """Delete what pushes that were killed over a day ago have left behind."""
+        if not self.place.kind.renames or not self._own_folder("incoming"):
+            return
+        for entry in self._list("incoming"):
+            name = str(entry["name"]).rpartition("/")[2]
+            if entry["type"] != "file" or entry.get("islink") or not _UNFINISHED.fullmatch(name):
+                continue
+            with self._talking(), suppress(FileNotFoundError, PermissionError):
+                if self.fs.modified(entry["name"]) < datetime.now(UTC) - ABANDONED_AFTER:
+                    self.fs.rm_file(entry["name"])
+
+    def _own_folder(self, folder: str) -> bool:
+        """Whether a folder of the remote is one itself, not a link that leads to somebody's files."""
+        entries = {str(entry["name"]).rstrip("/").rpartition("/")[2]: entry for entry in self._list("")}
+        entry = entries.get(folder)
+        return entry is not None and entry["type"] == "directory" and not entry.get("islink")
+
+    @cached_property
+    def fs(self) -> Any:
+        import fsspec
+
+        connect = dict(self.place.connect)
+        if self.place.kind.protocol == "sftp":
+            from conceptkit.registry.sharing.known_hosts import only_known_hosts
+
+            connect["host_key_policy"] = only_known_hosts(connect.pop("known_hosts"))
+        made = fsspec.filesystem(self.place.kind.protocol, skip_instance_cache=True, **connect)
+        if self.place.kind.protocol == "sftp":
+            made.ftp.get_channel().settimeout(PATIENCE)
+        return made
+
+    def _at(self, path: str) -> str:
+        return f"{self.place.root}/{path}".rstrip("/")
+
+    def _list(self, path: str) -> list[dict[str, Any]]:
+        with self._talking():
+            try:
+                return list(self.fs.ls(self._at(path), detail=True))
+            except FileNotFoundError:
+                return []
+
+    def _files(self, folder: str, *, flat: bool) -> list[File]:
+        if flat:
+            with self._talking():
+                entries = list(self.fs.find(self._at(folder), detail=True).values())
+        else:
+            entries = self._list(folder)
+        if len(entries) > MOST_RECORDS:
+            raise BadRemote(
+                f"The remote {self.name!r} holds {len(entries):,} records: pull names one by one."
+            )
+        found = []
+        for entry in entries:
+            parts = str(entry["name"]).rsplit("/", 2)[-2:]
+            path = f"concepts/{parts[0]}/{parts[-1]}"
+            plain = entry["type"] == "file" and not entry.get("islink") and entry["size"] <= LONGEST_RECORD
+            stem, suffix = posixpath.splitext(parts[-1])
+            if plain and len(parts) == 2 and _is_name(parts[0]) and is_digest(stem) and suffix == ".json":
+                found.append(File(path, int(entry["size"])))
+        return sorted(found, key=lambda file: file.path)
+
+    def _make(self, folder: str) -> None:
+        if folder in self._made:
+            return
+        try:
+            self.fs.makedirs(folder, exist_ok=True)
+        except OSError:  # another who pushes may have made it meanwhile
+            if not self.fs.isdir(folder):
+                raise
+        if self.place.kind.protocol == "file":
+            inside = os.path.realpath(self.place.root)
+            if os.path.commonpath([inside, os.path.realpath(folder)]) != inside:
+                raise BadRemote(f"{folder} leads out of the remote {self.name!r}: remove that link.")
+        self._made.add(folder)
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Whatever goes wrong inside leaves as BadRemote: each library has errors of its own."""
+        try:
+            yield
+        except ConceptError:
+            raise
+        except ImportError as error:
+            kind = self.place.kind
+            raise BadRemote(f"{kind.title} needs a library that is missing: {kind.install}.") from error
+        except Exception as error:
+            text = re.sub(r"\W*\s+", " ", str(error)).strip()[:120]
+            why = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            raise BadRemote(
+                f"The remote {self.name!r} at {self.place.url} does not do what was asked ({why}): "
+                "nothing half-written was kept, try again when it answers."
+            ) from error
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name(text)
+    except ConceptError:
+        return False
+    return True
