@@ -31,6 +31,11 @@ from conceptkit.errors import ConceptError
 @click.option("--with-parents", is_flag=True, help="In a bundle: also what merges were made of.")
 @click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
 @click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")
+@click.option(
+    "--with-names",
+    is_flag=True,
+    help="With --out: also where the base lies on this machine, and what the photos are called.",
+)
 @base_option
 @debug_option
 def export(
@@ -41,13 +46,15 @@ def export(
     with_parents: bool,
     sign: bool,
     key: str | None,
+    with_names: bool,
     base: str | None,
 ) -> None:
     """Write files for plain diffusers, or a bundle.
 
     A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
     previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
-    photo of a concept learned with --method vico.
+    photo of a concept learned with --method vico. No file has a path of this machine in it, or the names of
+    your photos; only their hashes.
 
     \b
     Example:
@@ -58,12 +65,17 @@ def export(
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):
         raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
+    if bundle is not None and with_names:
+        raise click.UsageError(
+            "--with-names belongs to --out: in a bundle concepts are as they were learned."
+        )
     if bundle is not None and base is not None:
         raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
 
     if out is not None:
-        _files(names, out, base)
+        _files(names, out, base, with_names)
     if bundle is not None:
+        from conceptkit.registry import private_names
         from conceptkit.registry.sharing import exchange
         from conceptkit.registry.store import Registry
 
@@ -73,7 +85,13 @@ def export(
             done = exchange.export(registry, entries, bundle, signer=signer, progress=tick)
         if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
             note(f"The bundle holds the reference photo of {held}, small but recognisable.")
+        if done.private:
+            note(private_names.sentence(done.private))
         echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        echo(
+            f"In it are {done.previews:,} previews, {done.said:,} tags and notes, "
+            "and of photos the hashes alone."
+        )
 
 
 require_signed_option = click.option(
@@ -141,7 +159,7 @@ def refusals(sentences: list[str]) -> None:
         raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 
 
-def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
+def _files(names: tuple[str, ...], out: Path, base: str | None, with_names: bool) -> None:
     from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
@@ -152,7 +170,8 @@ def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
         from conceptkit.workflows import export as workflow
 
         with bar("Exporting") as progress:
-            done = workflow.export(names, out, base=base, registry=registry, progress=progress)
+            how = {"base": base, "registry": registry, "with_names": with_names, "progress": progress}
+            done = workflow.export(names, out, **how)
     for sentence in done.notices:
         note(sentence)
     for path in done.files:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit.cli.export import refusals, require_signed_option, take_option
-from conceptkit.cli.options import debug_option, echo_json, json_option
+from conceptkit.cli.options import debug_option, echo_json, json_option, note
 from conceptkit.cli.progress import bar
 from conceptkit.cli.terminal import VALUE, echo, echo_table
 from conceptkit.errors import ConceptError
@@ -177,6 +177,7 @@ class Wish:
 
 
 def _exchange(wish: Wish) -> None:
+    from conceptkit.registry import private_names
     from conceptkit.registry.sharing import sync as library
     from conceptkit.registry.sharing.remote import Remote
     from conceptkit.registry.sharing.remote_config import find
@@ -203,9 +204,12 @@ def _exchange(wish: Wish) -> None:
     if wish.as_json:
         result: dict[str, Any] = {"pulled": [one.to_json() for one in pulled.arrivals]}
         result |= {"pushed": [one.to_json() for one in pushed.sent], "refused": refused}
+        result |= {"private": pushed.private} if wish.push else {}
         echo_json(result | ({"error": str(broke_off)} if broke_off else {}))
     else:
         _tell(wish, pulled.arrivals, pushed.sent, quiet=bool(refused or broke_off))
+    if pushed.private:
+        note(private_names.sentence(pushed.private))
     if broke_off:
         raise broke_off
     refusals(refused)

@@ -11,6 +11,7 @@ from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.formats.peft import LORA, lora
 from conceptkit.formats.textual_inversion import embedding, token_file
+from conceptkit.registry import private_names
 
 if TYPE_CHECKING:
     from conceptkit.merging.compose import Merge
@@ -21,11 +22,16 @@ ALWAYS = (
 )
 
 
-def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[Path]:
+def export(
+    concept: "Concept | Merge", out_dir: str | os.PathLike[str], *, with_names: bool = False
+) -> list[Path]:
     """Write a concept or a merge for plain diffusers: the LoRA, one embedding per token, and a README.
 
-    The folder appears whole or not at all. Raises ConceptError when it already holds files, and for what no
-    LoRA can be; NoEffect when there is nothing to write.
+    The folder appears whole or not at all. What leaves with it is hashes, not where the base lies on this
+    machine or what the photos are called, except `with_names`.
+
+    Raises ConceptError when it already holds files, and for what no LoRA can be; NoEffect when there is
+    nothing to write.
     """
     concept = concept if isinstance(concept, Concept) else concept.concept
     out = Path(out_dir).absolute()
@@ -46,9 +52,12 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[
         )
     files: dict[str, bytes] = {}
     if concept.delta:
-        files[LORA] = lora(concept)
-    files |= {token_file(token): embedding(concept, rows) for token, rows in sorted(concept.tokens.items())}
-    files["README.md"] = readme(concept).encode()
+        files[LORA] = lora(concept, with_names)
+    files |= {
+        token_file(token): embedding(concept, rows, with_names)
+        for token, rows in sorted(concept.tokens.items())
+    }
+    files["README.md"] = readme(concept, with_names).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -62,8 +71,9 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str]) -> list[
     return [out / name for name in files]
 
 
-def readme(concept: Concept) -> str:
+def readme(concept: Concept, with_names: bool = False) -> str:
     """How to load the files and what to type."""
+    base_name = concept.base_name if with_names else private_names.public_base(concept.base_name)
     double = any(len(rows) == 2 for rows in concept.tokens.values())
     lines = ['pipe.load_lora_weights("FOLDER")'] if concept.delta else []
     for token in sorted(concept.tokens):
@@ -87,7 +97,7 @@ def readme(concept: Concept) -> str:
     always = f"\n{ALWAYS}\n" if spoken else ""
     return f"""# {concept.name}
 
-Learned on the base `{concept.base_name}`; it fits no other architecture. In a prompt type {typed}.
+Learned on the base `{base_name}`; it fits no other architecture. In a prompt type {typed}.
 
 ```python
 {imports}

@@ -3,11 +3,11 @@
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from conceptkit.registry import concept_validation, odd_files
+from conceptkit.registry import concept_validation, odd_files, private_names
 from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, ConceptError
@@ -24,10 +24,14 @@ class Export:
     entries: list[Entry]
     bytes: int
     signer: str | None
+    previews: int = 0
+    said: int = 0  # tags and notes
+    private: dict[str, list[str]] = field(default_factory=dict)  # ref -> what it tells of this machine
 
     def to_json(self) -> dict[str, Any]:
         refs = [entry.ref for entry in self.entries]
-        return {"file": str(self.file), "concepts": refs, "bytes": self.bytes, "signer": self.signer}
+        told = {"previews": self.previews, "tags_and_notes": self.said, "private": self.private}
+        return {"file": str(self.file), "concepts": refs, "bytes": self.bytes, "signer": self.signer} | told
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,10 @@ def export(
     sizes: dict[str, int] = {}
     concepts: dict[str, dict[str, Any]] = {}
     previews: dict[str, bytes] = {}
+    private: dict[str, list[str]] = {}
     for entry in entries:
-        check_own(registry, entry)
+        if found := private_names.held(check_own(registry, entry)):
+            private[entry.ref] = found
         sizes[entry.hash] = entry.bytes
         if (picture := registry.preview(entry)) is not None:
             previews[entry.preview or ""] = incoming.check_preview(picture)
@@ -104,7 +110,8 @@ def export(
 
     sign = signing.signer(registry.home, signer) if signer is not None else None
     written = bundle.write(file, list(concepts.values()), sizes, read, sign, progress)
-    return Export(file, entries, written, signer)
+    said = sum(len(one["tags"]) + len(one["notes"]) for one in concepts.values())
+    return Export(file, entries, written, signer, len(previews), said, private)
 
 
 def _different(entries: Sequence[Entry]) -> list[Entry]:
@@ -116,12 +123,14 @@ def _different(entries: Sequence[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def check_own(registry: Registry, entry: Entry) -> None:
-    """Raise ConceptError when others would refuse what is stored here as `entry`."""
+def check_own(registry: Registry, entry: Entry) -> bytes:
+    """The bytes stored here as `entry`. Raises ConceptError when others would refuse them."""
+    data = registry.read(entry)
     try:
-        concept_validation.check(registry.read(entry))
+        concept_validation.check(data)
     except BadBlob as error:
         raise BadBlob(f"{entry.ref} cannot be shared, because nobody could read it: {error}") from error
+    return data
 
 
 def import_file(

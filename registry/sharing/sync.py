@@ -8,11 +8,19 @@ import hashlib
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import atomic_files, blobs, concept_validation, odd_files, paths, storage_errors
+from conceptkit.registry import (
+    atomic_files,
+    blobs,
+    concept_validation,
+    odd_files,
+    paths,
+    private_names,
+    storage_errors,
+)
 from conceptkit.registry.catalogue import history
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, BadRemote, ConceptError, UnknownConcept
@@ -64,10 +72,14 @@ class Sent:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was looked at, and a sentence for each version here that nobody could read."""
+    """What was looked at, and a sentence for each version here that nobody could read.
+
+    private: what versions that were sent tell of this machine, by ref.
+    """
 
     sent: list[Sent]
     refused: list[str]
+    private: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,8 +117,9 @@ def push(
     pushed = into or Pushed([], [])
     for number, entry in enumerate(entries, 1):
         try:
-            new = _push(registry, remote, entry, there, thorough=bool(names), sign=sign)
+            new, private = _push(registry, remote, entry, there, thorough=bool(names), sign=sign)
             pushed.sent.append(Sent(entry, new))
+            pushed.private.update({entry.ref: private} if private else {})
         except BadBlob as error:
             pushed.refused.append(str(error))
         if progress:
@@ -280,19 +293,23 @@ def _push(
     there: Container[File],
     thorough: bool,
     sign: Callable[[Bytes], Bytes] | None,
-) -> bool:
-    """Send what of one version is not there, by its record or, `thorough`, by each file; was it any?"""
+) -> tuple[bool, list[str]]:
+    """Send what of one version is not there, by its record or, `thorough`, by each file.
+
+    Whether that was any, and what then left that tells of this machine.
+    """
     record = _record(registry, entry).to_bytes(sign)
     file = File(f"concepts/{entry.name}/{hashlib.sha256(record).hexdigest()}.json", len(record))
     if file in there and not thorough:
-        return False
-    exchange.check_own(registry, entry)
+        return False, []
+    private = private_names.held(exchange.check_own(registry, entry))
     lacked = _send(remote, entry.hash, entry.bytes, lambda: registry.read(entry))
     if (picture := registry.preview(entry)) is not None:
         lacked |= _send(remote, entry.preview or "", len(picture), lambda: picture)
     if file not in there:
         remote.write(file.path, record)
-    return lacked or file not in there
+    sent = lacked or file not in there
+    return sent, private if sent else []
 
 
 def _record(registry: Registry, entry: Entry) -> Record:
