@@ -63,6 +63,13 @@ class Index:
                 raise
 
     def close(self) -> None:
+        """Close the connection; the log goes into the index before, while nobody has to wait for it.
+
+        SQLite would do that while closing, and lock all others out: for good if this process is stopped then.
+        """
+        with suppress(sqlite3.Error, OSError):
+            if not self.read_only and self.path.with_name(f"{self.path.name}-wal").stat().st_size:
+                self.conn.execute("pragma wal_checkpoint(passive)").fetchall()
         self.conn.close()
 
     def _open(self) -> sqlite3.Connection:
