@@ -261,3 +261,23 @@ def test_a_backup_with_a_damaged_schema_is_one_plain_sentence(stocked, tmp_path)
         with pytest.raises(ConceptError, match="not a backup") as caught:
             backup.restore(stocked.home, file)
         sentence(caught.value)
+
+
+def test_closing_writes_the_log_back_before_it_locks_anybody_out(stocked):
+    labels.tag(stocked, "gate", ["acknowledged"])
+    real, seen = stocked.index.conn, []
+
+    class Closing:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def close(self):
+            (stocked.home / "alone.db").write_bytes((stocked.home / "index.db").read_bytes())
+            with sqlite3.connect(stocked.home / "alone.db") as conn:
+                seen.extend(tag for (tag,) in conn.execute("select tag from tags where tag = 'acknowledged'"))
+            conn.close()
+            real.close()
+
+    stocked.index.conn = Closing()
+    stocked.close()
+    assert seen == ["acknowledged"]
