@@ -21,6 +21,9 @@ FILES = [
     *(f"concepts/{case.name}/{name}" for case in CASES for name in case.concepts),
     *(f"merges/{merging.name}" for merging in MERGES),
 ]
+TOUCHY = (
+    "on a pico base another machine's rounding decides how many rows count; storybook's merge is compared"
+)
 
 
 def rows(cases, slow):
@@ -56,11 +59,10 @@ def check(exact: bool, concept, stored) -> None:
     """A concept made now, once it went through its bytes, is the one that was stored."""
     again = api.read(api.written(concept))
     assert api.about(again) == api.about(stored)
-    found, wanted = api.tensors(again), api.tensors(stored)
     if exact:
-        compare.same(found, compare.shas(wanted))
+        compare.same(api.tensors(again), compare.shas(api.tensors(stored)))
     else:
-        compare.near(found, wanted)
+        compare.near(api.effects(again), api.effects(stored))
 
 
 @pytest.mark.parametrize("name", sorted({case.base for case in CASES}))
@@ -103,8 +105,10 @@ def test_no_stored_file_is_left_out(golden):
     assert sorted(file.name for file in DATA.glob("export/*")) == sorted(golden.told["exports"])
 
 
-@pytest.mark.parametrize("merging", rows(MERGES, lambda merging: merging.base == "storybook"))
+@pytest.mark.parametrize("merging", MERGES, ids=lambda merging: merging.name)
 def test_stored_concepts_are_merged_as_they_were(golden, exact, merging, shared):
+    if merging.touchy and not exact:
+        pytest.skip(TOUCHY)
     concept, figures = golden.merged(merging, shared)
     check(exact, concept, golden.concept(f"merges/{merging.name}"))
     entry = told(golden, f"merges/{merging.name}")
@@ -153,6 +157,8 @@ def test_an_old_home_is_opened(golden, home):
 
 
 def test_a_merge_in_an_old_home_is_rebuilt(exact, home):
+    if not exact:
+        pytest.skip(TOUCHY)
     shutil.copytree(DATA / "home", home, dirs_exist_ok=True)
     check(exact, api.rebuild(MERGED, "pico", home), api.read(api.stored(home, MERGED)))
 
@@ -184,7 +190,9 @@ def test_a_changed_number_is_seen(golden):
         compare.same(found | {name: changed}, wanted)
     assert compare.digest(found | {name: changed}) != compare.digest(found)
     with pytest.raises(AssertionError, match="is off by"):
-        compare.near(found | {name: found[name] * (1 + 3 * compare.NUMBERS)}, found)
+        compare.near(found | {name: found[name] * (1 + 2 * compare.EACH)}, found)
+    with pytest.raises(AssertionError, match=r"(delta|token|rows) is off by"):
+        compare.near({each: value * (1 + 2 * compare.ALL) for each, value in found.items()}, found)
     picture = golden.picture("custom-alone").convert("RGB")
     other = picture.copy()
     red, *rest = other.getpixel((0, 0))

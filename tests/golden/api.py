@@ -4,9 +4,9 @@ Everything is imported on first use. What the golden files call something stays 
 calls it today stands here.
 """
 
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +51,7 @@ def _part(module: str) -> ModuleType:
     return importlib.import_module(module)
 
 
-@cache
+@functools.cache
 def base(name: str) -> Any:
     """A base by the name that `cases` gives it: the embedded one, or a pico one of tests/tiny.py."""
     tiny = _part("tests.tiny")
@@ -130,6 +130,23 @@ def tensors(concept: Any) -> dict[str, torch.Tensor]:
     if concept.reference is not None:
         found |= {"photo": concept.reference.latent, **_numbered("photo", concept.reference.maps)}
     return {name: found[name].detach().to("cpu", torch.float32).contiguous() for name in sorted(found)}
+
+
+def effects(concept: Any) -> dict[str, torch.Tensor]:
+    """What a concept does, however it is taken apart: of factors their product, of rows C what C^T C is.
+
+    Signs, order and even the number of factors may change with a rounding; these do not.
+    """
+    found = _numbered("token", concept.tokens) | _products("delta", concept.delta)
+    if concept.rows is not None:
+        found["rows"] = concept.rows.T @ concept.rows
+    if concept.reference is not None:
+        found |= {"photo": concept.reference.latent, **_products("photo", concept.reference.maps)}
+    return found
+
+
+def _products(what: str, parts: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f"{what} {name}": functools.reduce(torch.matmul, several) for name, several in parts.items()}
 
 
 def _numbered(what: str, parts: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -42,7 +42,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Merging:
-    """A merge of "case/concept" files. beside: what the registry must hold."""
+    """A merge of "case/concept" files.
+
+    beside: what the registry must hold. touchy: a rounding decides how many rows count, as a pico base reads
+    noise; then nothing can be said of the numbers on another machine.
+    """
 
     name: str
     base: str
@@ -50,6 +54,10 @@ class Merging:
     sources: tuple[str, ...]
     weights: tuple[float, ...] | None = None
     beside: tuple[str, ...] = ()
+
+    @property
+    def touchy(self) -> bool:
+        return self.base == "pico" and self.how in ("soft", "constrained")
 
 
 @dataclass(frozen=True)

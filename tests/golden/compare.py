@@ -26,9 +26,11 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-NUMBERS, BASE = 1e-4, 1e-3
-"""How far numbers may be off on another machine: ||a - b|| / ||b||; and the weights of a base, which is
-told by a sketch."""
+EACH, ALL = 1e-2, 2e-3
+"""How far one of the numbers' tensors, and all of them together, may be off on another machine:
+||a - b|| / ||b||. Three times what AVX2 or SSE make of files from AVX-512; Adam enlarges small gradients."""
+BASE = 1e-3
+"""The same for the weights of a base, which are told by a sketch."""
 PIXELS = 1
 """How far a channel of a pixel, of 0 to 255, may be off on another machine."""
 
@@ -107,12 +109,15 @@ def same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, str]) -> None:
 
 
 def near(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Assert that tensors, by name, are the same within NUMBERS."""
-    assert sorted(found) == sorted(wanted)
+    """Assert that tensors, by name, are the same within EACH, and all of one first word within ALL."""
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in wanted.items()}
-    off = {name: distance(found[name], tensor) for name, tensor in wanted.items()}
-    worst = max(off, key=lambda name: off[name], default=None)
-    assert worst is None or off[worst] <= NUMBERS, f"{worst} is off by {off[worst]:.1e}"
+    for name, tensor in wanted.items():
+        off = distance(found[name], tensor)
+        assert off <= EACH, f"{name} is off by {off:.1e}"
+    for kind in {name.split()[0] for name in wanted}:
+        names = [name for name in wanted if name.split()[0] == kind]
+        off = distance(*(torch.cat([side[name].flatten() for name in names]) for side in (found, wanted)))
+        assert off <= ALL, f"{kind} is off by {off:.1e}"
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
