@@ -7,8 +7,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SOURCES := conceptkit registry cli tests $(wildcard examples benchmarks)
 THREADS ?= 2
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= $(THREADS)
 export MKL_NUM_THREADS ?= $(THREADS)
+# Tests run in WORKERS processes, a file in one of them, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: venv test test-all lint format types readme demo clean
 .DEFAULT_GOAL := venv
@@ -21,10 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: venv
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: venv
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: venv types
 	$(BIN)/ruff check $(SOURCES)
