@@ -4,7 +4,7 @@ A delta maps the name of a map to `(weight,)` (o, d) or `(up, down)` (o, r), (r,
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -93,8 +93,9 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
 def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
     """Take one KV_DELTA adapter off, or all of them; the very modules that were there before are put back."""
     for path, layer in [(n, m) for n, m in unet.named_modules() if isinstance(m, KVDeltaLinear)]:
-        layer.unmerge()
-        for name in [adapter_name] if adapter_name else list(layer.scaling):
+        gone = [name for name in layer.scaling if adapter_name in (None, name)]
+        layer.unmerge_adapters(gone)
+        for name in gone:
             layer.delete_adapter(name)
         if not layer.scaling:
             parent, _, child = path.rpartition(".")
@@ -105,6 +106,13 @@ def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
     if not configs:
         vars(unet).pop("peft_config", None)
         vars(unet).pop("_hf_peft_config_loaded", None)
+
+
+def unmerge(layers: Iterable[KVDeltaLinear], adapter_name: str = ADAPTER) -> None:
+    """Take one adapter out of the maps again, wherever the layers are now: who unloads what was fused leaves
+    the layers behind, and their maps changed."""
+    for layer in layers:
+        layer.unmerge_adapters([adapter_name])
 
 
 def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -> nn.Parameter:

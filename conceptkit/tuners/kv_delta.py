@@ -1,7 +1,7 @@
 """KV_DELTA, a PEFT tuner: a delta of any rank on a linear map."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -58,7 +58,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
-    other_param_names = ("r", "scaling", "gates")
+    other_param_names = ("r", "scaling", "gates", "silenced")
     up_name, down_name, full_name = adapter_layer_names
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, config: KVDeltaConfig) -> None:
@@ -73,7 +73,8 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
-        self._unmerged: Tensor | None = None
+        self._merged: tuple[Tensor, Tensor] | None = None  # the map before and after
+        self.silenced: dict[str, float] = {}  # the scales of adapters before they were scaled by 0
         self.gates: dict[str, Callable[[Tensor], Tensor]] = {}
         self.update_layer(adapter_name, config)
 
@@ -149,23 +150,41 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
                 raise ValueError(
                     f"Merging adapter {name!r} gives values that are not finite; it seems to be broken"
                 )
-            if not self.merged_adapters:
-                self._unmerged = weight.data
+            before = weight.data if self._merged is None else self._merged[0]
+            # A copy: who merges into the same map afterwards writes into what lies there.
+            self._merged = before, merged.clone()
             weight.data = merged
             self.merged_adapters.append(name)
 
+    @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the kept map back: subtracting a delta would not restore it bit for bit."""
-        if self._unmerged is not None:
-            self.base_layer.weight.data = self._unmerged.to(self.base_layer.weight)
-        self._unmerged, self.merged_adapters = None, []
+        """Put the kept map back, bit for bit; what others did to the map since it was merged stays in it."""
+        if self._merged is not None:
+            weight = self.base_layer.weight
+            before, after = (part.to(weight) for part in self._merged)
+            weight.data = torch.where(weight == after, before, weight - (after - before))
+        self._merged, self.merged_adapters = None, []
+
+    def unmerge_adapters(self, names: Collection[str]) -> None:
+        """Take these adapters out of the map; others that are merged stay merged."""
+        if not set(names) & set(self.merged_adapters):
+            return
+        others = [name for name in self.merged_adapters if name not in names]
+        self.unmerge()
+        if others:
+            self.merge(adapter_names=others)
 
     def set_scale(self, adapter: str, scale: float) -> None:
+        """Set an adapter's scale. After a scale of 0, 1 is the one that it had before: what diffusers asks
+        for when a drawing at scale 0 is over."""
         if adapter in self.scaling:
-            self.scaling[adapter] = float(scale)
+            before = self.silenced.pop(adapter, 1.0)
+            self.scaling[adapter] = before if scale == 1 else float(scale)
 
     def scale_layer(self, scale: float) -> None:
         for name in self.scaling.keys() & set(self.active_adapters):
+            if scale == 0:
+                self.silenced.setdefault(name, self.scaling[name])
             self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
