@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from conceptkit.base.added_tokens import Tokens, add_tokens
 from conceptkit.base.noise_schedule import schedule_of
-from conceptkit.base.pipeline import Base
+from conceptkit.base.pipeline import Base, refreshed
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.data.photos import PhotoSet
@@ -107,6 +107,7 @@ def learn_together(
     name: of the joint concept. given: pictures of a class to hold on to, instead of what the base draws.
     keeper: where checkpoints go, and the one to go on from.
     """
+    base = refreshed(base)
     config_checks.check(base, subjects, recipe)
     keeper, crew = keeper or CheckpointManager(), current()
     if crew.size * recipe.accumulate > recipe.batch:

@@ -11,11 +11,10 @@ import torch
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
+from conceptkit.base.adapters import ADAPTER
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, by_component
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
-
-ADAPTER = "conceptkit"
 
 
 def install_on(pipe: Any, delta: Delta, adapter_name: str = ADAPTER) -> None:
