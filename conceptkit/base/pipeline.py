@@ -134,7 +134,7 @@ def adapters_notice(base: Base, name: str) -> str | None:
     if not found:
         return None
     return (
-        f"{base.name} carries the adapters {', '.join(found)} while {name} is learned: draw it with them too, "
+        f"{base.name} carries the adapters {', '.join(found)} while {name} is learned: draw it with them, "
         "or take them off (unload_lora_weights) and learn it again."
     )
 

@@ -85,6 +85,8 @@ def _of_rows(value: Any, rows: Tensor, count: int) -> Any:
     """An argument of the UNet for these rows of its batch of `count`."""
     if isinstance(value, Tensor) and value.ndim and len(value) == count:
         return value[rows.to(value.device)]
+    if isinstance(value, list | tuple):
+        return type(value)(_of_rows(part, rows, count) for part in value)
     if isinstance(value, dict):
         return {name: _of_rows(part, rows, count) for name, part in value.items()}
     return value
