@@ -1,7 +1,8 @@
 """KV_DELTA, a PEFT tuner: a delta of any rank on a linear map."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -31,13 +32,17 @@ class KVDeltaConfig(PeftConfig):
     """r: rank, 0 for full matrices. target_modules: names or a regular expression, all K/V maps by default.
 
     init_down: "gaussian" (variance 1/d), "orthonormal" rows, or "zero" for factors that are set afterwards.
-    freeze_down: train the up factors alone. Raises BadRecipe on values that make no sense.
+    freeze_down: train the up factors alone. exclude_modules: names or a regular expression of maps to leave
+    out. modules_to_save: other modules that are trained whole and saved with the delta.
+    Raises BadRecipe on values that make no sense.
     """
 
     r: int = 8
     target_modules: list[str] | str | None = None
     init_down: str = "gaussian"
     freeze_down: bool = False
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
 
     of_type: ClassVar[ConceptPeftType] = ConceptPeftType.KV_DELTA
 
@@ -122,6 +127,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         return self.scaling[adapter_name] * (factors[0] @ factors[1] if len(factors) == 2 else factors[0])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        refuse_mixed_batch(kwargs.pop("adapter_names", None))
         if self.disable_adapters and self.merged:
             self.unmerge()
         y = self.base_layer(x, *args, **kwargs)
@@ -201,6 +207,11 @@ class KVDeltaModel(BaseTuner):
     prefix = "kv_delta_"
     tuner_layer_cls = KVDeltaLinear
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        refuse_mixed_batch(kwargs.get("adapter_names"))
+        yield
+
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         for name, module in model.named_modules():
             if self._check_target_module_exists(peft_config, name):
@@ -221,6 +232,15 @@ class KVDeltaModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+
+def refuse_mixed_batch(adapter_names: Collection[str] | None) -> None:
+    """Raises ConceptError when rows of one batch are to have adapters of their own, as LoRA alone can."""
+    if adapter_names is not None:
+        raise ConceptError(
+            "KV_DELTA and KEYED have the same adapters for the whole batch, and none for each row of it "
+            f"({', '.join(dict.fromkeys(adapter_names))}); call set_adapter, and the model once for each"
+        )
 
 
 def carrier(
