@@ -49,6 +49,7 @@ from conceptkit.learn.methods.keyed import class_row_count, key_factor, plain_ro
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.training_loop import TrainingPhase, lr_schedule, run
 from conceptkit.learn.training_step import TrainingContext
+from conceptkit.rng import seeded
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -118,8 +119,11 @@ def learn_together(
     drawn = prior_preservation.undrawn(subjects, recipe, given or {})
     begun = recipe.prior_size * len(drawn)
     total = begun + recipe.token_steps + recipe.steps
-    with torch.random.fork_rng(devices=[]), frozen(base), gradient_checkpointing(base, recipe):
-        torch.manual_seed(seed)
+    with (
+        seeded(seed, torch.device(base.pipe._execution_device)),
+        frozen(base),
+        gradient_checkpointing(base, recipe),
+    ):
         nouns = " and ".join(f"{noun}s" for noun in drawn)
         prior = prior_preservation.of_subjects(
             base,
