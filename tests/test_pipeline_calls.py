@@ -1,4 +1,4 @@
-"""What a pipeline can be asked for while concepts are on it: the picture that was asked for, or a sentence."""
+"""What pipelines are asked for while concepts are on them: the picture that was asked for, or a sentence."""
 
 import functools
 
@@ -9,9 +9,10 @@ from diffusers import AutoPipelineForImage2Image, StableDiffusionPipeline
 from peft import LoraConfig
 from PIL import Image
 
-from conceptkit.errors import ConceptError
+from conceptkit.errors import BadBase, ConceptError
 from conceptkit.inference.attach import attach
 from conceptkit.inference.method_override import override
+from conceptkit.tuners.kv_delta import KVDeltaLinear
 from tests.tiny import draw, pico_concept, pico_sd, snapshot
 
 BOTH = "my_dog in front of a moongate"
@@ -112,6 +113,45 @@ def test_a_second_pipeline_of_the_same_parts_says_that_it_reads_no_names(pipe):
     with attach(other, pico_concept(pipe)):
         draw(other, ONE, **more)
     assert snapshot(pipe) == before
+
+
+def test_a_part_that_was_replaced_is_told_and_the_old_one_is_left_clean(pipe):
+    before, unet = snapshot(pipe), pipe.unet
+    attachment = attach(pipe, pico_concept(pipe))
+    pipe.unet = pico_sd().unet
+    with pytest.raises(ConceptError, match="The unet of this pipeline was replaced since my_dog"):
+        draw(pipe, ONE)
+    attachment.detach()
+    pipe.unet = unet
+    assert snapshot(pipe) == before
+
+
+def test_what_another_pipeline_draws_has_no_windows_of_the_first(pipe):
+    more = {"image": Image.new("RGB", (16, 16), "green"), "strength": 0.9, "num_inference_steps": 3}
+    other = AutoPipelineForImage2Image.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    with attach(pipe, *two(pipe), side_by_side=True):
+        draw(pipe, BOTH)
+        with pytest.warns(UserWarning, match="another pipeline"):
+            drawn = draw(other, "<my_dog> dog in front of a <moongate> gate", **more)
+    assert drawn.shape == (3, 16, 16)
+
+
+def test_weights_that_are_put_away_are_told(pipe):
+    table = pipe.text_encoder.get_input_embeddings()
+    kept = table.weight.detach().clone()
+    attachment = attach(pipe, pico_concept(pipe))
+    wider = pipe.text_encoder.get_input_embeddings()
+    wider.weight = torch.nn.Parameter(wider.weight.to("meta"), requires_grad=False)
+    for layer in (m for m in pipe.unet.modules() if isinstance(m, KVDeltaLinear)):
+        layer.kv_delta_up["conceptkit"] = torch.nn.Parameter(layer.kv_delta_up["conceptkit"].to("meta"))
+    with pytest.raises(ConceptError, match="my_dog are put away.*enable_model_cpu_offload"):
+        pipe.unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 77, 32))
+    attachment.detach()
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight, kept)
+    pipe.unet.to("meta")
+    with pytest.raises(BadBase, match="put away, as enable_sequential_cpu_offload"):
+        attach(pipe, pico_concept(pico_sd()))
 
 
 # public calls

@@ -147,7 +147,8 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         moved = (
             wider.weight.data if wider.weight.shape == table.weight.shape else table.weight.to(wider.weight)
         )
-        table.weight.data = moved.detach()
+        if not moved.is_meta:  # its values are put away, and the table still has them
+            table.weight.data = moved.detach()
         encoder.set_input_embeddings(table)
 
     undo.callback(restore)

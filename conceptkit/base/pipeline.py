@@ -118,6 +118,12 @@ def of(pipe: Any, name: str | None = None) -> Base:
     """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
+    parts = (pipe.unet, *(encoder for _, encoder in encoders(pipe)))
+    if any(weight.is_meta for part in parts for weight in part.parameters()):
+        raise BadBase(
+            f"The weights of this {type(pipe).__name__} are put away, as enable_sequential_cpu_offload() "
+            "does it, and cannot be read; use enable_model_cpu_offload() or enable_group_offload() instead"
+        )
     return Base(name or _name_of(pipe), pipe, fingerprint_of(pipe))
 
 

@@ -32,7 +32,7 @@ from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.token_owners import TokenOwners
 from conceptkit.merging.request import HOW, SHARED
-from conceptkit.tuners.inject import ADAPTER, install_on, uninstall_from, unmerge
+from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
 
 if TYPE_CHECKING:
     from conceptkit.inference.attention_masks import Where
@@ -249,8 +249,8 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners 
         delta = {name: factors for name, factors in delta.items() if name not in maps}
     if delta:
         install_on(pipe, delta)
-        undo.callback(uninstall_from, pipe, ADAPTER)
         for owner in (unet, *(encoder for _, encoder in encoders(pipe))):
+            undo.callback(uninstall, owner, ADAPTER)
             if layers := layers_of(owner):
                 undo.callback(unmerge, layers.values())
                 undo.callback(check_layers(owner, layers, names))

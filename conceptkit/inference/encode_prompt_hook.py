@@ -34,7 +34,7 @@ def hook_encode_prompt(
     original = attachment.pipe.encode_prompt
     signature = inspect.signature(type(attachment.pipe).encode_prompt)
 
-    here = threading.local()
+    here, parts = threading.local(), _parts(attachment.pipe)
 
     @functools.wraps(original)
     def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
@@ -49,6 +49,7 @@ def hook_encode_prompt(
             raise ConceptError(
                 "Another token table was loaded over the attached concepts; detach, and attach last"
             )
+        _check_parts(attachment.pipe, parts, words)
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         _warn_unmentioned(given.get("prompt"), words)
@@ -69,6 +70,8 @@ def hook_encode_prompt(
 
     def read_elsewhere(*_: Any) -> None:
         if not getattr(here, "reading", False):
+            if windows:
+                windows.forget()
             _warn_elsewhere(words)
 
     encode_prompt.attachment = attachment  # type: ignore[attr-defined]
@@ -88,6 +91,22 @@ def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] |
     count = len(told) if told else 1
     against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
     return told, against if told or negative else None
+
+
+def _parts(pipe: Any) -> dict[str, Any]:
+    """What carries concepts on a pipeline."""
+    names = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return {name: getattr(pipe, name, None) for name in names}
+
+
+def _check_parts(pipe: Any, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
+    """Raises ConceptError when a part that carries concepts was replaced; compiled or gone is not replaced."""
+    for name, part in _parts(pipe).items():
+        if part is not None and getattr(part, "_orig_mod", part) is not parts[name]:
+            raise ConceptError(
+                f"The {name} of this pipeline was replaced since {' and '.join(words) or 'concepts'} came "
+                "onto it; detach, and attach again"
+            )
 
 
 def _warn_elsewhere(words: Mapping[str, str]) -> None:

@@ -84,6 +84,11 @@ def _check_state(layer: KVDeltaLinear, whose: str) -> None:
         raise ConceptError(
             f"The adapter {ADAPTER!r}, which is {whose}, was deleted; detach, and attach it again"
         )
+    if any(factor.is_meta for factor in layer.factors(ADAPTER)):
+        raise ConceptError(
+            f"The weights of {whose} are put away, as enable_sequential_cpu_offload() does it; use "
+            "enable_model_cpu_offload() or enable_group_offload() instead"
+        )
     if layer.disable_adapters:
         raise ConceptError(
             f"disable_lora() has switched {whose} off too; call enable_lora(), or detach to draw without it"

@@ -103,6 +103,10 @@ class Windows:
         """Windows of the pictures that are being drawn."""
         return len(self._known[0].windows) if self._known else 1
 
+    def forget(self) -> None:
+        """Whatever this thread draws next is not about the prompts that were read last."""
+        self._here.known = ()
+
     def encode(
         self,
         encode: Callable[..., Any],
