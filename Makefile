@@ -1,6 +1,6 @@
 # make demo      sets everything up, learns two concepts, draws them: demo/contact_sheet.png
 # make test      sets everything up, runs the quick tests; make test-all also runs the slow ones
-# make lint      style and types; make format rewrites the files in that style
+# make lint      style, types and who imports whom; make format rewrites the files in that style
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,8 +30,9 @@ lint: venv types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy -p conceptkit
+	cd .types && ../$(BIN)/lint-imports --no-logo --no-cache ../pyproject.toml
 
-# A type checker sees conceptkit as it is installed: registry and cli inside of it.
+# Type checkers and import-linter see conceptkit as it is installed: registry and cli inside of it.
 types:
 	rm -rf .types
 	mkdir -p .types/conceptkit

@@ -12,7 +12,6 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks.pictures import draw
-from benchmarks.plot import curves
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.storybook_base import prompt as prompt_of
 from benchmarks.storybook_base import scenes, score
@@ -23,6 +22,7 @@ from conceptkit.evaluate import metrics, scorers
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import STEPS
 from conceptkit.merging.request import HOW
+from conceptkit.pictures.charts import curves
 from conceptkit.registry.store import Registry
 
 COUNTS = (1, 2, 5, 10, 20, 50)

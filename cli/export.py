@@ -1,13 +1,23 @@
 """`conceptkit export` and `import`: files for other programs, and bundles for other people."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note, wrote
+from conceptkit.cli.options import (
+    base_option,
+    debug_option,
+    echo_json,
+    force_option,
+    json_option,
+    note,
+    wrote,
+)
 from conceptkit.cli.progress import bar
+from conceptkit.cli.terminal import echo
 from conceptkit.errors import ConceptError
+from conceptkit.files import check_folder, check_new_file
 
 
 @click.command()
@@ -30,6 +40,12 @@ from conceptkit.errors import ConceptError
 @click.option("--with-parents", is_flag=True, help="In a bundle: also what merges were made of.")
 @click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
 @click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")
+@force_option
+@click.option(
+    "--with-names",
+    is_flag=True,
+    help="With --out: also where the base lies on this machine, and what the photos are called.",
+)
 @base_option
 @debug_option
 def export(
@@ -40,13 +56,16 @@ def export(
     with_parents: bool,
     sign: bool,
     key: str | None,
+    force: bool,
+    with_names: bool,
     base: str | None,
 ) -> None:
     """Write files for plain diffusers, or a bundle.
 
     A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
     previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
-    photo of a concept learned with --method vico.
+    photo of a concept learned with --method vico. No file has a path of this machine in it, or the names of
+    your photos; only their hashes.
 
     \b
     Example:
@@ -57,12 +76,19 @@ def export(
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):
         raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
+    if bundle is not None and with_names:
+        raise click.UsageError(
+            "--with-names belongs to --out: in a bundle concepts are as they were learned."
+        )
     if bundle is not None and base is not None:
         raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
 
     if out is not None:
-        _files(names, out, base)
+        _files(names, out, base, force=force, with_names=with_names)
     if bundle is not None:
+        check_new_file(bundle, force)
+
+        from conceptkit.registry import private_names
         from conceptkit.registry.sharing import exchange
         from conceptkit.registry.store import Registry
 
@@ -72,19 +98,34 @@ def export(
             done = exchange.export(registry, entries, bundle, signer=signer, progress=tick)
         if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
             note(f"The bundle holds the reference photo of {held}, small but recognisable.")
-        click.echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        if done.private:
+            note(private_names.sentence(done.private))
+        echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        echo(
+            f"In it are {done.previews:,} previews, {done.said:,} tags and notes, "
+            "and of photos the hashes alone."
+        )
+
+
+require_signed_option = click.option(
+    "--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust."
+)
+take_option = click.option(
+    "--take", is_flag=True, help="Let names of yours mean what comes in under them from now on."
+)
 
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust.")
+@require_signed_option
+@take_option
 @json_option
 @debug_option
-def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> None:
+def import_(files: tuple[Path, ...], require_signed: bool, take: bool, as_json: bool) -> None:
     """Add concepts from bundles and concept files.
 
     Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
-    becomes a version beside it.
+    becomes a version beside it; your names go on meaning what they mean, unless you say --take.
 
     \b
     Example:
@@ -93,21 +134,28 @@ def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> Non
     from conceptkit.registry.sharing import exchange
     from conceptkit.registry.store import Registry
 
-    done = []
-    with Registry() as registry:
-        for file in files:
-            with bar("Importing") as tick:
-                one = exchange.import_file(registry, file, require_signed=require_signed, progress=tick)
-            done.append(one)
-            if not as_json:
-                for arrival in one.arrivals:
-                    click.echo(arrival.sentence())
-                if one.signer and one.signer.trusted:
-                    click.echo(one.signer.sentence())
-                elif one.signer:
-                    note(one.signer.sentence())
+    done: list[dict[str, Any]] = []
+    try:
+        with Registry() as registry:
+            for file in files:
+                with bar("Importing") as tick:
+                    one = exchange.import_file(
+                        registry, file, require_signed=require_signed, take=take, progress=tick
+                    )
+                done.append(one.to_json())
+                if not as_json:
+                    for arrival in one.arrivals:
+                        echo(arrival.sentence())
+                    if one.signer and one.signer.trusted:
+                        echo(one.signer.sentence())
+                    elif one.signer:
+                        note(one.signer.sentence())
+    except ConceptError as error:
+        if as_json:
+            echo_json([*done, {"file": str(files[len(done)]), "error": str(error)}])
+        raise
     if as_json:
-        echo_json([one.to_json() for one in done])
+        echo_json(done)
 
 
 def refusals(sentences: list[str]) -> None:
@@ -115,33 +163,29 @@ def refusals(sentences: list[str]) -> None:
     for sentence in sentences:
         note(sentence)
     if sentences:
-        count = "one thing was" if len(sentences) == 1 else f"{len(sentences)} things were"
-        raise ConceptError(f"All but {count} sent or received: the notes above say why.")
+        import inflect
+
+        words = inflect.engine()
+        count = len(sentences)
+        things = f"{words.number_to_words(count, threshold=1)} {words.plural_noun('thing', count)}"
+        was = words.plural_verb("was", count)
+        raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 
 
-def _files(names: tuple[str, ...], out: Path, base: str | None) -> None:
+def _files(names: tuple[str, ...], out: Path, base: str | None, **how: bool) -> None:
     from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
-    ordered = request.read(names)
-    notices: Sequence[str] = ()
     with Registry() as registry:
-        entries = [registry.get(name) for name in ordered]
+        for name in request.read(names):  # before torch and a base are loaded
+            registry.get(name)
+        check_folder(out)
 
-        from conceptkit.base import pipeline as bases
-        from conceptkit.concepts.concept import read
-        from conceptkit.formats import diffusers
-        from conceptkit.merging import compose as library
+        from conceptkit.workflows import export as workflow
 
-        with bar("Exporting"):
-            if base is None and list(ordered.values()) == [1.0]:
-                what = read(registry, entries[0].ref)
-            else:
-                loaded = bases.load(base or entries[0].summary.get("base_name", "storybook"))
-                merge = library.compose(*names, base=loaded, registry=registry)
-                what, notices = merge.concept, merge.report.notices
-            files = diffusers.export(what, out)
-    for sentence in notices:
+        with bar("Exporting") as progress:
+            done = workflow.export(names, out, base=base, registry=registry, progress=progress, **how)
+    for sentence in done.notices:
         note(sentence)
-    for path in files:
+    for path in done.files:
         wrote(path)

@@ -7,8 +7,16 @@ from typing import Any, TypeVar
 
 import click
 
+from conceptkit.cli.terminal import plain, safe_json
+from conceptkit.files import check_folder
+
+MOST = 2**63 - 2
+"""The largest number that the index can look for, less one for the row after it."""
+
 DEBUG = "conceptkit.debug"
 """Key of the flag in click's `Context.meta`, which a command and its groups share."""
+ANSWERED = "conceptkit.answered"
+"""The same for whether the JSON that was asked for has been printed."""
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -29,14 +37,24 @@ def debug_option(command: Decorated) -> Decorated:
     )(command)
 
 
+class OutFolder(click.Path):
+    """A folder that files can be put into, or that can be made: found out before anything is learned."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder as a path. Raises ConceptError when no file can be put there."""
+        return check_folder(Path(super().convert(value, param, ctx)))
+
+
 def out_option(default: str | None, text: str) -> Callable[[Decorated], Decorated]:
     """`--out DIR`, required when there is no default."""
-    kind = click.Path(file_okay=False, writable=True, path_type=Path)
+    kind = OutFolder(file_okay=False, writable=True, path_type=Path)
     # click takes an explicit default of None for a default, and then nothing is required
     given: dict[str, Any] = {"default": default, "show_default": True}
     when = {"required": True} if default is None else given
     return click.option("--out", type=kind, metavar="DIR", help=text, **when)
 
+
+force_option = click.option("--force", is_flag=True, help="Write over files that are there already.")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -56,16 +74,20 @@ device_option = click.option(
 
 
 def echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON; a command that prints some does so once."""
+    click.echo(safe_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    if context := click.get_current_context(silent=True):
+        context.meta[ANSWERED] = True
 
 
 def note(sentence: str) -> None:
     """Something the user should know, beside the result."""
-    click.secho(f"Note: {sentence}", err=True, fg="yellow")
+    click.secho(f"Note: {plain(sentence, lines=True)}", err=True, fg="yellow")
 
 
 def wrote(path: Path) -> None:
-    click.echo(f"Wrote {path}")
+    """Say which file was written."""
+    click.echo(f"Wrote {plain(path)}")
 
 
 def free_path(folder: Path, stem: str, suffix: str) -> Path:

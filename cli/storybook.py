@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from conceptkit.cli.options import debug_option, out_option, wrote
+from conceptkit.cli.options import debug_option, force_option, out_option, wrote
 
 
 @click.group()
@@ -24,8 +24,9 @@ def storybook() -> None:
     "-n", "count", type=click.IntRange(1), default=5, show_default=True, help="How many pictures of it."
 )
 @out_option("my_photos", "Where the pictures go.")
+@force_option
 @debug_option
-def draw(noun: str, seed: int, count: int, out: Path) -> None:
+def draw(noun: str, seed: int, count: int, out: Path, force: bool) -> None:
     """Draw photos of a subject of your own.
 
     Teach it with `conceptkit add` afterwards.
@@ -36,5 +37,5 @@ def draw(noun: str, seed: int, count: int, out: Path) -> None:
     """
     from conceptkit import storybook as library
 
-    for path in library.draw_subject(noun, seed, count, out):
+    for path in library.draw_subject(noun, seed, count, out, force=force):
         wrote(path)

@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from conceptkit.base.pipeline import Base
     from conceptkit.concepts.concept import Concept
     from conceptkit.errors import ConceptError
-    from conceptkit.formats.diffusers import export
     from conceptkit.inference.attach import Attachment, attach
     from conceptkit.merging.compose import Merge, compose, rebuild
     from conceptkit.registry.store import Entry, Registry
     from conceptkit.workflows.add import add
+    from conceptkit.workflows.compose import draw
+    from conceptkit.workflows.export import export
 
 __all__ = [
     "Attachment",
@@ -60,6 +61,7 @@ __all__ = [
     "add",
     "attach",
     "compose",
+    "draw",
     "export",
     "learn",
     "rebuild",
@@ -77,7 +79,8 @@ _ROOM_OF = {
     "add": "conceptkit.workflows.add",
     "attach": "conceptkit.inference.attach",
     "compose": "conceptkit.merging.compose",
-    "export": "conceptkit.formats.diffusers",
+    "draw": "conceptkit.workflows.compose",
+    "export": "conceptkit.workflows.export",
     "rebuild": "conceptkit.merging.compose",
 }
 _ROOMS = {"learn", "storybook"}

@@ -1,9 +1,10 @@
 """The command line: what it prints, what it returns, and that it hands on what it was given."""
 
 import json
+import os
 import subprocess
 import sys
-from contextlib import contextmanager
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,11 +15,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import conceptkit
-from conceptkit.cli.compose import slug
+from conceptkit.cli import add_distributed
 from conceptkit.cli.main import main
 from conceptkit.errors import BadPhotos
 from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
+from conceptkit.workflows.draw_request import slug
 
 SUMMARY = {"kind": "subject", "noun": "dog", "base_name": "storybook", "tokens": ["<my_dog>"], "rank": 8}
 
@@ -68,59 +70,36 @@ def rooms(fake):
             curve=None,
         )
 
-    def pipe(prompt, *, generator, callback_on_step_end, **options):
-        calls.setdefault("drawn", []).append((prompt, generator.initial_seed(), options))
-        callback_on_step_end(None, 0, 0, {})
-        return SimpleNamespace(images=[picture])
-
-    def compose(*names, **options):
-        calls["compose"] = (names, options)
-        concept = SimpleNamespace(
-            words={name.partition("@")[0]: "..." for name in names},
-            called=lambda name: concept,
-            to_bytes=lambda: b"merged",
-            summary=lambda: SUMMARY | {"kind": "merge", "parents": list(names)},
+    def carry_out(request, registry, *, base, device, progress, on_picture, on_notice):
+        calls["compose"], calls["base"], calls["device"] = request, base, device
+        progress(1, 2, "drawing")
+        on_notice("The prompt does not mention 'moongate'.")
+        drawn = [
+            SimpleNamespace(picture=picture, seed=seed, metadata={"seed": seed}) for seed in request.seeds
+        ]
+        for one in drawn:
+            on_picture(one)
+        entry = registry.add(request.save, b"merged", SUMMARY) if request.save else None
+        report = SimpleNamespace(text=lambda: "kept 99 %", interference=(), kept=(1, 2))
+        return SimpleNamespace(
+            pictures=drawn,
+            merge=SimpleNamespace(report=report),
+            entry=entry,
+            sheet=lambda: picture,
+            sheet_metadata={"seeds": list(request.seeds)},
         )
-        return SimpleNamespace(concept=concept, report=SimpleNamespace(text=lambda: "kept 99 %"))
 
-    class Attachment:
-        read_apart = False
+    def export(what, out, *, base, registry, force, with_names, progress):
+        calls["export"] = (what, base)
+        return SimpleNamespace(files=[out / "pytorch_lora_weights.safetensors"], notices=["It is smaller."])
 
-        def clauses(self, prompt):
-            return {}
-
-        def __enter__(self):
-            calls["attached"] = True
-            return self
-
-        def __exit__(self, *_):
-            calls["attached"] = False
-
-    def load(name, device=None):
-        calls["base"], calls["device"] = name, device
-        return SimpleNamespace(name=name, pipe=pipe, guidance=3.5)
-
-    def export(what, out):
-        calls["export"] = what
-        return [out / "pytorch_lora_weights.safetensors"]
-
-    def draw_subject(noun, seed, count, out):
+    def draw_subject(noun, seed, count, out, *, force):
         calls["subject"] = (noun, seed, count)
         return [out / f"{i}.png" for i in range(count)]
 
     fake("workflows.add", add=add)
-    fake("base.pipeline", load=load)
-    fake("merging.compose", compose=compose)
-
-    @contextmanager
-    def guided(base, guidance, pag):
-        yield base.pipe, {"guidance_scale": guidance or base.guidance} | ({"pag_scale": pag} if pag else {})
-
-    fake("inference.attach", attach=lambda pipe, merge, **how: Attachment())
-    fake("inference.generate", guided=guided)
-    fake("concepts.prompt_words", mentioned=lambda prompt, words: {word for word in words if word in prompt})
-    fake("concepts.concept", read=lambda registry, name: registry.read(name))
-    fake("formats.diffusers", export=export)
+    fake("workflows.compose", carry_out=carry_out, DrawnPicture=SimpleNamespace)
+    fake("workflows.export", export=export)
     fake("workflows.demo", run=lambda out, progress: calls.update(demo=out))
     fake("storybook", draw_subject=draw_subject)
     return calls
@@ -250,12 +229,11 @@ def test_compose(rooms, tmp_path):
         "compose", "my_dog@1", "moongate", "--prompt", prompt, "-n", 2, "--seed", 5, "--out", tmp_path
     )
     assert result.exit_code == 0, result.output
-    assert rooms["compose"][0] == ("my_dog@1", "moongate")
-    options = {"num_inference_steps": 25, "guidance_scale": 3.5}
-    assert rooms["drawn"] == [(prompt, 5, options), (prompt, 6, options)]
-    assert rooms["attached"] is False
+    asked = rooms["compose"]
+    assert asked.concepts == ("my_dog@1", "moongate") and list(asked.seeds) == [5, 6]
+    assert (asked.num_inference_steps, asked.guidance_scale, asked.pag_scale) == (25, None, None)
     metadata = png_metadata.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-6.png")
-    assert metadata["concepts"] == ["my_dog@1", "moongate@1"] and metadata["seed"] == 6
+    assert metadata == {"seed": 6}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "my_dog_in_front_of_a_wall-5.png",
         "my_dog_in_front_of_a_wall-6.png",
@@ -263,19 +241,17 @@ def test_compose(rooms, tmp_path):
     ]
     assert "does not mention 'moongate'" in result.stderr
     assert result.stdout.endswith("kept 99 %\n")
-    run("compose", "my_dog", "--prompt", prompt, "--seed", 5, "--guidance", 4, "--out", tmp_path)
+    run("compose", "my_dog", "--prompt", prompt, "--seed", 5, "--guidance-scale", 4, "--out", tmp_path)
     assert (tmp_path / "my_dog_in_front_of_a_wall-5-2.png").is_file()
-    assert rooms["drawn"][-1][2]["guidance_scale"] == 4
-    run("compose", "my_dog", "--prompt", prompt, "--seed", 9, "--pag", 2, "--out", tmp_path)
-    assert rooms["drawn"][-1][2]["pag_scale"] == 2
-    metadata = png_metadata.read_metadata(tmp_path / "my_dog_in_front_of_a_wall-9.png")
-    assert (metadata["guidance"], metadata["pag"]) == (3.5, 2)
+    assert rooms["compose"].guidance_scale == 4
+    run("compose", "my_dog", "--prompt", prompt, "--pag-scale", 2, "--base", "some/base", "--out", tmp_path)
+    assert rooms["compose"].pag_scale == 2 and rooms["base"] == "some/base"
 
 
 def test_compose_saves_the_merge(rooms, tmp_path):
-    put("my_dog", base_name="some/base")
+    put("my_dog")
     result = run("compose", "my_dog", "--prompt", "my_dog", "--save", "best", "--out", tmp_path)
-    assert "Stored best@1." in result.output and rooms["base"] == "some/base"
+    assert "Stored best@1." in result.output
     with Registry() as registry:
         assert registry.read("best") == b"merged"
     del rooms["compose"]
@@ -289,16 +265,49 @@ def test_compose_knows_before_it_loads_anything(rooms):
     assert result.exit_code == 2 and "did you mean 'my_dog'" in result.stderr
     result = run("compose", "my_dog", "--prompt", " ")
     assert result.exit_code == 2 and "empty prompt" in result.stderr
-    assert "base" not in rooms
+    assert "compose" not in rooms
+
+
+def test_a_command_leaves_the_process_as_it_was(rooms):
+    before = (list(warnings.filters), dict(os.environ), sys.stdout)
+    run("list")
+    assert (list(warnings.filters), dict(os.environ), sys.stdout) == before
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_one_speaks(rooms, tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.chdir(tmp_path)
+    out = sys.stdout
+    with pytest.raises(SystemExit) as stopped:
+        add_distributed.add(["my_dog", "photos"])
+    assert stopped.value.code in (0, None) and sys.stdout is out
+    assert ("Learned my_dog@1" in capsys.readouterr().out) == (rank == "0")
+    assert Path("pictures").exists() == (rank == "0")
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (("compose", "my_dog", "--prompt", "x"), "--how", "--merge-method"),
+        (("compose", "my_dog", "--prompt", "x"), "--separate", "--auto-regions"),
+        (("compose", "my_dog", "--prompt", "x"), "--guidance", "--guidance-scale"),
+        (("list",), "--larger", "--min-size"),
+    ],
+)
+def test_an_option_under_its_old_name_says_the_new_one(command, old, new):
+    result = run(*command, old, "x")
+    assert result.exit_code == 2 and f"{old} is called {new}" in result.stderr
 
 
 def test_export(rooms, tmp_path):
     put("my_dog", b"one")
     put("moongate", b"two")
     assert "pytorch_lora_weights" in run("export", "my_dog", "--out", tmp_path / "x").output
-    assert rooms["export"] == b"one" and "compose" not in rooms
-    run("export", "my_dog", "moongate", "--out", tmp_path / "y")
-    assert rooms["compose"][0] == ("my_dog", "moongate")
+    assert rooms["export"] == (("my_dog",), None)
+    result = run("export", "my_dog", "moongate", "--base", "some/base", "--out", tmp_path / "y")
+    assert rooms["export"] == (("my_dog", "moongate"), "some/base")
+    assert "It is smaller." in result.stderr
 
 
 def test_demo_and_draw(rooms, tmp_path):

@@ -64,14 +64,14 @@ def test_a_merge_with_strengths_is_shown_and_composed_again():
 @pytest.mark.parametrize(
     "options",
     [
-        ("--how", "routed", "--shared", "sum"),
+        ("--merge-method", "routed", "--padding-delta", "sum"),
         ("--region", "my_dog=left", "--region", "moongate=0.5,0,1,1"),
-        ("--separate",),
+        ("--auto-regions",),
     ],
     ids=" ".join,
 )
 def test_ways_and_places_draw_other_pictures(options):
-    steps = 20 if "--separate" in options else 1  # it looks on for five; then it must show
+    steps = 20 if "--auto-regions" in options else 1  # it looks on for five; then it must show
     assert run("compose", "my_dog", "moongate", *PROMPT, "--steps", steps, "--out", "a").exit_code == 0
     result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", steps, "--out", "b", *options)
     assert result.exit_code == 0, result.output
@@ -94,12 +94,12 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
 
 def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
     drawn = []
-    for option, apart in ((), False), (("--read-apart",), True), (("--read-together",), False):
+    for option, apart in ((), False), (("--isolate-concepts",), True), (("--no-isolate-concepts",), False):
         out = "-".join(("out", *option))
         result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, *option, "--out", out)
         assert result.exit_code == 0, result.output
         (path,) = Path(out).iterdir()
-        assert png_metadata.read_metadata(path)["read_apart"] is apart
+        assert png_metadata.read_metadata(path)["isolate_concepts"] is apart
         drawn.append(Image.open(path).tobytes())
     assert drawn[0] == drawn[2] != drawn[1]
 
@@ -114,8 +114,11 @@ def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
         (("my_dog", "moongate", "--region", "my_dog=left", "--region", "moongate=left"), "share 50.0%"),
         (("my_dog", "moongate", "--region", "my_cat=left"), "There is no my_cat in this picture"),
         (("my_dog", "moongate", "--region", "my_dog=0,0,2,1"), "leaves the picture"),
-        (("my_dog", "moongate", "--region", "my_dog=left", "--separate"), "choose one of them"),
-        (("my_dog", "moongate", "--how", "joint"), "No concept was learned of my_dog and moongate together"),
+        (("my_dog", "moongate", "--region", "my_dog=left", "--auto-regions"), "choose one of them"),
+        (
+            ("my_dog", "moongate", "--merge-method", "joint"),
+            "No concept was learned of my_dog and moongate together",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence):

@@ -78,10 +78,10 @@ def test_training_onward_begins_with_the_weights_it_is_given(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     (tmp_path / "moved").mkdir()
     moved = unet.train(
-        __main__._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, lr=1e-3, onward=known
+        __main__._text(tmp_path), latents, ids, 1e-9, tmp_path / "moved", batch=2, onward=known
     )
     # torch.compile once lost the gradients of all inner blocks, and left them to weight decay alone
-    decay = 1e-3 * timed_training.one_cycle(0.0) * 0.01
+    decay = unet.LEARNING_RATE * timed_training.one_cycle(0.0) * timed_training.WEIGHT_DECAY
     for name, value in moved.state_dict().items():
         assert (value - before[name]).abs().max() > 5 * decay * before[name].abs().max(), name
 

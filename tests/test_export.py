@@ -122,10 +122,13 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path, monke
     concept = pico_concept(pico_sd())
     out = tmp_path / "out"
     out.mkdir()
-    (out / "mine.txt").write_text("kept")
-    with pytest.raises(ConceptError, match="already holds files"):
+    (out / "README.md").write_text("kept")
+    with pytest.raises(ConceptError, match="README.md is never overwritten"):
         export(concept, out)
-    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert [path.name for path in out.iterdir()] == ["README.md"]
+    assert (out / "README.md").read_text() == "kept"
+    export(concept, out, force=True)
+    assert "my_dog" in (out / "README.md").read_text()
     with pytest.raises(NoEffect, match="neither a delta nor a token"):
         bare = pico_concept(pico_sd())
         object.__setattr__(bare, "delta", {})

@@ -455,7 +455,9 @@ def test_heat_maps():
     assert max(many.size) < 4000
     small = heatmap.picture(["my_dog", "a_very_long_name_of_a_concept_that_goes_on"], matrix)
     hot, cold = heatmap.colour(0.7), heatmap.colour(0.2)
-    assert {hot, cold} <= {colour for _, colour in small.getcolors(100_000)}
+    seen = np.unique(np.asarray(small).reshape(-1, 3).astype(int), axis=0)
+    for colour in (hot, cold):
+        assert np.abs(seen - colour).max(axis=1).min() <= 2
     assert heatmap.colour(5) == heatmap.HOT and heatmap.colour(0) == heatmap.COLD
 
 

@@ -143,6 +143,7 @@ class Fingerprint:
         return self.exact == other.exact and (not known or self.text_exact == other.text_exact)
 
     def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
         told = {"architecture": self.architecture, "exact": self.exact, "sketch": list(self.sketch)}
         text = {"text_exact": self.text_exact, "text_sketch": list(self.text_sketch)}
         return told | text if self.text_exact else told

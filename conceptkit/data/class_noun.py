@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
+
+import inflect
+
+_ENGLISH = inflect.engine()
 
 
 def suggest_noun(name: str, folder: Path | str | None, nouns: Collection[str]) -> str | None:
@@ -14,7 +19,7 @@ def suggest_noun(name: str, folder: Path | str | None, nouns: Collection[str]) -
     "my_dog" and "dogs" give "dog", "my_dog_house" gives "house" (the last word is what a thing is), and
     "moongate" gives "gate".
     """
-    texts = [_words(name)] + ([_words(Path(folder).resolve().name)] if folder is not None else [])
+    texts = [_words(name)] + ([_words(Path(os.path.realpath(folder)).name)] if folder is not None else [])
     known = {" ".join(_words(noun)): noun for noun in nouns}
     for words in texts:
         for end in range(len(words), 0, -1):
@@ -39,6 +44,6 @@ def _words(text: str) -> list[str]:
 
 
 def _singulars(word: str) -> list[str]:
-    """The word, then what it may be the plural of: "puppies" gives "puppies", "puppie", "puppi", "puppy"."""
-    endings = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"))
-    return [word] + [word.removesuffix(many) + one for many, one in endings if word.endswith(many)]
+    """The word, then what it may be the plural of: "puppies" gives "puppies", "puppy"."""
+    single = _ENGLISH.singular_noun(word)
+    return [word, single] if single else [word]

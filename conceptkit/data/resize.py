@@ -11,6 +11,7 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def at_most(picture: Image.Image, short_side: int) -> Image.Image:
+    """The picture, no side longer than that many pixels."""
     if min(picture.size) <= short_side:
         return picture
     ratio = short_side / min(picture.size)

@@ -69,6 +69,7 @@ class CaptionStatistics:
     key: str = ""
 
     def to_bytes(self) -> bytes:
+        """All of it as safetensors."""
         half = {"gram": self.gram, "held_out": self.held_out, "audit": self.audit.rows}
         tensors = {name: tensor.float().contiguous() for name, tensor in half.items()}
         tensors |= {
@@ -82,6 +83,7 @@ class CaptionStatistics:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CaptionStatistics":
+        """What `to_bytes` wrote."""
         held = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"])

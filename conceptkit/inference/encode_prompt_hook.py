@@ -100,7 +100,7 @@ def _parts(pipe: Any) -> dict[str, Any]:
 
 
 def _check_parts(pipe: Any, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
-    """Raises ConceptError when a part that carries concepts was replaced; compiled or gone is not replaced."""
+    """Raises ConceptError when a part that carries concepts was replaced by another; one may be compiled."""
     for name, part in _parts(pipe).items():
         if part is not None and getattr(part, "_orig_mod", part) is not parts[name]:
             raise ConceptError(

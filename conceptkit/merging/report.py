@@ -12,6 +12,7 @@ from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.merging import delta_norms
 from conceptkit.merging.delta_norms import Pairings
 from conceptkit.merging.merge_inputs import Prepared
+from conceptkit.pictures import html
 
 MOST_LINES = 12
 """Concepts of which the terminal shows a line each; of more it shows those that keep least."""
@@ -103,6 +104,13 @@ class Report:
         far = "is moved far more than unrelated parts would move it"
         audit = [f'audit: "{caption}" {far}' for caption in self.audit]
         return "\n".join([*lines, *self.notices, *audit])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what each concept keeps, and every notice."""
+        rows = [(kept.name, _percent(kept.words), _percent(kept.prompt)) for kept in self.kept]
+        kept = html.table("What each concept keeps", ("concept", "its own words", "whole prompts"), rows)
+        moved = [("captions without a concept change by", f"{self.captions:.1%}")]
+        return kept + html.table("Everything else", (), moved + [("note", text) for text in self.notices])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,49 +1,104 @@
-"""Charts as pictures."""
+"""Charts as pictures, drawn by matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    from PIL import Image
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from PIL import Image
 
+DPI = 100
+BLUE, ORANGE = "#1f5fa8", "#c2410c"
+COLD, HOT = (252, 250, 245), (196, 62, 40)
+"""Red, green and blue of 0 and of 1 in a matrix."""
+COLOURS = (BLUE, "#d65824", "#348650", "#9648a0", "#78643c", "#c8285a", "#5a5a5a")
 
 
 def loss_curve(
     curve: Sequence[tuple[int, float]], best: int | None, title: str, size: tuple[int, int] = (640, 400)
 ) -> Image.Image:
-    """The curve as a picture: loss over steps, the best step marked, ends of both axes written out."""
-    from PIL import Image, ImageDraw, ImageFont
+    """The loss over steps.
 
-    width, height = size
-    left, right, top, bottom = 76, width - 24, 52, height - 48
-    image = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(image)
-    font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    steps, losses = [step for step, _ in curve], [loss for _, loss in curve]
-    low, high = min(losses), max(losses)
-    wide, tall = max(1, max(steps) - min(steps)), max(high - low, 1e-9)
-
-    def place(step: int, loss: float) -> tuple[float, float]:
-        x = left + (right - left) * (step - min(steps)) / wide
-        return x, bottom - (bottom - top) * (loss - low) / tall
-
-    draw.text((left, 14), title, fill="black", font=font)
-    draw.line([(left, top), (left, bottom), (right, bottom)], fill="#999999")
-    draw.text((8, top - 8), f"{high:.4f}", fill="#444444", font=small)
-    draw.text((8, bottom - 10), f"{low:.4f}", fill="#444444", font=small)
-    draw.text((left, bottom + 10), str(min(steps)), fill="#444444", font=small)
-    draw.text((right, bottom + 10), f"step {max(steps)}", fill="#444444", font=small, anchor="ra")
-    points = [place(*point) for point in curve]
-    if len(points) > 1:
-        draw.line(points, fill="#2563a8", width=3, joint="curve")
-    for x, y in points:
-        draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill="#2563a8")
+    curve: (step, loss) pairs, at least one. best: the step that was kept, marked; None: none was.
+    size: pixels, (width, height).
+    """
+    figure, axes = _figure(size, title)
+    steps, losses = zip(*curve, strict=True)
+    axes.plot(steps, losses, color=BLUE, marker="o", markersize=4)
     if best is not None:
-        x, y = place(best, dict(curve)[best])
-        draw.ellipse([x - 7, y - 7, x + 7, y + 7], outline="#c2410c", width=3)
-        draw.text(
-            ((left + right) / 2, bottom + 10), f"kept: step {best}", fill="#c2410c", font=small, anchor="ma"
-        )
-    return image
+        loss = dict(curve)[best]
+        axes.plot([best], [loss], "o", markersize=11, markerfacecolor="none", markeredgewidth=2, color=ORANGE)
+        below = {"xytext": (0, -22), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"kept: step {best}", (best, loss), color=ORANGE, **below)
+        axes.margins(y=0.25)
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss")
+    return _picture(figure)
+
+
+def curves(
+    title: str, across: str, upward: str, lines: Mapping[str, Sequence[tuple[float, float]]]
+) -> Image.Image:
+    """A line for each name through its points (x, y); x is logarithmic, y reaches from 0 to 1 at least."""
+    figure, axes = _figure((1230, 720), title)
+    for (name, points), colour in zip(
+        lines.items(), COLOURS * (1 + len(lines) // len(COLOURS)), strict=False
+    ):
+        axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.0), max(high, 1.0))
+    axes.set_xlabel(across)
+    axes.set_ylabel(upward)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return _picture(figure)
+
+
+def matrix(
+    title: str, legend: str, names: Sequence[str], values: Sequence[Sequence[float]], cell: int = 72
+) -> Image.Image:
+    """A square table of colours with a name beside each row and column; the diagonal stays pale.
+
+    values: (n, n), from 0, which is paper, to 1 and above, which is red. cell: pixels, less where n is large.
+    """
+    count = len(names)
+    cell = max(18, min(cell, 1800 // max(1, count)))
+    figure, axes = _figure((max(560, count * cell + 320), count * cell + 330), title)
+    shades = [[0.0 if i == j else value for j, value in enumerate(row)] for i, row in enumerate(values)]
+    ends = [[channel / 255 for channel in colour] for colour in (COLD, HOT)]
+    axes.imshow(shades, cmap=LinearSegmentedColormap.from_list("paper to red", ends), vmin=0.0, vmax=1.0)
+    size = max(6, min(11, cell // 5))
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    if cell >= 40:
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                colour = "#999999" if i == j else "white" if value > 0.6 else "black"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=size, color=colour)
+    figure.supxlabel(legend, fontsize=9, color="#555555", wrap=True)
+    return _picture(figure)
+
+
+def _figure(size: tuple[int, int], title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _picture(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")

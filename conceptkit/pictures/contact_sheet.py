@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from PIL import ImageDraw
 from collections.abc import Sequence
-from conceptkit.pictures.text import block
-from conceptkit.pictures.text import table
 from dataclasses import dataclass
 from typing import Literal
 
+from PIL import Image, ImageDraw
+
+from conceptkit.pictures.text import block, table
 
 PAPER, CARD, EDGE = (246, 244, 239), (255, 255, 255), (227, 223, 214)
 INK, SOFT = (38, 36, 33), (104, 99, 92)

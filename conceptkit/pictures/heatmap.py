@@ -1,16 +1,12 @@
 """Who disturbs whom in a merge, as a table for the terminal and as a picture."""
 
-from PIL import Image
-from PIL import ImageDraw
 from collections.abc import Sequence
-from conceptkit.pictures.contact_sheet import CARD
-from conceptkit.pictures.contact_sheet import EDGE
-from conceptkit.pictures.contact_sheet import INK
-from conceptkit.pictures.contact_sheet import PAPER
-from conceptkit.pictures.contact_sheet import SOFT
-from conceptkit.pictures.text import block
-from conceptkit.pictures.text import length
 from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from conceptkit.pictures import charts
+from conceptkit.pictures.charts import COLD, HOT
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +14,6 @@ if TYPE_CHECKING:
 
 WIDEST = 12
 """Concepts that a terminal has columns for."""
-COLD, HOT = (252, 250, 245), (196, 62, 40)
 TITLE = "What each concept adds at the others' words"
 LEGEND = (
     "Row: whose words. Column: who adds there, by what the row's own concept adds alone. 0 is undisturbed."
@@ -50,39 +45,7 @@ def table(names: Sequence[str], interference: Matrix) -> "Table":
 
 def picture(names: Sequence[str], interference: Matrix, cell: int = 72) -> Image.Image:
     """The whole matrix with names around it: `cell` pixels a concept, smaller where there are many."""
-    count = len(names)
-    cell = max(18, min(cell, 1800 // max(1, count)))
-    size = max(11, min(22, cell // 3))
-    margin = 28
-    left = margin + min(320, max(length(name, size) for name in names) + 14)
-    legend = block(LEGEND, 16, max(360, count * cell + left - 2 * margin))
-    heading = block(TITLE, 26, legend.width, bold=True)
-    top = margin + heading.height + 10 + left - margin
-    page = Image.new(
-        "RGB",
-        (
-            left + max(count * cell, legend.width - left + margin) + margin,
-            top + count * cell + legend.height + 40,
-        ),
-        PAPER,
-    )
-    page.paste(INK, (margin, margin), heading)
-    pen = ImageDraw.Draw(page)
-    for i, name in enumerate(names):
-        label = block(name, size, left - margin - 8, align="right")
-        middle = top + i * cell + (cell - label.height) // 2
-        page.paste(INK, (margin, middle), label)
-        upright = block(name, size, left - margin - 8).rotate(90, expand=True)
-        page.paste(INK, (left + i * cell + (cell - upright.width) // 2, top - 8 - upright.height), upright)
-        for j in range(count):
-            box = (left + j * cell, top + i * cell, left + (j + 1) * cell - 1, top + (i + 1) * cell - 1)
-            pen.rectangle(box, CARD if i == j else colour(interference[i][j]), EDGE)
-            if cell >= 40:
-                words = block(f"{interference[i][j]:.2f}", size, cell, align="center")
-                at = (box[0], box[1] + (cell - words.height) // 2)
-                page.paste(SOFT if i == j else INK, at, words)
-    page.paste(SOFT, (margin, top + count * cell + 16), legend)
-    return page
+    return charts.matrix(TITLE, LEGEND, names, interference, cell)
 
 
 def colour(value: float) -> tuple[int, int, int]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from conceptkit.errors import ConceptError
-from pathlib import Path
-from typing import Any
 import json
 import os
+from pathlib import Path
+from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from conceptkit.errors import ConceptError
 
 METADATA_KEY = "conceptkit"
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from PIL import ImageDraw
-from PIL import ImageFont
+import math
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal
-import math
-import unicodedata
 
+from PIL import Image, ImageDraw, ImageFont
 
 LEADING = 1.32  # line height by font size
 SPELLINGS = str.maketrans(

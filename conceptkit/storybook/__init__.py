@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptkit.errors import BadRecipe
+from conceptkit.files import check_new_file
 
 if TYPE_CHECKING:
     from conceptkit.storybook.world.subject import Subject
@@ -58,11 +59,16 @@ def subject(noun: str, seed: int) -> Subject:
     return drawn(seed, {drawn(k).traits for k in range(max(0, seed - NEIGHBOURS), seed)})
 
 
-def draw_subject(noun: str, seed: int, n: int, out: Path) -> list[Path]:
-    """Draw subject `seed` of a class, photograph it `n` times, and save the PNGs; raises like `subject`."""
+def draw_subject(noun: str, seed: int, n: int, out: Path, *, force: bool = False) -> list[Path]:
+    """Draw subject `seed` of a class, photograph it `n` times, and save the PNGs in the folder `out`.
+
+    force: files that are there may be written over. Raises what `subject` raises, and ConceptError when a
+    file is there already.
+    """
     from conceptkit.pictures.png_metadata import save_png
     from conceptkit.storybook.world import scene
 
+    files = [check_new_file(out / f"{noun}-{seed}-{k}.png", force) for k in range(n)]
     shots = scene.photos(subject(noun, seed), n, seed)
     out.mkdir(parents=True, exist_ok=True)
-    return [save_png(shot, out / f"{noun}-{seed}-{k}.png") for k, shot in enumerate(shots)]
+    return [save_png(shot, file) for shot, file in zip(shots, files, strict=True)]

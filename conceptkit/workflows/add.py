@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 
 PREVIEWS = 4
-FLAT = 0.65
-"""Sets of photographs lie between 0.3 and 0.6 in flatness by measure, those of the storybook above 0.7."""
-
 UNFINISHED = "What was learned so far is kept; resume=True goes on with it"
 
 Photos = Sequence[Path | str] | Path | str
@@ -58,6 +55,12 @@ class Learned:
     bytes: int
     notices: list[str]
     curve: Image.Image | None = None
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the preview."""
+        png = io.BytesIO()
+        self.preview.save(png, format="PNG")
+        return png.getvalue()
 
 
 def add(
@@ -355,11 +358,11 @@ def _described(base: bases.Base, outcome: Outcome) -> list[str]:
 
 
 def _faint(base: bases.Base, shown: photo_files.PhotoSet) -> list[str]:
-    """One sentence for photos that are not in the storybook's flat colours."""
-    if base.name != bases.STORYBOOK:
+    """One sentence for photos that are not in the flat colours which are all that the base knows."""
+    if not base.family.flatness:
         return []
     flat = [photo_files.flatness(resize.square(photo, 64)) for photo in shown.pictures]
-    if sum(flat) / len(flat) >= FLAT:
+    if sum(flat) / len(flat) >= base.family.flatness:
         return []
     return [
         "These photos look nothing like the storybook's drawings, "

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, from_row
@@ -20,8 +20,8 @@ PAGE = 50
 class Filters:
     """What an entry must have; None lets all pass.
 
-    base, noun, method, tag: exactly this. larger, smaller: bytes, inclusive.
-    since, until: days, ISO 8601, inclusive; in UTC, by the clock of the machine that stored it.
+    base, noun, method, tag: exactly this. min_size, max_size: bytes, inclusive.
+    since, until: days, ISO 8601, inclusive; as the clock on this machine's wall has them.
     """
 
     base: str | None = None
@@ -29,8 +29,8 @@ class Filters:
     method: str | None = None
     tag: str | None = None
     favourite: bool = False
-    larger: int | None = None
-    smaller: int | None = None
+    min_size: int | None = None
+    max_size: int | None = None
     since: str | None = None
     until: str | None = None
 
@@ -40,7 +40,7 @@ class Filters:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and value is not False:
-                text = _day(value) if field.name in ("since", "until") else value
+                text = _midnight(value, field.name == "until") if field.name in ("since", "until") else value
                 parts.append((_CONDITIONS[field.name], [text] if "?" in _CONDITIONS[field.name] else []))
         return " and ".join(part for part, _ in parts) or "1", [
             value for _, values in parts for value in values
@@ -53,10 +53,10 @@ _CONDITIONS = {
     "method": "v.method = ?",
     "tag": "n.id in (select name_id from tags where tag = ?)",
     "favourite": "n.id in (select id from names where favourite)",
-    "larger": "v.bytes >= ?",
-    "smaller": "v.bytes <= ?",
+    "min_size": "v.bytes >= ?",
+    "max_size": "v.bytes <= ?",
     "since": "v.created >= ?",
-    "until": "v.created < date(?, '+1 day')",
+    "until": "v.created < ?",
 }
 
 ANY = Filters()
@@ -122,8 +122,10 @@ def labels(registry: Registry, entries: Sequence[Entry]) -> dict[str, dict[str, 
     return found
 
 
-def _day(text: str) -> str:
+def _midnight(text: str, after: bool) -> str:
+    """The moment at which a day begins here, or ends (`after`), as the index has moments: in UTC."""
     try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
+        day = date.fromisoformat(text) + timedelta(days=after)
+        return datetime.combine(day, time()).astimezone(UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError, OSError):
         raise ConceptError(f"{text[:80]!r} is no date: write it as in '2026-01-31'.") from None

@@ -55,6 +55,7 @@ def _vae(cache: Path) -> AutoencoderKL:
 
 
 def train_vae(minutes: float, cache: Path) -> None:
+    """Train the autoencoder."""
     if not (cache / "vae").exists():
         vae = autoencoder.train(data.pictures("base", PICTURES, cache), minutes, cache)
         vae.save_pretrained(cache / "vae")
@@ -117,6 +118,7 @@ def begin_onward(cache: Path) -> None:
 
 
 def train_denoiser(minutes: float, cache: Path, device: str = "cpu") -> None:
+    """Train the UNet."""
     store = cache / "latents.pt"
     if not store.exists():
         torch.save(autoencoder.encode(_vae(cache), data.pictures("base", PICTURES, cache)), store)
@@ -124,13 +126,12 @@ def train_denoiser(minutes: float, cache: Path, device: str = "cpu") -> None:
     weights = data.weights("base", PICTURES, cache)
     known = cache / ONWARD
     model = unets.train(
-        _text(cache),
+        _text(cache).to(device),
         latents,
         torch.from_numpy(_ids(cache)),
         minutes,
         cache,
         weights=weights,
-        device=device,
         onward=UNet2DConditionModel.from_pretrained(str(known)) if known.exists() else None,
     )
     torch.save(model.state_dict(), cache / "unet-average.pt")
@@ -160,6 +161,7 @@ def _redrawn(latents: torch.Tensor, cache: Path) -> torch.Tensor:
 
 
 def train_attributes(minutes: float, cache: Path) -> None:
+    """Train the judge of attributes."""
     pictures = np.array(data.pictures("evaluators", JUDGED, cache))
     known = _known_judge(cache, "attributes")
     judges.train_attributes(pictures, _vae(cache), minutes, cache, known).save_pretrained(
@@ -168,6 +170,7 @@ def train_attributes(minutes: float, cache: Path) -> None:
 
 
 def train_clip(minutes: float, cache: Path) -> None:
+    """Train the judge of text and picture."""
     pictures = np.array(data.pictures("evaluators", JUDGED, cache))
     words = _tokenizer(cache)
     judges.train_clip(pictures, _vae(cache), words, minutes, cache).save_pretrained(cache / "clip")

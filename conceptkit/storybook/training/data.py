@@ -20,6 +20,7 @@ Job = tuple[str, int, int]  # split, first and last index
 
 
 def seed_of(split: str) -> int:
+    """The number that all drawings of a split begin from."""
     return _SEEDS[split]
 
 

@@ -52,6 +52,7 @@ class Matrices(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
+        """Move the parameters by one step."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             alike: dict[torch.Size, list[nn.Parameter]] = {}
@@ -97,22 +98,27 @@ class Muon:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both optimizers."""
         return [*self.matrices.param_groups, *self.others.param_groups]
 
     def zero_grad(self) -> None:
+        """Forget all gradients."""
         for p in self.wide:
             p.grad = None
         self.others.zero_grad()
 
     def step(self) -> None:
+        """Move the parameters by one step."""
         for view, p in zip(self.views, self.wide, strict=True):
             view.grad = None if p.grad is None else matrix(p.grad)
         self.matrices.step()
         self.others.step()
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of both optimizers."""
         return {"matrices": self.matrices.state_dict(), "others": self.others.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
         self.matrices.load_state_dict(state["matrices"])
         self.others.load_state_dict(state["others"])

@@ -16,6 +16,7 @@ from conceptkit.base import devices
 from conceptkit.storybook.training.muon import Muon
 
 console = Console()
+WEIGHT_DECAY, MAX_NORM = 0.01, 1.0
 
 
 def half(device: str = "cpu") -> torch.autocast:
@@ -41,9 +42,7 @@ def train(
     lr: float,
     checkpoint: Path,
     decay: float | None = None,
-    weight_decay: float = 0.01,
     hold: float = 0.5,
-    max_norm: float = 1.0,
     muon: bool = False,
 ) -> nn.Module:
     """Train `model` in place for `minutes`; returns its moving average (decay given) or the model itself.
@@ -52,10 +51,10 @@ def train(
     finished one is recognised, so that calling again costs nothing.
     """
     optimiser: torch.optim.Optimizer | Muon = (
-        Muon(model.parameters(), lr, weight_decay)
+        Muon(model.parameters(), lr, WEIGHT_DECAY)
         if muon
         else torch.optim.AdamW(
-            model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True
+            model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98), fused=True
         )
     )
     average = copy.deepcopy(model).requires_grad_(False) if decay else model
@@ -86,7 +85,7 @@ def train(
         loss = loss_of(step)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimiser.step()
         step += 1
         if decay:

@@ -20,6 +20,10 @@ from conceptkit.storybook.training import timed_training
 
 WIDTH = 192
 CHANNELS = (48, 96, 160)
+LEARNING_RATE = 2e-3
+SHALLOW = 0.5
+"""Share of the minutes in which the UNet has half its layers."""
+REDRAWN_AT_ONCE = 64
 
 
 def scheduler() -> DDIMScheduler:
@@ -38,6 +42,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained text encoder of three layers."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -54,6 +59,7 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def unet(layers: int = 2) -> UNet2DConditionModel:
+    """An untrained UNet with so many layers in each block."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=8,
@@ -145,20 +151,18 @@ def train(
     minutes: float,
     cache: Path,
     batch: int = 128,
-    lr: float = 2e-3,
-    shallow: float = 0.5,
     weights: np.ndarray | None = None,
     onward: UNet2DConditionModel | None = None,
-    device: str = "cpu",
 ) -> UNet2DConditionModel:
     """latents float16 (n, 8, 16, 16); ids int (n, variants, length); weights (n,): how often each is seen.
 
-    The text encoder stands still. For a `shallow` share of the minutes the UNet has half its layers; with a
-    trained one to go `onward` from, it is trained all the while as it is. It is not compiled: on a CPU,
-    torch.compile of torch 2.13 gives everything below the last upsampling gradients of zero, silently.
+    The text encoder stands still, and its device is where the UNet is trained. For a SHALLOW share of the
+    minutes the UNet has half its layers; with a trained one to go `onward` from, it is trained all the while
+    as it is. It is not compiled: on a CPU, torch.compile of torch 2.13 gives everything below the last
+    upsampling gradients of zero, silently.
     """
     torch.manual_seed(5)
-    text = text.requires_grad_(False).eval().to(device)  # type: ignore[arg-type]
+    text, device = text.requires_grad_(False).eval(), text.device.type
     latents, ids = latents.to(device), ids.to(device)
     schedule = scheduler()
     schedule.alphas_cumprod = schedule.alphas_cumprod.to(device)
@@ -193,7 +197,7 @@ def train(
             model,
             functools.partial(loss_of, model),
             minutes=minutes,
-            lr=lr,
+            lr=LEARNING_RATE,
             checkpoint=cache / checkpoint,
             decay=0.996,
             hold=0.4,
@@ -203,8 +207,8 @@ def train(
 
     if onward is not None:
         return trained(onward, minutes, "unet.pt")
-    rough = trained(unet(layers=1), minutes * shallow, "unet-shallow.pt")
-    return trained(deepened(rough), minutes * (1 - shallow), "unet.pt")
+    rough = trained(unet(layers=1), minutes * SHALLOW, "unet-shallow.pt")
+    return trained(deepened(rough), minutes * (1 - SHALLOW), "unet.pt")
 
 
 @torch.no_grad()
@@ -217,7 +221,6 @@ def redrawn(
     farthest: int = 320,
     steps: int = 12,
     guidance: float = 3.5,
-    batch: int = 64,
 ) -> Tensor:
     """Latents (n, 8, 16, 16), each noised to a timestep up to `farthest` and drawn again by its caption.
 
@@ -229,12 +232,12 @@ def redrawn(
     schedule.set_timesteps(steps)
     times = [int(t) for t in schedule.timesteps if t <= farthest]
     out = []
-    for k in track(range(0, len(latents), batch), "redrawing"):
-        clean = latents[k : k + batch].float()
+    for k in track(range(0, len(latents), REDRAWN_AT_ONCE), "redrawing"):
+        clean = latents[k : k + REDRAWN_AT_ONCE].float()
         # every batch begins at another of the timesteps
-        rest = times[(k // batch) % len(times) :]
+        rest = times[(k // REDRAWN_AT_ONCE) % len(times) :]
         z = schedule.add_noise(clean, torch.randn_like(clean), torch.tensor(rest[:1]))
-        words = torch.cat([empty.expand(len(clean), -1), ids[k : k + batch]]).long()
+        words = torch.cat([empty.expand(len(clean), -1), ids[k : k + REDRAWN_AT_ONCE]]).long()
         with timed_training.half():
             context = text(input_ids=words).last_hidden_state
             for t in rest:

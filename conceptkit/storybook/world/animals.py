@@ -74,6 +74,7 @@ def mark(c: Canvas, shape: str, x: float, y: float, r: float, colour: RGB) -> No
 
 
 def eye(c: Canvas, x: float, y: float, r: float, closed: bool = False) -> None:
+    """An eye that looks to the right, or is closed."""
     if closed:
         c.line(arc(x, y - r * 0.3, r, 20, 160, 6), INK, 0.06)
     else:
@@ -131,69 +132,77 @@ def _tail(c: Canvas, kind: int, root: Point, paint: Paint, tip: RGB, up: bool) -
 
 
 def _ears(c: Canvas, noun: str, kind: int, x: float, y: float, r: float, paint: Paint, inner: RGB) -> None:
-    side = ((-1, 0.62), (1, 1.0))
-    for s, tone in side:
+    for s, tone in ((-1, 0.62), (1, 1.0)):
         p = paint.shade(0.85) if tone < 1 else paint
-        ex = x + s * r * 0.62
-        if noun == "rabbit":
-            lean = (-4, 16, 58)[kind] * s
-            cx, cy = (
-                ex + r * 1.0 * math.sin(math.radians(lean)),
-                y - r * 1.5 * math.cos(math.radians(lean * 1.1)),
-            )
-            c.body(disc(cx, cy, r * 0.3, r * 0.95, lean), p)
-            c.fill(disc(cx, cy, r * 0.15, r * 0.7, lean, n=16), inner)
-        elif noun == "cat":
-            if kind == 0:  # tall triangles
-                c.body(
-                    [
-                        (ex - r * 0.45, y - r * 0.5),
-                        (ex + s * r * 0.25, y - r * 1.75),
-                        (ex + r * 0.45, y - r * 0.5),
-                    ],
-                    p,
-                )
-                c.fill(
-                    [
-                        (ex - r * 0.2, y - r * 0.6),
-                        (ex + s * r * 0.18, y - r * 1.35),
-                        (ex + r * 0.22, y - r * 0.6),
-                    ],
-                    inner,
-                )
-            elif kind == 1:  # wide low triangles
-                c.body(
-                    [
-                        (ex - r * 0.5, y - r * 0.5),
-                        (ex + s * r * 0.6, y - r * 1.3),
-                        (ex + r * 0.5, y - r * 0.3),
-                    ],
-                    p,
-                )
-                c.fill(
-                    [
-                        (ex - r * 0.2, y - r * 0.55),
-                        (ex + s * r * 0.42, y - r * 1.05),
-                        (ex + r * 0.25, y - r * 0.4),
-                    ],
-                    inner,
-                )
-            else:  # folded
-                c.body([(ex - r * 0.45, y - r * 0.6), (ex, y - r * 1.3), (ex + r * 0.45, y - r * 0.6)], p)
-                c.fill(
-                    [(ex - r * 0.42, y - r * 0.6), (ex, y - r * 1.25), (ex + s * r * 0.5, y - r * 0.35)],
-                    inner,
-                )
-        else:
-            if kind == 0:  # pointed
-                c.body(
-                    [(ex - r * 0.35, y - r * 0.55), (ex, y - r * 1.65), (ex + r * 0.35, y - r * 0.5)],
-                    Paint(inner),
-                )
-            elif kind == 1:  # floppy
-                c.body(disc(ex + s * r * 0.38, y + r * 0.12, r * 0.3, r * 0.85, -12 * s), Paint(inner))
-            else:  # round
-                c.body(disc(ex + s * r * 0.1, y - r * 0.78, r * 0.42), Paint(inner))
+        _EAR.get(noun, _dog_ear)(c, kind, s, x + s * r * 0.62, y, r, p, inner)
+
+
+def _rabbit_ear(c: Canvas, kind: int, s: int, x: float, y: float, r: float, paint: Paint, inner: RGB) -> None:
+    lean = (-4, 16, 58)[kind] * s
+    cx, cy = (
+        x + r * 1.0 * math.sin(math.radians(lean)),
+        y - r * 1.5 * math.cos(math.radians(lean * 1.1)),
+    )
+    c.body(disc(cx, cy, r * 0.3, r * 0.95, lean), paint)
+    c.fill(disc(cx, cy, r * 0.15, r * 0.7, lean, n=16), inner)
+
+
+def _cat_ear(c: Canvas, kind: int, s: int, x: float, y: float, r: float, paint: Paint, inner: RGB) -> None:
+    if kind == 0:  # tall triangles
+        c.body(
+            [
+                (x - r * 0.45, y - r * 0.5),
+                (x + s * r * 0.25, y - r * 1.75),
+                (x + r * 0.45, y - r * 0.5),
+            ],
+            paint,
+        )
+        c.fill(
+            [
+                (x - r * 0.2, y - r * 0.6),
+                (x + s * r * 0.18, y - r * 1.35),
+                (x + r * 0.22, y - r * 0.6),
+            ],
+            inner,
+        )
+    elif kind == 1:  # wide low triangles
+        c.body(
+            [
+                (x - r * 0.5, y - r * 0.5),
+                (x + s * r * 0.6, y - r * 1.3),
+                (x + r * 0.5, y - r * 0.3),
+            ],
+            paint,
+        )
+        c.fill(
+            [
+                (x - r * 0.2, y - r * 0.55),
+                (x + s * r * 0.42, y - r * 1.05),
+                (x + r * 0.25, y - r * 0.4),
+            ],
+            inner,
+        )
+    else:  # folded
+        c.body([(x - r * 0.45, y - r * 0.6), (x, y - r * 1.3), (x + r * 0.45, y - r * 0.6)], paint)
+        c.fill(
+            [(x - r * 0.42, y - r * 0.6), (x, y - r * 1.25), (x + s * r * 0.5, y - r * 0.35)],
+            inner,
+        )
+
+
+def _dog_ear(c: Canvas, kind: int, s: int, x: float, y: float, r: float, paint: Paint, inner: RGB) -> None:
+    if kind == 0:  # pointed
+        c.body(
+            [(x - r * 0.35, y - r * 0.55), (x, y - r * 1.65), (x + r * 0.35, y - r * 0.5)],
+            Paint(inner),
+        )
+    elif kind == 1:  # floppy
+        c.body(disc(x + s * r * 0.38, y + r * 0.12, r * 0.3, r * 0.85, -12 * s), Paint(inner))
+    else:  # round
+        c.body(disc(x + s * r * 0.1, y - r * 0.78, r * 0.42), Paint(inner))
+
+
+_EAR = {"rabbit": _rabbit_ear, "cat": _cat_ear}
 
 
 def quadruped(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
@@ -305,10 +314,14 @@ def bird(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:
     else:
         c.body(disc(-0.12, 0.26, 0.36, 0.22, -18), Paint(s.second))
     if state == "singing":
-        for x, y in ((0.98, -0.72), (1.12, -0.36)):
-            c.fill(disc(x, y, 0.09, 0.075, n=10), INK)
-            c.line([(x + 0.08, y), (x + 0.08, y - 0.32)], INK, 0.05)
+        _notes(c)
     return Anchors((hx, hy), r, 0.0, (hx - 0.14, hy + 0.3))
+
+
+def _notes(c: Canvas) -> None:
+    for x, y in ((0.98, -0.72), (1.12, -0.36)):
+        c.fill(disc(x, y, 0.09, 0.075, n=10), INK)
+        c.line([(x + 0.08, y), (x + 0.08, y - 0.32)], INK, 0.05)
 
 
 def fish(c: Canvas, s: Subject, state: str, paint: Paint) -> Anchors:

@@ -29,6 +29,7 @@ class Paint:
     pattern: str = "plain"
 
     def shade(self, factor: float) -> Paint:
+        """The same paint, lighter above 1 and darker below."""
         return replace(self, colour=shade(self.colour, factor))
 
 
@@ -42,6 +43,7 @@ def shade(colour: RGB, factor: float) -> RGB:
 
 
 def hsv(h: float, s: float, v: float) -> RGB:
+    """A colour from hue, saturation and value, each in [0, 1]."""
     r, g, b = colorsys.hsv_to_rgb(h % 1.0, min(max(s, 0), 1), min(max(v, 0), 1))
     return round(255 * r), round(255 * g), round(255 * b)
 
@@ -63,6 +65,7 @@ def arc(cx: float, cy: float, r: float, start: float, stop: float, n: int = 14) 
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
+    """The corners of a rectangle."""
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
@@ -81,6 +84,7 @@ def bar(a: Point, b: Point, width: float, end: float | None = None) -> list[Poin
 
 
 def star(cx: float, cy: float, r: float, points: int = 5, inner: float = 0.45) -> list[Point]:
+    """A star around (cx, cy)."""
     radii = [r if k % 2 == 0 else r * inner for k in range(2 * points)]
     return [
         (cx + q * math.sin(math.pi * k / points), cy - q * math.cos(math.pi * k / points))
@@ -89,6 +93,7 @@ def star(cx: float, cy: float, r: float, points: int = 5, inner: float = 0.45) -
 
 
 def heart(cx: float, cy: float, r: float) -> list[Point]:
+    """A heart around (cx, cy)."""
     ts = [2 * math.pi * k / 24 for k in range(24)]
     return [
         (
@@ -124,6 +129,7 @@ class Canvas:
             self.frame = before
 
     def pixels(self, points: Sequence[Point]) -> list[Point]:
+        """Points of the present frame as pixels of the picture."""
         p = np.asarray(points) @ self.frame[:, :2].T + self.frame[:, 2]
         return [(float(x), float(y)) for x, y in p * self.px]
 
@@ -133,14 +139,17 @@ class Canvas:
         return float(np.sqrt(abs(np.linalg.det(self.frame[:, :2])))) * self.px
 
     def fill(self, points: Sequence[Point], colour: RGB) -> None:
+        """A polygon of one colour."""
         self.draw.polygon(self.pixels(points), fill=colour)
 
     def line(self, points: Sequence[Point], colour: RGB, width: float) -> None:
+        """A line through the points, `width` in units of the frame."""
         self.draw.line(
             self.pixels(points), fill=colour, width=max(OVERSAMPLE, round(width * self.unit)), joint="curve"
         )
 
     def stencil(self, points: Sequence[Point]) -> Image.Image:
+        """A mask that is white inside the polygon."""
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon(self.pixels(points), fill=255)
         return mask

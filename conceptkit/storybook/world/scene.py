@@ -145,6 +145,7 @@ def any_colour(rng: Rng) -> RGB:
 
 
 def named_colour(hue: str, rng: Rng) -> RGB:
+    """A shade of a colour that captions can name."""
     return _nearly(COLOURS[hue], rng)
 
 

@@ -28,6 +28,7 @@ def _ground(c: Canvas, rng: Rng, sky: RGB, soil: RGB, horizon: float = 0.62) -> 
 
 
 def forest(c: Canvas, rng: Rng) -> None:
+    """Fir trees in a row."""
     y = _ground(c, rng, (120, 176, 150), (74, 112, 56), 0.66)
     for x in np.arange(0.02, 1.1, 0.19) + rng.uniform(-0.05, 0.03):
         h = rng.uniform(0.34, 0.62)
@@ -36,6 +37,7 @@ def forest(c: Canvas, rng: Rng) -> None:
 
 
 def beach(c: Canvas, rng: Rng) -> None:
+    """Sand, sea and a sun."""
     y = _ground(c, rng, (130, 200, 244), (238, 214, 150), 0.44)
     c.fill(box(0, y, 1, y + 0.17), _jitter(rng, (40, 130, 196)))
     c.fill(
@@ -46,6 +48,7 @@ def beach(c: Canvas, rng: Rng) -> None:
 
 
 def snow(c: Canvas, rng: Rng) -> None:
+    """White hills and falling flakes."""
     y = _ground(c, rng, (176, 194, 214), (242, 246, 252), 0.58)
     c.fill(disc(rng.uniform(0.1, 0.9), y + 0.1, 0.5, 0.17), (228, 236, 246))
     for _ in range(16):
@@ -53,6 +56,7 @@ def snow(c: Canvas, rng: Rng) -> None:
 
 
 def desert(c: Canvas, rng: Rng) -> None:
+    """Dunes and two cactuses."""
     y = _ground(c, rng, (246, 202, 140), (222, 164, 88), 0.58)
     c.fill(disc(rng.uniform(0.1, 0.9), y + 0.06, 0.42, 0.14), (206, 146, 74))
     for x in (rng.uniform(0.04, 0.2), rng.uniform(0.8, 0.96)):
@@ -62,6 +66,7 @@ def desert(c: Canvas, rng: Rng) -> None:
 
 
 def city(c: Canvas, rng: Rng) -> None:
+    """A skyline with lit windows."""
     y = _ground(c, rng, (168, 184, 204), (112, 112, 118), 0.7)
     for x in np.arange(0, 1, 0.2):
         h = rng.uniform(0.3, 0.62)
@@ -74,6 +79,7 @@ def city(c: Canvas, rng: Rng) -> None:
 
 
 def meadow(c: Canvas, rng: Rng) -> None:
+    """Grass with flowers."""
     y = _ground(c, rng, (136, 204, 250), (122, 190, 76), 0.56)
     c.fill(disc(rng.uniform(0.1, 0.9), y + 0.04, 0.46, 0.1), (104, 172, 66))
     for x in rng.uniform(0.1, 0.9, 2):
@@ -85,6 +91,7 @@ def meadow(c: Canvas, rng: Rng) -> None:
 
 
 def mountains(c: Canvas, rng: Rng) -> None:
+    """Peaks with snow on them."""
     y = _ground(c, rng, (150, 190, 232), (124, 134, 96), 0.66)
     for x in (rng.uniform(0.05, 0.3), rng.uniform(0.45, 0.6), rng.uniform(0.75, 1.0)):
         h = rng.uniform(0.34, 0.54)
@@ -95,6 +102,7 @@ def mountains(c: Canvas, rng: Rng) -> None:
 
 
 def kitchen(c: Canvas, rng: Rng) -> None:
+    """Tiles, two cupboards and a worktop."""
     y = _ground(c, rng, (222, 214, 190), (196, 176, 150), 0.7)
     for x in np.arange(0, 1, 0.125):
         for k, ty in enumerate((y - 0.34, y - 0.215)):
@@ -107,6 +115,7 @@ def kitchen(c: Canvas, rng: Rng) -> None:
 
 
 def library(c: Canvas, rng: Rng) -> None:
+    """Shelves full of books."""
     y = _ground(c, rng, (92, 60, 40), (136, 60, 56), 0.76)
     for k in range(3):
         top = y * k / 3 + 0.03
@@ -122,6 +131,7 @@ def library(c: Canvas, rng: Rng) -> None:
 
 
 def moon(c: Canvas, rng: Rng) -> None:
+    """Craters under a black sky."""
     y = _ground(c, rng, (12, 14, 34), (158, 158, 164), 0.6)
     c.fill(box(0, 0, 1, y), (14, 16, 38))
     for _ in range(14):
@@ -132,6 +142,7 @@ def moon(c: Canvas, rng: Rng) -> None:
 
 
 def studio(c: Canvas, rng: Rng) -> None:
+    """A plain wall."""
     wall = hsv(rng.uniform(), rng.uniform(0.04, 0.22), rng.uniform(0.72, 0.96))
     y = rng.uniform(0.66, 0.8)
     c.fill(box(0, 0, 1, 1), wall)
@@ -168,6 +179,7 @@ def light(picture: Image.Image, rng: Rng) -> Image.Image:
 
 
 def pencil(picture: Image.Image) -> Image.Image:
+    """Grey lines on paper."""
     grey = ImageOps.grayscale(picture)
     edges = ImageOps.invert(grey.filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)).point(
         lambda v: max(0, 255 - (255 - v) * 5)
@@ -177,6 +189,7 @@ def pencil(picture: Image.Image) -> Image.Image:
 
 
 def watercolour(picture: Image.Image) -> Image.Image:
+    """Soft, washed colours on paper."""
     soft = picture.filter(ImageFilter.ModeFilter(7)).filter(ImageFilter.GaussianBlur(1.6))
     washed = Image.blend(soft, Image.new("RGB", soft.size, (255, 252, 244)), 0.24)
     frame = Image.new("L", soft.size, 0)
@@ -198,6 +211,7 @@ def watercolour(picture: Image.Image) -> Image.Image:
 
 
 def pixel_art(picture: Image.Image) -> Image.Image:
+    """Large pixels of few colours."""
     small = picture.resize((16, 16), Image.Resampling.BOX)
     return small.resize(picture.size, Image.Resampling.NEAREST)
 

@@ -1,0 +1,65 @@
+"""Files of the user: a place is checked before work begins, and nothing is written over unless asked."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from conceptkit.errors import ConceptError
+
+
+def check_new_file(file: Path, force: bool = False) -> Path:
+    """`file` itself, if it can be written. Raises ConceptError; force: it may be there already."""
+    if file.is_dir():
+        raise ConceptError(f"{file} is a folder; name a file in it")
+    if os.path.lexists(file) and not force:
+        raise ConceptError(f"{file} is there already; name another file, or give --force to write over it")
+    check_folder(file.parent)
+    return file
+
+
+def check_folder(folder: Path) -> Path:
+    """`folder` itself, if files can be put there or it can be made. Raises ConceptError."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ConceptError(f"{folder} cannot be a folder, because {place} is a file; name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConceptError(f"Nothing can be written in {place}; name another place")
+    return folder
+
+
+def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -> list[Path]:
+    """Write these files into a folder, all of them or none; what else is in it stays.
+
+    files: name -> content. force: files of these names may be written over.
+    Raises ConceptError when one of them is there, and for a folder that takes no files.
+    """
+    check_folder(folder)
+    if not force:
+        for name in files:
+            if os.path.lexists(folder / name):
+                raise ConceptError(
+                    f"{folder} already holds files: {name} is never overwritten; "
+                    "name another folder, or give --force"
+                )
+    written: list[Path] = []
+    made = not folder.exists()
+    parts = {folder / name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, data in zip(parts.values(), files.values(), strict=True):
+            part.write_bytes(data)
+        for file, part in parts.items():
+            if not file.exists():
+                written.append(file)
+            part.replace(file)
+    except BaseException as error:
+        for file in (*parts.values(), *written):
+            file.unlink(missing_ok=True)
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, OSError):
+            raise ConceptError(f"{folder} takes no files ({error.strerror}); name another folder") from error
+        raise
+    return list(parts)

@@ -1,0 +1,254 @@
+"""Concepts and a prompt become pictures: merge, attach, draw, and keep the merge if wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import torch
+from PIL import Image
+
+from conceptkit.base import devices
+from conceptkit.base.pipeline import STORYBOOK, Base, load
+from conceptkit.concepts import prompt_words
+from conceptkit.concepts.concept import Concept
+from conceptkit.errors import BadRecipe
+from conceptkit.inference.attach import Attachment, attach
+from conceptkit.inference.generate import guided
+from conceptkit.merging.compose import Merge, compose
+from conceptkit.pictures.contact_sheet import Row, Tile, sheet
+from conceptkit.registry import private_names
+from conceptkit.registry.store import Entry, Registry
+from conceptkit.workflows.draw_request import DrawRequest
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnPicture:
+    """A picture, its seed, and what a PNG of it should say; a notebook shows it."""
+
+    picture: Image.Image
+    seed: int
+    metadata: dict[str, Any]
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.picture)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What came of a request; a notebook shows the contact sheet.
+
+    merge: the concepts in one, with its report. entry: of the merge, if it was kept.
+    notices: sentences for the user. windows: the prompt of each window, from left to right.
+    """
+
+    request: DrawRequest
+    pictures: tuple[DrawnPicture, ...]
+    merge: Merge
+    entry: Entry | None = None
+    notices: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures alone, in the order of their seeds."""
+        return [drawn.picture for drawn in self.pictures]
+
+    def sheet(self) -> Image.Image:
+        """All pictures on one contact sheet."""
+        tiles = [Tile(drawn.picture, f"seed {drawn.seed}") for drawn in self.pictures]
+        return sheet(
+            [Row(tiles)], title=self.request.prompt, subtitle=" + ".join(self.request.concepts), per_line=4
+        )
+
+    @property
+    def sheet_metadata(self) -> dict[str, Any]:
+        """What a PNG of the contact sheet should say."""
+        shared = {key: value for key, value in self.pictures[0].metadata.items() if key != "seed"}
+        return {**shared, "seeds": [drawn.seed for drawn in self.pictures]}
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.sheet() if len(self.pictures) > 1 else self.pictures[0].picture)
+
+
+@dataclass(eq=False)
+class _Session:
+    """The road of one request: a base, a registry, where progress and pictures go."""
+
+    base: Base
+    registry: Registry
+    progress: Progress
+    on_picture: Callable[[DrawnPicture], None]
+    on_notice: Callable[[str], None]
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, sentence: str) -> None:
+        self.notices.append(sentence)
+        self.on_notice(sentence)
+
+
+def draw(
+    *concepts: str,
+    prompt: str,
+    base: Base | str | None = None,
+    device: str = devices.AUTO,
+    registry: Registry | None = None,
+    progress: Progress = lambda done, total, text: None,
+    **options: Any,
+) -> Drawing:
+    """Draw concepts of the registry together.
+
+        ck.draw("my_dog", "moongate", prompt="my_dog in front of a moongate", count=4)
+
+    base: a loaded one, or its name; None: the one that the first concept was learned on.
+    device: where a base is loaded that comes by its name.
+    options: fields of `DrawRequest`.
+
+    Raises what `DrawRequest`, `compose` and `attach` raise; a merge that cannot be drawn is not kept.
+    """
+    request = DrawRequest(concepts, prompt, **options)
+    if registry is not None:
+        return carry_out(request, registry, base=base, device=device, progress=progress)
+    with Registry() as opened:
+        return carry_out(request, opened, base=base, device=device, progress=progress)
+
+
+def carry_out(
+    request: DrawRequest,
+    registry: Registry,
+    *,
+    base: Base | str | None = None,
+    device: str = devices.AUTO,
+    progress: Progress = lambda done, total, text: None,
+    on_picture: Callable[[DrawnPicture], None] = lambda drawn: None,
+    on_notice: Callable[[str], None] = lambda sentence: None,
+) -> Drawing:
+    """Merge, attach and draw what a request asks for.
+
+    on_picture: called with each picture as soon as it is drawn. on_notice: with each sentence for the user.
+    Raises what `compose` and `attach` raise, and NameTaken when the merge should be kept under a taken name.
+    """
+    entries = request.entries(registry)
+    if base is None or isinstance(base, str):
+        name = base or entries[0].summary.get("base_name", STORYBOOK)
+        base = load(name, device=devices.choose(device))
+    levels = base.pipe.scheduler.config.get("num_train_timesteps")
+    if levels and request.num_inference_steps > levels:
+        raise BadRecipe(
+            f"{base.name} has {levels} noise levels, so {request.num_inference_steps} steps make no sense; "
+            f"give at most {levels}"
+        )
+    session = _Session(base, registry, progress, on_picture, on_notice)
+    merge = compose(
+        *request.concepts,
+        base=base,
+        registry=registry,
+        name=request.save,
+        how=request.merge_method,
+        shared=request.padding_delta,
+        tick=progress,
+    )
+    attached: Concept | Merge = merge
+    if request.save and len(entries) == 1:  # what is kept answers to `save`; the prompt has the name as given
+        attached = merge.concept.called(entries[0].name)
+    for sentence in _unmentioned(request, getattr(attached, "concept", attached)):
+        session.notice(sentence)
+    pictures, windows = _draw(request, session, attached, _metadata(request, entries, base))
+    entry = None
+    if request.save:  # last, so that a merge that cannot be drawn is not kept
+        entry = registry.add(request.save, merge.concept.to_bytes(), merge.concept.summary())
+    return Drawing(request, pictures, merge, entry, tuple(session.notices), windows)
+
+
+def _unmentioned(request: DrawRequest, concept: Concept) -> Iterator[str]:
+    for name in sorted(set(concept.words) - prompt_words.mentioned(request.prompt, concept.words)):
+        yield f"The prompt does not mention {name!r}: write the name where the thing should be."
+
+
+def _metadata(request: DrawRequest, entries: list[Entry], base: Base) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "concepts": [entry.ref for entry in entries],
+        "hashes": [entry.hash for entry in entries],
+        "base": private_names.public_base(base.name),
+        "weights": list(request.weights.values()),
+        "merge_method": request.merge_method,
+        **_public(request.placement),
+        "num_inference_steps": request.num_inference_steps,
+    }
+
+
+def _public(placement: Mapping[str, Any]) -> dict[str, Any]:
+    """Where things are put, for others to read: of a mask's file its name alone."""
+    regions = [re.sub(r"=.*[/\\]", "=", text) for text in placement.get("regions", ())]
+    return {**placement, **({"regions": regions} if regions else {})}
+
+
+def _draw(
+    request: DrawRequest, session: _Session, attached: Concept | Merge, metadata: dict[str, Any]
+) -> tuple[tuple[DrawnPicture, ...], tuple[str, ...]]:
+    """The pictures, and the prompt of each window."""
+    base, drawn = session.base, []
+    with (
+        _attached(request, base, attached) as attachment,
+        guided(base, request.guidance_scale, request.pag_scale) as (pipe, scales),
+    ):
+        windows = tuple(attachment.clauses(request.prompt).values())
+        metadata |= {
+            "guidance_scale": scales["guidance_scale"],
+            "pag_scale": scales.get("pag_scale", 0.0),
+            "isolate_concepts": attachment.read_apart,
+        }
+        if windows:
+            metadata["windows"] = list(windows)
+            session.notice("Side by side: " + " | ".join(windows))
+        for seed, picture in _pictures(pipe, request, scales, session.progress):
+            drawn.append(DrawnPicture(picture, seed, {**metadata, "seed": seed}))
+            session.on_picture(drawn[-1])
+    return tuple(drawn), windows
+
+
+def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> Attachment:
+    placement = request.placement
+    return attach(
+        base.pipe,
+        attached,
+        regions=placement.get("regions", ()),
+        separate=placement.get("auto_regions", False),
+        side_by_side=request.side_by_side,
+        read_apart=request.isolate_concepts,
+    )
+
+
+def _pictures(
+    pipe: Any, request: DrawRequest, scales: dict[str, float], progress: Progress
+) -> Iterator[tuple[int, Image.Image]]:
+    """One (seed, picture) after another; each has a seed of its own, so that it can be drawn again alone."""
+    steps = request.num_inference_steps
+    total = request.count * steps
+    for i, seed in enumerate(request.seeds):
+
+        def after_step(_: Any, step: int, time: Any, kept: dict[str, Any], i: int = i) -> dict[str, Any]:
+            progress(i * steps + step + 1, total, "drawing")
+            return kept
+
+        generator = torch.Generator("cpu").manual_seed(seed)
+        result = pipe(
+            request.prompt,
+            generator=generator,
+            callback_on_step_end=after_step,
+            num_inference_steps=steps,
+            **scales,
+        )
+        yield seed, result.images[0]
+
+
+def _png(picture: Image.Image) -> bytes:
+    data = BytesIO()
+    picture.save(data, format="PNG")
+    return data.getvalue()

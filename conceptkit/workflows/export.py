@@ -1,0 +1,63 @@
+"""Concepts leave for other programs: one as it is, several as their merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from conceptkit.base.pipeline import STORYBOOK, Base, load
+from conceptkit.concepts.concept import Concept, read
+from conceptkit.formats import diffusers
+from conceptkit.merging import request
+from conceptkit.merging.compose import Merge, compose
+from conceptkit.registry.store import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """The files that were written, what is in them, and sentences for the user."""
+
+    files: tuple[Path, ...]
+    concept: Concept
+    notices: tuple[str, ...] = ()
+
+
+def export(
+    what: Concept | Merge | str | Sequence[str],
+    out: Path | str,
+    *,
+    base: Base | str | None = None,
+    registry: Registry | None = None,
+    force: bool = False,
+    with_names: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> Exported:
+    """Write a concept, or the merge of several, as files that plain diffusers loads.
+
+        ck.export(["my_dog:0.8", "moongate"], "for_diffusers")
+
+    what: a concept, a merge, or names in the registry, each with a strength if wanted.
+    out: a folder, which is filled. force: files that are there may be written over.
+    with_names: write into them where the base lies on this machine and what the photos are called, too.
+    base: on which several are merged; None: the one that the first was learned on.
+
+    Raises NoEffect or ConceptError for what no file can hold, and what `compose` raises.
+    """
+    if isinstance(what, Concept | Merge):
+        concept = what if isinstance(what, Concept) else what.concept
+        notices = () if isinstance(what, Concept) else what.report.notices
+        files = diffusers.export(what, Path(out), force=force, with_names=with_names)
+        return Exported(tuple(files), concept, tuple(notices))
+    how = {"force": force, "with_names": with_names}
+    names = [what] if isinstance(what, str) else list(what)
+    if registry is None:
+        with Registry() as opened:
+            return export(names, out, base=base, registry=opened, progress=progress, **how)
+    weights = request.read(names)
+    entries = [registry.get(name) for name in weights]
+    if base is None and list(weights.values()) == [1.0]:
+        return export(read(registry, entries[0].ref), out, **how)
+    if base is None or isinstance(base, str):
+        base = load(base or entries[0].summary.get("base_name", STORYBOOK))
+    return export(compose(*names, base=base, registry=registry, tick=progress), out, **how)
