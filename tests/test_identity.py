@@ -66,7 +66,7 @@ def test_concepts_of_early_versions_still_fit_their_base():
         "exact",
         "sketch",
     }
-    for broken in ({"text_sketch": [0.5]}, {"text_exact": 3}, {"text_sketch": [1] * 16}):
+    for broken in ({"text_sketch": [0.5]}, {"text_exact": 3}, {"text_sketch": 3}, {"text_sketch": [1] * 16}):
         with pytest.raises(BadBlob, match="sketch is damaged"):
             fingerprint.Fingerprint.from_json(stored | broken)
 

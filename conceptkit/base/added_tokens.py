@@ -38,6 +38,7 @@ class WiderTable(nn.Embedding):
         self.first = first
 
     def forward(self, ids: Tensor) -> Tensor:
+        """(..., d) of ids (...)."""
         new = (ids >= self.first) & (ids < self.first + len(self.rows))
         known = super().forward(ids.where(~new, 0))
         learned = F.embedding((ids - self.first).where(new, 0), self.rows).to(known.dtype)

@@ -66,11 +66,13 @@ def _text_encoders(pipe: Any, own: bool) -> tuple[str, tuple[float, ...]]:
             if name.endswith(".rows") and name.split(".")[-2] == "token_embedding":
                 continue
             rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
-            weight = rows.to("cpu", torch.float16)
+            weight = rows.to("cpu", torch.float16).contiguous()
             exact.update(name.encode())
-            exact.update(weight.numpy().tobytes() + more)
-            sketch += _projected(f"{i} {name}", weight.float(), TEXT_SKETCH_SIZE)
-            energy += float(weight.float().square().sum())
+            exact.update(weight.numpy())
+            exact.update(more)
+            weight = weight.float()
+            sketch += _projected(f"{i} {name}", weight, TEXT_SKETCH_SIZE)
+            energy += float(torch.dot(weight.flatten(), weight.flatten()))
     scale = (TEXT_SKETCH_SIZE * max(energy, 1e-30)) ** 0.5
     return exact.hexdigest()[:16], tuple(round(x, 6) for x in (sketch / scale).tolist())
 
@@ -159,9 +161,8 @@ class Fingerprint:
         if len(sketch) != SKETCH_SIZE or not all(type(x) is float for x in sketch):
             raise BadBlob("These bytes are not a concept (its sketch is damaged); import or learn it again")
         text, projections = value.get("text_exact", ""), value.get("text_sketch", [])
+        whole = isinstance(text, str) and isinstance(projections, list)
         sizes = (TEXT_SKETCH_SIZE,) if text else (0, TEXT_SKETCH_SIZE)
-        if not isinstance(text, str) or len(projections) not in sizes:
-            raise BadBlob("These bytes are not a concept (its sketch is damaged); import or learn it again")
-        if not all(type(x) is float for x in projections):
+        if not whole or len(projections) not in sizes or not all(type(x) is float for x in projections):
             raise BadBlob("These bytes are not a concept (its sketch is damaged); import or learn it again")
         return cls(architecture, exact, tuple(sketch), text, tuple(projections))

@@ -177,6 +177,8 @@ def attach(
     given. `read_apart`: in one frame each concept's words are read without the other concepts in the prompt
     (`steering.apart`), by default on storybook.
 
+    Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
+    `layer_check`; a pipeline of the same parts knows their tokens, and no names.
     Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
     pipeline carries concepts already; whatever is raised, the pipeline is as it was.
     """

@@ -44,6 +44,7 @@ class Seen:
     scale: float = 1.0
 
     def among(self, rows: Tensor, of: Tensor, scale: float = 1.0) -> Seen:
+        """The same, shown to these rows of a batch."""
         return replace(self, rows=rows, of=of, scale=scale)
 
     def unlike(self) -> Tensor:

@@ -115,10 +115,12 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
 
     @property
     def ups(self) -> nn.ParameterDict:
+        """Adapter -> its up factor (o, r), of those of low rank."""
         return getattr(self, self.up_name)
 
     @property
     def downs(self) -> nn.ParameterDict:
+        """Adapter -> its down factor (r, d), of those of low rank."""
         return getattr(self, self.down_name)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -127,6 +129,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         return self.scaling[adapter_name] * (factors[0] @ factors[1] if len(factors) == 2 else factors[0])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The map and the active deltas of x (..., d): (..., o). Raises ConceptError on `adapter_names`."""
         refuse_mixed_batch(kwargs.pop("adapter_names", None))
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -188,21 +191,29 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
             self.scaling[adapter] = before if scale == 1 else float(scale)
 
     def scale_layer(self, scale: float) -> None:
+        """Multiply the scales of the active adapters."""
         for name in self.scaling.keys() & set(self.active_adapters):
             if scale == 0:
                 self.silenced.setdefault(name, self.scaling[name])
             self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scales of the active adapters, or set them to 1."""
         for name in self.scaling.keys() & set(self.active_adapters):
             self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether `peft.convert_to_lora` may take it: a delta is all that there is."""
         return True
 
 
 class KVDeltaModel(BaseTuner):
-    """Puts KVDeltaLinear layers into a model; PEFT makes one of these for every KVDeltaConfig."""
+    """Puts KVDeltaLinear layers into a model; PEFT makes one of these for every KVDeltaConfig.
+
+    Several adapters may be active at once and merge. Rows of one batch have no adapters of their own
+    (`adapter_names` is a ConceptError); other kinds of adapters in one PeftModel (`mixed=True`) and
+    hot-swapping PEFT has for LoRA alone.
+    """
 
     prefix = "kv_delta_"
     tuner_layer_cls = KVDeltaLinear
