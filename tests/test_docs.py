@@ -1,0 +1,210 @@
+"""The documents say what is so: their blocks run, their commands are understood, what is generated is current."""
+
+import ast
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from diffusers import DDIMScheduler
+
+import conceptkit
+from conceptkit import storybook
+from conceptkit.base import families
+from conceptkit.cli import configuration_reference, reference
+from conceptkit.cli.main import main
+from conceptkit.features import caption_statistics, captions
+from conceptkit.learn.config import DEFAULT_CONFIGS
+from tests import documents, tiny
+from tests.documents import PAGES, ROOT, Block
+
+WALKS = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
+"""Pages whose blocks are run, in order."""
+HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SHORT = {"token_steps": 2, "steps": 3, "views": 6, "batch": 2, "prior_batch": 2, "prior_size": 4, "prior_steps": 2}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def short_recipes(monkeypatch):
+    """All methods in a few steps."""
+    for name, recipe in DEFAULT_CONFIGS.items():
+        short = {field: min(value, getattr(recipe, field)) for field, value in SHORT.items()}
+        monkeypatch.setitem(DEFAULT_CONFIGS, name, replace(recipe, **short))
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory) -> Path:
+    return tiny.save(tiny.pico_sd(), tmp_path_factory.mktemp("base") / "pico")
+
+
+@pytest.fixture
+def pico_storybook(pico, monkeypatch):
+    """A base that draws noise in the place of the storybook, and few captions."""
+    monkeypatch.setattr(storybook, "path", lambda part="pipeline": str(pico))
+    row = replace(families.FAMILIES["storybook"], weights=pico)
+    monkeypatch.setitem(families.FAMILIES._rows, "storybook", row)
+    texts = captions.captions("any")[:40]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+    set_timesteps = DDIMScheduler.set_timesteps
+
+    def few(scheduler, num_inference_steps, *args, **options):
+        set_timesteps(scheduler, min(num_inference_steps, 2), *args, **options)
+
+    monkeypatch.setattr(DDIMScheduler, "set_timesteps", few)
+
+
+@pytest.fixture
+def desk(tmp_path, pico, monkeypatch):
+    """A folder to work in: the examples, photos, and small bases under the names that the pages use."""
+    monkeypatch.chdir(tmp_path)
+    documents.enter(tmp_path / "desk")
+    shutil.copytree(ROOT / "examples" / "photos" / "my_dog", "photos")
+    for base in (HUB_ID, "models/my_fine_tune"):
+        shutil.copytree(pico, base)
+
+
+def walk(page: Path) -> None:
+    names: dict[str, object] = {"__name__": page.stem}
+    for block in documents.blocks(page, "bash", "python"):
+        documents.run(block, names)
+
+
+@pytest.mark.parametrize("page", WALKS, ids=name_of)
+def test_a_walk_runs_on_a_small_base(page, desk, short_recipes, pico_storybook):
+    walk(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WALKS, ids=name_of)
+def test_a_walk_runs_on_the_storybook(page, desk, short_recipes):
+    walk(page)
+
+
+def all_blocks(*languages: str) -> list[Block]:
+    return [block for page in PAGES for block in documents.blocks(page, *languages)]
+
+
+def shown_commands() -> list[list[str]]:
+    """Arguments of each `conceptkit` line in the shell blocks, and in the examples of the commands' help."""
+    lines = [line for block in all_blocks("bash") for line in documents.shell_lines(block)]
+    helped = re.findall(r"^ +(conceptkit .*)$", reference.commands_page(), re.M)
+    found = [documents.words_of(line) for line in [*lines, *helped]]
+    unique = {tuple(words[1:]) for words in found if words[0] == "conceptkit"}
+    return [list(words) for words in sorted(unique)]
+
+
+def commands(command: click.Command = main):
+    yield command
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            yield from commands(below)
+
+
+@pytest.fixture
+def parsed_only(monkeypatch):
+    for command in commands():
+        monkeypatch.setattr(command, "callback", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("words", shown_commands(), ids=" ".join)
+def test_every_command_line_is_understood(words, parsed_only):
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "words", [["compose", "my_dog", "--promt", "x"], ["ad", "my_dog", "photos"], ["compose", "my_dog"]]
+)
+def test_a_wrong_command_line_would_be_noticed(words, parsed_only):
+    """The test above is no stronger than this."""
+    assert CliRunner().invoke(main, words).exit_code == 2
+
+
+def test_every_command_is_shown_in_use():
+    used = {words[0] for words in shown_commands() if words}
+    assert set(main.commands) <= used
+
+
+@pytest.mark.parametrize("block", all_blocks("bash"), ids=str)
+def test_what_sets_up_an_environment_exists(block):
+    for line in documents.shell_lines(block):
+        if documents.words_of(line)[0] in ("make", "pip", "."):
+            documents.run_line(line, str(block))
+
+
+@pytest.mark.parametrize("line", ["make nothing", "pip install other", "pip install 'conceptkit[nothing]'"])
+def test_an_environment_that_does_not_exist_would_be_noticed(line):
+    with pytest.raises(AssertionError):
+        documents.run_line(line, "here")
+
+
+@pytest.mark.parametrize("block", all_blocks("python"), ids=str)
+def test_python_is_python_and_uses_what_is_public(block):
+    tree = ast.parse(block.text)
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ck"
+    }
+    assert used <= set(conceptkit.__all__)
+
+
+def test_no_block_has_a_language_that_nothing_checks():
+    assert {block.language for block in all_blocks()} <= {"bash", "python", "text", "toml"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_between_pages_leads_somewhere(page):
+    text = re.sub(documents.BLOCK, "", page.read_text(encoding="utf-8"))
+    shared = {str(Path("docs") / k): v for k, v in (("images/contact_sheet.png", ""), ("images/samples.png", ""))}
+    for target in re.findall(r"\]\(([^)\s#]+)(?:#[\w-]+)?\)", text):
+        if not target.startswith("http"):
+            file = (page.parent / target).resolve()
+            assert file.exists() or name_of(file) in shared, f"{name_of(page)} links to {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_a_generated_page_is_current(name):
+    page = (reference.FOLDER / name).read_text(encoding="utf-8")
+    assert page == reference.PAGES[name](), "run `make reference`"
+
+
+def test_generated_pages_are_written_where_asked(tmp_path):
+    stale = tmp_path / "commands.md"
+    stale.write_text("stale")
+    first = CliRunner().invoke(reference.main, [str(tmp_path)])
+    second = CliRunner().invoke(reference.main, [str(tmp_path)])
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "Wrote" in first.output and "Wrote" not in second.output
+    assert "Usage: conceptkit storybook draw" in stale.read_text()
+
+
+def test_every_field_of_a_recipe_is_described():
+    assert [name for name, *_, text in configuration_reference.field_rows() if not text] == []
+
+
+def test_descriptions_are_found_in_a_docstring():
+    doc = """How.
+
+    rank, size: of both; and so on.
+        It goes on: here. lr: a rate.
+
+    batch: of a step, see (rank: no).
+    """
+    assert configuration_reference.described(doc, ["rank", "size", "lr", "batch"]) == {
+        "rank": "of both; and so on. It goes on: here.",
+        "size": "of both; and so on. It goes on: here.",
+        "lr": "a rate.",
+        "batch": "of a step, see (rank: no).",
+    }
