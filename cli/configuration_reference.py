@@ -22,18 +22,24 @@ last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit 
 def described(doc: str, names: Sequence[str]) -> dict[str, str]:
     """Field -> its text in a docstring with entries such as `rank: of the delta.` or `begin, end: both.`
 
-    An entry begins a line or follows the end of a sentence, and ends where the next begins.
+    An entry begins a line or follows the end of a sentence, and ends where the next begins. A field without an
+    entry of its own refers to those that name it.
     """
     text = " ".join(doc.split())
     some = "|".join(map(re.escape, names))
     entry = re.compile(rf"(?:^|(?<=[.;] ))((?:{some})(?:, (?:{some}))*): ")
     found = [(match[1].split(", "), match.start(), match.end()) for match in entry.finditer(text)]
     ends = [start for _, start, _ in found[1:]] + [len(text)]
-    return {
+    own = {
         name: text[begin:end].strip()
         for (these, _, begin), end in zip(found, ends, strict=True)
         for name in these
     }
+    entries = dict(own)
+    for name in set(names) - set(own):
+        if places := [f"`{other}`" for other, entry in entries.items() if f"`{name}`" in entry]:
+            own[name] = f"See {' and '.join(places)}."
+    return own
 
 
 def field_rows() -> list[tuple[str, str, str, str]]:
@@ -64,7 +70,9 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, "## Fields\n"]
     for name, kind, default, text in field_rows():
-        parts.append(f"### `{name}`\n\n{_kind(kind)}, default {default}\n{{: .field }}\n\n{_sentence(text)}\n")
+        parts.append(
+            f"### `{name}`\n\n{_kind(kind)}, default {default}\n{{: .field }}\n\n{_sentence(text)}\n"
+        )
     parts.append("## Recipes\n\nAn empty cell is the field's default.\n")
     parts.append(_table(["field", *(f"`{name}`" for name in DEFAULT_CONFIGS)], method_rows(DEFAULT_CONFIGS)))
     return "\n".join(parts)
@@ -87,4 +95,7 @@ def _sentence(text: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        + "\n"
+    )

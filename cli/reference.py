@@ -8,7 +8,7 @@ import click
 from conceptkit.cli import configuration_reference
 from conceptkit.cli.main import main as root
 
-WIDTH = 88
+WIDTH = 76
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 HEAD = """\
 <!-- Written by `make reference`; change the help of the commands instead. -->

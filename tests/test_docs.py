@@ -24,7 +24,15 @@ from tests.documents import PAGES, ROOT, Block
 WALKS = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
 """Pages whose blocks are run, in order."""
 HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SHORT = {"token_steps": 2, "steps": 3, "views": 6, "batch": 2, "prior_batch": 2, "prior_size": 4, "prior_steps": 2}
+SHORT = {
+    "token_steps": 2,
+    "steps": 3,
+    "views": 6,
+    "batch": 2,
+    "prior_batch": 2,
+    "prior_size": 4,
+    "prior_steps": 2,
+}
 
 
 def name_of(page: Path) -> str:
@@ -163,7 +171,9 @@ def test_no_block_has_a_language_that_nothing_checks():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_between_pages_leads_somewhere(page):
     text = re.sub(documents.BLOCK, "", page.read_text(encoding="utf-8"))
-    shared = {str(Path("docs") / k): v for k, v in (("images/contact_sheet.png", ""), ("images/samples.png", ""))}
+    shared = {
+        str(Path("docs") / k): v for k, v in (("images/contact_sheet.png", ""), ("images/samples.png", ""))
+    }
     for target in re.findall(r"\]\(([^)\s#]+)(?:#[\w-]+)?\)", text):
         if not target.startswith("http"):
             file = (page.parent / target).resolve()
@@ -200,11 +210,12 @@ def test_descriptions_are_found_in_a_docstring():
     rank, size: of both; and so on.
         It goes on: here. lr: a rate.
 
-    batch: of a step, see (rank: no).
+    batch: of a step of `decay`, see (rank: no).
     """
-    assert configuration_reference.described(doc, ["rank", "size", "lr", "batch"]) == {
+    assert configuration_reference.described(doc, ["rank", "size", "lr", "batch", "decay", "odd"]) == {
         "rank": "of both; and so on. It goes on: here.",
         "size": "of both; and so on. It goes on: here.",
         "lr": "a rate.",
-        "batch": "of a step, see (rank: no).",
+        "batch": "of a step of `decay`, see (rank: no).",
+        "decay": "See `batch`.",
     }

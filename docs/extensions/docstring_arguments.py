@@ -39,8 +39,10 @@ def _sections(docstring: Docstring, names: set[str], title: str) -> Iterator[str
             if not inside:
                 yield from ("", f"{title}:")
             inside = True
-            for name in entry[1].split(", "):
-                yield f"    {name}: {entry[2]}"
+            first, *others = entry[1].split(", ")
+            for name in others:
+                yield f"    {name}: see `{first}`."
+            yield f"    {first}: {entry[2]}"
         elif inside and line.strip():
             if line.startswith("    "):
                 yield f"    {line}"
