@@ -14,19 +14,25 @@ from click.testing import CliRunner
 from conceptkit.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.M | re.S)
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", re.M | re.S)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and where it stands."""
+    """A fenced block: its language, its text, its title, and where it stands."""
 
     page: Path
     line: int
     language: str
     text: str
+    title: str = ""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -37,10 +43,12 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found = []
     for match in BLOCK.finditer(text):
-        indent, language, body = match.groups()
+        indent, language, about, body = match.groups()
         body = re.sub(rf"^{indent}", "", body, flags=re.M)
         if not languages or language in languages:
-            found.append(Block(page, text.count("\n", 0, match.start()) + 1, language, body))
+            title = re.search(r'title="(.*?)"', about)
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(page, line, language, body, title[1] if title else ""))
     return found
 
 

@@ -1,8 +1,10 @@
-"""The documents say what is so: their blocks run, their commands are understood, what is generated is current."""
+"""The documents are true: their blocks run, their commands are understood, generated pages are current."""
 
 import ast
+import dataclasses
 import re
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from conceptkit.base import families
 from conceptkit.cli import configuration_reference, reference
 from conceptkit.cli.main import main
 from conceptkit.features import caption_statistics, captions
-from conceptkit.learn.config import DEFAULT_CONFIGS
-from tests import documents, tiny
+from conceptkit.learn.config import DEFAULT_CONFIGS, TrainConfig
+from tests import documents, learning, tiny
 from tests.documents import PAGES, ROOT, Block
 
 WALKS = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
@@ -42,9 +44,8 @@ def name_of(page: Path) -> str:
 @pytest.fixture
 def short_recipes(monkeypatch):
     """All methods in a few steps."""
-    for name, recipe in DEFAULT_CONFIGS.items():
-        short = {field: min(value, getattr(recipe, field)) for field, value in SHORT.items()}
-        monkeypatch.setitem(DEFAULT_CONFIGS, name, replace(recipe, **short))
+    for name in DEFAULT_CONFIGS:
+        monkeypatch.setitem(DEFAULT_CONFIGS, name, learning.method(name))
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +179,22 @@ def test_every_link_between_pages_leads_somewhere(page):
         if not target.startswith("http"):
             file = (page.parent / target).resolve()
             assert file.exists() or name_of(file) in shared, f"{name_of(page)} links to {target}"
+
+
+def test_code_fits_a_page_of_the_site():
+    wide = [
+        (str(block), line)
+        for block in all_blocks()
+        for line in block.text.splitlines()
+        if len(line) > reference.WIDTH + 2 and block.page.name != "commands.md"
+    ]
+    assert wide == []
+
+
+def test_a_recipe_file_has_fields_of_a_recipe():
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    recipes = [tomllib.loads(block.text) for block in all_blocks("toml") if block.title == "my_recipe.toml"]
+    assert recipes and all(set(recipe) <= fields for recipe in recipes)
 
 
 def test_the_readme_is_short():

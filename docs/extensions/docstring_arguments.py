@@ -1,4 +1,4 @@
-"""Docstrings of this project, read by griffe: lines such as "rank: of the delta." become lists of arguments.
+"""Docstrings for griffe: lines such as "rank: of the delta." become lists of arguments.
 
 A docstring says `name: text` or `name, other: text` at the start of a line, where `name` is a parameter of the
 function or a field of the class. Lines that are indented further go on with the text.
