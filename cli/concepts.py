@@ -1,7 +1,6 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import click
 
 from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, wrote
 from conceptkit.cli.search import filter_options, filters
-from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
+from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table, local, star
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_new_file
 
@@ -106,7 +105,7 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
             raise ConceptError(
                 f"{entry.ref} was stored without a preview: draw one with `conceptkit compose {name}`."
             )
-        odd_files.check_output(preview, mine=_is_png(preview))
+        odd_files.check_output(preview, mine=True)
         atomic_files.write_whole(preview, lambda out: out.write(picture))
         if not as_json:
             wrote(preview)
@@ -159,11 +158,6 @@ def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]],
     echo_table(table if tagged else [row[:-1] for row in table])
 
 
-def _is_png(file: Path) -> bool:
-    with file.open("rb") if file.is_file() else BytesIO() as handle:
-        return handle.read(8) == b"\x89PNG\r\n\x1a\n"
-
-
 def size(count: int) -> str:
     """Bytes as a person reads them, in powers of 1000."""
     return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
@@ -180,8 +174,8 @@ def _row(entry: "Entry", marks: Mapping[str, Any]) -> tuple[str, ...]:
         clip(what, TEXT),
         clip(base, TEXT),
         size(entry.bytes),
-        entry.created[:10],
-        clip(" ".join((["★"] if marks["favourite"] else []) + marks["tags"]), TEXT),
+        local(entry.created)[:10],
+        clip(" ".join(([star()] if marks["favourite"] else []) + marks["tags"]), TEXT),
     )
 
 
@@ -219,7 +213,7 @@ def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
         "photo": REFERENCE if about.get("reference") else "",
         "merged from": ", ".join(_parents(about)),
         "size": size(entry.bytes),
-        "created": entry.created[:19].replace("T", " ") + " UTC",
+        "created": local(entry.created),
         "hash": entry.hash,
         "versions": ", ".join(str(other.version) for other in versions),
     }

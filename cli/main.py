@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -28,7 +28,7 @@ from conceptkit.cli import (
     tokens,
 )
 from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
-from conceptkit.cli.terminal import plain
+from conceptkit.cli.terminal import any_text, plain
 from conceptkit.errors import ConceptError
 
 STOPPED = "Stopped; nothing half-written was kept."
@@ -84,9 +84,16 @@ class Root(click.Group):
             _answer(ctx, as_json, STOPPED)
             ctx.exit(130)
         except ConceptError as error:
-            _explain(ctx)
-            _answer(ctx, as_json, _sentence(error))
-            raise Mistake(plain(_sentence(error), lines=True)) from error
+            _refuse(ctx, as_json, str(error), error)
+        except BrokenPipeError:  # nobody reads on: click ends quietly
+            raise
+        except UnicodeEncodeError as error:
+            _refuse(ctx, as_json, f"{error.object[:60]!a} is no text; type it in UTF-8", error)
+        except OSError as error:
+            if error.strerror is None:
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            _refuse(ctx, as_json, f"{what}; check that place and try again", error)
         except Exception as error:
             _explain(ctx)
             hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
@@ -107,6 +114,7 @@ def main(ctx: click.Context) -> None:
       conceptkit add my_dog ./photos
       conceptkit compose my_dog --prompt "my_dog in the snow"
     """
+    ctx.with_resource(any_text())
     if not ctx.meta.get(DEBUG):
         ctx.with_resource(_quiet())
 
@@ -159,9 +167,12 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _sentence(error: ConceptError) -> str:
-    text = str(error)
-    return text if text.endswith((".", "?", "!")) else f"{text}."
+def _refuse(ctx: click.Context, as_json: bool, text: str, error: Exception) -> NoReturn:
+    """End with a sentence and exit code 2."""
+    _explain(ctx)
+    sentence = text if text.endswith((".", "?", "!")) else f"{text}."
+    _answer(ctx, as_json, sentence)
+    raise Mistake(plain(sentence, lines=True)) from error
 
 
 def _answer(ctx: click.Context, as_json: bool, sentence: str) -> None:

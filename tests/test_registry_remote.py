@@ -524,7 +524,7 @@ def test_the_whole_road_on_the_command_line(home, tmp_path, monkeypatch):
     public = run("keys", "create", "me").split()[-1]
     assert run("keys", "list", "--json").count(public) == 1
     file = tmp_path / "ours.bundle"
-    assert run("export", "my_dog", "--bundle", file, "--sign") == f"Wrote {file} with my_dog@2.\n"
+    assert f"Wrote {file} with my_dog@2.\n" in run("export", "my_dog", "--bundle", file, "--sign")
     run("export", "my_dog", "--bundle", tmp_path / "all", "--all-versions")
     assert "give one of them" in run("export", "my_dog", code=2)
     assert "belong to --bundle" in run("export", "my_dog", "--out", "x", "--sign", code=2)

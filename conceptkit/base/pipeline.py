@@ -17,6 +17,7 @@ from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
+from conceptkit.registry.paths import expanded
 
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
@@ -124,7 +125,7 @@ def _locate(name: str) -> tuple[str, bool]:
         if not weights.is_dir():
             raise BadBase(f"This installation lacks the {name} base; install conceptkit again")
         return str(weights), True
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise BadBase(f"The folder {name!r} is no diffusers pipeline; give one with a model_index.json")
