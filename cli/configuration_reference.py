@@ -13,17 +13,17 @@ HEAD = """\
 
 # Configuration
 
-A recipe is the full set of hyper-parameters with which one concept is learned. Each method has a recipe of its own, the
-last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from Python with
-`ck.add(..., changes={"FIELD": VALUE})`. The recipe is stored with the concept; `conceptkit show NAME` prints it.
+A recipe is the full set of hyper-parameters with which one concept is learned. Each method has a recipe of its
+own, the last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from Python with
+`ck.add(..., changes={"FIELD": VALUE})`. The recipe is stored with the concept.
 """
 
 
 def described(doc: str, names: Sequence[str]) -> dict[str, str]:
     """Field -> its text in a docstring with entries such as `rank: of the delta.` or `begin, end: both.`
 
-    An entry begins a line or follows the end of a sentence, and ends where the next begins. A field without an
-    entry of its own refers to those that name it.
+    An entry begins a line or follows the end of a sentence, and ends where the next begins. A field without
+    an entry of its own refers to those that name it.
     """
     text = " ".join(doc.split())
     some = "|".join(map(re.escape, names))
@@ -43,7 +43,7 @@ def described(doc: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def field_rows() -> list[tuple[str, str, str, str]]:
-    """(field, type, default, text) of each field of a recipe, in order; the text of a field without one is ''."""
+    """(field, type, default, text) of each field of a recipe, in order; without a text it is ''."""
     known = [field for field in fields(TrainConfig) if field.name != "method"]
     texts = described(getdoc(TrainConfig) or "", [field.name for field in known])
     rows = []
@@ -70,9 +70,7 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, "## Fields\n"]
     for name, kind, default, text in field_rows():
-        parts.append(
-            f"### `{name}`\n\n{_kind(kind)}, default {default}\n{{: .field }}\n\n{_sentence(text)}\n"
-        )
+        parts.append(f"### `{name}`\n\n{_sentence(_kind(kind))}, default {default}.\n\n{_sentence(text)}\n")
     parts.append("## Recipes\n\nAn empty cell is the field's default.\n")
     parts.append(_table(["field", *(f"`{name}`" for name in DEFAULT_CONFIGS)], method_rows(DEFAULT_CONFIGS)))
     return "\n".join(parts)
@@ -95,7 +93,4 @@ def _sentence(text: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return (
-        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        + "\n"
-    )
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

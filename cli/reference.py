@@ -1,4 +1,4 @@
-"""The pages of the reference that are written by a program; `python -m conceptkit.cli.reference` renews them."""
+"""The generated pages of the reference; `python -m conceptkit.cli.reference` writes them anew."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

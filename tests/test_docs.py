@@ -26,15 +26,6 @@ from tests.documents import PAGES, ROOT, Block
 WALKS = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
 """Pages whose blocks are run, in order."""
 HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SHORT = {
-    "token_steps": 2,
-    "steps": 3,
-    "views": 6,
-    "batch": 2,
-    "prior_batch": 2,
-    "prior_size": 4,
-    "prior_steps": 2,
-}
 
 
 def name_of(page: Path) -> str:
@@ -169,12 +160,22 @@ def test_no_block_has_a_language_that_nothing_checks():
     assert {block.language for block in all_blocks()} <= {"bash", "python", "text", "toml"}
 
 
+def shared_files() -> dict[str, str]:
+    """Files of the repository that the site shows under another address; the module itself needs mkdocs."""
+    tree = ast.parse((ROOT / "docs" / "extensions" / "shared_files.py").read_text())
+    (found,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
+    return ast.literal_eval(found)
+
+
+@pytest.mark.parametrize("path", shared_files().values())
+def test_a_file_that_the_site_shares_exists(path):
+    assert (ROOT / path).is_file()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_between_pages_leads_somewhere(page):
     text = re.sub(documents.BLOCK, "", page.read_text(encoding="utf-8"))
-    shared = {
-        str(Path("docs") / k): v for k, v in (("images/contact_sheet.png", ""), ("images/samples.png", ""))
-    }
+    shared = {f"docs/{address}" for address in shared_files()}
     for target in re.findall(r"\]\(([^)\s#]+)(?:#[\w-]+)?\)", text):
         if not target.startswith("http"):
             file = (page.parent / target).resolve()

@@ -1,7 +1,7 @@
 """Docstrings for griffe: lines such as "rank: of the delta." become lists of arguments.
 
-A docstring says `name: text` or `name, other: text` at the start of a line, where `name` is a parameter of the
-function or a field of the class. Lines that are indented further go on with the text.
+A docstring says `name: text` or `name, other: text` at the start of a line, where `name` is a parameter of
+the function or a field of the class. Lines that are indented further go on with the text.
 """
 
 import re
