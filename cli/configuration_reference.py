@@ -13,9 +13,9 @@ HEAD = """\
 
 # Configuration
 
-A recipe is the full set of hyper-parameters with which one concept is learned. Each method has a recipe of its
-own, the last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from Python with
-`ck.add(..., changes={"FIELD": VALUE})`. The recipe is stored with the concept.
+A recipe is the full set of hyper-parameters with which one concept is learned. Each method has a recipe of
+its own, the last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from
+Python with `ck.add(..., changes={"FIELD": VALUE})`. The recipe is stored with the concept.
 """
 
 

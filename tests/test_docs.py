@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,30 @@ def test_a_recipe_file_has_fields_of_a_recipe():
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     recipes = [tomllib.loads(block.text) for block in all_blocks("toml") if block.title == "my_recipe.toml"]
     assert recipes and all(set(recipe) <= fields for recipe in recipes)
+
+
+def test_what_pages_set_are_fields_of_a_recipe():
+    """`--set rank=4`, and lists of settings such as `rank=4 batch=2`."""
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "commands.md")
+    named = set(re.findall(r"--set (\w+)=", texts))
+    for code in re.findall(r"`((?:[a-z_]+=[\w.+]+ ?)+)`", texts):
+        named |= {word.partition("=")[0] for word in code.split()}
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert named and named - fields == set()
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path):
+    """In strict mode: every link leads somewhere, and every module and name of the Python pages exists."""
+    pytest.importorskip("mkdocs", reason="the site is built with the extra `docs`")
+    subprocess.run(["make", "types"], cwd=ROOT, check=True, capture_output=True)
+    build = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    outside = re.compile(r"""<(?:script|link|img)[^>]+(?:src|href)=["']?(?:https?:)?//""")
+    assert [page for page in pages if outside.search(page.read_text(encoding="utf-8"))] == []
 
 
 def test_the_readme_is_short():
