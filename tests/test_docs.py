@@ -207,7 +207,7 @@ def test_what_pages_set_are_fields_of_a_recipe():
     for code in re.findall(r"`((?:[a-z_]+=[\w.+]+ ?)+)`", texts):
         named |= {word.partition("=")[0] for word in code.split()}
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert named and named - fields == set()
+    assert named and named - fields - {"FIELD"} == set()
 
 
 @pytest.mark.slow
