@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from conceptkit.learn.config import DEFAULT_CONFIGS, TrainConfig
 from tests import documents, learning, tiny
 from tests.documents import PAGES, ROOT, Block
 
-WALKS = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
+WALKS = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
 """Pages whose blocks are run, in order."""
+HOME = ROOT / "docs" / "index.md"
 HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -84,9 +86,29 @@ def test_a_walk_runs_on_a_small_base(page, desk, short_recipes, pico_storybook):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WALKS, ids=name_of)
+@pytest.mark.parametrize("page", [*WALKS, HOME], ids=name_of)
 def test_a_walk_runs_on_the_storybook(page, desk, short_recipes):
     walk(page)
+
+
+def test_the_home_page_shows_what_the_readme_runs():
+    lines = {" ".join(documents.words_of(line)) for line in all_lines(ROOT / "README.md")}
+    home = [" ".join(documents.words_of(line)) for line in all_lines(HOME)]
+    assert [line for line in home if line not in lines] == []
+
+
+def all_lines(page: Path) -> list[str]:
+    return [line for block in documents.blocks(page, "bash") for line in documents.shell_lines(block)]
+
+
+def test_the_examples_run(desk, short_recipes, pico_storybook, monkeypatch):
+    for program in ("compose_two", "load_in_diffusers"):
+        runpy.run_path(str(ROOT / "examples" / f"{program}.py"), run_name="__main__")
+    conceptkit.export(["my_dog", "moongate"], "for_diffusers")
+    monkeypatch.setattr(sys, "argv", ["load", "for_diffusers", storybook.path()])
+    runpy.run_path(str(ROOT / "examples" / "load_without_conceptkit.py"), run_name="__main__")
+    drawn = {file.name for file in Path("pictures").iterdir()}
+    assert drawn == {"attached.png", "compose_two.png", "detached.png", "without_conceptkit.png"}
 
 
 def all_blocks(*languages: str) -> list[Block]:
