@@ -265,7 +265,8 @@ def test_a_backup_with_a_damaged_schema_is_one_plain_sentence(stocked, tmp_path)
 
 def test_closing_writes_the_log_back_before_it_locks_anybody_out(stocked):
     labels.tag(stocked, "gate", ["acknowledged"])
-    real, seen = stocked.index.conn, []
+    mine = stocked.index._connections.open(stocked.index._connect)
+    real, seen = mine.conn, []
 
     class Closing:
         def __getattr__(self, name):
@@ -278,6 +279,6 @@ def test_closing_writes_the_log_back_before_it_locks_anybody_out(stocked):
             conn.close()
             real.close()
 
-    stocked.index.conn = Closing()
+    mine.conn = Closing()
     stocked.close()
     assert seen == ["acknowledged"]

@@ -12,6 +12,8 @@ from conceptkit.registry.store import Registry
 
 LONGEST_TAG = 64
 LONGEST_NOTE = 10_000
+MOST = 1_000
+"""Tags and notes of one name together; nobody takes more of them from others."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def tag(registry: Registry, name: str, add: Iterable[str] = (), remove: Iterable
                     raise ConceptError(
                         f"{name!r} has no tag {text[:80]!r}: `conceptkit tag {name}` shows its tags."
                     )
+            _check_count(conn, number, name, more=bool(add))
             refresh(conn, number)
     query = "select tag from tags where name_id = (select id from names where name = ?) order by tag"
     return [row[0] for row in registry.index.query(query, [name])]
@@ -64,6 +67,7 @@ def note(registry: Registry, name: str, text: str) -> Note:
         number, created = number_of(registry, name), now()
         values = [number, text.strip(), created]
         row = conn.execute("insert into notes (name_id, text, created) values (?, ?, ?)", values).lastrowid
+        _check_count(conn, number, name)
         refresh(conn, number)
     return Note(row or 0, text.strip(), created)
 
@@ -101,7 +105,20 @@ def put(conn: sqlite3.Connection, number: int, tags: Iterable[str], texts: Itera
         if text not in had:
             values = [number, text, now()]
             conn.execute("insert into notes (name_id, text, created) values (?, ?, ?)", values)
+    ((name,),) = conn.execute("select name from names where id = ?", [number]).fetchall()
+    _check_count(conn, number, name)
     refresh(conn, number)
+
+
+def _check_count(conn: sqlite3.Connection, number: int, name: str, more: bool = True) -> None:
+    """ConceptError when a name has come to more labels than others take; in a transaction."""
+    query = """select (select count(*) from tags where name_id = ?) +
+                      (select count(*) from notes where name_id = ?)"""
+    ((count,),) = conn.execute(query, [number, number]).fetchall()
+    if more and count > MOST:
+        raise ConceptError(
+            f"{name!r} would have {count:,} tags and notes, and {MOST:,} is the most: take some of them off."
+        )
 
 
 def with_plain_breaks(text: str) -> str:
