@@ -112,7 +112,7 @@ def restore(home: Path, file: Path) -> Restored:
                 source.close()
         Index(home, fresh.name).close()  # brings it to the newest schema
         if state(home) == "sound":
-            kept = _replace_rows(home, fresh)
+            kept: Path | None = _replace_rows(home, fresh)
             _drop(fresh)
         else:
             with storage_errors.told(home):

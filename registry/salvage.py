@@ -103,7 +103,7 @@ def say_again(conn: sqlite3.Connection, filled: Filled) -> None:
     for name, (tags, notes, favourite) in filled.said.items():
         row = conn.execute("select id from names where name = ?", [name]).fetchone()
         if row is not None:
-            labels.put(conn, row[0], tags, notes)
+            labels.put(conn, row[0], tags, notes, bounded=False)
             conn.execute("update names set favourite = ? where id = ?", [int(favourite), row[0]])
 
 
@@ -165,7 +165,7 @@ def _merged(first: Rows, second: Rows, folder: Path) -> dict[str, list[Row]]:
     if not second.whole:
         return tables
     known = {row.get("hash") for row in tables["versions"]}
-    ids = {row.get("name"): row.get("id") for row in tables["names"]}
+    ids: dict[Any, Any] = {row.get("name"): row.get("id") for row in tables["names"]}
     next_name = 1 + max(_numbers(tables["names"], "id"), _numbers(tables["history"], "name_id"))
     next_version = 1 + _numbers(tables["versions"], "id")
     names: dict[Any, int] = {}  # of the second -> here
@@ -224,7 +224,9 @@ def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], R
     number = _numbers(rows, "id")
     for row in rows:
         name, version, digest = row.get("name"), row.get("version"), row.get("hash")
-        if not (isinstance(name, str) and isinstance(version, int) and is_digest(digest)):
+        if not (isinstance(name, str) and isinstance(version, int)):
+            continue
+        if not (isinstance(digest, str) and is_digest(digest)):
             continue
         try:
             check_name(name)
