@@ -18,6 +18,7 @@ from conceptkit.merging.methods.routed import merge_routed
 from conceptkit.merging.methods.table import METHODS
 from conceptkit.merging.parts import Part
 from conceptkit.merging.report import Report
+from conceptkit.registry.opening import opens_registry
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -41,6 +42,7 @@ class Merge:
         return self.concept._repr_html_() + self.report._repr_html_()
 
 
+@opens_registry
 def compose(
     *concepts: Concept | Merge | Part | str,
     base: Base | None = None,
@@ -64,7 +66,7 @@ def compose(
     if shared not in request.SHARED:
         raise BadRecipe(f"There is no sharing called {shared!r}; use one of {', '.join(request.SHARED)}")
     request.read([given for given in concepts if isinstance(given, str)])  # before anything is loaded
-    registry = _default_registry() if registry is None else registry
+    assert registry is not None  # `opens_registry` saw to it
     if base is None and concepts:
         base = load(_base_of(concepts[0], registry))
     elif base is not None:
@@ -98,12 +100,13 @@ def compose(
     return Merge(concept, _report(kitchen, joined, concept, how, shared, notices), tuple(chosen))
 
 
+@opens_registry
 def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None = None) -> Merge:
     """Compose a stored merge again, from its parts and its recipe: the same bytes, or a reason why not.
 
     Raises ConceptError when it is no merge, when a part is gone from the registry, or has other bytes now.
     """
-    registry = _default_registry() if registry is None else registry
+    assert registry is not None  # `opens_registry` saw to it
     merge = Concept.from_bytes(registry.read(name))
     told, recipe = merge.provenance, merge.recipe
     if "parent_sha256" not in told:
@@ -256,9 +259,3 @@ def _base_of(first: Concept | Merge | Part | str, registry: "Registry") -> str:
     if isinstance(first, str):
         return str(registry.get(request.split_weight(first)[0]).summary.get("base_name") or "storybook")
     return (first if isinstance(first, Concept) else first.concept).base_name
-
-
-def _default_registry() -> "Registry":
-    from conceptkit.registry.store import Registry
-
-    return Registry()

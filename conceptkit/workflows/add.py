@@ -24,6 +24,7 @@ from conceptkit.learn.config import DEFAULT, TrainConfig, config_for
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.trainer import Outcome, learn_together
 from conceptkit.pictures import charts
+from conceptkit.registry.opening import opens_registry
 from conceptkit.workflows.class_noun import noun_of
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def add_together(
     )
 
 
+@opens_registry
 def _add(
     photos: Mapping[str, Photos],
     nouns: Mapping[str, str],
@@ -182,12 +184,10 @@ def _add(
     progress: Progress | None,
 ) -> list[Learned]:
     """What `add` and `add_together` have in common: each subject as it was learned, the joint one last."""
-    from conceptkit.registry.store import Registry
-
     begun = time.monotonic()
     if prior_photos:
         recipe = _with_prior(recipe)
-    registry = registry or Registry()
+    assert registry is not None  # `opens_registry` saw to it
     if joint in photos:
         raise BadRecipe(f"The joint concept and one of its parts are both called {joint}; name it otherwise")
     for name in (*photos, joint) if joint else photos:
