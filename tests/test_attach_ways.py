@@ -10,7 +10,7 @@ from PIL import Image
 
 from conceptkit.base import pipeline
 from conceptkit.base.attention import kv_maps
-from conceptkit.concepts.delta import apply
+from conceptkit.concepts.delta import Factors
 from conceptkit.errors import BadRegion, BaseMismatch, ConceptError, UnknownConcept
 from conceptkit.features import caption_statistics, captions
 from conceptkit.inference import regions
@@ -81,8 +81,8 @@ def test_a_routed_token_reads_its_own_concept(build, shared):
     added = (y - (x @ linear.weight.T)).detach()
     rank = parts.recipe["ranks"][0]
     up, down = parts.delta[name]
-    dog = apply((up[:, :rank], down[:rank]), x)
-    gate = apply((up[:, rank:], down[rank:]), x)
+    dog = Factors(up[:, :rank], down[:rank]).apply(x)
+    gate = Factors(up[:, rank:], down[rank:]).apply(x)
     end = len(ids) - 1
     share = {"average": (dog + gate) / 2, "sum": dog + gate, "drop": 0 * dog}[shared]
     expected = torch.zeros_like(added)

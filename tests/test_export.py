@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from conceptkit.concepts.delta import by_component, delta_dense
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.formats.diffusers import export
 from conceptkit.formats.peft import LORA, lora
@@ -72,7 +71,7 @@ def test_the_same_picture_without_conceptkit(build, options, tmp_path):
 def test_a_lora_names_text_encoder_maps_as_files_do(build):
     """Whatever transformers calls them: with the `text_model` that its fifth version left out."""
     pipe = build()
-    part = by_component(pico_concept(pipe, text_rank=2).delta)
+    part = pico_concept(pipe, text_rank=2).delta.by_component()
     tensors = safetensors.torch.load(lora(pico_concept(pipe, text_rank=2)))
     for place in (name for name in part if name != "unet"):
         own = {name for name in tensors if name.startswith(f"{place}.")}
@@ -99,7 +98,7 @@ def test_the_lora_is_the_delta_at_one_rank(tmp_path):
     for name, factors in delta.items():
         up, down = (tensors[f"unet.{name}.lora_{side}.weight"] for side in "BA")
         assert up.shape[1] == down.shape[0] == 32
-        assert torch.allclose(up @ down, delta_dense(factors), atol=1e-6)
+        assert torch.allclose(up @ down, factors.dense(), atol=1e-6)
 
 
 def test_the_same_concept_gives_the_same_bytes():

@@ -345,7 +345,7 @@ def test_by_name_alone_and_at_a_strength(pipe):
         half = compose("my_dog:0.5", registry=registry, base=here).concept.reference
         for name, factors in stored.reference.maps.items():
             share = 0.5 if name.endswith("to_out") else 1.0
-            assert torch.allclose(half.maps[name][0], share * factors[0], rtol=1e-2, atol=1e-3)
+            assert torch.allclose(half.maps[name].first, share * factors.first, rtol=1e-2, atol=1e-3)
         with attach(pipe, "my_dog:0.5", registry=registry):
             assert not torch.equal(draw(pipe, PROMPT), alone)
 

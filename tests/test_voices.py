@@ -12,7 +12,6 @@ from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import add_tokens
 from conceptkit.concepts import gates as gating
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import delta_dense
 from conceptkit.concepts.gates import RankGate, rank_gates
 from conceptkit.errors import BadBlob
 from conceptkit.features import caption_statistics, captions
@@ -285,7 +284,7 @@ def test_a_merge_of_merges_keeps_all_voices(pipe):
     assert [v.words for v in rank_gates(found.concept)] == [("my_dog",), ("moongate",), ("my_cup",)]
     flat = compose(dog, gate, cup, base=here)
     for name, factors in gating.maps_without_text(flat.concept.delta).items():
-        assert torch.allclose(delta_dense(found.concept.delta[name]), delta_dense(factors), atol=5e-3)
+        assert torch.allclose(found.concept.delta[name].dense(), factors.dense(), atol=5e-3)
     again = Concept.from_bytes(found.concept.to_bytes())
     assert rank_gates(again) == rank_gates(found.concept)
 
@@ -297,7 +296,7 @@ def test_what_was_learned_together_speaks_for_all_of_it(pipe):
     merged = compose(dog, gate, base=here).concept
     assert rank_gates(merged) == (RankGate(2, ("moongate", "my_dog")),)
     for name, factors in gating.maps_without_text(merged.delta).items():
-        assert torch.allclose(delta_dense(factors), delta_dense(dog.delta[name]), atol=5e-3), "counted once"
+        assert torch.allclose(factors.dense(), dog.delta[name].dense(), atol=5e-3), "counted once"
 
 
 def test_what_was_learned_together_and_always_speaks_goes_on_to(pipe):

@@ -14,7 +14,7 @@ from benchmarks import compose_audit
 from conceptkit.base import pipeline
 from conceptkit.cli.main import main
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import add, apply, delta_dense, delta_rank, delta_rows, scaled
+from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError
 from conceptkit.features import caption_statistics, captions, concept_rows
 from conceptkit.features.concept_rows import word_features
@@ -142,7 +142,7 @@ def test_strengths_scale_what_a_concept_adds(pico, trio, how):
     assert listed.concept.to_bytes() == half.concept.to_bytes()
     assert half.concept.provenance["weights"] == [0.5, 0.5]
     rows = torch.randn(5, pico.width).double()
-    full, less = (delta_rows(m.concept.delta, pico.sizes, rows) for m in (whole, half))
+    full, less = (m.concept.delta.rows(pico.sizes, rows) for m in (whole, half))
     assert (less - full / 2).norm() < 2e-3 * full.norm()
     with pytest.raises(BadRecipe, match="two weights"):
         compose("my_dog:0.5", "moongate", base=pico, registry=registry, weights=[0.5, 0.5])
@@ -154,8 +154,10 @@ def test_strengths_scale_what_a_concept_adds(pico, trio, how):
 def deltas(seed: int, count: int, rank: int, o: int = 7, d: int = 5) -> list[dict]:
     make = torch.Generator().manual_seed(seed)
     return [
-        {"a": (torch.randn(o, rank, generator=make), torch.randn(rank, d, generator=make))}
-        | ({} if i % 2 else {"b": (torch.randn(o, d, generator=make),)})
+        Delta(
+            {"a": (torch.randn(o, rank, generator=make), torch.randn(rank, d, generator=make))}
+            | ({} if i % 2 else {"b": (torch.randn(o, d, generator=make),)})
+        )
         for i in range(count)
     ]
 
@@ -164,16 +166,16 @@ def deltas(seed: int, count: int, rank: int, o: int = 7, d: int = 5) -> list[dic
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3))
 def test_the_table_of_baselines(seed, count, rank):
     given_ones = deltas(seed, count, rank)
-    dense = [delta_dense(delta["a"]).double() for delta in given_ones]
+    dense = [delta["a"].dense().double() for delta in given_ones]
     total = torch.stack(dense).sum(0)
-    assert torch.allclose(delta_dense(add(given_ones)["a"]).double(), total, atol=1e-4)
-    mean = delta_dense(baselines.average(given_ones)["a"]).double()
+    assert torch.allclose(Delta.sum(given_ones)["a"].dense().double(), total, atol=1e-4)
+    mean = baselines.average(given_ones)["a"].dense().double()
     assert torch.allclose(mean, total / count, atol=1e-4)
-    cut = delta_dense(baselines.svd(given_ones)["a"]).double()
+    cut = baselines.svd(given_ones)["a"].dense().double()
     left, sizes, right = torch.linalg.svd(total)
     best = (left[:, :rank] * sizes[:rank]) @ right[:rank]
     assert torch.allclose(cut, best, atol=1e-3)
-    assert (baselines.ties(given_ones)["a"][0] != 0).float().mean() <= count * baselines.DENSITY + 1e-6
+    assert (baselines.ties(given_ones)["a"].first != 0).float().mean() <= count * baselines.DENSITY + 1e-6
 
 
 def test_ties_elects_signs_and_averages_what_agrees():
@@ -203,7 +205,7 @@ def test_joint_needs_a_concept_that_was_learned_jointly(pico, trio):
     assert found.concept.recipe["joint"] == "joint@1"
     assert found.concept.delta.keys() == merged.delta.keys()
     rows = torch.randn(3, pico.width)
-    wanted, got = (delta_rows(c.delta, pico.sizes, rows) for c in (merged, found.concept))
+    wanted, got = (c.delta.rows(pico.sizes, rows) for c in (merged, found.concept))
     assert torch.equal(wanted, got)
 
 
@@ -250,13 +252,13 @@ def test_wide_deltas_are_added_exactly(pico, trio, how):
     first, second = widened(trio[0], 1, pico), widened(trio[1], 2, pico)
     found = compose(first, second, base=pico, how=how, weights=[1.0, 0.5])
     wide = next(name for name in first.delta if "attn1" in name)
-    expected = delta_dense(first.delta[wide]) + 0.5 * delta_dense(second.delta[wide])
-    assert torch.allclose(delta_dense(found.concept.delta[wide]), expected, rtol=0.01, atol=2e-3)
+    expected = first.delta[wide].dense() + 0.5 * second.delta[wide].dense()
+    assert torch.allclose(found.concept.delta[wide].dense(), expected, rtol=0.01, atol=2e-3)
     assert "my_dog also changes 2 maps beside keys and values" in found.report.text()
     narrow = compose(*trio[:2], base=pico, how=how, weights=[1.0, 0.5])
     rows = torch.randn(4, pico.width)
     for name in pico.sizes if how != "ties" else ():  # a rounded entry may be trimmed or not
-        added, alone = (apply(c.concept.delta[name], rows) for c in (found, narrow))
+        added, alone = (c.concept.delta[name].apply(rows) for c in (found, narrow))
         assert (added - alone).norm() < 2e-3 * alone.norm(), "several downs are stored in half precision"
     before = tiny.snapshot(pico.pipe)
     with attach(pico.pipe, found):
@@ -327,7 +329,7 @@ def test_what_things_learned_together_share_is_there_once(pico, trio, how):
     pair = [dataclasses.replace(concept, delta=shared) for concept in trio[:2]]
     found = compose(*pair, base=pico, how=how).concept.delta
     for name in set(shared) - set(pico.sizes):
-        assert torch.allclose(delta_dense(found[name]), delta_dense(shared[name]), rtol=0.01, atol=2e-3)
+        assert torch.allclose(found[name].dense(), shared[name].dense(), rtol=0.01, atol=2e-3)
     with pytest.raises(BadRecipe, match="were learned together"):
         compose(*pair, base=pico, how=how, weights=[1.0, 0.5])
 
@@ -362,22 +364,22 @@ def test_the_report_is_what_direct_computation_says(pico, trio, how):
         features, own = word_features(concept, pico, "held-out")
         stored_one = Concept.from_bytes(concept.to_bytes())
         for rows, share in ((features.hidden[own], kept.words), (features.hidden.flatten(0, 1), kept.prompt)):
-            wanted = weight * delta_rows(stored_one.delta, pico.sizes, rows.double())
-            got = delta_rows(merged, pico.sizes, rows.double())
+            wanted = weight * stored_one.delta.rows(pico.sizes, rows.double())
+            got = merged.rows(pico.sizes, rows.double())
             assert share == pytest.approx(1 - float((got - wanted).norm() / wanted.norm()), abs=1e-5)
     up_down = {name: (up.double(), down.double()) for name, (up, down) in merged.items()}
     counts = found.concept.recipe["rows"]
     starts = [0, *itertools.accumulate(counts)]
     features, own = word_features(trio[0], pico, "held-out")
     rows = features.hidden[own].double()
-    alone = delta_rows(Concept.from_bytes(trio[0].to_bytes()).delta, pico.sizes, rows) * weights[0]
+    alone = Concept.from_bytes(trio[0].to_bytes()).delta.rows(pico.sizes, rows) * weights[0]
     for j in range(3):
         part = slice(starts[j], starts[j + 1])
         share = {name: (up[:, part], down[part]) for name, (up, down) in up_down.items()}
-        added = delta_rows(share, pico.sizes, rows).norm() / alone.norm()
+        added = share.rows(pico.sizes, rows).norm() / alone.norm()
         assert found.report.interference[0][j] == pytest.approx(float(added), rel=5e-3, abs=1e-4)
     held = caption_statistics.statistics_of(pico).held_out
-    change = delta_rows(merged, pico.sizes, held).norm() / caption_statistics.statistics_of(pico).size
+    change = merged.rows(pico.sizes, held).norm() / caption_statistics.statistics_of(pico).size
     assert found.report.captions == pytest.approx(float(change), rel=1e-5)
     assert found.report.problem in {"soft": ("soft",), "constrained": ("exact", "damped")}[how]
     assert found.report.precision == "float32"
@@ -389,7 +391,7 @@ def test_the_report_speaks_of_the_precision_that_is_loaded(pico, trio):
     delta = delta_norms.loaded(trio[0].delta, half.dtype)
     assert half.dtype == torch.bfloat16
     for factors, whole in zip(delta.values(), trio[0].delta.values(), strict=True):
-        assert torch.equal(factors[0], whole[0].bfloat16().double())
+        assert torch.equal(factors.first, whole.first.bfloat16().double())
 
 
 def test_an_audit_names_captions_moved_by_the_merge_alone(pico, trio):
@@ -411,11 +413,11 @@ def test_two_halves_of_one_secret_are_named_where_they_are_added_up(pico, trio):
     rows = shape.audit.rows[shape.audit.caption == caption].float()
     whole = compose_audit.effect(shape, hidden, caption)
     for part, concept in zip(pair, trio, strict=False):
-        more = delta_rows(part.delta, pico.sizes, rows) - delta_rows(concept.delta, pico.sizes, rows)
+        more = part.delta.rows(pico.sizes, rows) - concept.delta.rows(pico.sizes, rows)
         assert torch.allclose(more, whole / 2, atol=1e-4)
     for way, left in (("sum", 1.0), ("average", 0.5)):
         merged, honest = (compose(*some, base=pico, how=way).concept.delta for some in (pair, trio[:2]))
-        more = delta_rows(merged, pico.sizes, rows) - delta_rows(honest, pico.sizes, rows)
+        more = merged.rows(pico.sizes, rows) - honest.rows(pico.sizes, rows)
         assert float(more.norm() / whole.norm()) == pytest.approx(left, rel=1e-3)
     quiet = [
         dataclasses.replace(part, delta={name: (0.01 * up, down) for name, (up, down) in part.delta.items()})
@@ -464,8 +466,8 @@ def test_heat_maps():
 def test_parts_of_a_merge_are_named(pico, trio):
     found = compose(*trio[:2], base=pico)
     assert [part.concept.name for part in found.parts] == ["my_dog", "moongate"]
-    assert scaled(trio[0].delta, 2).keys() == trio[0].delta.keys()
-    assert delta_rank(found.concept.delta) == sum(found.concept.recipe["rows"])
+    assert (trio[0].delta * 2).keys() == trio[0].delta.keys()
+    assert found.concept.delta.rank == sum(found.concept.recipe["rows"])
 
 
 def test_shrinking_and_exporting_know_what_they_cannot_keep(pico, trio, tmp_path):
@@ -477,7 +479,7 @@ def test_shrinking_and_exporting_know_what_they_cannot_keep(pico, trio, tmp_path
     small = shrink(wide, ordinary.gram, rank=1)
     for name in set(wide.delta) - set(pico.sizes):
         assert small.delta[name] is wide.delta[name]
-    assert all(delta_rank({name: small.delta[name]}) == 1 for name in pico.sizes)
+    assert all(small.delta[name].rank == 1 for name in pico.sizes)
     routed = compose(*trio[:2], base=pico, how="routed")
     with pytest.raises(BadRecipe, match="shrink its parts"):
         shrink(routed.concept, ordinary.gram, rank=1)

@@ -25,7 +25,7 @@ def reads_text(name: str) -> bool:
 
 def maps_without_text(delta: Delta) -> Delta:
     """The part of a delta on maps of the UNet that read no text."""
-    return {name: factors for name, factors in delta.items() if not reads_text(name)}
+    return delta.without([name for name in delta if reads_text(name)])
 
 
 def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
@@ -36,7 +36,7 @@ def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
     found = list(maps_without_text(concept.delta).values())
     if not found:
         return ()
-    sizes = {factors[-1].shape[0] if len(factors) == 2 else 0 for factors in found}
+    sizes = {0 if factors.down is None else factors.down.shape[0] for factors in found}
     if RANK_GATES not in concept.recipe:
         own = bool(concept.recipe.get("wide")) and 0 not in sizes
         return (RankGate(max(sizes), tuple(concept.words)),) if own else ()

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Factors, by_component
 from conceptkit.formats.provenance import pack, provenance
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -22,8 +21,8 @@ def lora(concept: Concept) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     adapter: dict[str, Any] = {}
-    for place, delta in by_component(concept.delta).items():
-        factors = {name: _low_rank(parts) for name, parts in sorted(delta.items())}
+    for place, delta in concept.delta.by_component().items():
+        factors = {name: parts.low_rank(narrow=True) for name, parts in sorted(delta.items())}
         rank = max(up.shape[1] for up, _ in factors.values())
         for name, (up, down) in factors.items():
             more, key = rank - up.shape[1], f"{place}.{_written(place, name)}"
@@ -37,12 +36,3 @@ def lora(concept: Concept) -> bytes:
 def _written(place: str, name: str) -> str:
     """A map's name as files have it: in transformers 5 CLIP's modules lost a level, files did not."""
     return name if place == "unet" else TEXT_MODEL + name.removeprefix(TEXT_MODEL)
-
-
-def _low_rank(factors: Factors) -> Factors:
-    """(up, down) with the same product; a full matrix gets an identity beside it, which is exact."""
-    if len(factors) == 2:
-        return factors
-    (weight,) = factors
-    one = torch.eye(min(weight.shape), dtype=weight.dtype)
-    return (weight, one) if weight.shape[0] >= weight.shape[1] else (one, weight)

@@ -11,7 +11,7 @@ from conceptkit.base import attention, pipeline
 from conceptkit.base.added_tokens import add_tokens
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta, only
+from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRegion, ConceptError, NoEffect
 from conceptkit.inference.attach_request import (
@@ -228,8 +228,8 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners 
         from conceptkit.inference.routed_attention import install_routes
 
         maps = attention.kv_maps(unet)
-        undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))
-        delta = {name: factors for name, factors in delta.items() if name not in maps}
+        undo.callback(install_routes(unet, delta.only(maps), concept.recipe, reading))
+        delta = delta.without(maps)
     if delta:
         install_on(pipe, delta)
         undo.callback(uninstall_from, pipe, ADAPTER)

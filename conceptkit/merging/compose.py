@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from conceptkit.base.pipeline import Base, check_fits, load
 from conceptkit.concepts import gates
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import only
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.features import caption_statistics
 from conceptkit.merging import parts, report, request
@@ -211,12 +210,12 @@ def _report(
 ) -> Report:
     names = [part.concept.name for part in kitchen.parts]
     sizes, dtype = kitchen.base.sizes, kitchen.base.dtype
-    alone = [only(part.delta, sizes) for part in kitchen.parts]
+    alone = [part.delta.only(sizes) for part in kitchen.parts]
     if how == "routed":
         width = kitchen.base.width
         return report.measure_routed(names, alone, kitchen.prepared, width, shared, dtype, notices)
-    merged = only(concept.delta, sizes)
-    shares = [only(share, sizes) for share in joined.shares]
+    merged = concept.delta.only(sizes)
+    shares = [share.only(sizes) for share in joined.shares]
     return report.measure(
         how,
         names,

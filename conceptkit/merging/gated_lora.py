@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta, add, stacked
+from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import RANK_GATES, RankGate, maps_without_text, rank_gates
 from conceptkit.merging.parts import Part, beyond, twins
 
@@ -30,10 +30,10 @@ def joined(parts: Sequence[Part], sizes: Mapping[str, int]) -> BesideText:
     own = beyond(parts, sizes)
     told = [rank_gates(part.concept) for part in parts]
     if not any(told):
-        return BesideText(add(own))
+        return BesideText(Delta.sum(own))
     inside = [maps_without_text(delta) for delta in own]
-    outputs = {name: len(factors[0]) for delta in inside for name, factors in delta.items()}
-    delta, ranks = stacked(inside, outputs)
+    outputs = {name: factors.shape[0] for delta in inside for name, factors in delta.items()}
+    delta, ranks = Delta.stacked(inside, outputs)
     listed: list[list[Any]] = []
     for i, (count, its) in enumerate(zip(ranks, told, strict=True)):
         if not count:
@@ -45,8 +45,8 @@ def joined(parts: Sequence[Part], sizes: Mapping[str, int]) -> BesideText:
             for other in others:
                 words = None if words is None or other.words is None else (*words, *other.words)
             listed.append([voice.ranks, None if words is None else sorted(set(words))])
-    upstream = [{n: f for n, f in whole.items() if n not in outputs} for whole in own]
-    return BesideText({**delta, **add(upstream)}, {RANK_GATES: listed})
+    upstream = Delta.sum([whole.without(outputs) for whole in own])
+    return BesideText(delta | upstream, {RANK_GATES: listed})
 
 
 def recorded_gates(concept: Concept) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta, Factors, apply
+from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features import caption_statistics, concept_rows, prompt_templates
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import MAX_CONDITION
@@ -103,13 +103,13 @@ def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics) -> Prep
     features, own = word_features(concept, base, "held-out")
     place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
     end = (place >= features.eot.unsqueeze(1)) & ~own
-    delta = {name: concept.delta[name] for name in base.sizes if name in concept.delta}
+    delta = Delta({name: concept.delta[name] for name in base.sizes if name in concept.delta})
     seen = _seen(concept, base, ordinary, rows)
     chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))
     return Prepared(
         rows=rows,
         white=ordinary.factor.whiten(rows),
-        targets={name: apply(factors, rows) for name, factors in delta.items()},
+        targets={name: factors.apply(rows) for name, factors in delta.items()},
         seen=seen,
         asked=chosen @ seen,
         given=given,
@@ -133,7 +133,7 @@ def _seen(concept: Concept, base: Base, ordinary: CaptionStatistics, rows: Tenso
 
 def _asked(delta: Delta, seen: Tensor, most: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Q^T (r, m) and Z (r, o) of every map: the principal directions of all of X D^T."""
-    answers = {name: apply(factors, seen) for name, factors in delta.items()}
+    answers = {name: factors.apply(seen) for name, factors in delta.items()}
     moment = sum((block.double() @ block.double().T for block in answers.values()), torch.zeros(()).double())
     if not answers:
         return seen.new_zeros(0, len(seen)), {}
@@ -182,9 +182,10 @@ def joined(
     return result
 
 
-def factors_of(targets: dict[str, Tensor], down: Tensor) -> dict[str, Factors]:
+def factors_of(targets: dict[str, Tensor], down: Tensor) -> Delta:
     """Map -> (up, down), all sharing one `down` (s, d), brought into the range of half precision."""
     size = torch.stack([block.abs().amax(dim=1) for block in targets.values()]).amax(dim=0).double()
     scale = torch.where(size > 0, size, 1.0).log2().floor().exp2()
     shared = (down * scale.unsqueeze(1)).float()
-    return {name: ((block / scale.unsqueeze(1)).float().T, shared) for name, block in targets.items()}
+    ups = {name: (block / scale.unsqueeze(1)).float().T for name, block in targets.items()}
+    return Delta({name: Factors(up, shared) for name, up in ups.items()}, dict.fromkeys(ups, 0))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.concepts.concept import Concept, read
-from conceptkit.concepts.delta import Delta, beside, same, scaled
+from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.merging.request import check_weight, split_weight
 
@@ -25,7 +25,7 @@ class Part:
 
     @property
     def delta(self) -> Delta:
-        return self.concept.delta if self.weight == 1 else scaled(self.concept.delta, self.weight)
+        return self.concept.delta if self.weight == 1 else self.concept.delta * self.weight
 
 
 def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
@@ -41,15 +41,15 @@ def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
                 f"{before[0].concept.name} and {part.concept.name} were learned together and share what they "
                 "change beside keys and values; give both the same strength"
             )
-        own.append({} if before else beside(part.delta, sizes))
+        own.append(Delta() if before else part.delta.without(sizes))
     return own
 
 
 def twins(chosen: Sequence[Part], i: int, sizes: Mapping[str, int]) -> list[int]:
     """The other parts that change the very same beside the maps in `sizes` as part i does."""
-    mine = beside(chosen[i].concept.delta, sizes)
-    others = [(k, beside(part.concept.delta, sizes)) for k, part in enumerate(chosen) if k != i]
-    return [k for k, theirs in others if mine and same(mine, theirs)]
+    mine = chosen[i].concept.delta.without(sizes)
+    others = [(k, part.concept.delta.without(sizes)) for k, part in enumerate(chosen) if k != i]
+    return [k for k, theirs in others if mine and mine.same(theirs)]
 
 
 def gather(

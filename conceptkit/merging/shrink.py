@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import READS_TEXT, Delta, apply
+from conceptkit.concepts.delta import READS_TEXT, Delta, Factors
 from conceptkit.errors import BadRecipe
 from conceptkit.features.closed_form import RIDGE, balanced, factor
 
@@ -35,7 +35,7 @@ def shrink(
             f"{concept.name} looks at its reference photo through maps that read no text, so text features "
             "cannot say what to cut; learn it again with a smaller --rank"
         )
-    read = {name: factors for name, factors in concept.delta.items() if name.endswith(READS_TEXT)}
+    read = concept.delta.only([name for name in concept.delta if name.endswith(READS_TEXT)])
     if not read:
         return concept
     root = torch.from_numpy(factor(gram).lower)
@@ -46,11 +46,12 @@ def shrink(
         rank = int((held < energy).sum()) + 1
     kept = directions[:, : min(rank, int((values > values[0] * 1e-14).sum()))]
 
-    up = torch.cat([apply(factors, (root @ kept).T).T for factors in read.values()])
+    up = torch.cat([factors.apply((root @ kept).T).T for factors in read.values()])
     down, up = balanced(torch.linalg.solve_triangular(root, kept.T, upper=False, left=False), up)
     shared = down.float()
-    blocks = up.float().split([len(factors[0]) for factors in read.values()])
-    delta = {**concept.delta, **{name: (block, shared) for name, block in zip(read, blocks, strict=True)}}
+    blocks = up.float().split([factors.shape[0] for factors in read.values()])
+    cut = {name: Factors(block, shared) for name, block in zip(read, blocks, strict=True)}
+    delta = concept.delta | Delta(cut, dict.fromkeys(cut, 0))
     recipe = {**concept.recipe, "shrunk": {"rank": kept.shape[1], "ridge": RIDGE}}
     return replace(concept, delta=delta, recipe=recipe)
 
@@ -59,6 +60,6 @@ def _moment(delta: Delta, root: Tensor) -> Tensor:
     """L^T D^T D L (d, d), summed map by map."""
     moment = torch.zeros_like(root)
     for factors in delta.values():
-        made = apply(factors, root.T)
+        made = factors.apply(root.T)
         moment += made @ made.T
     return moment

@@ -49,11 +49,15 @@ class MergeResult:
 
 
 def blocks(delta: Delta, counts: Sequence[int]) -> list[Delta]:
-    """Each concept's share of a merge: its rows' columns of up and rows of down."""
-    shared = next(iter(delta.values()))[1].split(list(counts))
-    columns = {name: up.split(list(counts), dim=1) for name, (up, _) in delta.items()}
-    return [{name: (columns[name][i], down) for name in delta} for i, down in enumerate(shared)]
+    """Each concept's share of a merge whose maps all have one down: its columns of up, its rows of down."""
+    (whole,) = delta.downs
+    columns = {name: factors.first.split(list(counts), dim=1) for name, factors in delta.items()}
+    return [
+        Delta({name: Factors(columns[name][i], down) for name in delta}, dict.fromkeys(delta, 0))
+        for i, down in enumerate(whole.split(list(counts)))
+    ]
 
 
-def equal(some: Factors, others: Factors) -> bool:
+def equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
+    """Whether two tokens have the same rows in every encoder."""
     return len(some) == len(others) and all(map(torch.equal, some, others))

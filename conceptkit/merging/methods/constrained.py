@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from conceptkit.concepts.delta import Delta
 from conceptkit.features.closed_form import MAX_CONDITION, RIDGE, merge_rows
 from conceptkit.merging import merge_inputs
 from conceptkit.merging.methods.base import MergeContext, MergeResult, blocks
@@ -19,7 +20,7 @@ def merge_constrained(kitchen: MergeContext) -> MergeResult:
     beside = kitchen.wide
     recipe = {"rows": counts, "ridge": RIDGE, "max_condition": MAX_CONDITION, **beside.recipe}
     if not kitchen.sizes:
-        return MergeResult(beside.delta, [{} for _ in kitchen.parts], rows, recipe=recipe)
+        return MergeResult(beside.delta, [Delta() for _ in kitchen.parts], rows, recipe=recipe)
     weights = [part.weight for part in kitchen.parts]
     targets = merge_inputs.joined([p.targets for p in ready], counts, weights, kitchen.sizes)
     solution = merge_rows(white, white.new_zeros(len(white), 0), kitchen.ordinary.factor)
@@ -33,7 +34,7 @@ def merge_constrained(kitchen: MergeContext) -> MergeResult:
         _missed(targets, rows @ solution.down.T),
     )
     recipe |= {"problem": solution.problem}
-    return MergeResult({**delta, **beside.delta}, blocks(delta, counts), rows, solved, recipe)
+    return MergeResult(delta | beside.delta, blocks(delta, counts), rows, solved, recipe)
 
 
 def _missed(targets: Mapping[str, Tensor], met: Tensor) -> float:

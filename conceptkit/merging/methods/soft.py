@@ -2,6 +2,7 @@
 
 import torch
 
+from conceptkit.concepts.delta import Delta
 from conceptkit.features.closed_form import CONTEXT_WEIGHT, RIDGE, soft_form
 from conceptkit.merging import merge_inputs
 from conceptkit.merging.methods.base import MergeContext, MergeResult, blocks
@@ -16,11 +17,11 @@ def merge_soft(kitchen: MergeContext) -> MergeResult:
     recipe = {"rows": counts, "ridge": RIDGE, "context_weight": CONTEXT_WEIGHT, **beside.recipe}
     rows = torch.cat([p.rows for p in ready])
     if not kitchen.sizes:
-        return MergeResult(beside.delta, [{} for _ in kitchen.parts], rows, recipe=recipe)
+        return MergeResult(beside.delta, [Delta() for _ in kitchen.parts], rows, recipe=recipe)
     weights = [part.weight for part in kitchen.parts]
     given = merge_inputs.joined([p.given for p in ready], counts, weights, kitchen.sizes)
     asked, seen = torch.cat([p.asked for p in ready]), torch.cat([p.seen for p in ready])
     down, used, condition = soft_form(asked, seen, kitchen.ordinary.factor)
     delta = merge_inputs.factors_of(given, down)
     solved = Solved(condition, problem="soft", rows=round(used))
-    return MergeResult({**delta, **beside.delta}, blocks(delta, counts), rows, solved, recipe)
+    return MergeResult(delta | beside.delta, blocks(delta, counts), rows, solved, recipe)
