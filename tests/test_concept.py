@@ -109,7 +109,6 @@ def test_summary_is_what_a_list_shows():
     "changes",
     [
         {"kind": "animal"},
-        {"delta": {"a": (torch.ones(4, 2), torch.ones(3, 8))}},
         {"delta": {f"a.attn2.to_{m}": (torch.ones(4, 2), torch.ones(2, w)) for m, w in (("k", 8), ("v", 9))}},
         {"delta": {"a": (torch.full((4, 8), torch.nan),)}},
         {"tokens": {"<a>": (torch.ones(1, 8),), "<b>": (torch.ones(1, 8), torch.ones(1, 8))}},

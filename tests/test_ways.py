@@ -186,7 +186,7 @@ def test_ties_elects_signs_and_averages_what_agrees():
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "DENSITY", 2 / 3)
-        (found,) = baselines.ties([{"a": (m,)} for m in matrices])["a"]
+        (found,) = baselines.ties([Delta({"a": (m,)}) for m in matrices])["a"]
     # Kept: 5, -4 | 3, 6 | -1, 0.5; signs by sum: +, +, +; means of those that agree.
     assert found.tolist() == [[4.0, 0.5, 6.0]]
 
@@ -375,7 +375,7 @@ def test_the_report_is_what_direct_computation_says(pico, trio, how):
     alone = Concept.from_bytes(trio[0].to_bytes()).delta.rows(pico.sizes, rows) * weights[0]
     for j in range(3):
         part = slice(starts[j], starts[j + 1])
-        share = {name: (up[:, part], down[part]) for name, (up, down) in up_down.items()}
+        share = Delta({name: (up[:, part], down[part]) for name, (up, down) in up_down.items()})
         added = share.rows(pico.sizes, rows).norm() / alone.norm()
         assert found.report.interference[0][j] == pytest.approx(float(added), rel=5e-3, abs=1e-4)
     held = caption_statistics.statistics_of(pico).held_out

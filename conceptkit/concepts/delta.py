@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conceptkit.errors import ConceptError
+
 READS_TEXT = ("attn2.to_k", "attn2.to_v")
 """Endings of the maps that read text features; the others of a wide delta read what the layer before made."""
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -26,7 +28,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 class Factors:
     """What is added to one linear map (o, d): `up` (o, r) times `down` (r, d), or all of `weight` (o, d).
 
-    Raises ValueError when it is neither, or when up and down have different ranks.
+    Raises ConceptError when it is neither, or when up and down have different ranks.
     """
 
     up: Tensor | None = None
@@ -36,10 +38,10 @@ class Factors:
     def __post_init__(self) -> None:
         given = [factor is not None for factor in (self.up, self.down, self.weight)]
         if given not in ([True, True, False], [False, False, True]):
-            raise ValueError("Factors are up and down, or a weight")
+            raise ConceptError("The factors of a map are up and down, or a weight; give either")
         if self.up is not None and self.down is not None and self.up.shape[1] != self.down.shape[0]:
             shapes = f"{tuple(self.up.shape)} and {tuple(self.down.shape)}"
-            raise ValueError(f"up and down of shapes {shapes} do not fit")
+            raise ConceptError(f"up and down of shapes {shapes} do not fit; give both the same rank")
 
     @classmethod
     def of(cls, tensors: Factors | Iterable[Tensor]) -> Factors:
@@ -51,7 +53,7 @@ class Factors:
                 return cls(weight=weight)
             case (up, down):
                 return cls(up, down)
-        raise ValueError("Factors are up and down, or a weight")
+        raise ConceptError("The factors of a map are (up, down) or (weight,); give one or two tensors")
 
     def __iter__(self) -> Iterator[Tensor]:
         """The tensors from the output's side to the input's: up and down, or the weight."""
@@ -189,8 +191,9 @@ class Delta(Mapping[str, Factors]):
 
     __rmul__ = __mul__
 
-    def __or__(self, other: Delta) -> Delta:
+    def __or__(self, given: Maps) -> Delta:
         """The maps of both; of a map that both have, the other's."""
+        other = Delta(given)
         keys = {
             name: (side, part.shared.get(name)) for side, part in enumerate((self, other)) for name in part
         }

@@ -132,9 +132,16 @@ def read_delta(unet: nn.Module, adapter_name: str | None = None) -> Delta:
     """A copy of the adapter's delta, under the names the maps have without it; shared factors stay shared."""
     name = _only_adapter(unet, adapter_name)
     layers = {path: layer for path, layer in _layers(unet) if name in layer.scaling}
-    held = {path: layer.factors(name).map(torch.detach) for path, layer in layers.items()}
-    scaled = {path: factors.scaled(layers[path].scaling[name]) for path, factors in held.items()}
-    return Delta(scaled, Delta(held).shared).map(torch.clone)
+    maps: dict[str, Factors] = {}
+    shared: dict[str, int] = {}
+    downs: list[Tensor] = []
+    for path, layer in layers.items():
+        factors = layer.factors(name)
+        maps[path] = factors.map(torch.detach).scaled(layer.scaling[name])
+        if (down := factors.down) is not None:
+            shared[path] = next((i for i, known in enumerate(downs) if known is down), len(downs))
+            downs += [down] if shared[path] == len(downs) else []
+    return Delta(maps, shared).map(torch.clone)
 
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, KVDeltaLinear]]:

@@ -163,7 +163,7 @@ def test_full_fine_tuning_is_what_moving_the_weights_would_be(pico, shown):
     with trainable_delta.inject(pico, method("dreambooth-full"), 0, None) as look:
         pico.unet(latents, 10, hidden).sample.square().sum().backward()
         found = {
-            name: layer.factors(inject.ADAPTER)[0].grad.clone()
+            name: layer.factors(inject.ADAPTER).first.grad.clone()
             for name, layer in trainable_delta.layers(pico.unet)
         }
         assert len(look.parameters) == len(found)
