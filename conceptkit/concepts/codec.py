@@ -12,6 +12,7 @@ from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.concepts import reference as references
 from conceptkit.concepts.delta import READS_TEXT, Delta, Factors
 from conceptkit.errors import BadBlob
+from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
     from conceptkit.concepts.concept import Concept
@@ -53,7 +54,7 @@ def to_bytes(concept: "Concept") -> bytes:
         size = list(concept.reference.latent.shape[1:])
         header |= {"format": WITH_REFERENCE, "reference": {"maps": maps, "size": size}}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return safetensors.torch.save(tensors, {"conceptkit": text})
+    return safetensors.torch.save(tensors, {KEY: text})
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -98,9 +99,7 @@ def parse(data: bytes) -> dict[str, Any]:
     for name, tensor in tensors.items():
         _expect(tensor.ndim == 2 and tensor.numel() > 0, f"{name} is no matrix")
         _expect(bool(tensor.isfinite().all()), f"{name} is not finite")
-    size = int.from_bytes(data[:8], "little")
-    outer = json.loads(data[8 : 8 + size])["__metadata__"]
-    header = json.loads(outer["conceptkit"], parse_constant=_no_constant)
+    header = read_metadata(data, finite=True)
     form = header["format"]
     _expect(form in (FORMAT, WITH_REFERENCE), f"its format is {form!r}, not {FORMAT} or {WITH_REFERENCE}")
 
@@ -170,7 +169,3 @@ def _check_texts(header: Mapping[str, Any]) -> None:
     _expect(
         isinstance(header["recipe"], dict) and isinstance(header["provenance"], dict), "it has no history"
     )
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")

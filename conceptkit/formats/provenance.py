@@ -8,6 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
+from conceptkit.safetensors_header import split
 
 
 def provenance(concept: Concept) -> str:
@@ -31,8 +32,8 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Safetensors bytes, the same on every call: the library writes several header keys in random order."""
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = save(owned)
-    size = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}, **json.loads(data[8 : 8 + size])}
+    own, body = split(data)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}, **own}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+    return len(text).to_bytes(8, "little") + text + body

@@ -17,6 +17,7 @@ from conceptkit.features import caption_statistics, concept_rows, prompt_templat
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import MAX_CONDITION
 from conceptkit.features.concept_rows import constraint_rows, word_features
+from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -60,13 +61,12 @@ class Prepared:
         whole = {"rows": self.rows, "white": self.white, "seen": self.seen, "asked": self.asked}
         tensors |= {name: tensor.double().contiguous() for name, tensor in whole.items()}
         sizes = json.dumps([[name, block.shape[1]] for name, block in self.targets.items()])
-        return safetensors.torch.save(tensors, {"conceptkit": sizes})
+        return safetensors.torch.save(tensors, {KEY: sizes})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Prepared":
         held = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        sizes = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"]))
+        sizes = dict(read_metadata(data))
         targets, given = (
             dict(zip(sizes, held[name].split(list(sizes.values()), dim=1), strict=True)) if sizes else {}
             for name in ("targets", "given")
