@@ -27,9 +27,11 @@ from conceptkit.cli import (
     storybook,
     tokens,
 )
-from conceptkit.cli.options import DEBUG, debug_option
+from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
+from conceptkit.cli.terminal import plain
 from conceptkit.errors import ConceptError
 
+STOPPED = "Stopped; nothing half-written was kept."
 RENAMED_OPTIONS = {
     "--how": "--merge-method",
     "--shared": "--padding-delta",
@@ -55,26 +57,42 @@ class Mistake(click.ClickException):
 class Root(click.Group):
     """The group at the root: it turns every error into a sentence and an exit code."""
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """The context of a command line; what others wrote in it is shown escaped."""
+        try:
+            return super().make_context(*arguments, **extra)
+        except click.ClickException as error:
+            error.message = plain(error.message)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the module for the exit codes."""
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            if renamed := RENAMED_OPTIONS.get(error.option_name):
-                raise click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx) from error
+        except (click.exceptions.Exit, click.Abort):
             raise
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except click.ClickException as error:
+            if isinstance(error, click.NoSuchOption) and error.option_name in RENAMED_OPTIONS:
+                renamed = RENAMED_OPTIONS[error.option_name]
+                error = click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx)
+            error.message = plain(error.message, lines=True)
+            _answer(ctx, as_json, error.message)
+            raise error
         except KeyboardInterrupt:
-            click.echo("\nStopped; nothing half-written was kept.", err=True)
+            click.echo(f"\n{STOPPED}", err=True)
+            _answer(ctx, as_json, STOPPED)
             ctx.exit(130)
         except ConceptError as error:
             _explain(ctx)
-            raise Mistake(_sentence(error)) from error
+            _answer(ctx, as_json, _sentence(error))
+            raise Mistake(plain(_sentence(error), lines=True)) from error
         except Exception as error:
             _explain(ctx)
             hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
-            raise click.ClickException(f"unexpectedly, {type(error).__name__}: {error}{hint}") from error
+            what = f"unexpectedly, {type(error).__name__}: {error}{hint}"
+            _answer(ctx, as_json, what)
+            raise click.ClickException(plain(what)) from error
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -144,6 +162,12 @@ def _quiet() -> Iterator[None]:
 def _sentence(error: ConceptError) -> str:
     text = str(error)
     return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _answer(ctx: click.Context, as_json: bool, sentence: str) -> None:
+    """Whoever asked for JSON gets some, whatever happens."""
+    if as_json and not ctx.meta.get(ANSWERED):
+        echo_json({"error": sentence})
 
 
 def _explain(ctx: click.Context) -> None:

@@ -5,6 +5,7 @@ trusts nobody's bytes; this one is for bytes that safetensors has loaded, or tha
 """
 
 import json
+import math
 from typing import Any
 
 KEY = "conceptkit"
@@ -20,10 +21,18 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 def read_metadata(data: bytes, finite: bool = False) -> Any:
     """The JSON that conceptkit keeps in the header.
 
-    finite: refuse NaN and infinities, which JSON has not. Raises ValueError or LookupError for other bytes.
+    finite: refuse NaN, which JSON has not, and numbers beyond the range of a float.
+    Raises ValueError or LookupError for other bytes.
     """
     header, _ = split(data)
-    return json.loads(header["__metadata__"][KEY], parse_constant=_no_constant if finite else None)
+    text = header["__metadata__"][KEY]
+    return json.loads(text, parse_constant=_no_constant, parse_float=_finite) if finite else json.loads(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return value
 
 
 def _no_constant(text: str) -> float:

@@ -12,6 +12,7 @@ from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.concepts import reference as references
 from conceptkit.concepts.delta import READS_TEXT, Delta, Factors
 from conceptkit.errors import BadBlob
+from conceptkit.registry import private_names
 from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ HALF_ERROR = 1e-3
 def to_bytes(concept: "Concept") -> bytes:
     """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %.
 
+    Where its base lies on this machine and what its photos are called is not in them, but in `summary`.
     All metadata is one header key, because safetensors writes several in random order.
     """
     tensors, layout = _packed(concept.delta)
@@ -41,12 +43,12 @@ def to_bytes(concept: "Concept") -> bytes:
         "kind": concept.kind,
         "noun": concept.noun,
         "base": concept.base.to_json(),
-        "base_name": concept.base_name,
+        "base_name": private_names.public_base(concept.base_name),
         "tokens": sorted(concept.tokens),
         "words": dict(concept.words),
         "delta": layout,
         "recipe": dict(concept.recipe),
-        "provenance": dict(concept.provenance),
+        "provenance": private_names.public_provenance(concept.provenance),
     }
     if concept.reference is not None:
         more, maps = _packed(concept.reference.maps, references.PREFIX)

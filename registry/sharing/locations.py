@@ -55,12 +55,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a remote is: its kind, its root as fsspec writes it, and how to connect."""
+    """Where a remote is: its kind, its root as fsspec writes it, how to connect, and whose word counts there.
+
+    keys: public keys; when there are some, only what one of them signed is taken from it.
+    """
 
     url: str
     kind: Kind
     root: str
     connect: Mapping[str, Any] = field(default_factory=dict)
+    keys: frozenset[str] = frozenset()
 
 
 def parse(url: str, options: Mapping[str, str] | None = None) -> Place:
