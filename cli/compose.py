@@ -16,11 +16,27 @@ from conceptkit.cli.options import (
     wrote,
 )
 from conceptkit.cli.progress import bar
+from conceptkit.concepts.routing import PADDING_DELTAS
 from conceptkit.files import check_new_file
 from conceptkit.merging import request
+from conceptkit.merging.methods.table import MERGE_METHODS
 
 if TYPE_CHECKING:
     from conceptkit.merging.report import Report
+
+
+class MergeMethodName(click.ParamType):
+    """A row of the merge methods; other packages are asked for theirs when a name is not one of ours."""
+
+    name = "merge method"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """All the names."""
+        return f"[{'|'.join(MERGE_METHODS)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself. Raises BadRecipe."""
+        return request.check_merge_method(str(value))
 
 
 @click.command()
@@ -31,15 +47,15 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
 @click.option(
     "--merge-method",
-    type=click.Choice(list(request.WAYS)),
-    default=request.HOW,
+    type=MergeMethodName(),
+    default=request.MERGE_METHOD,
     show_default=True,
     help="How to merge; the first three are meant for use, the others for comparison.",
 )
 @click.option(
     "--padding-delta",
-    type=click.Choice(request.SHARED),
-    default=request.SHARED[0],
+    type=click.Choice(PADDING_DELTAS),
+    default=request.PADDING_DELTA,
     show_default=True,
     help="With --merge-method routed: which deltas the end of the prompt and its padding read.",
 )

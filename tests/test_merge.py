@@ -75,7 +75,7 @@ def test_a_merge_is_a_low_rank_concept_with_one_down(pico, pair):
     assert len(concept.delta.downs) == 1
     assert concept.delta.rank == sum(concept.recipe["rows"])
     assert 0 < merge.report.rows < pico.width
-    exact = compose(*pair, base=pico, how="constrained")
+    exact = compose(*pair, base=pico, merge_method="closed-form")
     assert exact.concept.delta.rank == exact.report.rows == len(exact.concept.rows)
     assert concept.provenance["parents"] == ["my_dog", "moongate"]
     assert concept.base == pico.fingerprint
@@ -86,7 +86,7 @@ def test_a_merge_is_a_low_rank_concept_with_one_down(pico, pair):
 def test_constraints_hold_and_side_effects_are_less_than_of_a_sum():
     pico = pipeline.of(tiny.pico_sd(d=96))
     pair = learned(pico, "my_dog", "dog", 1, free=True), learned(pico, "moongate", "gate", 2, free=True)
-    closed, added = (compose(*pair, base=pico, how=how) for how in ("constrained", "sum"))
+    closed, added = (compose(*pair, base=pico, merge_method=how) for how in ("closed-form", "sum"))
     for part in pair:
         rows = part.rows.double()
         wanted = part.delta.rows(pico.sizes, rows)
@@ -95,11 +95,11 @@ def test_constraints_hold_and_side_effects_are_less_than_of_a_sum():
     assert closed.report.captions < added.report.captions
     for constrained, naive in zip(closed.report.kept, added.report.kept, strict=True):
         assert constrained.words > naive.words
-    assert added.report.how == "sum"
+    assert added.report.merge_method == "sum"
 
 
 def test_the_sum_is_the_sum(pico, pair):
-    added = compose(*pair, base=pico, how="sum", weights=[1.0, 0.5]).concept
+    added = compose(*pair, base=pico, merge_method="sum", weights=[1.0, 0.5]).concept
     rows = torch.randn(3, pico.width)
     for name, factors in added.delta.items():
         expected = pair[0].delta[name].apply(rows) + 0.5 * pair[1].delta[name].apply(rows)
@@ -129,14 +129,14 @@ def test_two_of_one_class_give_way_evenly(pico, pair):
         delta={name: (-up.flip(0), down) for name, (up, down) in pair[0].delta.items()},
     )
     orders = (pair[0], twin), (twin, pair[0])
-    one, other = (compose(*order, base=pico, how="constrained") for order in orders)
+    one, other = (compose(*order, base=pico, merge_method="closed-form") for order in orders)
     assert 0 < one.report.missed < 1
     assert "nearly coincide" in one.report.text()
     first = {kept.name: kept.words for kept in one.report.kept}
     second = {kept.name: kept.words for kept in other.report.kept}
     assert first == pytest.approx(second, abs=0.01)
     assert first["my_dog"] == pytest.approx(first["twin"], abs=0.15)
-    one, other = (compose(*order, base=pico, how="soft").report for order in orders)
+    one, other = (compose(*order, base=pico, merge_method="regmean").report for order in orders)
     first, second = ({kept.name: kept.words for kept in report.kept} for report in (one, other))
     assert first == pytest.approx(second, abs=0.01)
     assert first["my_dog"] == pytest.approx(first["twin"], abs=0.15)
@@ -173,8 +173,8 @@ def test_a_merge_can_be_composed_again(pico, pair):
 
 def test_a_concept_of_tokens_alone_is_protected_from_the_other(pico, pair):
     bare = dataclasses.replace(pair[1], delta={})
-    for how, most in (("constrained", 0.05), ("soft", 0.1)):
-        merge = compose(pair[0], bare, base=pico, how=how)
+    for how, most in (("closed-form", 0.05), ("regmean", 0.1)):
+        merge = compose(pair[0], bare, base=pico, merge_method=how)
         assert merge.report.kept[1].words is None
         leak = merge.concept.delta.rows(pico.sizes, bare.rows)
         assert leak.norm() < most * pair[0].delta.rows(pico.sizes, pair[0].rows).norm()
@@ -201,7 +201,7 @@ def test_a_full_matrix_is_composed_like_its_factors(pico, pair):
         assert torch.allclose(
             one.delta[name].apply(rows), other.delta[name].apply(rows), rtol=0.02, atol=0.02
         )
-    assert compose(full, pair[1], base=pico, how="sum").concept.delta.keys() == pair[0].delta.keys()
+    assert compose(full, pair[1], base=pico, merge_method="sum").concept.delta.keys() == pair[0].delta.keys()
 
 
 def test_the_report_speaks_and_is_json(pico, pair):
@@ -214,7 +214,7 @@ def test_the_report_speaks_and_is_json(pico, pair):
 
 def test_what_cannot_be_composed_is_one_sentence(pico, pair):
     with pytest.raises(BadRecipe, match="'blend'"):
-        compose(*pair, base=pico, how="blend")
+        compose(*pair, base=pico, merge_method="blend")
     with pytest.raises(BadRecipe, match="2 concepts need as many weights"):
         compose(*pair, base=pico, weights=[1])
     with pytest.raises(ConceptError, match="my_dog is named twice"):

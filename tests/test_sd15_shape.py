@@ -62,7 +62,7 @@ def test_compose_at_real_size(sd15, monkeypatch):
     soft = compose(*pair, base=sd15).concept
     assert soft.delta.rank == sum(soft.recipe["rows"]) <= 32
     assert len(soft.to_bytes()) < 3 * soft.delta.rank * (24_960 + 2 * 768)
-    merge = compose(*pair, base=sd15, how="constrained")
+    merge = compose(*pair, base=sd15, merge_method="closed-form")
     rank = merge.concept.delta.rank
     assert rank == merge.report.rows <= 16
     assert len(merge.concept.to_bytes()) < 3 * rank * (24_960 + 2 * 768)
@@ -76,4 +76,4 @@ def test_compose_at_real_size(sd15, monkeypatch):
         ]
     )
     assert (found - wanted).norm() < 0.01 * wanted.norm()
-    assert merge.report.captions < compose(*pair, base=sd15, how="sum").report.captions
+    assert merge.report.captions < compose(*pair, base=sd15, merge_method="sum").report.captions

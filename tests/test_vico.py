@@ -358,7 +358,7 @@ def test_what_has_no_place_for_a_photo_says_so(pipe, tmp_path):
         with pytest.raises(ConceptError, match=f"my_dog looks at its reference photo.*{again}"):
             compose(*words, base=here)
     with pytest.raises(ConceptError, match=f"my_dog looks at.*{again}"):
-        attach(pipe, concept, how="routed")
+        attach(pipe, concept, merge_method="routed")
     for options in ({"regions": ["my_dog=left"]}, {"separate": True}):
         with pytest.raises(BadRegion, match=f"my_dog looks at.*{again}"):
             attach(pipe, concept, **options)

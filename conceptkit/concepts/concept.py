@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -11,6 +12,7 @@ from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.concepts.codec import damaged, parse, to_bytes
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.reference import Reference
+from conceptkit.concepts.routing import Routing
 from conceptkit.errors import BadBlob
 from conceptkit.pictures import html
 from conceptkit.registry import private_names
@@ -48,6 +50,11 @@ class Concept:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delta", Delta(self.delta))
+
+    @cached_property
+    def routing(self) -> Routing | None:
+        """Whose the ranks of its delta are; None where all act. Raises BadBlob when that is damaged."""
+        return Routing.from_recipe(self.recipe, self.name)
 
     def to_bytes(self) -> bytes:
         """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %."""

@@ -46,7 +46,7 @@ def export(
         raise NoEffect(
             f"{concept.name} would change nothing: it has neither a delta nor a token; learn it again"
         )
-    if concept.recipe.get("method") == "routed":
+    if concept.routing:
         raise ConceptError(
             f"{concept.name} is routed, which no LoRA can be; "
             "export one that was made without --merge-method routed"

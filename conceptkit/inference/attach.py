@@ -28,7 +28,7 @@ from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.token_owners import TokenOwners
-from conceptkit.merging.request import HOW, SHARED
+from conceptkit.merging.request import MERGE_METHOD, PADDING_DELTA
 from conceptkit.tuners.inject import ADAPTER, install_on, uninstall_from
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ def attach(
     pipe: Any,
     *concepts: "str | Concept | Merge",
     registry: "Registry | None" = None,
-    how: str = HOW,
+    merge_method: str = MERGE_METHOD,
     weights: Sequence[float] | None = None,
-    shared: str = SHARED[0],
+    padding_delta: str = PADDING_DELTA,
     regions: Sequence[str] = (),
     separate: bool = False,
     side_by_side: bool | None = None,
@@ -163,12 +163,12 @@ def attach(
         with attach(pipe, "my_dog:0.8", "moongate", regions=["my_dog=left"]):
             pipe("my_dog in front of a moongate").images[0].save("both.png")
 
-    Strings are names in the registry, with a strength if wanted; `weights`, `how` and `shared` are those of
-    `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
-    it by where they begin to appear; `side_by_side` gives each thing that a prompt names a window in a wide
-    picture, by default on bases that cannot draw two things in one frame; the base's own size counts as none
-    given. `read_apart`: in one frame each concept's words are read without the other concepts in the prompt
-    (`steering.apart`), by default on storybook.
+    Strings are names in the registry, with a strength if wanted; `weights`, `merge_method` and
+    `padding_delta` are those of `compose`. `regions` keep concepts in parts of the picture, see
+    `regions.read`; `separate` lets them split it by where they begin to appear; `side_by_side` gives each
+    thing that a prompt names a window in a wide picture, by default on bases that cannot draw two things in
+    one frame; the base's own size counts as none given. `read_apart`: in one frame each concept's words are
+    read without the other concepts in the prompt, by default on storybook.
 
     Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
     pipeline carries concepts already; whatever is raised, the pipeline is as it was.
@@ -181,7 +181,9 @@ def attach(
             f"This pipeline already carries {carried}; detach first, or attach all in one call"
         )
     here = pipeline.of(pipe)
-    order = read_order(concepts, weights, how, shared, regions, separate, side_by_side, read_apart, registry)
+    order = read_order(
+        concepts, weights, merge_method, padding_delta, regions, separate, side_by_side, read_apart, registry
+    )
     found = find_concepts(order, here)
     attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
     attachment._put(order, found)
@@ -194,7 +196,7 @@ def _reading(pipe: Any, concept: Concept, order: AttachOrder) -> TokenOwners | N
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
     if concept.reference is not None:
         return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
-    strict = concept.recipe.get("method") == "routed" or bool(order.regions) or order.separate
+    strict = concept.routing is not None or bool(order.regions) or order.separate
     if not strict and not rank_gates(concept):
         return None
     spelt = {name: [text, *prompt_words.TOKEN.findall(text)] for name, text in concept.words.items()}
@@ -224,11 +226,11 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners 
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
     unet = pipe.unet
-    if reading and concept.recipe.get("method") == "routed":
+    if reading and concept.routing:
         from conceptkit.inference.routed_attention import install_routes
 
         maps = attention.kv_maps(unet)
-        undo.callback(install_routes(unet, delta.only(maps), concept.recipe, reading))
+        undo.callback(install_routes(unet, delta.only(maps), concept.routing, reading))
         delta = delta.without(maps)
     if delta:
         install_on(pipe, delta)

@@ -26,7 +26,7 @@ def shrink(
         raise BadRecipe("Give either the rank or the energy to shrink to")
     if not (rank is None or rank >= 1) or not (energy is None or 0 < energy <= 1):
         raise BadRecipe(f"Cannot shrink to rank {rank}, energy {energy}: at least 1, or within (0, 1]")
-    if concept.recipe.get("method") == "routed":
+    if concept.routing:
         raise BadRecipe(
             f"{concept.name} is routed, and each of its ranks is somebody's; shrink its parts instead"
         )

@@ -142,9 +142,9 @@ def carry_out(
         base=base,
         registry=registry,
         name=request.save,
-        how=request.merge_method,
-        shared=request.padding_delta,
-        tick=progress,
+        merge_method=request.merge_method,
+        padding_delta=request.padding_delta,
+        progress=progress,
     )
     attached: Concept | Merge = merge
     if request.save and len(entries) == 1:  # what is kept answers to `save`; the prompt has the name as given

@@ -133,7 +133,7 @@ def run(out: Path, tick: Tick) -> Path:
         merged = compose.compose(*names, base=base, registry=registry)
         for line, kept in zip(figures, merged.report.kept, strict=True):
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
-        summed = compose.compose(*names, base=base, registry=registry, how="sum")
+        summed = compose.compose(*names, base=base, registry=registry, merge_method="sum")
         for what, title, note, wide in (
             (merged, "Both together", "side by side, merged by least squares", True),
             (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison", True),

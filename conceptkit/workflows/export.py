@@ -60,4 +60,4 @@ def export(
         return export(read(registry, entries[0].ref), out, **how)
     if base is None or isinstance(base, str):
         base = load(base or entries[0].summary.get("base_name", STORYBOOK))
-    return export(compose(*names, base=base, registry=registry, tick=progress), out, **how)
+    return export(compose(*names, base=base, registry=registry, progress=progress), out, **how)

@@ -309,7 +309,7 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
     own = held.rows[:-2]
     assert moved(held, plain) < 0.02 * moved(held, own) and moved(free, plain) > 0.1 * moved(free, own)
     other = learn(pico, shown, "my_cat", "cat", recipe)
-    merged = compose(held, other, base=pico, registry=registry, how="constrained").concept
+    merged = compose(held, other, base=pico, registry=registry, merge_method="closed-form").concept
     assert moved(merged, plain) < 0.05 * moved(merged, own)
 
 
@@ -322,7 +322,7 @@ def test_two_of_one_class_hold_it_once(pico, shown, registry):
     alone = [teach(pico, shown, recipe), learn(pico, shown, "your_dog", "dog", recipe)]
     assert (
         "nearly coincide"
-        not in compose(*alone, base=pico, registry=registry, how="constrained").report.text()
+        not in compose(*alone, base=pico, registry=registry, merge_method="closed-form").report.text()
     )
 
 
