@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit.cli.options import (
+    RowName,
     base_option,
     debug_option,
     device_option,
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
     from conceptkit.merging.report import Report
 
 
-class MergeMethodName(click.ParamType):
-    """A row of the merge methods; other packages are asked for theirs when a name is not one of ours."""
-
-    name = "merge method"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """All the names."""
-        return f"[{'|'.join(MERGE_METHODS)}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name itself. Raises BadRecipe."""
-        return request.check_merge_method(str(value))
-
-
 @click.command()
 @click.argument("concepts", nargs=-1, required=True, metavar="NAME...")
 @click.option("--prompt", required=True, help="What to draw; a concept's name is a word in it.")
@@ -47,7 +34,7 @@ class MergeMethodName(click.ParamType):
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
 @click.option(
     "--merge-method",
-    type=MergeMethodName(),
+    type=RowName(MERGE_METHODS, request.check_merge_method),
     default=request.MERGE_METHOD,
     show_default=True,
     help="How to merge; the first three are meant for use, the others for comparison.",

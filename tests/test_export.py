@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from conceptkit.concepts.delta import Delta
 from conceptkit.errors import ConceptError, NoEffect
-from conceptkit.formats.diffusers import export
+from conceptkit.formats.dialects import export
 from conceptkit.formats.peft import LORA, lora
 from conceptkit.formats.textual_inversion import embedding
 from conceptkit.inference.attach import attach

@@ -15,7 +15,7 @@ from conceptkit.features.closed_form import factor
 from conceptkit.features.concept_rows import constraint_rows, word_features
 from conceptkit.features.prompt_templates import context_prompts
 from conceptkit.merging.compose import compose
-from conceptkit.merging.shrink import shrink
+from conceptkit.merging.shrink import shrink_concept
 from conceptkit.registry.store import Registry
 from tests import tiny
 
@@ -267,16 +267,16 @@ def test_held_out_features_measure_what_the_captions_would(pico, pair):
 def test_shrinking_keeps_what_the_features_excite(pico, pair):
     ordinary = caption_statistics.statistics_of(pico)
     whole = compose(*pair, base=pico).concept
-    exact = shrink(whole, ordinary.gram, energy=1.0)
+    exact = shrink_concept(whole, ordinary.gram, energy=1.0)
     rows = torch.randn(5, pico.width).double()
     wanted = whole.delta.rows(pico.sizes, rows)
     assert (exact.delta.rows(pico.sizes, rows) - wanted).norm() < 1e-3 * wanted.norm()
-    small = shrink(whole, ordinary.gram, rank=2)
+    small = shrink_concept(whole, ordinary.gram, rank=2)
     assert small.delta.rank == 2
     assert len(small.to_bytes()) < len(whole.to_bytes())
     assert len(small.delta.downs) == 1
     assert small.provenance["parents"] == whole.provenance["parents"]
     with pytest.raises(BadRecipe, match="rank"):
-        shrink(whole, ordinary.gram)
+        shrink_concept(whole, ordinary.gram)
     with pytest.raises(BadRecipe, match="0"):
-        shrink(whole, ordinary.gram, rank=0)
+        shrink_concept(whole, ordinary.gram, rank=0)

@@ -474,17 +474,17 @@ def test_parts_of_a_merge_are_named(pico, trio):
 
 
 def test_shrinking_and_exporting_know_what_they_cannot_keep(pico, trio, tmp_path):
-    from conceptkit.formats.diffusers import export
-    from conceptkit.merging.shrink import shrink
+    from conceptkit.formats.dialects import export
+    from conceptkit.merging.shrink import shrink_concept
 
     ordinary = caption_statistics.statistics_of(pico)
     wide = widened(trio[0], 1, pico)
-    small = shrink(wide, ordinary.gram, rank=1)
+    small = shrink_concept(wide, ordinary.gram, rank=1)
     for name in set(wide.delta) - set(pico.sizes):
         assert small.delta[name] is wide.delta[name]
     assert all(small.delta[name].rank == 1 for name in pico.sizes)
     routed = compose(*trio[:2], base=pico, merge_method="routed")
     with pytest.raises(BadRecipe, match="shrink its parts"):
-        shrink(routed.concept, ordinary.gram, rank=1)
+        shrink_concept(routed.concept, ordinary.gram, rank=1)
     with pytest.raises(ConceptError, match="is routed, which no LoRA can be"):
         export(routed, tmp_path / "out")

@@ -1,13 +1,14 @@
 """Whose the ranks of a LoRA are: each gate lets its ranks act only on prompts that say its words."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import ENCODERS, READS_TEXT, Delta
 from conceptkit.errors import BadBlob
 
 RANK_GATES = "voices"
-"""Of a merge's recipe: [ranks, words] of each voice in turn; without words it always speaks."""
+"""The field of a stored recipe: [ranks, words] of each gate in turn; without words it is always open."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,10 @@ class RankGate:
 
     ranks: int
     words: tuple[str, ...] | None
+
+    def to_recipe(self) -> list[Any]:
+        """As a stored recipe has it: [ranks, words]."""
+        return [self.ranks, None if self.words is None else list(self.words)]
 
 
 def reads_text(name: str) -> bool:
@@ -41,15 +46,13 @@ def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
         own = bool(concept.recipe.get("wide")) and 0 not in sizes
         return (RankGate(max(sizes), tuple(concept.words)),) if own else ()
     try:
-        told = tuple(
+        gates = tuple(
             RankGate(int(ranks), None if words is None else tuple(map(str, words)))
             for ranks, words in concept.recipe[RANK_GATES]
         )
     except (TypeError, ValueError) as error:
-        raise BadBlob(
-            f"What {concept.name} says of its voices is damaged; import or compose it again"
-        ) from error
-    known = all(word in concept.words for voice in told for word in voice.words or ())
-    if not known or any(voice.ranks < 0 for voice in told) or sizes != {sum(voice.ranks for voice in told)}:
-        raise BadBlob(f"The voices of {concept.name} do not fit its maps; import or compose it again")
-    return told
+        raise BadBlob(f"The rank gates of {concept.name} are damaged; import or compose it again") from error
+    known = all(word in concept.words for gate in gates for word in gate.words or ())
+    if not known or any(gate.ranks < 0 for gate in gates) or sizes != {sum(gate.ranks for gate in gates)}:
+        raise BadBlob(f"The rank gates of {concept.name} do not fit its maps; import or compose it again")
+    return gates

@@ -17,7 +17,7 @@ def provenance(concept: Concept, with_names: bool = False) -> str:
 
     with_names: also where the base lies on this machine and what the photos are called.
     """
-    told = concept.provenance
+    origin = concept.provenance
     return json.dumps(
         {
             "name": concept.name,
@@ -27,7 +27,7 @@ def provenance(concept: Concept, with_names: bool = False) -> str:
             "base_name": concept.base_name if with_names else private_names.public_base(concept.base_name),
             "words": dict(concept.words),
             "recipe": dict(concept.recipe),
-            "provenance": dict(told) if with_names else private_names.public_provenance(told),
+            "provenance": dict(origin) if with_names else private_names.public_provenance(origin),
         },
         sort_keys=True,
     )

@@ -10,6 +10,14 @@ from conceptkit.formats.provenance import pack, provenance
 SDXL_KEYS = ("clip_l", "clip_g")
 
 
+def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
+    """One file for each token: file name -> content."""
+    return {
+        token_file(token): embedding(concept, rows, with_names)
+        for token, rows in sorted(concept.tokens.items())
+    }
+
+
 def embedding(concept: Concept, rows: Sequence[Tensor], with_names: bool = False) -> bytes:
     """One token's rows (k, d): `emb_params`, or `clip_l` and `clip_g` for the two encoders of SDXL."""
     keys = ("emb_params",) if len(rows) == 1 else SDXL_KEYS

@@ -101,6 +101,8 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
         origin, recipe = stored.provenance, stored.recipe
         if "parent_sha256" not in origin:
             raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
+        if origin.get("how") == "shrink":
+            raise ConceptError(f"{name} was shrunk, not merged; shrink {origin['parents'][0]} again")
         again = [
             _as_it_was(opened, ref, sha)
             for ref, sha in zip(origin["parents"], origin["parent_sha256"], strict=True)

@@ -159,8 +159,8 @@ def _circumstances(ordinary: CaptionStatistics) -> str:
         MAX_CONDITION,
     ]
     asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
-    told = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    written = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()[:32]
 
 
 def joined(

@@ -11,7 +11,7 @@ from conceptkit.errors import BadRecipe
 from conceptkit.features.closed_form import RIDGE, balanced, factor
 
 
-def shrink(
+def shrink_concept(
     concept: Concept, gram: Tensor, *, rank: int | None = None, energy: float | None = None
 ) -> Concept:
     """The concept with its delta cut to `rank`, or to the smallest rank that holds `energy` in (0, 1].
@@ -22,10 +22,7 @@ def shrink(
     of rank and energy is given, in its range, for a routed merge, whose ranks are its routes, and for a
     concept that looks at a reference photo.
     """
-    if (rank is None) == (energy is None):
-        raise BadRecipe("Give either the rank or the energy to shrink to")
-    if not (rank is None or rank >= 1) or not (energy is None or 0 < energy <= 1):
-        raise BadRecipe(f"Cannot shrink to rank {rank}, energy {energy}: at least 1, or within (0, 1]")
+    check_size(rank, energy)
     if concept.routing:
         raise BadRecipe(
             f"{concept.name} is routed, and each of its ranks is somebody's; shrink its parts instead"
@@ -54,6 +51,16 @@ def shrink(
     delta = concept.delta | Delta(cut, dict.fromkeys(cut, 0))
     recipe = {**concept.recipe, "shrunk": {"rank": kept.shape[1], "ridge": RIDGE}}
     return replace(concept, delta=delta, recipe=recipe)
+
+
+def check_size(rank: int | None, energy: float | None) -> None:
+    """Raises BadRecipe unless exactly one of them is given, a rank of at least 1 or an energy in (0, 1]."""
+    if (rank is None) == (energy is None):
+        raise BadRecipe("Give either the rank or the energy to shrink to")
+    if rank is not None and rank < 1:
+        raise BadRecipe(f"Nothing can be shrunk to rank {rank}; give 1 or more")
+    if energy is not None and not 0 < energy <= 1:
+        raise BadRecipe(f"Nothing can be shrunk to the energy {energy}; give one above 0 and up to 1")
 
 
 def _moment(delta: Delta, root: Tensor) -> Tensor:

@@ -114,6 +114,7 @@ def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -
     """Make `down` (r, d) the one down factor of every layer of an adapter, and return that parameter.
 
     It is trained with gradients from all layers, or not at all when the adapter's config says `freeze_down`.
+    For programs that learn with PEFT, where KEYED adapters get their keys so.
     Raises BadRecipe when an up factor has another rank.
     """
     name = _only_adapter(unet, adapter_name)

@@ -13,6 +13,7 @@ from conceptkit import storybook
 from conceptkit.base import pipeline as bases
 from conceptkit.data import photos, resize
 from conceptkit.evaluate import metrics, scorers
+from conceptkit.evaluate.scorer_table import load_scorer
 from conceptkit.inference.generate import STEPS, draw_with
 from conceptkit.merging import compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
@@ -120,7 +121,7 @@ HEAD = [
 def run(out: Path, tick: Tick) -> Path:
     """Learn, compose and draw; writes `out/contact_sheet.png` and pictures beside it, returns the sheet."""
     base = bases.load()
-    judge = scorers.SubjectJudge()
+    judge = load_scorer("subject")
     rows: list[Row] = []
     figures: list[_Figures] = []
     with Registry(out / "home") as registry:

@@ -1,6 +1,7 @@
 """A concept that was learned of all parts together."""
 
 from conceptkit.base.pipeline import check_fits
+from conceptkit.concepts.concept import Concept, read
 from conceptkit.errors import ConceptError
 from conceptkit.merging import gated_lora
 from conceptkit.merging.methods.base import MergeContext, MergeResult, equal
@@ -11,15 +12,13 @@ def merge_joint(context: MergeContext) -> MergeResult:
 
     It is what it is at full strength, and only behind the words that learned with it.
     """
-    from conceptkit.concepts.concept import read
-
     tokens = {token: rows for part in context.parts for token, rows in part.concept.tokens.items()}
     names = " and ".join(part.concept.name for part in context.parts)
     other = ""
     for entry in context.registry.list():
         if set(entry.summary.get("tokens") or ()) == set(tokens) and len(context.parts) > 1:
             concept = read(context.registry, entry.ref)
-            if "parent_sha256" in concept.provenance:
+            if _was_composed(concept):
                 continue
             if not all(equal(rows, concept.tokens[token]) for token, rows in tokens.items()):
                 other = entry.ref
@@ -38,3 +37,10 @@ def merge_joint(context: MergeContext) -> MergeResult:
     raise ConceptError(
         f"No concept was learned of {names} together; learn one jointly, or leave out --merge-method"
     )
+
+
+def _was_composed(concept: Concept) -> bool:
+    """Whether a concept came of others, and was not learned; a joint one that was shrunk stays joint."""
+    if concept.provenance.get("how") == "shrink":
+        return "weights" in concept.recipe
+    return "parent_sha256" in concept.provenance
