@@ -20,7 +20,7 @@ from conceptkit.cli.progress import bar
 from conceptkit.concepts.routing import PADDING_DELTAS
 from conceptkit.files import check_new_file
 from conceptkit.merging import request
-from conceptkit.merging.methods.table import MERGE_METHODS
+from conceptkit.merging.method_table import MERGE_METHODS
 
 if TYPE_CHECKING:
     from conceptkit.merging.report import Report

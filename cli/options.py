@@ -53,7 +53,7 @@ class RowName(click.ParamType):
         """All the names."""
         return f"[{'|'.join(self.table)}]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name itself. Raises ConceptError."""
         self.check(str(value))
         return str(value)

@@ -18,7 +18,7 @@ from conceptkit.inference.attach import attach
 from conceptkit.inference.attention_masks import level, winners
 from conceptkit.inference.token_owners import END, OTHER, TokenOwners
 from conceptkit.merging.compose import compose
-from conceptkit.merging.methods.table import MERGE_METHODS as WAYS
+from conceptkit.merging.method_table import MERGE_METHODS as WAYS
 from conceptkit.registry.store import Registry
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 

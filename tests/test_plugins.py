@@ -16,7 +16,7 @@ from conceptkit.evaluate.scorer_table import SCORERS, load_scorer
 from conceptkit.features import caption_statistics, captions
 from conceptkit.formats.dialects import DIALECTS, dialect_of
 from conceptkit.merging.compose import rebuild
-from conceptkit.merging.methods.table import MERGE_METHODS, MergeMethod, merge_method_of
+from conceptkit.merging.method_table import MERGE_METHODS, MergeMethod, merge_method_of
 from conceptkit.registry.store import Registry
 from tests import tiny
 

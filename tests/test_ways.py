@@ -22,8 +22,8 @@ from conceptkit.inference.attach import attach
 from conceptkit.merging import compose as merges
 from conceptkit.merging import delta_norms, merge_inputs, request
 from conceptkit.merging.compose import compose, rebuild
+from conceptkit.merging.method_table import MERGE_METHODS
 from conceptkit.merging.methods import baselines
-from conceptkit.merging.methods.table import MERGE_METHODS
 from conceptkit.pictures import heatmap
 from conceptkit.registry.catalogue import history
 from conceptkit.registry.store import Registry

@@ -87,6 +87,7 @@ def _packed(delta: Delta, prefix: str = "") -> tuple[dict[str, Tensor], dict[str
 
 
 def damaged(what: str) -> str:
+    """The sentence for bytes that cannot be read, because of `what`."""
     return f"These bytes are not a concept ({what}); import or learn it again"
 
 

@@ -12,8 +12,8 @@ from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.features import caption_statistics
 from conceptkit.merging import parts, report, request
 from conceptkit.merging.merge_inputs import prepare
+from conceptkit.merging.method_table import CROWDS, STRENGTHS, MergeMethod, merge_method_of
 from conceptkit.merging.methods.base import MergeContext, MergeResult
-from conceptkit.merging.methods.table import CROWDS, STRENGTHS, MergeMethod, merge_method_of
 from conceptkit.merging.notices import notices_of
 from conceptkit.merging.parts import Part
 from conceptkit.merging.report import Measured, Report

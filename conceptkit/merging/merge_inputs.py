@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 OTHER_WEIGHT = 0.1
-"""Of the positions of its prompts that are not its words, in what a concept asks of a soft merge."""
+"""Of the positions of its prompts that are not its words, in what a concept asks of a merge by regmean."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
 MOST_ASKED = 16
-"""Directions in which a concept, under each of its names, asks for something in a soft merge."""
+"""Directions in which a concept, under each of its names, asks for something in a merge by regmean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Prepared:
     rows: C (s, d). white: C L^-T (s, d), from which C G^-1 is one triangular solve for all concepts at once.
     targets: map -> R (s, o), of the key and value maps that it changes.
     seen: X L^-T (m, d), features of prompts to fit it on, its words above all, and its rows among them.
-    asked, given: Q^T X L^-T (r, d) and map -> Z (r, o) with X D^T = Q Z, see `compose.soft_form`.
+    asked, given: Q^T X L^-T (r, d) and map -> Z (r, o) with X D^T = Q Z, see `closed_form.soft_form`.
     own, end, rest: features X (k, d) of held-out prompts with it, at its own words, from the end of text on,
     and elsewhere; k features that stand for all of them in every norm.
     """
@@ -55,6 +55,7 @@ class Prepared:
     rest: Tensor
 
     def to_bytes(self) -> bytes:
+        """All of it as safetensors."""
         half = {"own": self.own, "end": self.end, "rest": self.rest}
         half |= {"targets": _stacked(self.targets, self.rows), "given": _stacked(self.given, self.asked)}
         tensors = {name: tensor.float().contiguous() for name, tensor in half.items()}
@@ -65,6 +66,7 @@ class Prepared:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Prepared":
+        """What `to_bytes` wrote."""
         held = safetensors.torch.load(data)
         sizes = dict(read_metadata(data))
         targets, given = (

@@ -25,6 +25,7 @@ class Part:
 
     @property
     def delta(self) -> Delta:
+        """What the concept adds, at its strength."""
         return self.concept.delta if self.weight == 1 else self.concept.delta * self.weight
 
 

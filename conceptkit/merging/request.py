@@ -10,7 +10,7 @@ from typing import Any
 
 from conceptkit.concepts.routing import PADDING_DELTAS
 from conceptkit.errors import BadRecipe, BadRegion, ConceptError
-from conceptkit.merging.methods.table import MERGE_METHODS
+from conceptkit.merging.method_table import MERGE_METHODS
 
 MERGE_METHOD = "regmean"
 """Unless told otherwise: of several concepts in one delta it keeps more on prompts that nothing was fitted on

@@ -42,6 +42,7 @@ class Seen:
     end: dict[str, Tensor] = field(default_factory=dict)
 
     def among(self, rows: Tensor, of: Tensor) -> Seen:
+        """The same photo, shown to other rows of a batch."""
         return replace(self, rows=rows, of=of)
 
     def unlike(self) -> Tensor:

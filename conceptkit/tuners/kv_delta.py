@@ -113,10 +113,12 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
 
     @property
     def ups(self) -> nn.ParameterDict:
+        """Adapter -> up (o, r)."""
         return getattr(self, self.up_name)
 
     @property
     def downs(self) -> nn.ParameterDict:
+        """Adapter -> down (r, d)."""
         return getattr(self, self.down_name)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -124,6 +126,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         return self.scaling[adapter_name] * self.factors(adapter_name).dense()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the map makes of x (..., d), with the active adapters: (..., o)."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         y = self.base_layer(x, *args, **kwargs)
@@ -164,18 +167,22 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self._unmerged, self.merged_adapters = None, []
 
     def set_scale(self, adapter: str, scale: float) -> None:
+        """How much of an adapter is added; diffusers calls it."""
         if adapter in self.scaling:
             self.scaling[adapter] = float(scale)
 
     def scale_layer(self, scale: float) -> None:
+        """That many times as much of the active adapters; diffusers calls it."""
         for name in self.scaling.keys() & set(self.active_adapters):
             self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
+        """The way back from `scale_layer`; None: all of them as they are."""
         for name in self.scaling.keys() & set(self.active_adapters):
             self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT may make a LoRA of it."""
         return True
 
 

@@ -1,8 +1,8 @@
 """A merge method: half of each concept."""
 
 from conceptkit.concepts.delta import Delta
+from conceptkit.merging.method_table import MergeMethod
 from conceptkit.merging.methods.base import MergeContext, MergeResult
-from conceptkit.merging.methods.table import MergeMethod
 
 
 def merge(context: MergeContext) -> MergeResult:

@@ -23,5 +23,5 @@ def merge_regmean(context: MergeContext) -> MergeResult:
     asked, seen = torch.cat([p.asked for p in inputs]), torch.cat([p.seen for p in inputs])
     down, used, condition = soft_form(asked, seen, context.ordinary.factor)
     delta = merge_inputs.factors_of(given, down)
-    solved = Solved(condition, problem="soft", rows=round(used))
+    solved = Solved(condition, problem="regmean", rows=round(used))
     return MergeResult(delta | beside.delta, blocks(delta, counts), rows, solved, recipe)
