@@ -3,12 +3,13 @@
 0: done; 1: something unexpected; 2: a mistake that one sentence explains; 130: stopped with Ctrl-C.
 """
 
+import copy
 import os
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -28,7 +29,7 @@ from conceptkit.cli import (
     tokens,
 )
 from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
-from conceptkit.cli.terminal import plain
+from conceptkit.cli.terminal import any_text, plain
 from conceptkit.errors import ConceptError
 
 STOPPED = "Stopped; nothing half-written was kept."
@@ -62,8 +63,7 @@ class Root(click.Group):
         try:
             return super().make_context(*arguments, **extra)
         except click.ClickException as error:
-            error.message = plain(error.message)
-            raise
+            raise _escaped(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the module for the exit codes."""
@@ -76,7 +76,7 @@ class Root(click.Group):
             if isinstance(error, click.NoSuchOption) and error.option_name in RENAMED_OPTIONS:
                 renamed = RENAMED_OPTIONS[error.option_name]
                 error = click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx)
-            error.message = plain(error.message, lines=True)
+            error = _escaped(error)
             _answer(ctx, as_json, error.message)
             raise error
         except KeyboardInterrupt:
@@ -84,9 +84,16 @@ class Root(click.Group):
             _answer(ctx, as_json, STOPPED)
             ctx.exit(130)
         except ConceptError as error:
-            _explain(ctx)
-            _answer(ctx, as_json, _sentence(error))
-            raise Mistake(plain(_sentence(error), lines=True)) from error
+            _refuse(ctx, as_json, str(error), error)
+        except BrokenPipeError:  # nobody reads on: click ends quietly
+            raise
+        except UnicodeEncodeError as error:
+            _refuse(ctx, as_json, f"{error.object[:60]!a} is no text; type it in UTF-8", error)
+        except OSError as error:
+            if error.strerror is None:
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            _refuse(ctx, as_json, f"{what}; check that place and try again", error)
         except Exception as error:
             _explain(ctx)
             hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
@@ -107,6 +114,7 @@ def main(ctx: click.Context) -> None:
       conceptkit add my_dog ./photos
       conceptkit compose my_dog --prompt "my_dog in the snow"
     """
+    ctx.with_resource(any_text())
     if not ctx.meta.get(DEBUG):
         ctx.with_resource(_quiet())
 
@@ -159,9 +167,19 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _sentence(error: ConceptError) -> str:
-    text = str(error)
-    return text if text.endswith((".", "?", "!")) else f"{text}."
+def _refuse(ctx: click.Context, as_json: bool, text: str, error: Exception) -> NoReturn:
+    """End with a sentence and exit code 2."""
+    _explain(ctx)
+    sentence = text if text.endswith((".", "?", "!")) else f"{text}."
+    _answer(ctx, as_json, sentence)
+    raise Mistake(plain(sentence, lines=True)) from error
+
+
+def _escaped(error: click.ClickException) -> click.ClickException:
+    """The same error, with nothing in its message that a terminal would obey."""
+    twin = copy.copy(error)
+    vars(twin)["message"] = plain(error.message, lines=True)
+    return twin
 
 
 def _answer(ctx: click.Context, as_json: bool, sentence: str) -> None:

@@ -1,13 +1,13 @@
 """`conceptkit search`, and what people say about concepts: `tag`, `note`, `favourite`. No torch in here."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from conceptkit.cli.listing import echo_entries
 from conceptkit.cli.options import MOST, debug_option, echo_json, json_option
-from conceptkit.cli.terminal import echo
+from conceptkit.cli.terminal import echo, local
 
 if TYPE_CHECKING:
     from conceptkit.registry.catalogue.search import Filters
@@ -57,8 +57,9 @@ def filter_options(command: Decorated) -> Decorated:
 def filters(values: dict[str, Any]) -> "Filters":
     """What `filter_options` were given; a folder is known by its full path, whatever it is called here."""
     from conceptkit.registry.catalogue.search import Filters
+    from conceptkit.registry.paths import expanded
 
-    if (base := values.get("base")) and base != "storybook" and (folder := Path(base).expanduser()).is_dir():
+    if (base := values.get("base")) and base != "storybook" and (folder := expanded(base)).is_dir():
         values = {**values, "base": str(folder.resolve())}
     return Filters(**values)
 
@@ -80,7 +81,6 @@ def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> 
     Example:
       conceptkit search blue dog --tag garden
     """
-    from conceptkit.cli.concepts import echo_entries
     from conceptkit.registry.catalogue import search as catalogue
     from conceptkit.registry.store import Registry
 
@@ -145,7 +145,7 @@ def note(name: str, text: str | None, remove: int | None, as_json: bool) -> None
         echo_json([each.to_json() for each in found])
     else:
         for each in found:
-            echo(f"{each.number}  {each.created[:10]}  {each.text}")
+            echo(f"{each.number}  {local(each.created)[:10]}  {each.text}")
         if not found:
             echo(f"{name} has no notes.")
 

@@ -1,7 +1,11 @@
 """What goes to the terminal: nothing in it can repaint the screen, and no cell of a table fills it."""
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
 
 import click
 
@@ -32,11 +36,12 @@ def echo(text: object = "", *, err: bool = False) -> None:
 
 def echo_table(rows: Sequence[tuple[str, ...]], widest: int = CELL) -> None:
     """Rows of equal length as aligned columns; a cell wider than `widest` is cut."""
+    from tabulate import tabulate
+
     cut = [tuple(clip(plain(cell), widest) for cell in row) for row in rows]
-    widths = [max(map(width, column)) for column in zip(*cut, strict=True)]
-    for row in cut:
-        cells = (cell + " " * (size - width(cell)) for cell, size in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    text = tabulate(cut, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
+    for line in text.splitlines():
+        click.echo(line.rstrip())
 
 
 def clip(text: str, columns: int) -> str:
@@ -55,6 +60,40 @@ def width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def local(moment: str) -> str:
+    """A moment in UTC, ISO 8601, by the clock on the wall: "2026-01-31 14:05:00 +0100"."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def star() -> str:
+    """The mark of a favourite, in letters that the output's encoding has."""
+    return "★" if _fits("★", sys.stdout) else "*"
+
+
+@contextmanager
+def any_text() -> Iterator[None]:
+    """Meanwhile a letter that the output's encoding lacks is written as its escape, `\\u2192`."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        if stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+
+
+def _fits(text: str, stream: Any) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def safe_json(text: str) -> str:

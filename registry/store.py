@@ -9,7 +9,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -43,7 +42,7 @@ class Registry:
     """
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
-        self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
+        self.home = paths.expanded(home).absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
         swap.finish(self.home)
         with storage_errors.told(self.home):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from conceptkit.data.photos import PhotoSet
 from conceptkit.errors import BadPhotos
+from conceptkit.registry.paths import expanded
 
 LONGEST = 1000  # characters of a caption; a prompt holds a quarter of that
 
@@ -31,7 +32,7 @@ def captions(paths: Sequence[Path | str] | Path | str, photos: PhotoSet) -> tupl
 
 
 def _folders(paths: Sequence[Path | str] | Path | str) -> list[Path]:
-    roots = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    roots = [expanded(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     return list(dict.fromkeys(root if root.is_dir() else root.parent for root in roots))
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from conceptkit.data.decode import decode
 from conceptkit.data.photos import LARGEST, PhotoSet
 from conceptkit.errors import BadPhotos
+from conceptkit.registry.paths import expanded
 
 
 def masks(folder: Path | str | None, photos: PhotoSet) -> tuple[Image.Image | None, ...]:
@@ -18,7 +19,7 @@ def masks(folder: Path | str | None, photos: PhotoSet) -> tuple[Image.Image | No
     """
     if folder is None:
         return ()
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise BadPhotos(f"{root} is no folder; name one with a mask for each photo, of the photo's name.")
     stems = {file.stem: file for file in sorted(root.iterdir()) if file.is_file() and file.name[0] != "."}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from conceptkit.data.augmentation import Framing
 from conceptkit.data.decode import decode
 from conceptkit.data.resize import at_most
 from conceptkit.errors import BadPhotos
+from conceptkit.registry.paths import expanded
 
 SMALLEST = 32  # pixels on the shorter side; below that there is no subject to learn
 LARGEST = 2048  # pixels kept on the shorter side: 1.4 x 1024, the most any view asks for, and some room
@@ -48,7 +50,7 @@ def read(paths: Sequence[Path | str] | Path | str) -> PhotoSet:
     over 2048 pixels is shrunk to that. Raises BadPhotos, naming the file, at the first that cannot be used.
     """
     roots = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    files = {file.resolve(): file for root in roots for file in _files(root.expanduser())}
+    files = {os.path.realpath(file): file for root in roots for file in _files(expanded(root))}
     if not files:
         raise BadPhotos(_nothing_found(roots))
     photos = [(file.name, _read(file)) for file in files.values()]

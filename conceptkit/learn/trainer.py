@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from conceptkit.base.added_tokens import Tokens, add_tokens
 from conceptkit.base.noise_schedule import schedule_of
-from conceptkit.base.pipeline import Base
+from conceptkit.base.pipeline import Base, refreshed
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.data.photos import PhotoSet
@@ -49,6 +49,7 @@ from conceptkit.learn.methods.keyed import class_row_count, key_factor, plain_ro
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.training_loop import TrainingPhase, lr_schedule, run
 from conceptkit.learn.training_step import TrainingContext
+from conceptkit.rng import seeded
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -107,6 +108,7 @@ def learn_together(
     name: of the joint concept. given: pictures of a class to hold on to, instead of what the base draws.
     keeper: where checkpoints go, and the one to go on from.
     """
+    base = refreshed(base)
     config_checks.check(base, subjects, recipe)
     keeper, crew = keeper or CheckpointManager(), current()
     if crew.size * recipe.accumulate > recipe.batch:
@@ -117,8 +119,11 @@ def learn_together(
     drawn = prior_preservation.undrawn(subjects, recipe, given or {})
     begun = recipe.prior_size * len(drawn)
     total = begun + recipe.token_steps + recipe.steps
-    with torch.random.fork_rng(devices=[]), frozen(base), gradient_checkpointing(base, recipe):
-        torch.manual_seed(seed)
+    with (
+        seeded(seed, torch.device(base.pipe._execution_device)),
+        frozen(base),
+        gradient_checkpointing(base, recipe),
+    ):
         nouns = " and ".join(f"{noun}s" for noun in drawn)
         prior = prior_preservation.of_subjects(
             base,

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from conceptkit.base.pipeline import Base, check_fits, load
+from conceptkit.base.pipeline import Base, check_fits, load, refreshed
 from conceptkit.concepts.concept import Concept, base_of
 from conceptkit.concepts.routing import ROUTED
 from conceptkit.errors import BadRecipe, ConceptError
@@ -68,7 +68,8 @@ def compose(
     given = None if weights is None else tuple(weights)
     asked = ComposeRequest(concepts, given, merge_method, padding_delta, name)
     with _opened(registry) as opened:
-        return merge(asked, base or load(_base_of(concepts[0], opened)), opened, progress)
+        here = refreshed(base) if base else load(_base_of(concepts[0], opened))
+        return merge(asked, here, opened, progress)
 
 
 def merge(asked: ComposeRequest, base: Base, registry: "Registry", progress: Progress) -> Merge:

@@ -196,8 +196,9 @@ def _add(
     if isinstance(base, str):
         loaded = bases.load(base, device=distributed.current().device or devices.choose(device))
     else:
-        loaded = base
+        loaded = bases.refreshed(base)
     notices = mixed_precision.notices(loaded.device, recipe)
+    notices += filter(None, [bases.adapters_notice(loaded, " and ".join(photos))])
     subjects = []
     for name, where in photos.items():
         noun = nouns.get(name)

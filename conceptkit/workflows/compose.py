@@ -15,6 +15,7 @@ from conceptkit.base import devices
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
+from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import Attachment, attach
 from conceptkit.inference.generate import guided
 from conceptkit.merging.compose import Merge, compose
@@ -136,6 +137,12 @@ def carry_out(
     if base is None or isinstance(base, str):
         name = base or entries[0].summary.get("base_name", STORYBOOK)
         base = load(name, device=devices.choose(device))
+    levels = base.pipe.scheduler.config.get("num_train_timesteps")
+    if levels and request.num_inference_steps > levels:
+        raise BadRecipe(
+            f"{base.name} has {levels} noise levels, so {request.num_inference_steps} steps make no sense; "
+            f"give at most {levels}"
+        )
     session = _Session(base, registry, progress, on_picture, on_notice)
     merge = compose(
         *request.concepts,
@@ -147,9 +154,10 @@ def carry_out(
         progress=progress,
     )
     attached: Concept | Merge = merge
+    words = merge.concept
     if request.save and len(entries) == 1:  # what is kept answers to `save`; the prompt has the name as given
-        attached = merge.concept.called(entries[0].name)
-    for sentence in _unmentioned(request, getattr(attached, "concept", attached)):
+        attached = words = merge.concept.called(entries[0].name)
+    for sentence in _unmentioned(request, words):
         session.notice(sentence)
     pictures, windows = _draw(request, session, attached, _metadata(request, entries, base))
     entry = None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from conceptkit.registry import paths
 from conceptkit.registry.errors import BadRemote
 
 PATIENCE = 60.0
@@ -86,7 +87,7 @@ def parse(url: str, options: Mapping[str, str] | None = None) -> Place:
 
 
 def _folder(url: str, kind: Kind, options: Mapping[str, str]) -> Place:
-    path = Path(url.removeprefix("file://")).expanduser().absolute()
+    path = paths.expanded(url.removeprefix("file://")).absolute()
     return Place(str(path), kind, path.as_posix())
 
 
