@@ -149,6 +149,7 @@ class Delta(Mapping[str, Factors]):
     """
 
     def __init__(self, maps: Maps | None = None, shared: Mapping[str, Hashable] | None = None) -> None:
+        self._shared: Mapping[str, Hashable] | None
         self._maps = {name: Factors.of(factors) for name, factors in (maps or {}).items()}
         self._shared = shared if shared is not None or not isinstance(maps, Delta) else maps._shared
 

@@ -92,20 +92,25 @@ def export(
     Raises ConceptError when a file is there already, for what the dialect has no place for, and for a dialect
     that is not there; NoEffect when there is nothing to write.
     """
-    row, whole = dialect_of(dialect), getattr(concept, "concept", concept)
+    row, whole = dialect_of(dialect), _whole(concept)
     _check(row, whole)
     return fill_folder(Path(out_dir).absolute(), dict(row.write(whole, with_names)), force)
 
 
 def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     """One sentence where the files of a dialect hold less than the concept is."""
-    row, whole = dialect_of(dialect), getattr(concept, "concept", concept)
+    row, whole = dialect_of(dialect), _whole(concept)
     lost = [what for what, parts in _parts(whole).items() if parts and what not in row.holds]
     if not lost:
         return []
     meant = {DELTA: "what it changes in the base", TOKENS: "its word, which the prompt needs"}
     what = " and ".join(meant.get(each, each) for each in lost)
     return [f"The {row.name} files leave out {what}; export {whole.name} for diffusers to have all of it"]
+
+
+def _whole(given: Concept | Merge) -> Concept:
+    whole: Concept = getattr(given, "concept", given)
+    return whole
 
 
 def _parts(concept: Concept) -> dict[str, bool]:
