@@ -21,13 +21,13 @@ from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics, scorers
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import STEPS
-from conceptkit.merging.request import HOW
+from conceptkit.merging.request import MERGE_METHOD
 from conceptkit.pictures.charts import curves
 from conceptkit.registry.store import Registry
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 PROMPTS = ("photo of a {}", "photo of a {} on the beach")
-WAYS = ("soft", "constrained", "routed", "sum", "average", "svd", "ties")
+WAYS = ("regmean", "closed-form", "routed", "sum", "linear", "svd", "ties")
 PROBED = 4
 """Concepts that are drawn at every number merged: always the first ones, in several merges of a few."""
 SEEDS, PLAIN = 4, 60
@@ -122,7 +122,7 @@ def main(
                 try:
                     for k, names in enumerate(groups(taught, count)):
                         few = slice(k * count, min(PROBED, (k + 1) * count))
-                        with attach(base.pipe, *names, registry=registry, how=way) as attachment:
+                        with attach(base.pipe, *names, registry=registry, merge_method=way) as attachment:
                             close += fidelity(base, judge, probes[few], bounds[few], seeds, steps)
                             if not reports:
                                 right = accuracy(base, what, plain, steps)
@@ -149,11 +149,11 @@ def main(
         "share of the gap between class noun and photos",
         {way: [(line["count"], line["gap"]) for line in told_lines] for way, told_lines in lines.items()},
     ).save(_folder(plot))
-    ours = lines.get(HOW) or next(iter(lines.values()))
+    ours = lines.get(MERGE_METHOD) or next(iter(lines.values()))
     lost = lost_most([line["lost"] for line in ours])
     trial = shortfall(
         learning_steps,
-        concepts=(max((line["count"] for line in lines.get(HOW, [])), default=0), max(COUNTS)),
+        concepts=(max((line["count"] for line in lines.get(MERGE_METHOD, [])), default=0), max(COUNTS)),
         seeds=(seeds, SEEDS),
         plain_prompts=(plain, PLAIN),
         denoising_steps=(steps, STEPS),

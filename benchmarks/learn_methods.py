@@ -18,7 +18,7 @@ from conceptkit.base import pipeline as bases
 from conceptkit.base.attention import kv_maps
 from conceptkit.base.text_features import encode
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import ENCODERS, apply
+from conceptkit.concepts.delta import ENCODERS
 from conceptkit.evaluate import metrics
 from conceptkit.features import caption_statistics
 from conceptkit.inference.generate import STEPS
@@ -94,7 +94,7 @@ def captions_change(base: bases.Base, concept: Concept) -> float:
         weight = linear.weight.detach().float()
         change = (read - usual) @ weight.T
         if name in concept.delta:
-            change = change + apply(concept.delta[name], read)
+            change = change + concept.delta[name].apply(read)
         moved += float(change.square().sum())
         size += float((usual @ weight.T).square().sum())
     return (moved / size) ** 0.5

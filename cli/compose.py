@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit.cli.options import (
+    RowName,
     base_option,
     debug_option,
     device_option,
@@ -16,8 +17,10 @@ from conceptkit.cli.options import (
     wrote,
 )
 from conceptkit.cli.progress import bar
+from conceptkit.concepts.routing import PADDING_DELTAS
 from conceptkit.files import check_new_file
 from conceptkit.merging import request
+from conceptkit.merging.method_table import MERGE_METHODS
 
 if TYPE_CHECKING:
     from conceptkit.merging.report import Report
@@ -31,15 +34,15 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
 @click.option(
     "--merge-method",
-    type=click.Choice(list(request.WAYS)),
-    default=request.HOW,
+    type=RowName(MERGE_METHODS, request.check_merge_method),
+    default=request.MERGE_METHOD,
     show_default=True,
     help="How to merge; the first three are meant for use, the others for comparison.",
 )
 @click.option(
     "--padding-delta",
-    type=click.Choice(request.SHARED),
-    default=request.SHARED[0],
+    type=click.Choice(PADDING_DELTAS),
+    default=request.PADDING_DELTA,
     show_default=True,
     help="With --merge-method routed: which deltas the end of the prompt and its padding read.",
 )

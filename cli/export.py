@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from conceptkit.cli.options import (
+    RowName,
     base_option,
     debug_option,
     echo_json,
@@ -18,6 +19,7 @@ from conceptkit.cli.progress import bar
 from conceptkit.cli.terminal import echo
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_folder, check_new_file
+from conceptkit.formats.dialects import DIALECT, DIALECTS, dialect_of
 
 
 @click.command()
@@ -27,6 +29,12 @@ from conceptkit.files import check_folder, check_new_file
     type=click.Path(file_okay=False, writable=True, path_type=Path),
     metavar="DIR",
     help="A folder for the files.",
+)
+@click.option(
+    "--for",
+    "dialect",
+    type=RowName(DIALECTS, dialect_of),
+    help=f"With --out: whose files they are.  [default: {DIALECT}]",
 )
 @click.option(
     "--bundle",
@@ -51,6 +59,7 @@ from conceptkit.files import check_folder, check_new_file
 def export(
     names: tuple[str, ...],
     out: Path | None,
+    dialect: str | None,
     bundle: Path | None,
     all_versions: bool,
     with_parents: bool,
@@ -60,7 +69,7 @@ def export(
     with_names: bool,
     base: str | None,
 ) -> None:
-    """Write files for plain diffusers, or a bundle.
+    """Write files for other programs, or a bundle.
 
     A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
     previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
@@ -80,11 +89,13 @@ def export(
         raise click.UsageError(
             "--with-names belongs to --out: in a bundle concepts are as they were learned."
         )
+    if bundle is not None and dialect is not None:
+        raise click.UsageError("--for belongs to --out: a bundle is for conceptkit.")
     if bundle is not None and base is not None:
         raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
 
     if out is not None:
-        _files(names, out, base, force=force, with_names=with_names)
+        _files(names, out, base, dialect=dialect or DIALECT, force=force, with_names=with_names)
     if bundle is not None:
         check_new_file(bundle, force)
 
@@ -172,7 +183,7 @@ def refusals(sentences: list[str]) -> None:
         raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 
 
-def _files(names: tuple[str, ...], out: Path, base: str | None, **how: bool) -> None:
+def _files(names: tuple[str, ...], out: Path, base: str | None, **written: Any) -> None:
     from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
@@ -184,7 +195,7 @@ def _files(names: tuple[str, ...], out: Path, base: str | None, **how: bool) -> 
         from conceptkit.workflows import export as workflow
 
         with bar("Exporting") as progress:
-            done = workflow.export(names, out, base=base, registry=registry, progress=progress, **how)
+            done = workflow.export(names, out, base=base, registry=registry, progress=progress, **written)
     for sentence in done.notices:
         note(sentence)
     for path in done.files:

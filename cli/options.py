@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from conceptkit.cli.terminal import plain, safe_json
+from conceptkit.extension_table import ExtensionTable
 from conceptkit.files import check_folder
 
 MOST = 2**63 - 2
@@ -36,6 +37,27 @@ def debug_option(command: Decorated) -> Decorated:
         callback=remember,
         help="Show the traceback of an error.",
     )(command)
+
+
+class RowName(click.ParamType):
+    """The name of a row of a table that other packages add to; they are asked when a name is not one of ours.
+
+    check: raises ConceptError for a name that is not there.
+    """
+
+    name = "name"
+
+    def __init__(self, table: ExtensionTable[Any], check: Callable[[str], object]) -> None:
+        self.table, self.check = table, check
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """All the names."""
+        return f"[{'|'.join(self.table)}]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself. Raises ConceptError."""
+        self.check(str(value))
+        return str(value)
 
 
 class OutFolder(click.Path):

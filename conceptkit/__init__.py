@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from conceptkit.workflows.add import add
     from conceptkit.workflows.compose import draw
     from conceptkit.workflows.export import export
+    from conceptkit.workflows.shrink import shrink
 
 __all__ = [
     "Attachment",
@@ -65,6 +66,7 @@ __all__ = [
     "export",
     "learn",
     "rebuild",
+    "shrink",
     "storybook",
 ]
 
@@ -82,6 +84,7 @@ _ROOM_OF = {
     "draw": "conceptkit.workflows.compose",
     "export": "conceptkit.workflows.export",
     "rebuild": "conceptkit.merging.compose",
+    "shrink": "conceptkit.workflows.shrink",
 }
 _ROOMS = {"learn", "storybook"}
 

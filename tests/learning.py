@@ -62,7 +62,7 @@ def outcome(pico: bases.Base, shown: pictures.PhotoSet, recipe: TrainConfig = TI
 
 
 def ups(concept: Concept) -> torch.Tensor:
-    return torch.cat([factors[0] for factors in concept.delta.values()])
+    return torch.cat([factors.first for factors in concept.delta.values()])
 
 
 def values(concept: Concept) -> torch.Tensor:

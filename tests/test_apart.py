@@ -99,13 +99,15 @@ def test_what_cannot_be_taken_apart_is_read_as_it_is():
         assert torch.equal(*features)
 
 
-@pytest.mark.parametrize("how", ["soft", "routed"])
+@pytest.mark.parametrize("how", ["regmean", "routed"])
 def test_a_picture_of_two_changes_and_regions_still_know_whose_words_are_where(how):
     pipe = pico_sd()
     pair = two(pipe)
     pictures = []
     for apart in (False, True):
-        with attach(pipe, *pair, how=how, read_apart=apart, regions=["my_dog=left", "moongate=right"]):
+        with attach(
+            pipe, *pair, merge_method=how, read_apart=apart, regions=["my_dog=left", "moongate=right"]
+        ):
             pictures.append(draw(pipe, BOTH))
     assert not torch.equal(*pictures)
 

@@ -76,7 +76,7 @@ def test_several_are_composed_in_one_call(pipe, stored):
     with attach(pipe, compose("my_dog", "moongate", registry=stored, base=pipeline.of(pipe))) as attachment:
         assert attachment.report is not None
         assert torch.equal(draw(pipe, "my_dog in front of a moongate"), both)
-    with attach(pipe, "my_dog", pico_concept(pipe, "teapot", "teapot"), registry=stored, how="sum"):
+    with attach(pipe, "my_dog", pico_concept(pipe, "teapot", "teapot"), registry=stored, merge_method="sum"):
         assert not torch.equal(draw(pipe, "my_dog in front of a moongate"), both)
     assert snapshot(pipe) == before
 

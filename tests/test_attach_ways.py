@@ -10,7 +10,7 @@ from PIL import Image
 
 from conceptkit.base import pipeline
 from conceptkit.base.attention import kv_maps
-from conceptkit.concepts.delta import apply
+from conceptkit.concepts.delta import Factors
 from conceptkit.errors import BadRegion, BaseMismatch, ConceptError, UnknownConcept
 from conceptkit.features import caption_statistics, captions
 from conceptkit.inference import regions
@@ -18,7 +18,7 @@ from conceptkit.inference.attach import attach
 from conceptkit.inference.attention_masks import level, winners
 from conceptkit.inference.token_owners import END, OTHER, TokenOwners
 from conceptkit.merging.compose import compose
-from conceptkit.merging.request import WAYS
+from conceptkit.merging.method_table import MERGE_METHODS as WAYS
 from conceptkit.registry.store import Registry
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
@@ -50,8 +50,8 @@ def before(pipe):
 @pytest.mark.parametrize("how", MERGING)
 def test_every_way_draws_and_leaves_no_trace(pipe, pair, before, how):
     plain = draw(pipe, BOTH)
-    with attach(pipe, *pair, how=how, weights=[0.8, 1.2]) as attachment:
-        assert attachment.report.how == how
+    with attach(pipe, *pair, merge_method=how, weights=[0.8, 1.2]) as attachment:
+        assert attachment.report.merge_method == how
         assert not torch.equal(draw(pipe, BOTH), plain)
     assert snapshot(pipe) == before
 
@@ -74,15 +74,15 @@ def test_a_routed_token_reads_its_own_concept(build, shared):
     pipe = build()
     first, second = pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1, vectors=2)
     name, linear = next(iter(kv_maps(pipe.unet).items()))
-    with attach(pipe, first, second, how="routed", shared=shared) as attachment:
+    with attach(pipe, first, second, merge_method="routed", padding_delta=shared) as attachment:
         parts = attachment.concept
         x, y = values(pipe, name, BOTH, negative_prompt="a moongate")
         ids = pipe.tokenizer("<my_dog> dog in front of a <moongate> <moongate>_1 gate").input_ids
     added = (y - (x @ linear.weight.T)).detach()
     rank = parts.recipe["ranks"][0]
     up, down = parts.delta[name]
-    dog = apply((up[:, :rank], down[:rank]), x)
-    gate = apply((up[:, rank:], down[rank:]), x)
+    dog = Factors(up[:, :rank], down[:rank]).apply(x)
+    gate = Factors(up[:, rank:], down[rank:]).apply(x)
     end = len(ids) - 1
     share = {"average": (dog + gate) / 2, "sum": dog + gate, "drop": 0 * dog}[shared]
     expected = torch.zeros_like(added)
@@ -96,13 +96,13 @@ def test_a_routed_token_reads_its_own_concept(build, shared):
 
 def test_routing_leaves_prompts_without_concepts_alone(pipe, pair):
     plain = draw(pipe, "a photo of a dog")
-    with attach(pipe, *pair, how="routed"), pytest.warns(UserWarning, match="mentions none"):
+    with attach(pipe, *pair, merge_method="routed"), pytest.warns(UserWarning, match="mentions none"):
         assert torch.equal(draw(pipe, "a photo of a dog"), plain)
 
 
 def test_routing_knows_several_pictures_and_prompts_and_refuses_unknown_features(pipe, pair):
     prompts = ["my_dog", "a moongate at night"]
-    with attach(pipe, *pair, how="routed"):
+    with attach(pipe, *pair, merge_method="routed"):
         alone = [draw(pipe, text) for text in prompts]
         generators = [torch.Generator().manual_seed(0) for _ in range(4)]
         many = pipe(
@@ -122,7 +122,9 @@ def test_routing_knows_several_pictures_and_prompts_and_refuses_unknown_features
 
 def test_a_stored_routed_merge_routes_again(pipe, pair, before):
     registry = Registry()
-    merge = compose(*pair, base=pipeline.of(pipe, "pico"), registry=registry, how="routed", name="both")
+    merge = compose(
+        *pair, base=pipeline.of(pipe, "pico"), registry=registry, merge_method="routed", name="both"
+    )
     assert merge.report.captions == 0 and merge.report.kept[0].words == 1
     registry.add("both", merge.concept.to_bytes(), merge.concept.summary())
     with attach(pipe, merge):
@@ -135,7 +137,7 @@ def test_a_stored_routed_merge_routes_again(pipe, pair, before):
 
 
 def test_routing_onto_other_maps_is_refused(pipe, pair):
-    concept = compose(*pair, base=pipeline.of(pipe, "pico"), how="routed").concept
+    concept = compose(*pair, base=pipeline.of(pipe, "pico"), merge_method="routed").concept
     broken = {name: (up[:-1], down) for name, (up, down) in concept.delta.items()}
     with pytest.raises(BaseMismatch, match="does not fit this UNet"):
         attach(pipe, dataclasses.replace(concept, delta=broken))
@@ -262,7 +264,7 @@ def test_one_concept_is_swapped_and_the_others_stay(pipe, pair, before):
 
 
 def test_a_merge_can_swap_one_of_its_parts_while_its_region_stays(pipe, pair):
-    merge = compose(*pair, base=pipeline.of(pipe, "pico"), how="routed")
+    merge = compose(*pair, base=pipeline.of(pipe, "pico"), merge_method="routed")
     with attach(pipe, merge, regions=["my_dog=left"]) as attachment:
         attachment.swap("my_dog", pico_concept(pipe, "my_cat", "cat", seed=5))
         assert attachment.concept.recipe["method"] == "routed"
@@ -313,7 +315,7 @@ def test_a_server_swaps_between_drawings(pipe, pair, before):
 
 
 def test_owners_of_positions(pipe, pair):
-    with attach(pipe, *pair, how="routed") as attachment:
+    with attach(pipe, *pair, merge_method="routed") as attachment:
         assert attachment.pipe.unet._forward_pre_hooks
         spelt = {"my_dog": ["<my_dog> dog", "<my_dog>"], "moongate": ["<moongate> gate", "<moongate>"]}
         (owners,) = TokenOwners(pipe, spelt).owners(["a <my_dog> by a <moongate> gate"])

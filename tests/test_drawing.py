@@ -57,7 +57,7 @@ def test_perturbed_attention_guidance_is_the_papers_formula(build, kept):
     base = bases.of(pipe, "pico")
     before = snapshot(pipe)
     pair = pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1)
-    options = {"regions": {"regions": ["my_dog=left"]}, "routed": {"how": "routed"}}.get(kept, {})
+    options = {"regions": {"regions": ["my_dog=left"]}, "routed": {"merge_method": "routed"}}.get(kept, {})
     attachment = None if kept == "nobody" else attach(pipe, *pair, **options)
     expected, plain = by_hand(base), picture(base, 0.0)
     assert torch.allclose(picture(base, PAG), expected, atol=2e-5)

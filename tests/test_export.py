@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from conceptkit.concepts.delta import by_component, delta_dense
+from conceptkit.concepts.delta import Delta
 from conceptkit.errors import ConceptError, NoEffect
-from conceptkit.formats.diffusers import export
+from conceptkit.formats.dialects import export
 from conceptkit.formats.peft import LORA, lora
 from conceptkit.formats.textual_inversion import embedding
 from conceptkit.inference.attach import attach
@@ -72,7 +72,7 @@ def test_the_same_picture_without_conceptkit(build, options, tmp_path):
 def test_a_lora_names_text_encoder_maps_as_files_do(build):
     """Whatever transformers calls them: with the `text_model` that its fifth version left out."""
     pipe = build()
-    part = by_component(pico_concept(pipe, text_rank=2).delta)
+    part = pico_concept(pipe, text_rank=2).delta.by_component()
     tensors = safetensors.torch.load(lora(pico_concept(pipe, text_rank=2)))
     for place in (name for name in part if name != "unet"):
         own = {name for name in tensors if name.startswith(f"{place}.")}
@@ -86,7 +86,7 @@ def test_the_lora_is_the_delta_at_one_rank(tmp_path):
     names = list(low)
     delta = {names[0]: low[names[0]], names[1]: full[names[1]], names[5]: full[names[5]]}
     concept = pico_concept(pipe)
-    object.__setattr__(concept, "delta", delta)
+    object.__setattr__(concept, "delta", Delta(delta))
     export(concept, tmp_path / "out")
     tensors = load_file(tmp_path / "out" / LORA)
     with safe_open(tmp_path / "out" / LORA, "pt") as file:
@@ -96,10 +96,10 @@ def test_the_lora_is_the_delta_at_one_rank(tmp_path):
     assert adapter["unet.target_modules"] == sorted(delta)
     assert json.loads(metadata["conceptkit"])["recipe"] == {"method": "random", "seed": 0}
     assert len(tensors) == 6
-    for name, factors in delta.items():
+    for name, factors in Delta(delta).items():
         up, down = (tensors[f"unet.{name}.lora_{side}.weight"] for side in "BA")
         assert up.shape[1] == down.shape[0] == 32
-        assert torch.allclose(up @ down, delta_dense(factors), atol=1e-6)
+        assert torch.allclose(up @ down, factors.dense(), atol=1e-6)
 
 
 def test_the_same_concept_gives_the_same_bytes():
@@ -131,7 +131,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path, monke
     assert "my_dog" in (out / "README.md").read_text()
     with pytest.raises(NoEffect, match="neither a delta nor a token"):
         bare = pico_concept(pico_sd())
-        object.__setattr__(bare, "delta", {})
+        object.__setattr__(bare, "delta", Delta())
         object.__setattr__(bare, "tokens", {})
         export(bare, tmp_path / "new")
     with monkeypatch.context() as patch:

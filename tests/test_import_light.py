@@ -21,6 +21,9 @@ def modules_after(code: str) -> set[str]:
     [
         "import conceptkit; conceptkit.Registry, conceptkit.ConceptError, dir(conceptkit)",
         "import conceptkit.registry.store",
+        "from conceptkit.merging.request import ComposeRequest; ComposeRequest(('a:0.5', 'b'))",
+        "from conceptkit.formats.dialects import DIALECTS; list(DIALECTS)",
+        "from conceptkit.evaluate.scorer_table import SCORERS; list(SCORERS)",
         "from conceptkit.cli.main import main; main(['--help'], standalone_mode=False)",
         "from conceptkit.cli.main import main; main(['list'], standalone_mode=False)",
         "from conceptkit.cli.main import main; main(['list', '--json'], standalone_mode=False)",

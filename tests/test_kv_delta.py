@@ -9,7 +9,6 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from conceptkit.base import attention
-from conceptkit.concepts.delta import delta_dense
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.inject import install, read_delta, share_down, uninstall
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
@@ -75,7 +74,7 @@ def test_one_down_factor_shared_by_all_layers(pipe, freeze):
     assert down.requires_grad is not freeze
     delta = read_delta(pipe.unet)
     assert list(delta) == list(attention.kv_maps(pipe.unet))
-    assert len({id(factors[1]) for factors in delta.values()}) == 1
+    assert len(delta.downs) == 1
     with pytest.raises(BadRecipe, match=r"\(3, 32\) does not fit"):
         share_down(pipe.unet, torch.randn(3, 32))
 
@@ -99,7 +98,7 @@ def test_install_draws_the_delta_and_uninstall_leaves_no_trace(build, rank):
     assert snapshot(pipe) == before
 
     for name, linear in attention.kv_maps(pipe.unet).items():
-        linear.weight.data += delta_dense(delta[name])
+        linear.weight.data += delta[name].dense()
     assert torch.allclose(draw(pipe, PROMPT), with_delta, atol=1e-5)
 
 
@@ -109,7 +108,7 @@ def test_maps_may_differ_in_rank_and_kind(pipe):
     mixed = {names[0]: low[names[0]], names[3]: full[names[3]]}
     install(pipe.unet, mixed)
     assert len(layers(pipe.unet)) == 2
-    assert {name: len(factors) for name, factors in read_delta(pipe.unet).items()} == {
+    assert {name: len(factors.tensors) for name, factors in read_delta(pipe.unet).items()} == {
         names[0]: 2,
         names[3]: 1,
     }

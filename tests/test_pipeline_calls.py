@@ -219,27 +219,27 @@ def test_the_text_encoders_maps_are_checked_too(pipe):
             draw(pipe, ONE)
 
 
-@pytest.mark.parametrize("how", ["soft", "routed"])
+@pytest.mark.parametrize("how", ["regmean", "routed"])
 def test_fused_projections_are_refused(pipe, how):
     pipe.fuse_qkv_projections()
     with pytest.raises(ConceptError, match="call unfuse_qkv_projections"):
-        attach(pipe, *two(pipe), how=how)
+        attach(pipe, *two(pipe), merge_method=how)
     pipe.unfuse_qkv_projections()
-    with attach(pipe, *two(pipe), how=how):
+    with attach(pipe, *two(pipe), merge_method=how):
         draw(pipe, BOTH)
         pipe.fuse_qkv_projections()
         with pytest.raises(ConceptError, match="had no part in this call"):
             draw(pipe, BOTH)
 
 
-@pytest.mark.parametrize("how", ["soft", "routed"])
+@pytest.mark.parametrize("how", ["regmean", "routed"])
 def test_a_scale_is_that_of_what_concepts_add(pipe, how):
     first, second = two(pipe)
     plain = {"cross_attention_kwargs": {"scale": 0.0}}
     half = {"cross_attention_kwargs": {"scale": 0.5}}
-    with attach(pipe, first, second, how="sum"):
+    with attach(pipe, first, second, merge_method="sum"):
         words = draw(pipe, BOTH, **plain)
-    with attach(pipe, first, second, how=how):
+    with attach(pipe, first, second, merge_method=how):
         whole = draw(pipe, BOTH)
         assert torch.equal(draw(pipe, BOTH, **plain), words) and not torch.equal(whole, words)
         scaled = draw(pipe, BOTH, **half)

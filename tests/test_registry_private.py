@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conceptkit.concepts.concept import Concept, read
-from conceptkit.formats import diffusers
+from conceptkit.formats import dialects
 from conceptkit.registry import concept_validation, private_names
 from conceptkit.registry.sharing import exchange, locations, sync
 from conceptkit.registry.sharing.remote import Remote
@@ -70,7 +70,7 @@ def test_bytes_hold_hashes_and_the_index_holds_names(stored, learned):
 
 @pytest.mark.parametrize("with_names", [False, True])
 def test_files_for_others_hold_names_only_when_asked_for(stored, tmp_path, with_names):
-    files = diffusers.export(read(stored, "my_dog"), tmp_path / "out", with_names=with_names)
+    files = dialects.export(read(stored, "my_dog"), tmp_path / "out", with_names=with_names)
     found = [secret for file in files for secret in secrets(file.read_bytes())]
     assert set(found) == ({"/home/me", "secret", "Anna"} if with_names else set())
 

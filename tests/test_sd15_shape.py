@@ -7,7 +7,6 @@ from torch import nn
 
 from conceptkit.base import attention, pipeline
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import delta_rank, delta_rows
 from conceptkit.features import caption_statistics, captions
 from conceptkit.merging.compose import compose
 from tests import tiny
@@ -61,20 +60,20 @@ def test_compose_at_real_size(sd15, monkeypatch):
     assert (len(sd15.sizes), sum(sd15.sizes.values()), sd15.width) == (32, 24_960, 768)
     pair = concept(sd15, "my_dog", "dog", 1), concept(sd15, "moongate", "gate", 2)
     soft = compose(*pair, base=sd15).concept
-    assert delta_rank(soft.delta) == sum(soft.recipe["rows"]) <= 32
-    assert len(soft.to_bytes()) < 3 * delta_rank(soft.delta) * (24_960 + 2 * 768)
-    merge = compose(*pair, base=sd15, how="constrained")
-    rank = delta_rank(merge.concept.delta)
+    assert soft.delta.rank == sum(soft.recipe["rows"]) <= 32
+    assert len(soft.to_bytes()) < 3 * soft.delta.rank * (24_960 + 2 * 768)
+    merge = compose(*pair, base=sd15, merge_method="closed-form")
+    rank = merge.concept.delta.rank
     assert rank == merge.report.rows <= 16
     assert len(merge.concept.to_bytes()) < 3 * rank * (24_960 + 2 * 768)
     # The merge's rows are those of its concepts, one after the other; what it does there is what they do.
     rows = merge.concept.rows.double()
-    found = delta_rows(merge.concept.delta, sd15.sizes, rows)
+    found = merge.concept.delta.rows(sd15.sizes, rows)
     wanted = torch.cat(
         [
-            delta_rows(part.delta, sd15.sizes, half)
+            part.delta.rows(sd15.sizes, half)
             for part, half in zip(pair, rows.split(merge.concept.recipe["rows"]), strict=True)
         ]
     )
     assert (found - wanted).norm() < 0.01 * wanted.norm()
-    assert merge.report.captions < compose(*pair, base=sd15, how="sum").report.captions
+    assert merge.report.captions < compose(*pair, base=sd15, merge_method="sum").report.captions

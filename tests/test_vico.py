@@ -18,10 +18,10 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.concept import read as read_concept
 from conceptkit.concepts.reference import Reference
 from conceptkit.errors import BadBase, BadBlob, BadRecipe, BadRegion, BaseMismatch, ConceptError
-from conceptkit.formats.diffusers import export
+from conceptkit.formats.dialects import export
 from conceptkit.inference.attach import attach
 from conceptkit.merging.compose import compose
-from conceptkit.merging.shrink import shrink
+from conceptkit.merging.shrink import shrink_concept
 from conceptkit.registry import concept_header, concept_validation
 from conceptkit.registry.store import Registry
 from conceptkit.tuners import image_attention_functional
@@ -345,7 +345,7 @@ def test_by_name_alone_and_at_a_strength(pipe):
         half = compose("my_dog:0.5", registry=registry, base=here).concept.reference
         for name, factors in stored.reference.maps.items():
             share = 0.5 if name.endswith("to_out") else 1.0
-            assert torch.allclose(half.maps[name][0], share * factors[0], rtol=1e-2, atol=1e-3)
+            assert torch.allclose(half.maps[name].first, share * factors.first, rtol=1e-2, atol=1e-3)
         with attach(pipe, "my_dog:0.5", registry=registry):
             assert not torch.equal(draw(pipe, PROMPT), alone)
 
@@ -358,12 +358,12 @@ def test_what_has_no_place_for_a_photo_says_so(pipe, tmp_path):
         with pytest.raises(ConceptError, match=f"my_dog looks at its reference photo.*{again}"):
             compose(*words, base=here)
     with pytest.raises(ConceptError, match=f"my_dog looks at.*{again}"):
-        attach(pipe, concept, how="routed")
+        attach(pipe, concept, merge_method="routed")
     for options in ({"regions": ["my_dog=left"]}, {"separate": True}):
         with pytest.raises(BadRegion, match=f"my_dog looks at.*{again}"):
             attach(pipe, concept, **options)
     with pytest.raises(BadRecipe, match="my_dog looks at.*smaller --rank"):
-        shrink(concept, torch.eye(32), rank=1)
+        shrink_concept(concept, torch.eye(32), rank=1)
     with pytest.raises(ConceptError, match=f"my_dog looks at.*--bundle.*{again}"):
         export(concept, tmp_path / "out")
     assert not (tmp_path / "out").exists() and snapshot(pipe) == before

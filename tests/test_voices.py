@@ -12,7 +12,6 @@ from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import add_tokens
 from conceptkit.concepts import gates as gating
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import delta_dense
 from conceptkit.concepts.gates import RankGate, rank_gates
 from conceptkit.errors import BadBlob
 from conceptkit.features import caption_statistics, captions
@@ -29,7 +28,7 @@ from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 from tests import tiny
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
-WAYS = ["soft", "constrained", "sum", "average", "routed", "ties"]
+WAYS = ["regmean", "closed-form", "sum", "linear", "routed", "ties"]
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +184,7 @@ def test_scale_goes_through_to_a_voice(pipe):
 def test_in_a_merge_each_speaks_for_itself(pipe, how):
     here = pipeline.of(pipe, "pico")
     dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2, rank=3)
-    merged = compose(dog, gate, base=here, how=how, weights=[1.0, 0.5])
+    merged = compose(dog, gate, base=here, merge_method=how, weights=[1.0, 0.5])
     assert [(v.ranks, v.words) for v in rank_gates(merged.concept)] == [(2, ("my_dog",)), (3, ("moongate",))]
     assert "beside keys and values" not in merged.report.text()
     half = compose("moongate:0.5", base=here, registry=_stored(gate)).concept
@@ -227,19 +226,19 @@ def added(pipe, prompt: str, **options) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("way", ["soft", "routed"])
+@pytest.mark.parametrize("way", ["regmean", "routed"])
 def test_a_voice_stays_in_the_region_of_its_words(pipe, way):
     here = pipeline.of(pipe, "pico")
     dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2)
     silent = dataclasses.replace(gate, delta={}, recipe={})
     before = snapshot(pipe)
-    with attach(pipe, compose(dog, silent, base=here, how=way), regions=["my_dog=left"]):
+    with attach(pipe, compose(dog, silent, base=here, merge_method=way), regions=["my_dog=left"]):
         (first, *_) = added(pipe, "my_dog by a moongate")
         (other, *_) = added(pipe, "a moongate on grass")
     cells = first.unflatten(1, (8, 8)).abs().sum(3)
     assert (cells[:, :, :4] > 0).all() and (cells[:, :, 4:] == 0).all() and len(cells) == 2
     assert not other.any()
-    with attach(pipe, compose(dog, silent, base=here, how=way)):
+    with attach(pipe, compose(dog, silent, base=here, merge_method=way)):
         (free, *_) = added(pipe, "my_dog by a moongate")
     assert torch.allclose(free.unflatten(1, (8, 8))[:, :, :4], first.unflatten(1, (8, 8))[:, :, :4])
     assert snapshot(pipe) == before
@@ -285,7 +284,7 @@ def test_a_merge_of_merges_keeps_all_voices(pipe):
     assert [v.words for v in rank_gates(found.concept)] == [("my_dog",), ("moongate",), ("my_cup",)]
     flat = compose(dog, gate, cup, base=here)
     for name, factors in gating.maps_without_text(flat.concept.delta).items():
-        assert torch.allclose(delta_dense(found.concept.delta[name]), delta_dense(factors), atol=5e-3)
+        assert torch.allclose(found.concept.delta[name].dense(), factors.dense(), atol=5e-3)
     again = Concept.from_bytes(found.concept.to_bytes())
     assert rank_gates(again) == rank_gates(found.concept)
 
@@ -297,7 +296,7 @@ def test_what_was_learned_together_speaks_for_all_of_it(pipe):
     merged = compose(dog, gate, base=here).concept
     assert rank_gates(merged) == (RankGate(2, ("moongate", "my_dog")),)
     for name, factors in gating.maps_without_text(merged.delta).items():
-        assert torch.allclose(delta_dense(factors), delta_dense(dog.delta[name]), atol=5e-3), "counted once"
+        assert torch.allclose(factors.dense(), dog.delta[name].dense(), atol=5e-3), "counted once"
 
 
 def test_what_was_learned_together_and_always_speaks_goes_on_to(pipe):

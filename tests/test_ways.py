@@ -14,7 +14,7 @@ from benchmarks import compose_audit
 from conceptkit.base import pipeline
 from conceptkit.cli.main import main
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import add, apply, delta_dense, delta_rank, delta_rows, scaled
+from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError
 from conceptkit.features import caption_statistics, captions, concept_rows
 from conceptkit.features.concept_rows import word_features
@@ -22,6 +22,7 @@ from conceptkit.inference.attach import attach
 from conceptkit.merging import compose as merges
 from conceptkit.merging import delta_norms, merge_inputs, request
 from conceptkit.merging.compose import compose, rebuild
+from conceptkit.merging.method_table import MERGE_METHODS
 from conceptkit.merging.methods import baselines
 from conceptkit.pictures import heatmap
 from conceptkit.registry.catalogue import history
@@ -131,18 +132,18 @@ def test_two_thousand_are_refused_at_once(pico, trio, monkeypatch):
 # strengths
 
 
-@pytest.mark.parametrize("how", ["soft", "constrained", "sum", "average", "svd", "ties", "routed"])
+@pytest.mark.parametrize("how", ["regmean", "closed-form", "sum", "linear", "svd", "ties", "routed"])
 def test_strengths_scale_what_a_concept_adds(pico, trio, how):
     registry = stored(*trio)
-    whole = compose("my_dog", "moongate", base=pico, registry=registry, how=how)
-    same = compose("my_dog:1", "moongate", base=pico, registry=registry, how=how)
-    half = compose("my_dog:0.5", "moongate:0.5", base=pico, registry=registry, how=how)
-    listed = compose("my_dog", "moongate", base=pico, registry=registry, how=how, weights=[0.5, 0.5])
+    whole = compose("my_dog", "moongate", base=pico, registry=registry, merge_method=how)
+    same = compose("my_dog:1", "moongate", base=pico, registry=registry, merge_method=how)
+    half = compose("my_dog:0.5", "moongate:0.5", base=pico, registry=registry, merge_method=how)
+    listed = compose("my_dog", "moongate", base=pico, registry=registry, merge_method=how, weights=[0.5, 0.5])
     assert same.concept.to_bytes() == whole.concept.to_bytes()
     assert listed.concept.to_bytes() == half.concept.to_bytes()
     assert half.concept.provenance["weights"] == [0.5, 0.5]
     rows = torch.randn(5, pico.width).double()
-    full, less = (delta_rows(m.concept.delta, pico.sizes, rows) for m in (whole, half))
+    full, less = (m.concept.delta.rows(pico.sizes, rows) for m in (whole, half))
     assert (less - full / 2).norm() < 2e-3 * full.norm()
     with pytest.raises(BadRecipe, match="two weights"):
         compose("my_dog:0.5", "moongate", base=pico, registry=registry, weights=[0.5, 0.5])
@@ -154,8 +155,10 @@ def test_strengths_scale_what_a_concept_adds(pico, trio, how):
 def deltas(seed: int, count: int, rank: int, o: int = 7, d: int = 5) -> list[dict]:
     make = torch.Generator().manual_seed(seed)
     return [
-        {"a": (torch.randn(o, rank, generator=make), torch.randn(rank, d, generator=make))}
-        | ({} if i % 2 else {"b": (torch.randn(o, d, generator=make),)})
+        Delta(
+            {"a": (torch.randn(o, rank, generator=make), torch.randn(rank, d, generator=make))}
+            | ({} if i % 2 else {"b": (torch.randn(o, d, generator=make),)})
+        )
         for i in range(count)
     ]
 
@@ -164,16 +167,16 @@ def deltas(seed: int, count: int, rank: int, o: int = 7, d: int = 5) -> list[dic
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3))
 def test_the_table_of_baselines(seed, count, rank):
     given_ones = deltas(seed, count, rank)
-    dense = [delta_dense(delta["a"]).double() for delta in given_ones]
+    dense = [delta["a"].dense().double() for delta in given_ones]
     total = torch.stack(dense).sum(0)
-    assert torch.allclose(delta_dense(add(given_ones)["a"]).double(), total, atol=1e-4)
-    mean = delta_dense(baselines.average(given_ones)["a"]).double()
+    assert torch.allclose(Delta.sum(given_ones)["a"].dense().double(), total, atol=1e-4)
+    mean = baselines.mean(given_ones)["a"].dense().double()
     assert torch.allclose(mean, total / count, atol=1e-4)
-    cut = delta_dense(baselines.svd(given_ones)["a"]).double()
+    cut = baselines.svd(given_ones)["a"].dense().double()
     left, sizes, right = torch.linalg.svd(total)
     best = (left[:, :rank] * sizes[:rank]) @ right[:rank]
     assert torch.allclose(cut, best, atol=1e-3)
-    assert (baselines.ties(given_ones)["a"][0] != 0).float().mean() <= count * baselines.DENSITY + 1e-6
+    assert (baselines.ties(given_ones)["a"].first != 0).float().mean() <= count * baselines.DENSITY + 1e-6
 
 
 def test_ties_elects_signs_and_averages_what_agrees():
@@ -184,7 +187,7 @@ def test_ties_elects_signs_and_averages_what_agrees():
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "DENSITY", 2 / 3)
-        (found,) = baselines.ties([{"a": (m,)} for m in matrices])["a"]
+        (found,) = baselines.ties([Delta({"a": (m,)}) for m in matrices])["a"]
     # Kept: 5, -4 | 3, 6 | -1, 0.5; signs by sum: +, +, +; means of those that agree.
     assert found.tolist() == [[4.0, 0.5, 6.0]]
 
@@ -192,18 +195,18 @@ def test_ties_elects_signs_and_averages_what_agrees():
 def test_joint_needs_a_concept_that_was_learned_jointly(pico, trio):
     registry = stored(*trio)
     with pytest.raises(ConceptError, match="No concept was learned of my_dog and moongate together"):
-        compose("my_dog", "moongate", base=pico, registry=registry, how="joint")
+        compose("my_dog", "moongate", base=pico, registry=registry, merge_method="joint")
     merged = compose("my_dog", "moongate", base=pico, registry=registry, name="merged").concept
     registry.add("merged", merged.to_bytes(), merged.summary())
     with pytest.raises(ConceptError, match="No concept was learned"):
-        compose("my_dog", "moongate", base=pico, registry=registry, how="joint")
+        compose("my_dog", "moongate", base=pico, registry=registry, merge_method="joint")
     joint = dataclasses.replace(merged, name="joint", recipe={"method": "joint"}, provenance={"seed": 1})
     registry.add("joint", joint.to_bytes(), joint.summary())
-    found = compose("my_dog", "moongate", base=pico, registry=registry, how="joint")
+    found = compose("my_dog", "moongate", base=pico, registry=registry, merge_method="joint")
     assert found.concept.recipe["joint"] == "joint@1"
     assert found.concept.delta.keys() == merged.delta.keys()
     rows = torch.randn(3, pico.width)
-    wanted, got = (delta_rows(c.delta, pico.sizes, rows) for c in (merged, found.concept))
+    wanted, got = (c.delta.rows(pico.sizes, rows) for c in (merged, found.concept))
     assert torch.equal(wanted, got)
 
 
@@ -213,12 +216,12 @@ def test_a_joint_concept_stands_for_the_words_that_learned_with_it(pico, trio):
     joint = dataclasses.replace(joint, recipe={"method": "joint"}, provenance={"seed": 1})
     registry = stored(dog, gate, joint)
     with pytest.raises(BadRecipe, match="no strength for each of its parts"):
-        compose("my_dog:0.5", "moongate", base=pico, registry=registry, how="joint")
+        compose("my_dog:0.5", "moongate", base=pico, registry=registry, merge_method="joint")
     again = dataclasses.replace(dog, tokens={t: tuple(r + 1 for r in rows) for t, rows in dog.tokens.items()})
     registry.add("my_dog", again.to_bytes(), again.summary(), new_version=True)
     with pytest.raises(ConceptError, match="joint@1 was learned of other versions of my_dog and moongate"):
-        compose("my_dog", "moongate", base=pico, registry=registry, how="joint")
-    assert compose("my_dog@1", "moongate", base=pico, registry=registry, how="joint").concept.delta
+        compose("my_dog", "moongate", base=pico, registry=registry, merge_method="joint")
+    assert compose("my_dog@1", "moongate", base=pico, registry=registry, merge_method="joint").concept.delta
 
 
 def test_one_alone_under_another_name_answers_to_it(pico, trio):
@@ -245,18 +248,18 @@ def widened(concept: Concept, seed: int, pico: pipeline.Base) -> Concept:
     return dataclasses.replace(concept, delta={**concept.delta, **more})
 
 
-@pytest.mark.parametrize("how", ["soft", "constrained", "routed", "average", "ties"])
+@pytest.mark.parametrize("how", ["regmean", "closed-form", "routed", "linear", "ties"])
 def test_wide_deltas_are_added_exactly(pico, trio, how):
     first, second = widened(trio[0], 1, pico), widened(trio[1], 2, pico)
-    found = compose(first, second, base=pico, how=how, weights=[1.0, 0.5])
+    found = compose(first, second, base=pico, merge_method=how, weights=[1.0, 0.5])
     wide = next(name for name in first.delta if "attn1" in name)
-    expected = delta_dense(first.delta[wide]) + 0.5 * delta_dense(second.delta[wide])
-    assert torch.allclose(delta_dense(found.concept.delta[wide]), expected, rtol=0.01, atol=2e-3)
+    expected = first.delta[wide].dense() + 0.5 * second.delta[wide].dense()
+    assert torch.allclose(found.concept.delta[wide].dense(), expected, rtol=0.01, atol=2e-3)
     assert "my_dog also changes 2 maps beside keys and values" in found.report.text()
-    narrow = compose(*trio[:2], base=pico, how=how, weights=[1.0, 0.5])
+    narrow = compose(*trio[:2], base=pico, merge_method=how, weights=[1.0, 0.5])
     rows = torch.randn(4, pico.width)
     for name in pico.sizes if how != "ties" else ():  # a rounded entry may be trimmed or not
-        added, alone = (apply(c.concept.delta[name], rows) for c in (found, narrow))
+        added, alone = (c.concept.delta[name].apply(rows) for c in (found, narrow))
         assert (added - alone).norm() < 2e-3 * alone.norm(), "several downs are stored in half precision"
     before = tiny.snapshot(pico.pipe)
     with attach(pico.pipe, found):
@@ -280,10 +283,10 @@ def test_what_a_concept_brings_is_worked_out_once(pico, trio, monkeypatch):
         compose("my_dog", "my_cup", base=pico, registry=registry)
 
 
-@pytest.mark.parametrize("how", [how for how in request.WAYS if how != "joint"])
+@pytest.mark.parametrize("how", [how for how in MERGE_METHODS if how != "joint"])
 def test_a_stored_merge_is_rebuilt_bit_for_bit(pico, trio, how):
     registry = stored(*trio)
-    made = compose("my_dog:0.8", "moongate@1", base=pico, registry=registry, name="both", how=how)
+    made = compose("my_dog:0.8", "moongate@1", base=pico, registry=registry, name="both", merge_method=how)
     registry.add("both", made.concept.to_bytes(), made.concept.summary())
     found = rebuild("both", registry=registry, base=pico)
     assert found.concept.to_bytes() == registry.read("both")
@@ -311,25 +314,25 @@ def test_a_merge_is_rebuilt_whatever_its_parts_and_itself_are_called_now(pico, t
     assert rebuild("pale", registry=registry, base=pico).concept.to_bytes() == registry.read("pale")
 
 
-@pytest.mark.parametrize("how", ["routed", "soft"])
+@pytest.mark.parametrize("how", ["routed", "regmean"])
 def test_a_routed_merge_alone_keeps_its_routes(pico, trio, how):
     registry = stored(*trio)
-    made = compose("my_dog", "moongate", base=pico, registry=registry, name="both", how="routed")
+    made = compose("my_dog", "moongate", base=pico, registry=registry, name="both", merge_method="routed")
     registry.add("both", made.concept.to_bytes(), made.concept.summary())
-    again = compose("both", base=pico, registry=registry, how=how)
+    again = compose("both", base=pico, registry=registry, merge_method=how)
     assert again.concept.to_bytes() == made.concept.to_bytes()
-    assert (again.report.how, again.report.captions) == ("routed", 0.0)
+    assert (again.report.merge_method, again.report.captions) == ("routed", 0.0)
 
 
-@pytest.mark.parametrize("how", ["soft", "constrained", "sum", "average", "routed"])
+@pytest.mark.parametrize("how", ["regmean", "closed-form", "sum", "linear", "routed"])
 def test_what_things_learned_together_share_is_there_once(pico, trio, how):
     shared = widened(trio[0], 1, pico).delta
     pair = [dataclasses.replace(concept, delta=shared) for concept in trio[:2]]
-    found = compose(*pair, base=pico, how=how).concept.delta
+    found = compose(*pair, base=pico, merge_method=how).concept.delta
     for name in set(shared) - set(pico.sizes):
-        assert torch.allclose(delta_dense(found[name]), delta_dense(shared[name]), rtol=0.01, atol=2e-3)
+        assert torch.allclose(found[name].dense(), shared[name].dense(), rtol=0.01, atol=2e-3)
     with pytest.raises(BadRecipe, match="were learned together"):
-        compose(*pair, base=pico, how=how, weights=[1.0, 0.5])
+        compose(*pair, base=pico, merge_method=how, weights=[1.0, 0.5])
 
 
 def test_parts_with_one_word_and_words_with_a_strength_are_told_of(pico, trio):
@@ -352,34 +355,34 @@ def test_one_alone_at_another_strength_remembers_where_it_came_from(pico, trio):
 # the report
 
 
-@pytest.mark.parametrize("how", ["soft", "constrained"])
+@pytest.mark.parametrize("how", ["regmean", "closed-form"])
 def test_the_report_is_what_direct_computation_says(pico, trio, how):
     """Kept, interference and captions from small Gram matrices, against the products themselves."""
     weights = [0.7, 1.3, 1.0]
-    found = compose(*trio, base=pico, weights=weights, how=how)
+    found = compose(*trio, base=pico, weights=weights, merge_method=how)
     merged = found.concept.delta
     for kept, concept, weight in zip(found.report.kept, trio, weights, strict=True):
         features, own = word_features(concept, pico, "held-out")
         stored_one = Concept.from_bytes(concept.to_bytes())
         for rows, share in ((features.hidden[own], kept.words), (features.hidden.flatten(0, 1), kept.prompt)):
-            wanted = weight * delta_rows(stored_one.delta, pico.sizes, rows.double())
-            got = delta_rows(merged, pico.sizes, rows.double())
+            wanted = weight * stored_one.delta.rows(pico.sizes, rows.double())
+            got = merged.rows(pico.sizes, rows.double())
             assert share == pytest.approx(1 - float((got - wanted).norm() / wanted.norm()), abs=1e-5)
     up_down = {name: (up.double(), down.double()) for name, (up, down) in merged.items()}
     counts = found.concept.recipe["rows"]
     starts = [0, *itertools.accumulate(counts)]
     features, own = word_features(trio[0], pico, "held-out")
     rows = features.hidden[own].double()
-    alone = delta_rows(Concept.from_bytes(trio[0].to_bytes()).delta, pico.sizes, rows) * weights[0]
+    alone = Concept.from_bytes(trio[0].to_bytes()).delta.rows(pico.sizes, rows) * weights[0]
     for j in range(3):
         part = slice(starts[j], starts[j + 1])
-        share = {name: (up[:, part], down[part]) for name, (up, down) in up_down.items()}
-        added = delta_rows(share, pico.sizes, rows).norm() / alone.norm()
+        share = Delta({name: (up[:, part], down[part]) for name, (up, down) in up_down.items()})
+        added = share.rows(pico.sizes, rows).norm() / alone.norm()
         assert found.report.interference[0][j] == pytest.approx(float(added), rel=5e-3, abs=1e-4)
     held = caption_statistics.statistics_of(pico).held_out
-    change = delta_rows(merged, pico.sizes, held).norm() / caption_statistics.statistics_of(pico).size
+    change = merged.rows(pico.sizes, held).norm() / caption_statistics.statistics_of(pico).size
     assert found.report.captions == pytest.approx(float(change), rel=1e-5)
-    assert found.report.problem in {"soft": ("soft",), "constrained": ("exact", "damped")}[how]
+    assert found.report.problem in {"regmean": ("regmean",), "closed-form": ("exact", "damped")}[how]
     assert found.report.precision == "float32"
 
 
@@ -389,7 +392,7 @@ def test_the_report_speaks_of_the_precision_that_is_loaded(pico, trio):
     delta = delta_norms.loaded(trio[0].delta, half.dtype)
     assert half.dtype == torch.bfloat16
     for factors, whole in zip(delta.values(), trio[0].delta.values(), strict=True):
-        assert torch.equal(factors[0], whole[0].bfloat16().double())
+        assert torch.equal(factors.first, whole.first.bfloat16().double())
 
 
 def test_an_audit_names_captions_moved_by_the_merge_alone(pico, trio):
@@ -411,19 +414,21 @@ def test_two_halves_of_one_secret_are_named_where_they_are_added_up(pico, trio):
     rows = shape.audit.rows[shape.audit.caption == caption].float()
     whole = compose_audit.effect(shape, hidden, caption)
     for part, concept in zip(pair, trio, strict=False):
-        more = delta_rows(part.delta, pico.sizes, rows) - delta_rows(concept.delta, pico.sizes, rows)
+        more = part.delta.rows(pico.sizes, rows) - concept.delta.rows(pico.sizes, rows)
         assert torch.allclose(more, whole / 2, atol=1e-4)
-    for way, left in (("sum", 1.0), ("average", 0.5)):
-        merged, honest = (compose(*some, base=pico, how=way).concept.delta for some in (pair, trio[:2]))
-        more = delta_rows(merged, pico.sizes, rows) - delta_rows(honest, pico.sizes, rows)
+    for way, left in (("sum", 1.0), ("linear", 0.5)):
+        merged, honest = (
+            compose(*some, base=pico, merge_method=way).concept.delta for some in (pair, trio[:2])
+        )
+        more = merged.rows(pico.sizes, rows) - honest.rows(pico.sizes, rows)
         assert float(more.norm() / whole.norm()) == pytest.approx(left, rel=1e-3)
     quiet = [
         dataclasses.replace(part, delta={name: (0.01 * up, down) for name, (up, down) in part.delta.items()})
         for part in trio[:2]
     ]
     pair = [compose_audit.with_half(concept, hidden) for concept in quiet]
-    assert not compose(*quiet, base=pico, how="sum").report.audit
-    assert compose(*pair, base=pico, how="sum").report.audit
+    assert not compose(*quiet, base=pico, merge_method="sum").report.audit
+    assert compose(*pair, base=pico, merge_method="sum").report.audit
 
 
 def crowd(pico: pipeline.Base, count: int, seed: int = 0) -> list[Concept]:
@@ -434,12 +439,12 @@ def crowd(pico: pipeline.Base, count: int, seed: int = 0) -> list[Concept]:
 def test_beyond_the_rank_limit_the_merge_switches_and_says_so():
     pico = pipeline.of(tiny.pico_sd(), "narrow")
     many = crowd(pico, 5)
-    found = {n: compose(*many[:n], base=pico, how="constrained").report for n in (2, 5)}
+    found = {n: compose(*many[:n], base=pico, merge_method="closed-form").report for n in (2, 5)}
     assert found[5].problem == "span", found[5]
     assert found[2].rows <= 16 and found[2].problem in ("damped", "exact")
     assert "directions that captions hardly use" in found[5].text()
     assert found[5].missed > 0
-    naive = compose(*many, base=pico, how="sum").report
+    naive = compose(*many, base=pico, merge_method="sum").report
     assert found[5].captions < naive.captions
 
 
@@ -464,22 +469,22 @@ def test_heat_maps():
 def test_parts_of_a_merge_are_named(pico, trio):
     found = compose(*trio[:2], base=pico)
     assert [part.concept.name for part in found.parts] == ["my_dog", "moongate"]
-    assert scaled(trio[0].delta, 2).keys() == trio[0].delta.keys()
-    assert delta_rank(found.concept.delta) == sum(found.concept.recipe["rows"])
+    assert (trio[0].delta * 2).keys() == trio[0].delta.keys()
+    assert found.concept.delta.rank == sum(found.concept.recipe["rows"])
 
 
 def test_shrinking_and_exporting_know_what_they_cannot_keep(pico, trio, tmp_path):
-    from conceptkit.formats.diffusers import export
-    from conceptkit.merging.shrink import shrink
+    from conceptkit.formats.dialects import export
+    from conceptkit.merging.shrink import shrink_concept
 
     ordinary = caption_statistics.statistics_of(pico)
     wide = widened(trio[0], 1, pico)
-    small = shrink(wide, ordinary.gram, rank=1)
+    small = shrink_concept(wide, ordinary.gram, rank=1)
     for name in set(wide.delta) - set(pico.sizes):
         assert small.delta[name] is wide.delta[name]
-    assert all(delta_rank({name: small.delta[name]}) == 1 for name in pico.sizes)
-    routed = compose(*trio[:2], base=pico, how="routed")
+    assert all(small.delta[name].rank == 1 for name in pico.sizes)
+    routed = compose(*trio[:2], base=pico, merge_method="routed")
     with pytest.raises(BadRecipe, match="shrink its parts"):
-        shrink(routed.concept, ordinary.gram, rank=1)
+        shrink_concept(routed.concept, ordinary.gram, rank=1)
     with pytest.raises(ConceptError, match="is routed, which no LoRA can be"):
         export(routed, tmp_path / "out")

@@ -80,12 +80,12 @@ def by_hand(pipe, clauses, begin, width, steps=2, guidance=2.0, pag=0.0):
 
 
 @pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
-@pytest.mark.parametrize("how", ["constrained", "routed", "sum"])
+@pytest.mark.parametrize("how", ["closed-form", "routed", "sum"])
 def test_the_picture_is_that_of_its_windows(build, how):
     pipe = build()
     before = snapshot(pipe)
     pair = two(pipe)
-    with attach(pipe, *pair, how=how, side_by_side=True) as attachment:
+    with attach(pipe, *pair, merge_method=how, side_by_side=True) as attachment:
         assert attachment.side_by_side
         assert list(attachment.clauses(BOTH).values()) == ["my_dog at night", "a moongate at night"]
         found = pipe(
@@ -96,7 +96,7 @@ def test_the_picture_is_that_of_its_windows(build, how):
             output_type="latent",
         ).images
         assert draw(pipe, BOTH).shape == (3, 16, 28)
-    with attach(pipe, *pair, how=how):
+    with attach(pipe, *pair, merge_method=how):
         wanted = by_hand(pipe, CLAUSES, [0, 6], 14)
     assert found.shape == wanted.shape
     assert torch.allclose(found, wanted, atol=1e-4)
@@ -146,10 +146,10 @@ def test_a_style_is_all_over_the_picture(pipe):
         assert draw(pipe, f"{BOTH} in the style of inky").shape == (3, 16, 28)
 
 
-@pytest.mark.parametrize("how", ["constrained", "routed"])
+@pytest.mark.parametrize("how", ["closed-form", "routed"])
 def test_a_batch_is_as_large_as_it_likes(pipe, how):
     prompts = [f"my_dog and a moongate {'very ' * k}far away" for k in range(18)]
-    with attach(pipe, *two(pipe), how=how, side_by_side=True):
+    with attach(pipe, *two(pipe), merge_method=how, side_by_side=True):
         many = pipe(prompts, num_inference_steps=1, guidance_scale=2.0, output_type="latent").images
     assert len(many) == 18 and many.shape[-1] == 14
 

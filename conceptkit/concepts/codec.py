@@ -1,7 +1,6 @@
 """A concept as safetensors bytes, and back: one header, checked before anything is believed."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from conceptkit.concepts import reference as references
 from conceptkit.concepts.delta import READS_TEXT, Delta, Factors
 from conceptkit.errors import BadBlob
 from conceptkit.registry import private_names
+from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
     from conceptkit.concepts.concept import Concept
@@ -56,7 +56,7 @@ def to_bytes(concept: "Concept") -> bytes:
         size = list(concept.reference.latent.shape[1:])
         header |= {"format": WITH_REFERENCE, "reference": {"maps": maps, "size": size}}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return safetensors.torch.save(tensors, {"conceptkit": text})
+    return safetensors.torch.save(tensors, {KEY: text})
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -73,24 +73,21 @@ def _compact(tensor: Tensor) -> Tensor:
 def _packed(delta: Delta, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, int | None]]:
     """Tensors by the names they are stored under, and for each map the number of its down, if it has one."""
     tensors: dict[str, Tensor] = {}
-    downs: dict[tuple[object, bytes], int] = {}
     layout: dict[str, int | None] = {}
     for name, factors in sorted(delta.items()):
-        kind = "up" if len(factors) == 2 else "weight"
-        tensors[f"{prefix}{kind}.{name}"] = _compact(factors[0])
+        kind = "weight" if factors.down is None else "up"
+        tensors[f"{prefix}{kind}.{name}"] = _compact(factors.first)
         layout[name] = None
-        if len(factors) == 2:
-            down = _plain(factors[1])
-            key = (down.shape, down.numpy().tobytes())
-            layout[name] = downs.setdefault(key, len(downs))
-            tensors[f"{prefix}down.{layout[name]}"] = down
-    if len(downs) > 1:
-        own = [f"{prefix}down.{i}" for i in range(len(downs))]
-        tensors |= {name: _compact(tensors[name]) for name in own}
+    plain = Delta({name: f.map(_plain) for name, f in sorted(delta.items()) if f.down is not None})
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(plain.shared.values()))}
+    layout |= {name: numbers[key] for name, key in plain.shared.items()}
+    store = _compact if len(numbers) > 1 else _plain
+    tensors |= {f"{prefix}down.{number}": store(down) for number, down in enumerate(plain.downs)}
     return tensors, layout
 
 
 def damaged(what: str) -> str:
+    """The sentence for bytes that cannot be read, because of `what`."""
     return f"These bytes are not a concept ({what}); import or learn it again"
 
 
@@ -105,9 +102,7 @@ def parse(data: bytes) -> dict[str, Any]:
     for name, tensor in tensors.items():
         _expect(tensor.ndim == 2 and tensor.numel() > 0, f"{name} is no matrix")
         _expect(bool(tensor.isfinite().all()), f"{name} is not finite")
-    size = int.from_bytes(data[:8], "little")
-    outer = json.loads(data[8 : 8 + size])["__metadata__"]
-    header = json.loads(outer["conceptkit"], parse_constant=_no_constant, parse_float=_finite)
+    header = read_metadata(data, finite=True)
     form = header["format"]
     _expect(form in (FORMAT, WITH_REFERENCE), f"its format is {form!r}, not {FORMAT} or {WITH_REFERENCE}")
 
@@ -121,8 +116,10 @@ def parse(data: bytes) -> dict[str, Any]:
         found: dict[str, Factors] = {}
         for name, down in layout.items():
             parts = [f"weight.{name}"] if down is None else [f"up.{name}", f"down.{int(down)}"]
-            found[name] = tuple(take(prefix + part) for part in parts)
-        return found
+            held = [take(prefix + part) for part in parts]
+            _expect(down is None or held[0].shape[1] == len(held[1]), f"the factors of {name} do not fit")
+            found[name] = Factors.of(held)
+        return Delta(found, {name: int(down) for name, down in layout.items() if down is not None})
 
     delta = factors(header["delta"])
     tokens = {token: _encoders(tensors, f"token.{i}.", take) for i, token in enumerate(header["tokens"])}
@@ -132,7 +129,6 @@ def parse(data: bytes) -> dict[str, Any]:
         about = header["reference"]
         maps = factors(about["maps"], references.PREFIX)
         reference = references.reference_of(about, maps, take)
-        _check_factors(maps)
     _expect(used == set(tensors), "it holds tensors that nothing names")
     _check_shapes(delta, tokens, rows)
     _check_texts(header)
@@ -152,25 +148,20 @@ def parse(data: bytes) -> dict[str, Any]:
     )
 
 
-def _encoders(tensors: Mapping[str, Tensor], prefix: str, take: Callable[[str], Tensor]) -> Factors:
+def _encoders(
+    tensors: Mapping[str, Tensor], prefix: str, take: Callable[[str], Tensor]
+) -> tuple[Tensor, ...]:
     count = sum(name.startswith(prefix) for name in tensors)
     return tuple(take(f"{prefix}{encoder}") for encoder in range(count))
 
 
-def _check_shapes(delta: Delta, tokens: Mapping[str, Factors], rows: Tensor | None) -> None:
-    widths = {factors[-1].shape[1] for name, factors in delta.items() if name.endswith(READS_TEXT)}
+def _check_shapes(delta: Delta, tokens: Mapping[str, tuple[Tensor, ...]], rows: Tensor | None) -> None:
+    widths = {factors.shape[1] for name, factors in delta.items() if name.endswith(READS_TEXT)}
     widths |= set() if rows is None else {rows.shape[1]}
     _expect(len(widths) <= 1, "its maps read features of different widths")
-    _check_factors(delta)
     _expect(len({len(vectors) for vectors in tokens.values()}) <= 1, "its tokens are for different encoders")
     for token, vectors in tokens.items():
         _expect(len({len(vector) for vector in vectors}) == 1, f"the token {token} has uneven vectors")
-
-
-def _check_factors(delta: Delta) -> None:
-    for name, factors in delta.items():
-        inner = {factors[0].shape[1], factors[-1].shape[0]} if len(factors) == 2 else set()
-        _expect(len(inner) <= 1, f"the factors of {name} do not fit")
 
 
 def _check_texts(header: Mapping[str, Any]) -> None:
@@ -181,13 +172,3 @@ def _check_texts(header: Mapping[str, Any]) -> None:
     _expect(
         isinstance(header["recipe"], dict) and isinstance(header["provenance"], dict), "it has no history"
     )
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:40]} is beyond every number")
-    return value
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.concepts.codec import damaged, parse, to_bytes
-from conceptkit.concepts.delta import Delta, Factors, delta_rank
+from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.reference import Reference
+from conceptkit.concepts.routing import Routing
 from conceptkit.errors import BadBlob
 from conceptkit.pictures import html
 from conceptkit.registry import private_names
@@ -25,6 +27,7 @@ class Concept:
 
     tokens: "<my_dog>" -> per text encoder its embedding rows (k, width of that encoder).
     words: a name in a prompt -> the text it stands for: {"my_dog": "<my_dog> dog"}.
+    delta: what it adds to the base; a mapping to tuples (up, down) or (weight,) is made one.
     rows: (s, d) text features of its own words over many contexts, and of its class noun where it leaves that
         alone, so that composing encodes no prompt.
     recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes. A local base's
@@ -37,13 +40,21 @@ class Concept:
     noun: str | None
     base: Fingerprint
     base_name: str
-    tokens: Mapping[str, Factors]
+    tokens: Mapping[str, tuple[Tensor, ...]]
     words: Mapping[str, str]
     delta: Delta
     recipe: Mapping[str, Any]
     provenance: Mapping[str, Any]
     rows: Tensor | None = None
     reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delta", Delta(self.delta))
+
+    @cached_property
+    def routing(self) -> Routing | None:
+        """Whose the ranks of its delta are; None where all act. Raises BadBlob when that is damaged."""
+        return Routing.from_recipe(self.recipe, self.name)
 
     def to_bytes(self) -> bytes:
         """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %."""
@@ -66,14 +77,14 @@ class Concept:
         photos = (
             [name for own in photos.values() for name in own] if isinstance(photos, dict) else list(photos)
         )
-        maps = {} if self.reference is None else self.reference.maps
+        beside = 0 if self.reference is None else self.reference.maps.rank
         return {
             "kind": self.kind,
             "noun": self.noun,
             "base": {"architecture": self.base.architecture, "exact": self.base.exact},
             "base_name": self.base_name,
             "method": self.recipe.get("method"),
-            "rank": max(delta_rank(self.delta), delta_rank(maps)),
+            "rank": max(self.delta.rank, beside),
             "bytes": len(self.to_bytes()),
             "tokens": sorted(self.tokens),
             "parents": list(self.provenance.get("parents", [])),

@@ -1,13 +1,14 @@
 """Whose the ranks of a LoRA are: each gate lets its ranks act only on prompts that say its words."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import ENCODERS, READS_TEXT, Delta
 from conceptkit.errors import BadBlob
 
 RANK_GATES = "voices"
-"""Of a merge's recipe: [ranks, words] of each voice in turn; without words it always speaks."""
+"""The field of a stored recipe: [ranks, words] of each gate in turn; without words it is always open."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,10 @@ class RankGate:
     ranks: int
     words: tuple[str, ...] | None
 
+    def to_recipe(self) -> list[Any]:
+        """As a stored recipe has it: [ranks, words]."""
+        return [self.ranks, None if self.words is None else list(self.words)]
+
 
 def reads_text(name: str) -> bool:
     """Whether a map belongs to the reading of prompts: keys and values of cross-attention, text encoders."""
@@ -25,7 +30,7 @@ def reads_text(name: str) -> bool:
 
 def maps_without_text(delta: Delta) -> Delta:
     """The part of a delta on maps of the UNet that read no text."""
-    return {name: factors for name, factors in delta.items() if not reads_text(name)}
+    return delta.without([name for name in delta if reads_text(name)])
 
 
 def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
@@ -36,20 +41,18 @@ def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
     found = list(maps_without_text(concept.delta).values())
     if not found:
         return ()
-    sizes = {factors[-1].shape[0] if len(factors) == 2 else 0 for factors in found}
+    sizes = {0 if factors.down is None else factors.down.shape[0] for factors in found}
     if RANK_GATES not in concept.recipe:
         own = bool(concept.recipe.get("wide")) and 0 not in sizes
         return (RankGate(max(sizes), tuple(concept.words)),) if own else ()
     try:
-        told = tuple(
+        gates = tuple(
             RankGate(int(ranks), None if words is None else tuple(map(str, words)))
             for ranks, words in concept.recipe[RANK_GATES]
         )
     except (TypeError, ValueError) as error:
-        raise BadBlob(
-            f"What {concept.name} says of its voices is damaged; import or compose it again"
-        ) from error
-    known = all(word in concept.words for voice in told for word in voice.words or ())
-    if not known or any(voice.ranks < 0 for voice in told) or sizes != {sum(voice.ranks for voice in told)}:
-        raise BadBlob(f"The voices of {concept.name} do not fit its maps; import or compose it again")
-    return told
+        raise BadBlob(f"The rank gates of {concept.name} are damaged; import or compose it again") from error
+    known = all(word in concept.words for gate in gates for word in gate.words or ())
+    if not known or any(gate.ranks < 0 for gate in gates) or sizes != {sum(gate.ranks for gate in gates)}:
+        raise BadBlob(f"The rank gates of {concept.name} do not fit its maps; import or compose it again")
+    return gates

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadBlob
-
-if TYPE_CHECKING:
-    from conceptkit.concepts.delta import Factors
-
 
 PREFIX = "reference."
 LATENT = f"{PREFIX}latent"
@@ -25,18 +22,21 @@ OUT = "to_out"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """latent (c, h, w): the photo as the base's autoencoder encodes it. maps: name -> factors."""
+    """latent (c, h, w): the photo as the base's autoencoder encodes it. maps: added to the base's own."""
 
     latent: Tensor
-    maps: Mapping[str, Factors]
+    maps: Delta
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", Delta(self.maps))
 
     def scaled(self, weight: float) -> Reference:
         """The same with `weight` times as much added to the picture."""
         maps = {
-            name: (weight * factors[0], *factors[1:]) if name.endswith(OUT) else factors
+            name: factors.scaled(weight) if name.endswith(OUT) else factors
             for name, factors in self.maps.items()
         }
-        return replace(self, maps=maps)
+        return replace(self, maps=Delta(maps, self.maps.shared))
 
     def flat(self) -> Tensor:
         """The latent as a matrix (c, h w) in half precision."""
@@ -45,7 +45,7 @@ class Reference:
 
 def reference_of(
     about: Mapping[str, Any],
-    maps: Mapping[str, Factors],
+    maps: Delta,
     take: Callable[[str], Tensor],
 ) -> Reference:
     """What `flat` and a header that tells the latent's size, [h, w], were made of. Raises BadBlob."""

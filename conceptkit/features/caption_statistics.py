@@ -15,6 +15,7 @@ from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import TextFeatures, encode
 from conceptkit.features.captions import captions
 from conceptkit.features.closed_form import RIDGE, Factor, factor, gram
+from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -79,14 +80,13 @@ class CaptionStatistics:
             "scale": torch.tensor([self.size, self.factor.ridge], dtype=torch.float64),
         }
         about = json.dumps({"texts": self.audit.texts, "key": self.key}, sort_keys=True)
-        return safetensors.torch.save(tensors, {"conceptkit": about})
+        return safetensors.torch.save(tensors, {KEY: about})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CaptionStatistics":
         """What `to_bytes` wrote."""
         held = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"])
+        about = read_metadata(data)
         size, ridge = held["scale"].tolist()
         audit = Audit(tuple(about["texts"]), held["audit"].double(), held["caption"], held["sizes"])
         shape = Factor(held["lower"].numpy(), ridge)

@@ -1,21 +1,13 @@
 """Plain diffusers files, a LoRA and its embeddings, for places where conceptkit is not installed."""
 
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import rank_gates
-from conceptkit.errors import ConceptError, NoEffect
-from conceptkit.files import fill_folder
-from conceptkit.formats.peft import LORA, lora
-from conceptkit.formats.textual_inversion import embedding, token_file
+from conceptkit.formats import peft, textual_inversion
+from conceptkit.formats.textual_inversion import token_file
 from conceptkit.registry import private_names
-
-if TYPE_CHECKING:
-    from conceptkit.merging.compose import Merge
 
 ALWAYS = (
     "A plain LoRA acts on every picture: those whose prompts say none of these words lean a little this way "
@@ -23,48 +15,15 @@ ALWAYS = (
 )
 
 
-def export(
-    concept: "Concept | Merge",
-    out_dir: str | os.PathLike[str],
-    *,
-    force: bool = False,
-    with_names: bool = False,
-) -> list[Path]:
-    """Write a concept or a merge for plain diffusers: the LoRA, one embedding per token, and a README.
-
-    out_dir: a folder, which is filled; all files appear there, or none. force: files may be written over.
-    with_names: what leaves says where the base lies on this machine and what the photos are called, instead
-        of hashes.
+def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
+    """The LoRA, one embedding per token, and a README: file name -> content.
 
     Tokens are written in lower case, because tokenizers fold the case of a prompt but not that of a token.
-
-    Raises ConceptError when a file is there already, and for what no LoRA can be; NoEffect when there is
-    nothing to write.
     """
-    concept = folded(concept if isinstance(concept, Concept) else concept.concept)
-    if not concept.delta and not concept.tokens:
-        raise NoEffect(
-            f"{concept.name} would change nothing: it has neither a delta nor a token; learn it again"
-        )
-    if concept.recipe.get("method") == "routed":
-        raise ConceptError(
-            f"{concept.name} is routed, which no LoRA can be; "
-            "export one that was made without --merge-method routed"
-        )
-    if concept.reference is not None:
-        raise ConceptError(
-            f"{concept.name} looks at its reference photo while it is drawn, which no LoRA can do; "
-            "share it with export --bundle, or learn it again with --method custom"
-        )
-    files: dict[str, bytes] = {}
-    if concept.delta:
-        files[LORA] = lora(concept, with_names)
-    files |= {
-        token_file(token): embedding(concept, rows, with_names)
-        for token, rows in sorted(concept.tokens.items())
-    }
-    files["README.md"] = readme(concept, with_names).encode()
-    return fill_folder(Path(out_dir).absolute(), files, force)
+    concept = folded(concept)
+    found = peft.files(concept, with_names) if concept.delta else {}
+    found |= textual_inversion.files(concept, with_names)
+    return {**found, "README.md": readme(concept, with_names).encode()}
 
 
 def folded(concept: Concept) -> Concept:
@@ -111,7 +70,7 @@ def readme(concept: Concept, with_names: bool = False) -> str:
     typed = " and ".join(f"`{text}`" for text in concept.words.values()) or "any prompt"
     example = " and ".join(concept.words.values()) or "anything"
     loading = "\n".join(lines)
-    spoken = any(voice.words is not None for voice in rank_gates(concept))
+    spoken = any(gate.words is not None for gate in rank_gates(concept))
     always = f"\n{ALWAYS}\n" if spoken else ""
     return f"""# {concept.name}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.registry import private_names
+from conceptkit.safetensors_header import split
 
 
 def provenance(concept: Concept, with_names: bool = False) -> str:
@@ -16,7 +17,7 @@ def provenance(concept: Concept, with_names: bool = False) -> str:
 
     with_names: also where the base lies on this machine and what the photos are called.
     """
-    told = concept.provenance
+    origin = concept.provenance
     return json.dumps(
         {
             "name": concept.name,
@@ -26,7 +27,7 @@ def provenance(concept: Concept, with_names: bool = False) -> str:
             "base_name": concept.base_name if with_names else private_names.public_base(concept.base_name),
             "words": dict(concept.words),
             "recipe": dict(concept.recipe),
-            "provenance": dict(told) if with_names else private_names.public_provenance(told),
+            "provenance": dict(origin) if with_names else private_names.public_provenance(origin),
         },
         sort_keys=True,
     )
@@ -36,8 +37,8 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Safetensors bytes, the same on every call: the library writes several header keys in random order."""
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = save(owned)
-    size = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}, **json.loads(data[8 : 8 + size])}
+    own, body = split(data)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}, **own}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+    return len(text).to_bytes(8, "little") + text + body

@@ -12,7 +12,7 @@ from conceptkit.base.added_tokens import WiderTable, add_tokens
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta, only
+from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRegion, ConceptError, NoEffect
 from conceptkit.inference.attach_request import (
@@ -31,7 +31,7 @@ from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.token_owners import TokenOwners
-from conceptkit.merging.request import HOW, SHARED
+from conceptkit.merging.request import MERGE_METHOD, PADDING_DELTA
 from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
 
 if TYPE_CHECKING:
@@ -157,9 +157,9 @@ def attach(
     pipe: Any,
     *concepts: "str | Concept | Merge",
     registry: "Registry | None" = None,
-    how: str = HOW,
+    merge_method: str = MERGE_METHOD,
     weights: Sequence[float] | None = None,
-    shared: str = SHARED[0],
+    padding_delta: str = PADDING_DELTA,
     regions: Sequence[str] = (),
     separate: bool = False,
     side_by_side: bool | None = None,
@@ -170,12 +170,12 @@ def attach(
         with attach(pipe, "my_dog:0.8", "moongate", regions=["my_dog=left"]):
             pipe("my_dog in front of a moongate").images[0].save("both.png")
 
-    Strings are names in the registry, with a strength if wanted; `weights`, `how` and `shared` are those of
-    `compose`. `regions` keep concepts in parts of the picture, see `regions.read`; `separate` lets them split
-    it by where they begin to appear; `side_by_side` gives each thing that a prompt names a window in a wide
-    picture, by default on bases that cannot draw two things in one frame; the base's own size counts as none
-    given. `read_apart`: in one frame each concept's words are read without the other concepts in the prompt
-    (`steering.apart`), by default on storybook.
+    Strings are names in the registry, with a strength if wanted; `weights`, `merge_method` and
+    `padding_delta` are those of `compose`. `regions` keep concepts in parts of the picture, see
+    `regions.read`; `separate` lets them split it by where they begin to appear; `side_by_side` gives each
+    thing that a prompt names a window in a wide picture, by default on bases that cannot draw two things in
+    one frame; the base's own size counts as none given. `read_apart`: in one frame each concept's words are
+    read without the other concepts in the prompt, by default on storybook.
 
     Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
     `layer_check`; a pipeline of the same parts knows their tokens, and no names.
@@ -196,7 +196,9 @@ def attach(
             "all in one call"
         )
     here = pipeline.of(pipe)
-    order = read_order(concepts, weights, how, shared, regions, separate, side_by_side, read_apart, registry)
+    order = read_order(
+        concepts, weights, merge_method, padding_delta, regions, separate, side_by_side, read_apart, registry
+    )
     found = find_concepts(order, here)
     attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
     attachment._put(order, found)
@@ -209,7 +211,7 @@ def _reading(pipe: Any, concept: Concept, order: AttachOrder) -> TokenOwners | N
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
     if concept.reference is not None:
         return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
-    strict = concept.recipe.get("method") == "routed" or bool(order.regions) or order.separate
+    strict = concept.routing is not None or bool(order.regions) or order.separate
     if not strict and not rank_gates(concept):
         return None
     spelt = {name: [text, *prompt_words.TOKEN.findall(text)] for name, text in concept.words.items()}
@@ -241,14 +243,14 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners 
     unet = pipe.unet
     names = tuple(concept.words) or (concept.name,)
     check_unfused(unet, list(delta), concept.name)
-    if reading and concept.recipe.get("method") == "routed":
+    if reading and concept.routing:
         from conceptkit.inference.routed_attention import install_routes
 
         maps = attention.kv_maps(unet)
-        routed = only(delta, maps)
-        undo.callback(install_routes(unet, routed, concept.recipe, reading))
+        routed = delta.only(maps)
+        undo.callback(install_routes(unet, routed, concept.routing, reading))
         undo.callback(check_layers(unet, {name: maps[name] for name in routed}, names))
-        delta = {name: factors for name, factors in delta.items() if name not in maps}
+        delta = delta.without(maps)
     if delta:
         install_on(pipe, delta)
         for owner in (unet, *(encoder for _, encoder in encoders(pipe))):

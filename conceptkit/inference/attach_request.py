@@ -9,6 +9,7 @@ import numpy as np
 
 from conceptkit.base import pipeline
 from conceptkit.concepts.concept import Concept, read
+from conceptkit.concepts.routing import ROUTED
 from conceptkit.errors import BadRegion, UnknownConcept
 from conceptkit.inference import regions
 from conceptkit.merging.request import check_one_way_apart, split_weight
@@ -24,8 +25,8 @@ class AttachOrder:
 
     concepts: tuple[Any, ...]
     weights: tuple[float, ...] | None
-    how: str
-    shared: str
+    merge_method: str
+    padding_delta: str
     regions: Mapping[str, np.ndarray]
     separate: bool
     side_by_side: bool | None
@@ -45,8 +46,8 @@ class Found:
 def read_order(
     concepts: tuple[Any, ...],
     weights: Sequence[float] | None,
-    how: str,
-    shared: str,
+    merge_method: str,
+    padding_delta: str,
     places: Sequence[str],
     separate: bool,
     side_by_side: bool | None,
@@ -56,7 +57,9 @@ def read_order(
     check_one_way_apart(places, separate, side_by_side)
     masks = regions.read(places)
     strengths = None if weights is None else tuple(weights)
-    return AttachOrder(concepts, strengths, how, shared, masks, separate, side_by_side, read_apart, registry)
+    return AttachOrder(
+        concepts, strengths, merge_method, padding_delta, masks, separate, side_by_side, read_apart, registry
+    )
 
 
 def find_concepts(order: AttachOrder, here: pipeline.Base) -> Found:
@@ -78,7 +81,7 @@ def find_concepts(order: AttachOrder, here: pipeline.Base) -> Found:
 def resolve_concepts(order: AttachOrder, here: pipeline.Base) -> "tuple[Concept, Report | None]":
     (first, *more) = order.concepts
     weighted = order.weights is not None or (isinstance(first, str) and split_weight(first)[1] != 1)
-    if more or weighted or order.how == "routed":
+    if more or weighted or order.merge_method == ROUTED:
         from conceptkit.merging.compose import compose
 
         merge = compose(
@@ -86,8 +89,8 @@ def resolve_concepts(order: AttachOrder, here: pipeline.Base) -> "tuple[Concept,
             base=here,
             registry=order.registry,
             weights=order.weights,
-            how=order.how,
-            shared=order.shared,
+            merge_method=order.merge_method,
+            padding_delta=order.padding_delta,
         )
         return merge.concept, merge.report
     if isinstance(first, str):
@@ -105,8 +108,14 @@ def exchanged(order: AttachOrder, present: Sequence[str], old: str, new: Any) ->
         whole = order.weights[0] if order.weights else 1.0
         strengths = tuple(whole * part.weight for part in first.parts)
         parts = tuple(part.concept for part in first.parts)
-        shared = first.concept.recipe.get("shared", order.shared)
-        order = replace(order, concepts=parts, weights=strengths, how=first.report.how, shared=shared)
+        routing = first.concept.routing
+        order = replace(
+            order,
+            concepts=parts,
+            weights=strengths,
+            merge_method=first.report.merge_method,
+            padding_delta=routing.padding_delta if routing else order.padding_delta,
+        )
     names = [
         split_weight(c)[0].partition("@")[0] if isinstance(c, str) else getattr(c, "concept", c).name
         for c in order.concepts

@@ -1,47 +1,47 @@
 """Routed composition: keys and values are maps of single tokens, so each can read its own concept's delta."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptkit.concepts.delta import Delta, Factors
+from conceptkit.concepts.delta import Delta
+from conceptkit.concepts.routing import Routing
 from conceptkit.errors import BaseMismatch
 from conceptkit.inference.token_owners import END, TokenOwners, UNetCall
 
 
 def install_routes(
-    unet: nn.Module, delta: Delta, recipe: Mapping[str, Any], reading: TokenOwners
+    unet: nn.Module, delta: Delta, routing: Routing, reading: TokenOwners
 ) -> Callable[[], None]:
-    """Let each token read its own concept's ranks of the delta, by hooks on its maps; gives the way
-    back.
+    """Let each token read its own concept's ranks of the delta, by hooks on its maps; gives the way back.
 
-    recipe: of the merge, with "ranks", how many are each part's; "routes", a word of a prompt -> its part;
-    and "shared", what end of text and padding read, see `request.SHARED`. Other positions, and prompts that
-    name no concept, read the base alone. Raises BaseMismatch when a map is missing or has another shape.
+    Positions that belong to no concept, and prompts that name none, read the base alone.
+    Raises BaseMismatch when a map is missing or has another shape.
     """
     modules = dict(unet.named_modules())
-    ranks = torch.tensor(recipe["ranks"])
+    ranks = torch.tensor(routing.ranks)
     whose = torch.repeat_interleave(torch.arange(len(ranks)), ranks)
-    part_of = torch.tensor([recipe["routes"][name] for name in reading.names])
-    placed: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+    part_of = torch.tensor([routing.part_of[name] for name in reading.names])
+    placed: dict[tuple[Hashable, torch.device, torch.dtype], Tensor] = {}
 
-    def at(factor: Tensor, x: Tensor) -> Tensor:
-        key = (id(factor), x.device, x.dtype)
+    def at(name: Hashable, factor: Tensor, x: Tensor) -> Tensor:
+        key = (name, x.device, x.dtype)
         if key not in placed:
             placed[key] = factor.to(x)
         return placed[key]
 
-    def hook(factors: Factors) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        up, down = factors
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        up, down = delta[name]
+        of_down = ("down", delta.shared[name])
 
         def route(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
             x = args[0]
-            gate = gates(reading.scene, part_of.to(x.device), len(ranks), recipe["shared"])
+            gate = gates(reading.scene, part_of.to(x.device), len(ranks), routing.padding_delta)
             gate = gate[:, :, whose.to(x.device)].to(x)
-            added = F.linear(F.linear(x, at(down, x)) * gate, at(up, x))
+            added = F.linear(F.linear(x, at(of_down, down, x)) * gate, at(name, up, x))
             return y + (added if reading.scene.scale == 1 else reading.scene.scale * added)
 
         return route
@@ -51,7 +51,7 @@ def install_routes(
         own = None if module is None else (module.out_features, module.in_features)
         if own != (up.shape[0], down.shape[1]):
             raise BaseMismatch(f"The map {name} does not fit this UNet; use the base that it was learned on")
-    handles = [modules[name].register_forward_hook(hook(factors)) for name, factors in delta.items()]
+    handles = [modules[name].register_forward_hook(hook(name)) for name in delta]
 
     def undo() -> None:
         for handle in handles:

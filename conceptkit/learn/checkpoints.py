@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.learn.subject import StateAndPlace
 from conceptkit.registry.paths import make_private, sync
+from conceptkit.safetensors_header import read_metadata
 
 FORMAT = 1
 EVERY = 10.0
@@ -205,8 +206,7 @@ def _read(
     try:
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["conceptkit"])
+        header = read_metadata(data)
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
         curve = [(int(step), float(value)) for step, value in header["curve"]]

@@ -9,7 +9,7 @@ import torch
 
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta, delta_rows
+from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features.closed_form import Factor, balanced, closed_form
 from conceptkit.learn.config import TrainConfig
 
@@ -22,11 +22,11 @@ def split_joint(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: B
     parted so, and every concept has the whole of it; where the adapter is not about keys and values in the
     first place, the whole delta.
     """
-    beyond = {name: factors for name, factors in delta.items() if name not in base.sizes}
+    beyond = delta.without(base.sizes)
     parted = all(concept.recipe.get("adapter", "keyed") in ("keyed", "kv") for concept in concepts)
     if len(concepts) == 1 or (beyond and not parted):
         return [replace(concept, delta=delta) for concept in concepts]
-    return [replace(c, delta={**_own(c, delta, keys, base), **beyond}) for c in concepts]
+    return [replace(c, delta=_own(c, delta, keys, base) | beyond) for c in concepts]
 
 
 def join_concepts(
@@ -61,11 +61,9 @@ def _own(concept: Concept, delta: Delta, keys: Factor, base: Base) -> Delta:
     assert concept.rows is not None
     rows = concept.rows.double()
     sizes = {name: o for name, o in base.sizes.items() if name in delta}
-    here = {name: tuple(factor.cpu() for factor in factors) for name, factors in delta.items()}
-    solution = closed_form(rows, delta_rows(here, sizes, rows), keys)
+    solution = closed_form(rows, delta.map(torch.Tensor.cpu).rows(sizes, rows), keys)
     down, up = balanced(solution.down, solution.up)
     shared = down.float()
-    return {
-        name: (block.float(), shared)
-        for name, block in zip(sizes, up.split(list(sizes.values())), strict=True)
-    }
+    blocks = up.split(list(sizes.values()))
+    own = {name: Factors(block.float(), shared) for name, block in zip(sizes, blocks, strict=True)}
+    return Delta(own, dict.fromkeys(own, 0))

@@ -22,6 +22,7 @@ from conceptkit.learn import latent_dataset
 from conceptkit.learn.config import TrainConfig
 from conceptkit.learn.distributed import DistributedContext
 from conceptkit.learn.subject import Subject
+from conceptkit.safetensors_header import read_metadata
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -43,8 +44,7 @@ class ClassImages:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ClassImages:
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["conceptkit"])
+        header = read_metadata(data)
         return cls(safetensors.torch.load(data)["latents"].float(), tuple(header["prompts"]))
 
 

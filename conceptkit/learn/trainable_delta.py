@@ -47,22 +47,19 @@ class TrainableDelta:
 
     def read(self) -> Delta:
         """What has been learned, under the names of the maps."""
-        delta: dict[str, Factors] = {}
+        learned = Delta()
         for place, module in self.places.items():
-            found = read_delta(module, ADAPTER)
-            # What maps share they go on sharing, wherever the base is.
-            kept = {id(f): f.float().cpu() for factors in found.values() for f in factors}
-            for name, factors in found.items():
-                delta[f"{place}.{name}" if place else name] = tuple(kept[id(f)] for f in factors)
-        return dict(delta)
+            found = read_delta(module, ADAPTER).map(lambda factor: factor.float().cpu())
+            learned |= found.prefixed(place) if place else found
+        return learned
 
     def spilt(self, moment: Tensor) -> Tensor:
         """||D Y||^2 over features Y with this second moment (d, d), of all maps that read text; a scalar."""
         reading = [layer for name, layer in layers(self.base.unet) if targets.READS_TEXT.search(name)]
         if self.down is not None:
             return losses.leak(torch.cat([layer.ups[ADAPTER] for layer in reading]), self.down, moment)
-        if all(len(layer.factors(ADAPTER)) == 1 for layer in reading):
-            whole = torch.cat([layer.factors(ADAPTER)[0] for layer in reading])
+        if all(layer.factors(ADAPTER).down is None for layer in reading):
+            whole = torch.cat([layer.factors(ADAPTER).first for layer in reading])
             return losses.leak(whole, torch.eye(whole.shape[1], device=whole.device), moment)
         pairs = [layer.factors(ADAPTER) for layer in reading]
         return torch.stack([losses.leak(up, down, moment) for up, down in pairs]).sum()
@@ -85,7 +82,7 @@ def inject(base: Base, recipe: TrainConfig, seed: int, down: Tensor | None) -> I
                 name: init_factors(name, map.weight.shape, rank, down if name in keyed else None, seed)
                 for name, map in maps.items()
             }
-            install(module, begun)
+            install(module, Delta(begun, {name: "" if name in keyed else name for name in begun}))
             undo.callback(uninstall, module, ADAPTER)
             groups += _by_rate(module, keyed, recipe, recipe.lr if rank or keyed else recipe.full_lr)
             modules[place] = module
@@ -133,29 +130,15 @@ def ordinary(base: Base, moment: Tensor) -> float:
     return sum(float(((w.weight.float() @ moment) * w.weight).sum()) for w in kv_maps(base.unet).values())
 
 
-def cut(delta: Delta, rank: int) -> Delta:
-    """The delta with each map cut to its `rank` largest singular directions: (o, r), (r, d)."""
-    return {name: _cut(factors, rank) for name, factors in delta.items()}
-
-
-def _cut(factors: Factors, rank: int) -> Factors:
-    dense = factors[0] if len(factors) == 1 else factors[0] @ factors[1]
-    if rank >= min(min(factor.shape) for factor in factors):
-        return factors
-    left, sizes, right = torch.linalg.svd(dense.double(), full_matrices=False)
-    root = sizes[:rank].sqrt()
-    return (left[:, :rank] * root).float(), (root.unsqueeze(1) * right[:rank]).float()
-
-
 def init_factors(name: str, shape: Any, rank: int, down: Tensor | None, seed: int) -> Factors:
     """Factors whose product is zero and has a gradient."""
     o, d = shape
     if down is not None:
-        return torch.zeros(o, len(down)), down
+        return Factors(torch.zeros(o, len(down)), down)
     if not rank:
-        return (torch.zeros(o, d),)
+        return Factors(weight=torch.zeros(o, d))
     dice = torch.Generator().manual_seed(hash_of(seed, "down", name))
-    return torch.zeros(o, rank), torch.randn(rank, d, generator=dice) / math.sqrt(d)
+    return Factors(torch.zeros(o, rank), torch.randn(rank, d, generator=dice) / math.sqrt(d))
 
 
 def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:

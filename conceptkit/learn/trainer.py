@@ -387,7 +387,7 @@ def _learn_look(
     if taught.sight is not None:
         concepts = [replace(c, reference=taught.sight.read(recipe.extract)) for c in concepts]
     if recipe.extract:
-        delta = trainable_delta.cut(delta, recipe.extract)
+        delta = delta.truncated(recipe.extract, balanced=True)
     if goes_on:
         concepts = [replace(c, tokens={token: learned[token] for token in c.tokens}) for c in concepts]
     if not keyed and not encoder and taught.sight is None:

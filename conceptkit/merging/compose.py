@@ -1,32 +1,30 @@
 """Several concepts in one: merged in one of many ways, with a report of what each of them keeps."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conceptkit.base.pipeline import Base, check_fits, load, refreshed
-from conceptkit.concepts import gates
 from conceptkit.concepts.concept import Concept, base_of
-from conceptkit.concepts.delta import only
+from conceptkit.concepts.routing import ROUTED
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.features import caption_statistics
 from conceptkit.merging import parts, report, request
 from conceptkit.merging.merge_inputs import prepare
-from conceptkit.merging.methods.base import MergeContext, MergeResult, equal
-from conceptkit.merging.methods.routed import merge_routed
-from conceptkit.merging.methods.table import METHODS
+from conceptkit.merging.method_table import CROWDS, STRENGTHS, MergeMethod, merge_method_of
+from conceptkit.merging.methods.base import MergeContext, MergeResult
+from conceptkit.merging.notices import notices_of
 from conceptkit.merging.parts import Part
-from conceptkit.merging.report import Report
-from conceptkit.registry.opening import opens_registry
+from conceptkit.merging.report import Measured, Report
+from conceptkit.merging.request import ComposeRequest
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
 
+__all__ = ["ComposeRequest", "Merge", "Report", "compose", "rebuild"]
 
-__all__ = ["HOW", "Merge", "Report", "compose", "rebuild"]
-
-HOW = tuple(request.WAYS)
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,88 +40,83 @@ class Merge:
         return self.concept._repr_html_() + self.report._repr_html_()
 
 
-@opens_registry
 def compose(
     *concepts: Concept | Merge | Part | str,
     base: Base | None = None,
     registry: "Registry | None" = None,
     name: str | None = None,
     weights: Sequence[float] | None = None,
-    how: str = request.HOW,
-    shared: str = request.SHARED[0],
-    tick: Callable[[int, int, str], None] = lambda done, total, text: None,
+    merge_method: str = request.MERGE_METHOD,
+    padding_delta: str = request.PADDING_DELTA,
+    progress: Progress = lambda done, total, text: None,
 ) -> Merge:
     """Merge concepts, or names in the registry, into one delta of low rank; one alone stays as it is.
 
-    One alone under another `name` answers to that. A name may carry a strength, "my_dog:0.8"; `weights` give
-    one for each concept. `how` is a row of `request.WAYS`; `shared` says what end of text and padding read
-    when it is "routed" (`request.SHARED`).
-    `tick` hears of concepts that are read for the first time, a second each on a small base.
-    Raises BadRecipe on bad weights or an unknown way, BaseMismatch when a concept does not fit the base,
+    concepts: each may carry a strength, "my_dog:0.8".
+    base: on which they are merged; None: the one that the first was learned on.
+    registry: where names are looked up, and what is worked out is kept; None: the one of the user, which is
+        closed again.
+    name: what the merge is called, and what one alone answers to.
+    weights: a strength for each concept.
+    merge_method: a row of `MERGE_METHODS`.
+    padding_delta: what end of text and padding read when it is "routed", of `PADDING_DELTAS`.
+    progress: hears of concepts that are read for the first time, a second each on a small base.
+
+    Raises BadRecipe on bad weights or an unknown method, BaseMismatch when a concept does not fit the base,
     UnknownConcept for a name that is not in the registry, ConceptError when two concepts answer to one name.
     """
-    request.check_way(how)
-    if shared not in request.SHARED:
-        raise BadRecipe(f"There is no sharing called {shared!r}; use one of {', '.join(request.SHARED)}")
-    request.read([given for given in concepts if isinstance(given, str)])  # before anything is loaded
-    assert registry is not None  # `opens_registry` saw to it
-    if base is None and concepts:
-        base = load(_base_of(concepts[0], registry))
-    elif base is not None:
-        base = refreshed(base)
-    most = None if base is None or how == "routed" else base.width
-    chosen = parts.gather(concepts, weights, registry, most)
-    assert base is not None
-    routed = chosen[0].concept.recipe if len(chosen) == 1 and _is_routed(chosen[0]) else None
-    if routed:  # it is drawn by its routes, whatever is asked for now
-        how = request.HOW
+    given = None if weights is None else tuple(weights)
+    asked = ComposeRequest(concepts, given, merge_method, padding_delta, name)
+    with _opened(registry) as opened:
+        here = refreshed(base) if base else load(_base_of(concepts[0], opened))
+        return merge(asked, here, opened, progress)
+
+
+def merge(asked: ComposeRequest, base: Base, registry: "Registry", progress: Progress) -> Merge:
+    """Carry out a request on a loaded base; see `compose`."""
+    method = merge_method_of(asked.merge_method)
+    chosen = parts.gather(asked.orders, registry, base.width if CROWDS in method.refuses else None)
+    routing = chosen[0].concept.routing if len(chosen) == 1 else None
+    if routing:  # it is drawn by its routes, whatever is asked for now
+        method = merge_method_of(request.MERGE_METHOD)
     fits = [check_fits(p.concept.base, base, p.concept.name, p.concept.base_name) for p in chosen]
-    _check_whole(chosen, how)
-    ordinary = caption_statistics.statistics_of(base, registry)
-    ready = []
-    for i, part in enumerate(chosen):
-        tick(i, len(chosen), f"reading {part.concept.name}")
-        ready.append(prepare(part.concept, base, ordinary, registry, part.digest))
-    tick(len(chosen), len(chosen), "merging")
-    sizes = {map: o for map, o in base.sizes.items() if any(map in part.delta for part in chosen)}
-    kitchen = MergeContext(chosen, ready, base, ordinary, registry, sizes)
-    if how == "routed":
-        joined = merge_routed(kitchen, shared)
-    elif len(chosen) == 1:
-        joined = MergeResult(chosen[0].delta, [chosen[0].delta], chosen[0].concept.rows)
+    _check_parts(chosen, method)
+    context = _context(asked, chosen, base, registry, progress)
+    if len(chosen) > 1 or method.takes_one:
+        result = method.merge(context)
     else:
-        joined = METHODS[how](kitchen)
-    concept = _as_concept(kitchen, joined, name, how)
-    notices = [*filter(None, fits), *_weak_words(kitchen), *_same_words(kitchen), *_wide(kitchen)]
-    if routed:
-        how, shared = "routed", str(routed["shared"])
-    return Merge(concept, _report(kitchen, joined, concept, how, shared, notices), tuple(chosen))
+        result = MergeResult(chosen[0].delta, [chosen[0].delta], chosen[0].concept.rows, routing=routing)
+    concept = _as_concept(context, result, asked.name, method)
+    notices = [*filter(None, fits), *notices_of(context)]
+    shown = ROUTED if routing else method.name
+    return Merge(concept, _report(context, result, concept, shown, notices), tuple(chosen))
 
 
-@opens_registry
 def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None = None) -> Merge:
     """Compose a stored merge again, from its parts and its recipe: the same bytes, or a reason why not.
 
     Raises ConceptError when it is no merge, when a part is gone from the registry, or has other bytes now.
     """
-    assert registry is not None  # `opens_registry` saw to it
-    merge = Concept.from_bytes(registry.read(name))
-    told, recipe = merge.provenance, merge.recipe
-    if "parent_sha256" not in told:
-        raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
-    again = [
-        _as_it_was(registry, ref, sha)
-        for ref, sha in zip(told["parents"], told["parent_sha256"], strict=True)
-    ]
-    return compose(
-        *again,
-        base=base or load(base_of(registry.get(name), merge.base_name)),
-        registry=registry,
-        name=merge.name,
-        weights=told.get("weights", recipe.get("weights")),
-        how=told.get("how", recipe.get("method", "constrained")),
-        shared=recipe.get("shared", request.SHARED[0]),
-    )
+    with _opened(registry) as opened:
+        stored = Concept.from_bytes(opened.read(name))
+        origin, recipe = stored.provenance, stored.recipe
+        if "parent_sha256" not in origin:
+            raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
+        if origin.get("how") == "shrink":
+            raise ConceptError(f"{name} was shrunk, not merged; shrink {origin['parents'][0]} again")
+        again = [
+            _as_it_was(opened, ref, sha)
+            for ref, sha in zip(origin["parents"], origin["parent_sha256"], strict=True)
+        ]
+        return compose(
+            *again,
+            base=base or load(base_of(opened.get(name), stored.base_name)),
+            registry=opened,
+            name=stored.name,
+            weights=origin.get("weights", recipe.get("weights")),
+            merge_method=request.method_of(origin.get("how", recipe.get("method", "constrained"))),
+            padding_delta=stored.routing.padding_delta if stored.routing else request.PADDING_DELTA,
+        )
 
 
 def _as_it_was(registry: "Registry", ref: str, digest: str) -> Part:
@@ -136,126 +129,113 @@ def _as_it_was(registry: "Registry", ref: str, digest: str) -> Part:
     return Part(ref, concept, 1.0, digest)
 
 
-def _wide(kitchen: MergeContext) -> list[str]:
-    """One sentence for each part that changes more than keys and values on all pictures, beside others."""
-    told = []
-    several = len(kitchen.parts) > 1
-    beyond = parts.beyond(kitchen.parts, kitchen.base.sizes)
-    for part, own in zip(kitchen.parts, beyond, strict=True) if several else ():
-        if own and not gates.rank_gates(part.concept):
-            told.append(
-                f"{part.concept.name} also changes {len(own)} maps beside keys and values of "
-                "cross-attention: they are added to the others' exactly, and no figure here speaks of them"
-            )
-    return told
+def _context(
+    asked: ComposeRequest, chosen: Sequence[Part], base: Base, registry: "Registry", progress: Progress
+) -> MergeContext:
+    """What the method may look at: what each part brings is worked out, or read when it was before."""
+    ordinary = caption_statistics.statistics_of(base, registry)
+    inputs = []
+    for i, part in enumerate(chosen):
+        progress(i, len(chosen), f"reading {part.concept.name}")
+        inputs.append(prepare(part.concept, base, ordinary, registry, part.digest))
+    progress(len(chosen), len(chosen), "merging")
+    sizes = {map: o for map, o in base.sizes.items() if any(map in part.delta for part in chosen)}
+    return MergeContext(chosen, inputs, base, ordinary, registry, sizes, asked.padding_delta)
 
 
-def _weak_words(kitchen: MergeContext) -> list[str]:
-    """One sentence for each part that was given a strength and has nothing that could be weaker."""
-    return [
-        f"{part.concept.name} is a word alone, which is as strong as it is: {part.weight:g} changes nothing"
-        for part in kitchen.parts
-        if part.weight != 1 and not part.concept.delta and part.concept.reference is None
-    ]
-
-
-def _same_words(kitchen: MergeContext) -> list[str]:
-    """One sentence for each two parts with one word: a rare token may have been drawn twice."""
-    told = []
-    for one, other in combinations(kitchen.parts, 2):
-        pairs = [
-            (mine, theirs) for mine in one.concept.tokens.values() for theirs in other.concept.tokens.values()
-        ]
-        if one.concept.noun == other.concept.noun and any(equal(*pair) for pair in pairs):
-            told.append(
-                f"{one.concept.name} and {other.concept.name} have the same word inside, so each looks like "
-                "both; learn one of them again with another --seed"
-            )
-    return told
-
-
-def _as_concept(kitchen: MergeContext, joined: MergeResult, name: str | None, how: str) -> Concept:
+def _as_concept(context: MergeContext, result: MergeResult, name: str | None, method: MergeMethod) -> Concept:
     """The result in the precision in which it is stored: what is measured and drawn is what is kept."""
-    chosen = kitchen.parts
+    chosen = context.parts
     lineage = {
-        "how": how,
+        "how": request.stored_name(method.name),
         "parents": [part.source for part in chosen],
         "parent_sha256": [part.digest for part in chosen],
         "weights": [part.weight for part in chosen],
     }
-    if len(chosen) == 1 and how != "routed":
-        only_one = chosen[0].concept.called(name or chosen[0].concept.name)
-        if chosen[0].weight == 1 and only_one is chosen[0].concept:
-            return only_one
-        stronger = replace(
-            only_one,
-            name=name or only_one.name,
-            delta=joined.delta,
-            reference=only_one.reference and only_one.reference.scaled(chosen[0].weight),
-            provenance={**only_one.provenance, **lineage},
-        )
-        return replace(Concept.from_bytes(stronger.to_bytes()), base_name=stronger.base_name)
+    if len(chosen) == 1 and not method.takes_one:
+        return _alone(chosen[0], result, name, lineage)
+    routes = result.routing.to_recipe() if result.routing else {}
+    stored = ROUTED if routes else lineage["how"]
     concept = Concept(
         name=name or "-".join(part.concept.name for part in chosen)[:64],
         kind="merge",
         noun=None,
-        base=kitchen.base.fingerprint,
-        base_name=kitchen.base.name,
+        base=context.base.fingerprint,
+        base_name=context.base.name,
         tokens={token: rows for part in chosen for token, rows in part.concept.tokens.items()},
         words={word: text for part in chosen for word, text in part.concept.words.items()},
-        delta=joined.delta,
-        recipe={"method": how, "weights": lineage["weights"], **joined.recipe},
+        delta=result.delta,
+        recipe={"method": stored, "weights": lineage["weights"], **result.recipe, **routes},
         provenance=lineage,
-        rows=joined.rows,
+        rows=result.rows,
     )
     return replace(Concept.from_bytes(concept.to_bytes()), base_name=concept.base_name)
 
 
-def _report(
-    kitchen: MergeContext, joined: MergeResult, concept: Concept, how: str, shared: str, notices: list[str]
-) -> Report:
-    names = [part.concept.name for part in kitchen.parts]
-    sizes, dtype = kitchen.base.sizes, kitchen.base.dtype
-    alone = [only(part.delta, sizes) for part in kitchen.parts]
-    if how == "routed":
-        width = kitchen.base.width
-        return report.measure_routed(names, alone, kitchen.prepared, width, shared, dtype, notices)
-    merged = only(concept.delta, sizes)
-    shares = [only(share, sizes) for share in joined.shares]
-    return report.measure(
-        how,
-        names,
-        merged,
-        alone,
-        shares,
-        kitchen.prepared,
-        kitchen.ordinary,
-        joined.solved,
-        dtype,
-        notices,
+def _alone(part: Part, result: MergeResult, name: str | None, lineage: dict[str, Any]) -> Concept:
+    """One concept as it is; or under another name, or at another strength."""
+    itself = part.concept.called(name or part.concept.name)
+    if part.weight == 1 and itself is part.concept:
+        return itself
+    stronger = replace(
+        itself,
+        name=name or itself.name,
+        delta=result.delta,
+        reference=itself.reference and itself.reference.scaled(part.weight),
+        provenance={**itself.provenance, **lineage},
     )
+    return replace(Concept.from_bytes(stronger.to_bytes()), base_name=stronger.base_name)
 
 
-def _check_whole(chosen: Sequence[Part], how: str) -> None:
+def _report(
+    context: MergeContext, result: MergeResult, concept: Concept, method: str, notices: list[str]
+) -> Report:
+    base = context.base
+    measured = Measured(
+        method,
+        [part.concept.name for part in context.parts],
+        [part.delta.only(base.sizes) for part in context.parts],
+        context.inputs,
+        context.ordinary,
+        base.dtype,
+    )
+    if result.routing:
+        return report.measure_routed(measured, result.routing.padding_delta, notices)
+    shares = [share.only(base.sizes) for share in result.shares]
+    return report.measure(measured, concept.delta.only(base.sizes), shares, result.solved, notices)
+
+
+def _check_parts(chosen: Sequence[Part], method: MergeMethod) -> None:
     """A routed merge is drawn by its routes, a photo by attention to it: no sum of deltas has either."""
     for part in chosen:
-        if part.concept.reference is not None and (len(chosen) > 1 or how == "routed"):
+        if part.concept.reference is not None and (len(chosen) > 1 or method.takes_one):
             raise ConceptError(
                 f"{part.concept.name} looks at its reference photo, for which a merge has no place; draw it "
                 "alone, or learn it again with --method custom to compose it"
             )
-        if _is_routed(part) and len(chosen) > 1:
+        if part.concept.routing and len(chosen) > 1:
             parents = ", ".join(map(str, part.concept.provenance.get("parents", ())))
             raise ConceptError(
                 f"{part.source} is routed and cannot be merged further; compose its parts {parents}"
             )
-
-
-def _is_routed(part: Part) -> bool:
-    return part.concept.recipe.get("method") == "routed"
+    if STRENGTHS in method.refuses and len(chosen) > 1 and any(part.weight != 1 for part in chosen):
+        raise BadRecipe(
+            f"The merge method {method.name} has no strength for each of its parts; leave strengths out, or "
+            "give another --merge-method"
+        )
 
 
 def _base_of(first: Concept | Merge | Part | str, registry: "Registry") -> str:
     if isinstance(first, str):
         return str(registry.get(request.split_weight(first)[0]).summary.get("base_name") or "storybook")
     return (first if isinstance(first, Concept) else first.concept).base_name
+
+
+def _opened(registry: "Registry | None") -> "AbstractContextManager[Registry]":
+    """The given registry, which stays open; or the user's own, which is closed at the end."""
+    if registry is not None:
+        return nullcontext(registry)
+
+    from conceptkit.registry.store import Registry
+
+    return Registry()

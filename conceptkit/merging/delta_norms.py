@@ -1,6 +1,6 @@
 """How much deltas do to text features, from small Gram matrices: nothing of (O, n) or (O, d) is built."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,27 +32,22 @@ Pairings = list[Pairing]
 
 def loaded(delta: Delta, dtype: torch.dtype) -> Delta:
     """The delta as a pipeline of this precision computes with it, in float64; shared factors stay shared."""
-    kept: dict[int, Tensor] = {}
-
-    def as_loaded(factor: Tensor) -> Tensor:
-        return kept.setdefault(id(factor), factor.to(dtype).double())
-
-    return {name: tuple(as_loaded(factor) for factor in factors) for name, factors in delta.items()}
+    return delta.map(lambda factor: factor.to(dtype).double())
 
 
 def pair(first: Delta, second: Delta) -> Pairings:
     """All of <D, D'>, map by map, the maps that share their downs together. Both must be float64."""
-    groups: dict[tuple[int, int], list[str]] = {}
+    groups: dict[tuple[Hashable, Hashable], list[str]] = {}
     for name in first:
         if name in second:
-            groups.setdefault((_down(first, name), _down(second, name)), []).append(name)
+            groups.setdefault((first.shared.get(name), second.shared.get(name)), []).append(name)
     result = []
     for names in groups.values():
         inner = sum(
-            (first[name][0].T @ second[name][0] for name in names), start=torch.zeros((), dtype=torch.float64)
+            (first[name].first.T @ second[name].first for name in names),
+            start=torch.zeros((), dtype=torch.float64),
         )
-        downs = [part[names[0]][1] if len(part[names[0]]) == 2 else None for part in (first, second)]
-        result.append(Pairing(inner, *downs))
+        result.append(Pairing(inner, first[names[0]].down, second[names[0]].down))
     return result
 
 
@@ -70,8 +65,3 @@ def missed(whole: Pairings, across: Pairings, own: Pairings, rows: Tensor) -> fl
     """||(D - D') X||^2 from <D, D>, <D, D'> and <D', D'>."""
     total = products(whole, rows) - 2 * products(across, rows) + products(own, rows)
     return max(0.0, float(total.sum()))
-
-
-def _down(delta: Delta, name: str) -> int:
-    """Which down factor a map has; 0 for a matrix without factors, whose down would be the identity."""
-    return id(delta[name][1]) if len(delta[name]) == 2 else 0

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta, Factors, apply
+from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features import caption_statistics, concept_rows, prompt_templates
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import MAX_CONDITION
 from conceptkit.features.concept_rows import constraint_rows, word_features
+from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 OTHER_WEIGHT = 0.1
-"""Of the positions of its prompts that are not its words, in what a concept asks of a soft merge."""
+"""Of the positions of its prompts that are not its words, in what a concept asks of a merge by regmean."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
 MOST_ASKED = 16
-"""Directions in which a concept, under each of its names, asks for something in a soft merge."""
+"""Directions in which a concept, under each of its names, asks for something in a merge by regmean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Prepared:
     rows: C (s, d). white: C L^-T (s, d), from which C G^-1 is one triangular solve for all concepts at once.
     targets: map -> R (s, o), of the key and value maps that it changes.
     seen: X L^-T (m, d), features of prompts to fit it on, its words above all, and its rows among them.
-    asked, given: Q^T X L^-T (r, d) and map -> Z (r, o) with X D^T = Q Z, see `compose.soft_form`.
+    asked, given: Q^T X L^-T (r, d) and map -> Z (r, o) with X D^T = Q Z, see `closed_form.soft_form`.
     own, end, rest: features X (k, d) of held-out prompts with it, at its own words, from the end of text on,
     and elsewhere; k features that stand for all of them in every norm.
     """
@@ -54,19 +55,20 @@ class Prepared:
     rest: Tensor
 
     def to_bytes(self) -> bytes:
+        """All of it as safetensors."""
         half = {"own": self.own, "end": self.end, "rest": self.rest}
         half |= {"targets": _stacked(self.targets, self.rows), "given": _stacked(self.given, self.asked)}
         tensors = {name: tensor.float().contiguous() for name, tensor in half.items()}
         whole = {"rows": self.rows, "white": self.white, "seen": self.seen, "asked": self.asked}
         tensors |= {name: tensor.double().contiguous() for name, tensor in whole.items()}
         sizes = json.dumps([[name, block.shape[1]] for name, block in self.targets.items()])
-        return safetensors.torch.save(tensors, {"conceptkit": sizes})
+        return safetensors.torch.save(tensors, {KEY: sizes})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Prepared":
+        """What `to_bytes` wrote."""
         held = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        sizes = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"]))
+        sizes = dict(read_metadata(data))
         targets, given = (
             dict(zip(sizes, held[name].split(list(sizes.values()), dim=1), strict=True)) if sizes else {}
             for name in ("targets", "given")
@@ -103,13 +105,13 @@ def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics) -> Prep
     features, own = word_features(concept, base, "held-out")
     place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
     end = (place >= features.eot.unsqueeze(1)) & ~own
-    delta = {name: concept.delta[name] for name in base.sizes if name in concept.delta}
+    delta = Delta({name: concept.delta[name] for name in base.sizes if name in concept.delta})
     seen = _seen(concept, base, ordinary, rows)
     chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))
     return Prepared(
         rows=rows,
         white=ordinary.factor.whiten(rows),
-        targets={name: apply(factors, rows) for name, factors in delta.items()},
+        targets={name: factors.apply(rows) for name, factors in delta.items()},
         seen=seen,
         asked=chosen @ seen,
         given=given,
@@ -133,7 +135,7 @@ def _seen(concept: Concept, base: Base, ordinary: CaptionStatistics, rows: Tenso
 
 def _asked(delta: Delta, seen: Tensor, most: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Q^T (r, m) and Z (r, o) of every map: the principal directions of all of X D^T."""
-    answers = {name: apply(factors, seen) for name, factors in delta.items()}
+    answers = {name: factors.apply(seen) for name, factors in delta.items()}
     moment = sum((block.double() @ block.double().T for block in answers.values()), torch.zeros(()).double())
     if not answers:
         return seen.new_zeros(0, len(seen)), {}
@@ -159,8 +161,8 @@ def _circumstances(ordinary: CaptionStatistics) -> str:
         MAX_CONDITION,
     ]
     asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
-    told = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    written = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()[:32]
 
 
 def joined(
@@ -182,9 +184,10 @@ def joined(
     return result
 
 
-def factors_of(targets: dict[str, Tensor], down: Tensor) -> dict[str, Factors]:
+def factors_of(targets: dict[str, Tensor], down: Tensor) -> Delta:
     """Map -> (up, down), all sharing one `down` (s, d), brought into the range of half precision."""
     size = torch.stack([block.abs().amax(dim=1) for block in targets.values()]).amax(dim=0).double()
     scale = torch.where(size > 0, size, 1.0).log2().floor().exp2()
     shared = (down * scale.unsqueeze(1)).float()
-    return {name: ((block / scale.unsqueeze(1)).float().T, shared) for name, block in targets.items()}
+    ups = {name: (block / scale.unsqueeze(1)).float().T for name, block in targets.items()}
+    return Delta({name: Factors(up, shared) for name, up in ups.items()}, dict.fromkeys(ups, 0))

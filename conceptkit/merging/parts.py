@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.concepts.concept import Concept, read
-from conceptkit.concepts.delta import Delta, beside, same, scaled
+from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.merging.request import check_weight, split_weight
+from conceptkit.merging.request import Order
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -25,7 +25,8 @@ class Part:
 
     @property
     def delta(self) -> Delta:
-        return self.concept.delta if self.weight == 1 else scaled(self.concept.delta, self.weight)
+        """What the concept adds, at its strength."""
+        return self.concept.delta if self.weight == 1 else self.concept.delta * self.weight
 
 
 def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
@@ -41,47 +42,32 @@ def beyond(chosen: Sequence[Part], sizes: Mapping[str, int]) -> list[Delta]:
                 f"{before[0].concept.name} and {part.concept.name} were learned together and share what they "
                 "change beside keys and values; give both the same strength"
             )
-        own.append({} if before else beside(part.delta, sizes))
+        own.append(Delta() if before else part.delta.without(sizes))
     return own
 
 
 def twins(chosen: Sequence[Part], i: int, sizes: Mapping[str, int]) -> list[int]:
     """The other parts that change the very same beside the maps in `sizes` as part i does."""
-    mine = beside(chosen[i].concept.delta, sizes)
-    others = [(k, beside(part.concept.delta, sizes)) for k, part in enumerate(chosen) if k != i]
-    return [k for k, theirs in others if mine and same(mine, theirs)]
+    mine = chosen[i].concept.delta.without(sizes)
+    others = [(k, part.concept.delta.without(sizes)) for k, part in enumerate(chosen) if k != i]
+    return [k for k, theirs in others if mine and mine.same(theirs)]
 
 
-def gather(
-    concepts: Sequence[Any], weights: Sequence[float] | None, registry: "Registry", most: int | None = None
-) -> list[Part]:
-    """Concepts, merges, or names in the registry ("my_dog", "my_dog@2:0.8") as parts.
+def gather(orders: Sequence[Order], registry: "Registry", most: int | None = None) -> list[Part]:
+    """What was ordered as parts: concepts, merges, or names in the registry.
 
-    `weights` go with the concepts one by one; a name that carries a weight of its own may not be given two.
-    `most`: as many can be merged at all. Raises BadRecipe, UnknownConcept, BadBlob, and ConceptError when two
-    parts answer to one name or there are too many.
+    most: as many can be merged at all. Raises UnknownConcept, BadBlob, and ConceptError when two parts answer
+    to one name or there are too many.
     """
-    if not concepts:
-        raise ConceptError("There is nothing to compose; name at least one concept")
-    if weights is not None and len(weights) != len(concepts):
-        raise BadRecipe(f"{len(concepts)} concepts need as many weights, not {len(weights)}")
-    if most is not None and len(concepts) > most:
+    if most is not None and len(orders) > most:
         raise ConceptError(
-            f"{len(concepts)} concepts are more than the {most} directions that this base's words can take; "
-            f"compose at most {most} of them, or use --how routed (how='routed')"
+            f"{len(orders)} concepts are more than the {most} directions that this base's words can take; "
+            f"compose at most {most} of them, or use --merge-method routed (merge_method='routed')"
         )
-    ordered = []
-    for i, given in enumerate(concepts):
-        name, weight = split_weight(given) if isinstance(given, str) else (_name(given), 1.0)
-        if weights is not None:
-            if weight != 1:
-                raise BadRecipe(f"{name} has two weights, {weight:g} and {weights[i]:g}; give one")
-            weight = check_weight(name, _number(name, weights[i]))
-        ordered.append((given, name, weight))
     parts = []
     seen: dict[str, str] = {}
-    for given, name, weight in ordered:
-        part = _part(given, name, weight, registry)
+    for order in orders:
+        part = _part(order.given, order.name, order.weight, registry)
         _check_distinct(part, seen)
         parts.append(part)
     return parts
@@ -110,14 +96,3 @@ def _check_distinct(part: Part, seen: dict[str, str]) -> None:
                 "compose one of them, or learn one under another name"
             )
     seen |= dict.fromkeys((*part.concept.words, *part.concept.tokens), part.source)
-
-
-def _name(given: Any) -> str:
-    return str(getattr(given, "concept", given).name)
-
-
-def _number(name: str, weight: object) -> float:
-    try:
-        return float(weight)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise BadRecipe(f"{weight!r} is no weight for {name}; give a number") from None

@@ -38,6 +38,7 @@ class Kept:
     prompt: float | None
 
     def text(self) -> str:
+        """Both figures in words."""
         return f"{_percent(self.words)} on its own words, {_percent(self.prompt)} over whole prompts"
 
 
@@ -69,7 +70,7 @@ class Report:
     precision: in which all this is so.
     """
 
-    how: str
+    merge_method: str
     kept: tuple[Kept, ...]
     captions: float
     condition: float | None
@@ -85,6 +86,7 @@ class Report:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The concepts, in their order."""
         return tuple(kept.name for kept in self.kept)
 
     def text(self) -> str:
@@ -113,26 +115,31 @@ class Report:
         return kept + html.table("Everything else", (), moved + [("note", text) for text in self.notices])
 
     def to_json(self) -> dict[str, Any]:
+        """All fields, for programs."""
         return asdict(self)
 
 
-def measure(
-    how: str,
-    names: Sequence[str],
-    merged: Delta,
-    alone: Sequence[Delta],
-    shares: Sequence[Delta],
-    prepared: Sequence[Prepared],
-    ordinary: CaptionStatistics,
-    solved: Solved,
-    dtype: torch.dtype,
-    notices: Sequence[str] = (),
-) -> Report:
-    """Measure a merge in the precision it is drawn in.
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a report is about, part by part.
 
-    alone: each concept's own delta at its strength; shares: what each contributes to the merge; prepared: the
-    prompts that each is measured on.
+    alone: each concept's own delta at its strength. inputs: the prompts that each is measured on.
+    ordinary: captions without any of them. dtype: the precision in which all is drawn, and measured.
     """
+
+    merge_method: str
+    names: Sequence[str]
+    alone: Sequence[Delta]
+    inputs: Sequence[Prepared]
+    ordinary: CaptionStatistics
+    dtype: torch.dtype
+
+
+def measure(
+    of: Measured, merged: Delta, shares: Sequence[Delta], solved: Solved, notices: Sequence[str] = ()
+) -> Report:
+    """Measure a merge; shares: what each part contributes to it."""
+    names, alone, prepared, ordinary, dtype = of.names, of.alone, of.inputs, of.ordinary, of.dtype
     single = len(alone) == 1
     whole = delta_norms.loaded(merged, dtype)
     parts = [delta_norms.loaded(delta, dtype) for delta in alone]
@@ -145,7 +152,7 @@ def measure(
     each = [watched.total(delta_norms.products(pairing, watched.rows).clamp(min=0)) for pairing in own]
     finite = solved.condition if solved.condition is not None and math.isfinite(solved.condition) else None
     return Report(
-        how=how,
+        merge_method=of.merge_method,
         kept=kept,
         captions=math.sqrt(delta_norms.squared(total, ordinary.held_out)) / ordinary.size,
         condition=finite,
@@ -161,33 +168,26 @@ def measure(
     )
 
 
-def measure_routed(
-    names: Sequence[str],
-    alone: Sequence[Delta],
-    prepared: Sequence[Prepared],
-    width: int,
-    shared: str,
-    dtype: torch.dtype,
-    notices: Sequence[str] = (),
-) -> Report:
+def measure_routed(of: Measured, padding_delta: str, notices: Sequence[str] = ()) -> Report:
     """The same for routing, on prompts that name one concept: exact at its words, nothing at other ones."""
+    names, alone, prepared, dtype = of.names, of.alone, of.inputs, of.dtype
     kept = []
     for name, delta, its in zip(names, alone, prepared, strict=True):
         part = delta_norms.loaded(delta, dtype)
         pairing = delta_norms.pair(part, part)
         own, end, rest = (delta_norms.squared(pairing, rows) for rows in (its.own, its.end, its.rest))
-        lost = rest + (end if shared == "drop" else 0.0)
+        lost = rest + (end if padding_delta == "drop" else 0.0)
         size = own + end + rest
         kept.append(Kept(name, 1.0 if own > 0 else None, 1 - math.sqrt(lost / size) if size > 0 else None))
     nothing = tuple(tuple(float(i == j) for j in range(len(names))) for i in range(len(names)))
     return Report(
-        how="routed",
+        merge_method=of.merge_method,
         kept=tuple(kept),
         captions=0.0,
         condition=None,
         damping=0.0,
         rows=0,
-        width=width,
+        width=of.ordinary.gram.shape[0],
         notices=tuple(notices),
         interference=nothing if 1 < len(names) <= MOST_PAIRED else (),
         precision=str(dtype).removeprefix("torch."),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.base.attention import attention_shares
-from conceptkit.concepts.delta import Factors
+from conceptkit.concepts.delta import Delta, Maps
 from conceptkit.errors import BadBase, BaseMismatch
 from conceptkit.tuners import image_attention_functional
 
@@ -59,8 +59,8 @@ class ImageAttention:
     Raises BadBase when the UNet has no such blocks, BaseMismatch when the factors are for others.
     """
 
-    def __init__(self, unet: nn.Module, maps: Mapping[str, Factors]) -> None:
-        self.blocks = blocks(unet)
+    def __init__(self, unet: nn.Module, given: Maps) -> None:
+        self.blocks, maps = blocks(unet), Delta(given)
         _check(sizes(unet), maps)
         self._maps = {name: {short: maps[f"{name}.{short}"] for short in MAPS} for name in self.blocks}
         self._here = threading.local()  # one drawing in each thread
@@ -170,10 +170,10 @@ def sizes(unet: nn.Module) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _check(wanted: Mapping[str, tuple[int, int]], maps: Mapping[str, Factors]) -> None:
+def _check(wanted: Mapping[str, tuple[int, int]], maps: Delta) -> None:
     for name in wanted.keys() | maps.keys():
         factors = maps.get(name)
-        given = None if factors is None else (factors[0].shape[0], factors[-1].shape[1])
+        given = None if factors is None else factors.shape
         if given is None or given != wanted.get(name):
             raise BaseMismatch(
                 f"The image attention {name} is {given} and should be {wanted.get(name)}; "

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conceptkit.concepts.delta import Factors, apply
+from conceptkit.concepts.delta import Factors
 
 
 def otsu(values: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ def look(block: Any, cells: Tensor, patches: Tensor, mask: Tensor, maps: Mapping
     attn = block.attn1
     cells, patches = block.norm1(cells), block.norm1(patches)
     q, k, v = (
-        (getattr(attn, name)(rows) + apply(maps[name], rows)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        (getattr(attn, name)(rows) + maps[name].apply(rows)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         for name, rows in (("to_q", cells), ("to_k", patches), ("to_v", patches))
     )
     taken = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=attn.scale)
-    return apply(maps["to_out"], taken.transpose(1, 2).flatten(2))
+    return maps["to_out"].apply(taken.transpose(1, 2).flatten(2))
 
 
 def unlike(word: Tensor, end: Tensor) -> Tensor:

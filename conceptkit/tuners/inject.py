@@ -1,10 +1,10 @@
 """Deltas on a model, and off again without a trace.
 
-A delta maps the name of a map to `(weight,)` (o, d) or `(up, down)` (o, r), (r, d); their product is added.
+A delta may also be given as a mapping to tuples, `(weight,)` (o, d) or `(up, down)` (o, r), (r, d).
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,18 +12,18 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from conceptkit.base.adapters import ADAPTER
-from conceptkit.concepts.delta import ENCODERS, Delta, Factors, by_component
+from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
 
 
-def install_on(pipe: Any, delta: Delta, adapter_name: str = ADAPTER) -> None:
+def install_on(pipe: Any, delta: Maps, adapter_name: str = ADAPTER) -> None:
     """Put a delta on all the parts of a pipeline that it has maps of; errors are those of `install`."""
     if not delta:
         raise NoEffect("The delta has no map, so it would change nothing; learn it again")
     done: list[nn.Module] = []
     try:
-        for place, part in by_component(delta).items():
+        for place, part in Delta(delta).by_component().items():
             module = getattr(pipe, place, None)
             if module is None:
                 raise BaseMismatch(
@@ -44,13 +44,14 @@ def uninstall_from(pipe: Any, adapter_name: str | None = None) -> None:
             uninstall(module, adapter_name)
 
 
-def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
+def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
     """Put a delta on a UNet for drawing; `uninstall` takes it off without a trace.
 
     The base's `requires_grad`, other adapters and the random state stay as they are. Raises NoEffect on an
     empty delta, BaseMismatch when a map is missing or has another shape, ConceptError when the UNet already
     carries this adapter, or a LoRA on the same maps.
     """
+    delta = Delta(maps)
     if not delta:
         raise NoEffect("The delta has no map, so it would change nothing; learn it again")
     if adapter_name in getattr(unet, "peft_config", {}):
@@ -61,15 +62,17 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
     for name, factors in delta.items():
         _check_shape(name, carrier(name, modules.get(name)), factors)
     trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-    rank = max(min(min(factor.shape) for factor in factors) for factors in delta.values())
-    config = KVDeltaConfig(r=rank, target_modules=list(delta), init_down="zero", inference_mode=True)
-    shared: dict[tuple[int, torch.device, torch.dtype], nn.Parameter] = {}
+    config = KVDeltaConfig(r=delta.rank, target_modules=list(delta), init_down="zero", inference_mode=True)
+    shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
 
-    def placed(factor: Tensor, like: Tensor) -> nn.Parameter:
-        key = (id(factor), like.device, like.dtype)
-        if key not in shared:
-            shared[key] = nn.Parameter(factor.detach().to(like, copy=True), requires_grad=False)
-        return shared[key]
+    def placed(name: str, like: Tensor) -> Factors:
+        factors = delta[name].map(
+            lambda factor: nn.Parameter(factor.detach().to(like, copy=True), requires_grad=False)
+        )
+        if factors.down is None:
+            return factors
+        key = (delta.shared[name], like.device, like.dtype)
+        return Factors(factors.up, shared.setdefault(key, factors.down))
 
     try:
         with warnings.catch_warnings():
@@ -79,7 +82,7 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
         vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
         for name, layer in _layers(unet):
             if name in delta:
-                layer.set_factors(adapter_name, tuple(placed(factor, layer.weight) for factor in delta[name]))
+                layer.set_factors(adapter_name, placed(name, layer.weight))
                 layer.set_adapter([adapter_name], inference_mode=True)
     except BaseException:
         uninstall(unet, adapter_name)
@@ -118,6 +121,7 @@ def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -
     """Make `down` (r, d) the one down factor of every layer of an adapter, and return that parameter.
 
     It is trained with gradients from all layers, or not at all when the adapter's config says `freeze_down`.
+    For programs that learn with PEFT, where KEYED adapters get their keys so.
     Raises BadRecipe when an up factor has another rank.
     """
     name = _only_adapter(unet, adapter_name)
@@ -135,17 +139,17 @@ def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -
 def read_delta(unet: nn.Module, adapter_name: str | None = None) -> Delta:
     """A copy of the adapter's delta, under the names the maps have without it; shared factors stay shared."""
     name = _only_adapter(unet, adapter_name)
-    copies: dict[int, Tensor] = {}
-
-    def copied(factor: Tensor) -> Tensor:
-        return copies.setdefault(id(factor), factor.detach().clone())
-
-    delta = {}
-    for path, layer in _layers(unet):
-        if name in layer.scaling:
-            first, *rest = layer.factors(name)
-            delta[path] = (first.detach() * layer.scaling[name], *map(copied, rest))
-    return delta
+    layers = {path: layer for path, layer in _layers(unet) if name in layer.scaling}
+    maps: dict[str, Factors] = {}
+    shared: dict[str, int] = {}
+    downs: list[Tensor] = []
+    for path, layer in layers.items():
+        factors = layer.factors(name)
+        maps[path] = factors.map(torch.detach).scaled(layer.scaling[name])
+        if (down := factors.down) is not None:
+            shared[path] = next((i for i, known in enumerate(downs) if known is down), len(downs))
+            downs += [down] if shared[path] == len(downs) else []
+    return Delta(maps, shared).map(torch.clone)
 
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, KVDeltaLinear]]:
@@ -168,7 +172,7 @@ def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
 
 
 def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors) -> None:
-    added, own = (factors[0].shape[0], factors[-1].shape[1]), tuple(module.weight.shape)
+    added, own = factors.shape, tuple(module.weight.shape)
     if added != own:
         raise BaseMismatch(
             f"The delta of {name} is {added} and the map {own}; use the base it was learned on"

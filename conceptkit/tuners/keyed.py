@@ -1,4 +1,7 @@
-"""KEYED, a PEFT tuner: a delta whose down factor all maps share."""
+"""KEYED, a PEFT tuner: a delta whose down factor all maps share.
+
+It is for programs that learn with PEFT: `add` learns the same with KV_DELTA layers that share a frozen down.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +12,7 @@ from conceptkit.tuners.kv_delta import ConceptPeftType, KVDeltaConfig, KVDeltaLi
 
 @dataclass
 class KeyedConfig(KVDeltaConfig):
-    """r: number of keys s, at least 1. The keys (s, d) are set with `share_down`, and only values learn."""
+    """r: number of keys s, at least 1. `inject.share_down` sets the keys (s, d); only values learn."""
 
     r: int = 1
     freeze_down: bool = True

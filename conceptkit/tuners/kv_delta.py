@@ -87,9 +87,9 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         """Add an adapter whose effect is zero: the up factor, or the full weight, starts at 0."""
         o, d, r = self.out_features, self.in_features, config.r
         if r:
-            self.set_factors(adapter_name, (torch.zeros(o, r), _first_down(config.init_down, r, d)))
+            self.set_factors(adapter_name, Factors(torch.zeros(o, r), _first_down(config.init_down, r, d)))
         else:
-            self.set_factors(adapter_name, (torch.zeros(o, d),))
+            self.set_factors(adapter_name, Factors(weight=torch.zeros(o, d)))
         if config.freeze_down:
             self.frozen_peft_weight_names[adapter_name] = (self.down_name,)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -100,15 +100,19 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         for name in self.adapter_layer_names:
             if adapter_name in (part := getattr(self, name)):
                 del part[adapter_name]
-        if len(factors) == 1:
-            getattr(self, self.full_name)[adapter_name] = factors[0]
+        if factors.down is None:
+            getattr(self, self.full_name)[adapter_name] = factors.weight
         else:
             self.ups[adapter_name], self.downs[adapter_name] = factors
-        self.r[adapter_name] = min(min(factor.shape) for factor in factors)
+        self.r[adapter_name] = factors.rank
         self.scaling.setdefault(adapter_name, 1.0)
 
     def factors(self, adapter_name: str) -> Factors:
-        """The adapter's parameters as they are: (weight,) or (up, down)."""
+        """The adapter's very parameters."""
+        return Factors.of(self._parameters_of(adapter_name))
+
+    def _parameters_of(self, adapter_name: str) -> tuple[Tensor, ...]:
+        """(up, down) or (weight,): plain tuples, which torch.compile goes through."""
         if adapter_name not in self.ups:
             return (getattr(self, self.full_name)[adapter_name],)
         return self.ups[adapter_name], self.downs[adapter_name]
@@ -125,8 +129,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """(o, d), scaled, dense; what merging adds."""
-        factors = self.factors(adapter_name)
-        return self.scaling[adapter_name] * (factors[0] @ factors[1] if len(factors) == 2 else factors[0])
+        return self.scaling[adapter_name] * self.factors(adapter_name).dense()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The map and the active deltas of x (..., d): (..., o). Raises ConceptError on `adapter_names`."""
@@ -138,7 +141,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.scaling:
-                *up, first = self.factors(name)
+                *up, first = self._parameters_of(name)
                 added = F.linear(self._cast_input_dtype(x, first.dtype), first)
                 if name in self.gates:
                     added = added * self.gates[name](added)

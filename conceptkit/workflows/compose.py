@@ -149,9 +149,9 @@ def carry_out(
         base=base,
         registry=registry,
         name=request.save,
-        how=request.merge_method,
-        shared=request.padding_delta,
-        tick=progress,
+        merge_method=request.merge_method,
+        padding_delta=request.padding_delta,
+        progress=progress,
     )
     attached: Concept | Merge = merge
     words = merge.concept

@@ -13,6 +13,7 @@ from conceptkit import storybook
 from conceptkit.base import pipeline as bases
 from conceptkit.data import photos, resize
 from conceptkit.evaluate import metrics, scorers
+from conceptkit.evaluate.scorer_table import load_scorer
 from conceptkit.inference.generate import STEPS, draw_with
 from conceptkit.merging import compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
@@ -120,7 +121,7 @@ HEAD = [
 def run(out: Path, tick: Tick) -> Path:
     """Learn, compose and draw; writes `out/contact_sheet.png` and pictures beside it, returns the sheet."""
     base = bases.load()
-    judge = scorers.SubjectJudge()
+    judge = load_scorer("subject")
     rows: list[Row] = []
     figures: list[_Figures] = []
     with Registry(out / "home") as registry:
@@ -133,7 +134,7 @@ def run(out: Path, tick: Tick) -> Path:
         merged = compose.compose(*names, base=base, registry=registry)
         for line, kept in zip(figures, merged.report.kept, strict=True):
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
-        summed = compose.compose(*names, base=base, registry=registry, how="sum")
+        summed = compose.compose(*names, base=base, registry=registry, merge_method="sum")
         for what, title, note, wide in (
             (merged, "Both together", "side by side, merged by least squares", True),
             (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison", True),

@@ -39,8 +39,8 @@ class DrawRequest:
     prompt: str
     count: int = 1
     seed: int = 0
-    merge_method: str = request.HOW
-    padding_delta: str = request.SHARED[0]
+    merge_method: str = request.MERGE_METHOD
+    padding_delta: str = request.PADDING_DELTA
     regions: tuple[str, ...] = ()
     auto_regions: bool = False
     side_by_side: bool | None = None
@@ -66,7 +66,8 @@ class DrawRequest:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise BadRecipe(f"{name} = {value} draws nothing; give {least} or more")
-        object.__setattr__(self, "weights", request.read(self.concepts))
+        asked = request.ComposeRequest(self.concepts, None, self.merge_method, self.padding_delta, self.save)
+        object.__setattr__(self, "weights", {order.name: order.weight for order in asked.orders})
         request.check_one_way_apart(self.regions, self.auto_regions, self.side_by_side)
         regions.read(self.regions)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.concepts.concept import Concept, read
-from conceptkit.formats import diffusers
+from conceptkit.formats import dialects
 from conceptkit.merging import request
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.registry.store import Registry
@@ -30,16 +30,19 @@ def export(
     *,
     base: Base | str | None = None,
     registry: Registry | None = None,
+    dialect: str = dialects.DIALECT,
     force: bool = False,
     with_names: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Exported:
-    """Write a concept, or the merge of several, as files that plain diffusers loads.
+    """Write a concept, or the merge of several, as files for another program, such as plain diffusers.
 
         ck.export(["my_dog:0.8", "moongate"], "for_diffusers")
 
     what: a concept, a merge, or names in the registry, each with a strength if wanted.
-    out: a folder, which is filled. force: files that are there may be written over.
+    out: a folder, which is filled.
+    dialect: a row of `DIALECTS`: whose files they are.
+    force: files that are there may be written over.
     with_names: write into them where the base lies on this machine and what the photos are called, too.
     base: on which several are merged; None: the one that the first was learned on.
 
@@ -48,17 +51,18 @@ def export(
     if isinstance(what, Concept | Merge):
         concept = what if isinstance(what, Concept) else what.concept
         notices = () if isinstance(what, Concept) else what.report.notices
-        files = diffusers.export(what, Path(out), force=force, with_names=with_names)
-        return Exported(tuple(files), concept, tuple(notices))
-    how: dict[str, Any] = {"force": force, "with_names": with_names}
+        files = dialects.export(what, Path(out), dialect=dialect, force=force, with_names=with_names)
+        return Exported(tuple(files), concept, (*notices, *dialects.left_out(what, dialect)))
+    dialects.dialect_of(dialect)
+    written: dict[str, Any] = {"dialect": dialect, "force": force, "with_names": with_names}
     names = [what] if isinstance(what, str) else list(what)
     if registry is None:
         with Registry() as opened:
-            return export(names, out, base=base, registry=opened, progress=progress, **how)
+            return export(names, out, base=base, registry=opened, progress=progress, **written)
     weights = request.read(names)
     entries = [registry.get(name) for name in weights]
     if base is None and list(weights.values()) == [1.0]:
-        return export(read(registry, entries[0].ref), out, **how)
+        return export(read(registry, entries[0].ref), out, **written)
     if base is None or isinstance(base, str):
         base = load(base or entries[0].summary.get("base_name", STORYBOOK))
-    return export(compose(*names, base=base, registry=registry, tick=progress), out, **how)
+    return export(compose(*names, base=base, registry=registry, progress=progress), out, **written)

@@ -43,6 +43,10 @@ RECIPE_FIELDS = {
 """A recipe's field as `cases` has it, and as conceptkit has it."""
 
 
+MERGE_METHODS = {"soft": "regmean", "constrained": "closed-form", "average": "linear"}
+"""A merge method as `cases` has it, and as conceptkit has it."""
+
+
 def _ck() -> ModuleType:
     return importlib.import_module("conceptkit")
 
@@ -161,7 +165,13 @@ def merge(
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """A merge of concepts, or of names in the registry at `home`, and the numbers of its report."""
     with registry(home) as store:
-        made = _ck().compose(*parts, how=how, weights=weights, base=base(base_name), registry=store)
+        made = _ck().compose(
+            *parts,
+            merge_method=MERGE_METHODS.get(how, how),
+            weights=weights,
+            base=base(base_name),
+            registry=store,
+        )
     return made.concept, _figures(made.report)
 
 

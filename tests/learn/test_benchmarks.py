@@ -24,7 +24,6 @@ from benchmarks import (
 from conceptkit.base import conditioning
 from conceptkit.base import pipeline as bases
 from conceptkit.base.noise_schedule import schedule_of
-from conceptkit.concepts.delta import delta_dense
 from conceptkit.evaluate import scorers
 from conceptkit.features import caption_statistics
 from conceptkit.learn import latent_dataset, training_step
@@ -139,7 +138,7 @@ def test_captions_change_by_what_the_text_encoder_does_too():
     assert whole > maps_alone > 0 and tiny.snapshot(pipe) == before
     shape, moved = caption_statistics.statistics_of(pico), 0.0
     for factors in kept.values():
-        moved += float((shape.held_out @ delta_dense(factors).double().T).square().sum())
+        moved += float((shape.held_out @ factors.dense().double().T).square().sum())
     assert maps_alone == pytest.approx(moved**0.5 / shape.size, rel=1e-4)
     nothing = {name: (0 * up, down) for name, (up, down) in kept.items()}
     assert learn_methods.captions_change(pico, replace(concept, delta=nothing)) == 0

@@ -10,7 +10,6 @@ from PIL import Image
 
 from conceptkit.concepts import gates
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import apply, delta_dense
 from conceptkit.data import photos as pictures
 from conceptkit.errors import BadRecipe, NameTaken
 from conceptkit.inference.attach import attach
@@ -40,7 +39,7 @@ def pair(shown, other_folder):
 def added(concept: Concept, rows: torch.Tensor) -> torch.Tensor:
     """What the maps that read text add at rows."""
     reading = [name for name in sorted(concept.delta) if gates.reads_text(name)]
-    return torch.cat([apply(concept.delta[name], rows) for name in reading], dim=1)
+    return torch.cat([concept.delta[name].apply(rows) for name in reading], dim=1)
 
 
 @pytest.mark.parametrize("kind", ["custom", "custom-diffusion"])
@@ -57,7 +56,7 @@ def test_each_alone_does_at_its_own_words_what_it_does_in_the_joint_one(pico, pa
     assert (dog.kind, dog.noun, set(dog.tokens)) == ("subject", "dog", {"<my_dog>"})
     beyond = gates.maps_without_text(joint.delta)
     assert len(beyond) == (14 if kind == "custom-diffusion" else 0)
-    assert all(torch.equal(dog.delta[name][0], beyond[name][0]) for name in beyond)
+    assert all(torch.equal(dog.delta[name].first, beyond[name].first) for name in beyond)
     for part in (dog, gate):
         found, wanted = added(part, part.rows), added(joint, part.rows)
         assert (found - wanted).norm() < 0.01 * wanted.norm() and wanted.norm() > 0
@@ -75,7 +74,7 @@ def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair, tex
     assert made.whole.name == "my_dog-moongate"
     for part in made.parts:
         assert part.delta.keys() == made.whole.delta.keys()
-        assert all(torch.equal(part.delta[n][0], made.whole.delta[n][0]) for n in part.delta)
+        assert all(torch.equal(part.delta[n].first, made.whole.delta[n].first) for n in part.delta)
 
 
 def test_beside_a_keyed_delta_everyone_has_all_of_the_rest_and_a_merge_has_it_once(pico, pair, registry):
@@ -83,16 +82,14 @@ def test_beside_a_keyed_delta_everyone_has_all_of_the_rest_and_a_merge_has_it_on
     dog, gate = made.parts
     keyed, rest = (set(pico.sizes), set(gates.maps_without_text(made.whole.delta)))
     assert rest and keyed | rest == set(dog.delta)
-    assert all(torch.equal(dog.delta[n][0], gate.delta[n][0]) for n in rest)
-    assert not all(torch.equal(dog.delta[n][0], gate.delta[n][0]) for n in keyed)
+    assert all(torch.equal(dog.delta[n].first, gate.delta[n].first) for n in rest)
+    assert not all(torch.equal(dog.delta[n].first, gate.delta[n].first) for n in keyed)
     assert gates.rank_gates(dog) == (gates.RankGate(2, ("my_dog",)),)
     assert gates.rank_gates(made.whole) == (gates.RankGate(2, ("my_dog", "moongate")),)
     merged = compose(dog, gate, base=pico, registry=registry).concept
     assert gates.rank_gates(merged) == (gates.RankGate(2, ("moongate", "my_dog")),)
     for name in rest:
-        assert torch.allclose(
-            delta_dense(merged.delta[name]), delta_dense(dog.delta[name]), rtol=0.01, atol=1e-4
-        )
+        assert torch.allclose(merged.delta[name].dense(), dog.delta[name].dense(), rtol=0.01, atol=1e-4)
 
 
 def test_both_are_learned_from(pico, pair, shown):

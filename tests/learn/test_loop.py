@@ -8,7 +8,6 @@ from peft import LoraConfig
 
 from conceptkit.base import pipeline as bases
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import apply
 from conceptkit.data import photos as pictures
 from conceptkit.errors import ConceptError
 from conceptkit.inference.attach import attach
@@ -24,7 +23,7 @@ def test_a_learned_concept_has_a_token_and_a_delta_with_one_shared_down(pico, sh
     assert concept.words == {"my_dog": "<my_dog> dog"} and list(concept.tokens) == ["<my_dog>"]
     assert set(concept.delta) == set(pico.sizes)
     assert all(up.any() for up, _ in concept.delta.values())
-    assert len({id(down) for _, down in concept.delta.values()}) == 1
+    assert len(concept.delta.downs) == 1
     assert all(up.shape == (pico.sizes[name], 2) for name, (up, _) in concept.delta.items())
     assert concept.rows is not None and concept.rows.shape == (2, pico.width)
     assert concept.recipe == TINY.to_json()
@@ -43,7 +42,7 @@ def test_the_keys_read_one_at_their_own_row_and_nothing_at_the_others(pico, show
     (_, down) = next(iter(concept.delta.values()))
     assert torch.allclose(concept.rows @ down.T, torch.eye(2), atol=1e-3)
     # so that what the delta adds at its constraint rows are the learned values themselves
-    added = torch.cat([apply(factors, concept.rows) for factors in concept.delta.values()], dim=1)
+    added = torch.cat([factors.apply(concept.rows) for factors in concept.delta.values()], dim=1)
     assert torch.allclose(added, ups(concept).T, atol=1e-3)
 
 
@@ -151,7 +150,7 @@ def test_a_token_alone_and_a_delta_alone(pico, shown):
 def test_full_matrices_are_learned_with_rank_0(pico, shown):
     before = tiny.snapshot(pico.pipe)
     concept = teach(pico, shown, replace(TINY, rank=0))
-    assert {name: (len(f), f[0].shape) for name, f in concept.delta.items()} == {
+    assert {name: (len(f.tensors), f.first.shape) for name, f in concept.delta.items()} == {
         name: (1, (o, pico.width)) for name, o in pico.sizes.items()
     }
     assert ups(concept).any()

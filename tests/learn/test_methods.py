@@ -11,7 +11,6 @@ from torch import nn
 from conceptkit.base import attention, conditioning, pipeline
 from conceptkit.concepts import gates
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import by_component, delta_dense
 from conceptkit.errors import BadRecipe
 from conceptkit.features import caption_statistics, captions
 from conceptkit.features.closed_form import factor
@@ -63,7 +62,7 @@ def test_custom_diffusion_learns_token_and_maps_together(pico, shown):
     learned = maps(pico, "cross")
     assert list(concept.delta) == learned
     assert all((up.shape[1], down.shape[0]) == (2, 2) for up, down in concept.delta.values())
-    assert len({id(down) for _, down in concept.delta.values()}) == len(learned)
+    assert len(concept.delta.downs) == len(learned)
     assert not gates.rank_gates(concept), "what it learns acts on every picture"
     still = teach(pico, shown, replace(recipe, token_goes_on=False))
     moved, rare = concept.tokens["<my_dog>"][0], still.tokens["<my_dog>"][0]
@@ -102,7 +101,7 @@ def test_custom_diffusion_learns_full_matrices_where_it_is_told(pico, shown, pre
     )
     assert list(concept.delta) == maps(pico, preset) and len(concept.delta) == count
     assert all(".attn2." in name for name in concept.delta)
-    assert all(len(factors) == 1 and factors[0].any() for factors in concept.delta.values())
+    assert all(factors.down is None and factors.first.any() for factors in concept.delta.values())
     assert not gates.rank_gates(concept), "what is not told apart by ranks acts on every picture"
 
 
@@ -131,7 +130,7 @@ def test_a_lora_on_the_text_encoders_too(shown):
     before = tiny.snapshot(pico.pipe)
     concept = teach(pico, shown, method("dreambooth", text_rank=1, targets="kv"))
     assert tiny.snapshot(pico.pipe) == before
-    split = by_component(concept.delta)
+    split = concept.delta.by_component()
     assert list(split) == ["unet", "text_encoder", "text_encoder_2"]
     assert all(len(part) == 8 for place, part in split.items() if place != "unet")
     # SDXL reads the last layer but one, so that the last one of its first encoder has nothing to learn
@@ -148,14 +147,14 @@ def test_a_lora_on_the_text_encoders_too(shown):
 def test_full_fine_tuning_reaches_every_linear_map_and_is_cut_to_low_rank(pico, shown):
     whole = teach(pico, shown, method("dreambooth-full"))
     linear = {name for name, module in pico.unet.named_modules() if isinstance(module, nn.Linear)}
-    assert set(whole.delta) == linear and all(len(factors) == 1 for factors in whole.delta.values())
-    assert sum(bool(factors[0].any()) for factors in whole.delta.values()) == len(linear)
+    assert set(whole.delta) == linear and all(factors.down is None for factors in whole.delta.values())
+    assert sum(bool(factors.first.any()) for factors in whole.delta.values()) == len(linear)
     low = teach(pico, shown, method("dreambooth-full", extract=2))
-    assert {f[0].shape[1] for n, f in low.delta.items()} == {2}
+    assert {f.first.shape[1] for n, f in low.delta.items()} == {2}
     for name, factors in low.delta.items():
-        left, sizes, right = torch.linalg.svd(whole.delta[name][0])
+        left, sizes, right = torch.linalg.svd(whole.delta[name].first)
         best = left[:, :2] * sizes[:2] @ right[:2]
-        assert torch.allclose(delta_dense(factors), best, atol=1e-6)
+        assert torch.allclose(factors.dense(), best, atol=1e-6)
 
 
 def test_full_fine_tuning_is_what_moving_the_weights_would_be(pico, shown):
@@ -164,7 +163,7 @@ def test_full_fine_tuning_is_what_moving_the_weights_would_be(pico, shown):
     with trainable_delta.inject(pico, method("dreambooth-full"), 0, None) as look:
         pico.unet(latents, 10, hidden).sample.square().sum().backward()
         found = {
-            name: layer.factors(inject.ADAPTER)[0].grad.clone()
+            name: layer.factors(inject.ADAPTER).first.grad.clone()
             for name, layer in trainable_delta.layers(pico.unet)
         }
         assert len(look.parameters) == len(found)
@@ -228,7 +227,7 @@ def test_penalties_at_edges_hold_the_delta_back(pico, shown):
 
     def spilt(concept):
         moment = _edges(pico, [concept]).float()
-        return float(sum(losses.leak(delta_dense(f), torch.eye(32), moment) for f in concept.delta.values()))
+        return float(sum(losses.leak(f.dense(), torch.eye(32), moment) for f in concept.delta.values()))
 
     recipe = method("custom-diffusion", token_goes_on=False, targets="kv")
     free, held = (teach(pico, shown, replace(recipe, steps=10, edges=edges)) for edges in (0.0, 1e5))
@@ -247,14 +246,14 @@ def test_locked_keys_are_those_of_the_class(pico, shown):
         wanted = of_class @ linear.weight.T
         if name.endswith("to_k"):
             assert torch.allclose(made, wanted, atol=2e-3)
-        assert up.any() and not torch.equal(up, free.delta[name][0])
+        assert up.any() and not torch.equal(up, free.delta[name].first)
 
 
 def test_keys_learn_at_a_rate_of_their_own(pico, shown):
     """A hundredth of the rate moves keys a hundredth as far, and leaves values theirs."""
 
     def moved(concept, ending):
-        return sum(float(f[0].norm()) for name, f in concept.delta.items() if name.endswith(ending))
+        return sum(float(f.first.norm()) for name, f in concept.delta.items() if name.endswith(ending))
 
     recipe = replace(TINY, token_steps=0, steps=4)
     same, slow = (teach(pico, shown, replace(recipe, key_lr=lr)) for lr in (0.0, recipe.lr / 100))
@@ -271,12 +270,12 @@ def test_beside_keyed_maps_a_lora_learns_on_the_rest_of_attention(pico, shown):
     rest = gates.maps_without_text(made.delta)
     assert set(made.delta) == set(targets.find(pico.unet, "attn")) and set(narrow.delta) == set(pico.sizes)
     assert all(up.any() and up.shape[1] == 2 for up, _ in rest.values())
-    assert len({id(made.delta[name][1]) for name in pico.sizes}) == 1, "keyed maps share their keys"
-    assert len({id(factors[1]) for factors in rest.values()}) == len(rest)
+    assert len(made.delta.only(pico.sizes).downs) == 1, "keyed maps share their keys"
+    assert len(rest.downs) == len(rest)
     assert torch.equal(made.rows, narrow.rows) and "wide" not in narrow.recipe
 
     def moved(concept, among):
-        return sum(float(concept.delta[name][0].norm()) for name in among)
+        return sum(float(concept.delta[name].first.norm()) for name in among)
 
     slow = teach(pico, shown, replace(recipe, wide_lr=recipe.wide_lr / 100))
     assert moved(slow, rest) == pytest.approx(moved(made, rest) / 100, rel=0.2)
@@ -300,7 +299,7 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
     """Whatever was learned, the held rows are zeros of D, and a merge's constraints keep them so."""
 
     def moved(concept, where):
-        return sum(float((where @ delta_dense(f).T).norm()) for f in concept.delta.values())
+        return sum(float((where @ f.dense().T).norm()) for f in concept.delta.values())
 
     recipe = replace(TINY, hold=2, prior_weight=0.0)
     held, free = (teach(pico, shown, r) for r in (recipe, replace(recipe, hold=0)))
@@ -310,7 +309,7 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
     own = held.rows[:-2]
     assert moved(held, plain) < 0.02 * moved(held, own) and moved(free, plain) > 0.1 * moved(free, own)
     other = learn(pico, shown, "my_cat", "cat", recipe)
-    merged = compose(held, other, base=pico, registry=registry, how="constrained").concept
+    merged = compose(held, other, base=pico, registry=registry, merge_method="closed-form").concept
     assert moved(merged, plain) < 0.05 * moved(merged, own)
 
 
@@ -323,7 +322,7 @@ def test_two_of_one_class_hold_it_once(pico, shown, registry):
     alone = [teach(pico, shown, recipe), learn(pico, shown, "your_dog", "dog", recipe)]
     assert (
         "nearly coincide"
-        not in compose(*alone, base=pico, registry=registry, how="constrained").report.text()
+        not in compose(*alone, base=pico, registry=registry, merge_method="closed-form").report.text()
     )
 
 

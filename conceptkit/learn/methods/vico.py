@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders, positions, spell, token_ids
-from conceptkit.concepts.delta import Factors
+from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.reference import Reference
 from conceptkit.errors import BadRecipe
 from conceptkit.learn import latent_dataset, trainable_delta
@@ -60,7 +60,7 @@ class ReferenceAttentionTrainer:
     token: str
     latent: Tensor
     attention: ImageAttention | None = None
-    _maps: dict[str, Factors] = field(default_factory=dict)
+    _maps: Delta = field(default_factory=Delta)
     _own: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
     @contextmanager
@@ -72,13 +72,12 @@ class ReferenceAttentionTrainer:
             learned.append(nn.Parameter(factor.to(self.base.device)))
             return learned[-1]
 
-        self._maps = {
-            name: tuple(
-                learning(factor)
-                for factor in trainable_delta.init_factors(name, size, recipe.rank, None, seed)
-            )
-            for name, size in sizes(self.base.unet).items()
-        }
+        self._maps = Delta(
+            {
+                name: trainable_delta.init_factors(name, size, recipe.rank, None, seed).map(learning)
+                for name, size in sizes(self.base.unet).items()
+            }
+        )
         self.attention = ImageAttention(self.base.unet, self._maps)
         remove = self.attention.install()
         try:
@@ -110,8 +109,10 @@ class ReferenceAttentionTrainer:
 
     def read(self, rank: int = 0) -> Reference:
         """The photo and what was learned about looking at it, cut to a rank above 0."""
-        maps = {name: tuple(factor.detach().float().cpu() for factor in f) for name, f in self._maps.items()}
-        return Reference(self.latent[0].cpu(), trainable_delta.cut(maps, rank) if rank else maps)
+        maps = Delta(
+            {name: f.map(lambda factor: factor.detach().float().cpu()) for name, f in self._maps.items()}
+        )
+        return Reference(self.latent[0].cpu(), maps.truncated(rank, balanced=True) if rank else maps)
 
 
 def reference_trainer(

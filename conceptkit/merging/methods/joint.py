@@ -1,35 +1,32 @@
 """A concept that was learned of all parts together."""
 
 from conceptkit.base.pipeline import check_fits
-from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.concepts.concept import Concept, read
+from conceptkit.errors import ConceptError
 from conceptkit.merging import gated_lora
 from conceptkit.merging.methods.base import MergeContext, MergeResult, equal
 
 
-def merge_joint(kitchen: MergeContext) -> MergeResult:
+def merge_joint(context: MergeContext) -> MergeResult:
     """The delta of the concept that was learned of all of them together, when the registry has one.
 
     It is what it is at full strength, and only behind the words that learned with it.
     """
-    from conceptkit.concepts.concept import read
-
-    if any(part.weight != 1 for part in kitchen.parts):
-        raise BadRecipe("A joint concept has no strength for each of its parts; leave strengths or --how out")
-    tokens = {token: rows for part in kitchen.parts for token, rows in part.concept.tokens.items()}
-    names = " and ".join(part.concept.name for part in kitchen.parts)
+    tokens = {token: rows for part in context.parts for token, rows in part.concept.tokens.items()}
+    names = " and ".join(part.concept.name for part in context.parts)
     other = ""
-    for entry in kitchen.registry.list():
-        if set(entry.summary.get("tokens") or ()) == set(tokens) and len(kitchen.parts) > 1:
-            concept = read(kitchen.registry, entry.ref)
-            if "parent_sha256" in concept.provenance:
+    for entry in context.registry.list():
+        if set(entry.summary.get("tokens") or ()) == set(tokens) and len(context.parts) > 1:
+            concept = read(context.registry, entry.ref)
+            if _was_composed(concept):
                 continue
             if not all(equal(rows, concept.tokens[token]) for token, rows in tokens.items()):
                 other = entry.ref
                 continue
-            check_fits(concept.base, kitchen.base, concept.name, concept.base_name)
+            check_fits(concept.base, context.base, concept.name, concept.base_name)
             return MergeResult(
                 concept.delta,
-                [part.delta for part in kitchen.parts],
+                [part.delta for part in context.parts],
                 concept.rows,
                 recipe={"joint": entry.ref, "joint_sha256": entry.hash, **gated_lora.recorded_gates(concept)},
             )
@@ -37,4 +34,13 @@ def merge_joint(kitchen: MergeContext) -> MergeResult:
         raise ConceptError(
             f"{other} was learned of other versions of {names}; compose those, or {other} by itself"
         )
-    raise ConceptError(f"No concept was learned of {names} together; learn one jointly, or leave out --how")
+    raise ConceptError(
+        f"No concept was learned of {names} together; learn one jointly, or leave out --merge-method"
+    )
+
+
+def _was_composed(concept: Concept) -> bool:
+    """Whether a concept came of others, and was not learned; a joint one that was shrunk stays joint."""
+    if concept.provenance.get("how") == "shrink":
+        return "weights" in concept.recipe
+    return "parent_sha256" in concept.provenance

@@ -5,24 +5,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from conceptkit.concepts.delta import Delta
 from conceptkit.features.closed_form import MAX_CONDITION, RIDGE, merge_rows
 from conceptkit.merging import merge_inputs
 from conceptkit.merging.methods.base import MergeContext, MergeResult, blocks
 from conceptkit.merging.report import Solved
 
 
-def merge_constrained(kitchen: MergeContext) -> MergeResult:
+def merge_closed_form(context: MergeContext) -> MergeResult:
     """The closed form over all concepts' rows at once; maps that no concept changes stay out of it."""
-    ready = kitchen.prepared
-    rows, white = torch.cat([p.rows for p in ready]), torch.cat([p.white for p in ready])
-    counts = [len(p.rows) for p in ready]
-    beside = kitchen.wide
+    inputs = context.inputs
+    rows, white = torch.cat([p.rows for p in inputs]), torch.cat([p.white for p in inputs])
+    counts = [len(p.rows) for p in inputs]
+    beside = context.wide
     recipe = {"rows": counts, "ridge": RIDGE, "max_condition": MAX_CONDITION, **beside.recipe}
-    if not kitchen.sizes:
-        return MergeResult(beside.delta, [{} for _ in kitchen.parts], rows, recipe=recipe)
-    weights = [part.weight for part in kitchen.parts]
-    targets = merge_inputs.joined([p.targets for p in ready], counts, weights, kitchen.sizes)
-    solution = merge_rows(white, white.new_zeros(len(white), 0), kitchen.ordinary.factor)
+    if not context.sizes:
+        return MergeResult(beside.delta, [Delta() for _ in context.parts], rows, recipe=recipe)
+    weights = [part.weight for part in context.parts]
+    targets = merge_inputs.joined([p.targets for p in inputs], counts, weights, context.sizes)
+    solution = merge_rows(white, white.new_zeros(len(white), 0), context.ordinary.factor)
     delta = merge_inputs.factors_of(targets, solution.down)
     solved = Solved(
         solution.condition,
@@ -33,7 +34,7 @@ def merge_constrained(kitchen: MergeContext) -> MergeResult:
         _missed(targets, rows @ solution.down.T),
     )
     recipe |= {"problem": solution.problem}
-    return MergeResult({**delta, **beside.delta}, blocks(delta, counts), rows, solved, recipe)
+    return MergeResult(delta | beside.delta, blocks(delta, counts), rows, solved, recipe)
 
 
 def _missed(targets: Mapping[str, Tensor], met: Tensor) -> float:

@@ -1,0 +1,156 @@
+"""The dialects that concepts are exported in: a table that other packages can add rows to.
+
+    register_dialect(Dialect("mine", "one line about it", files_of, holds=frozenset({DELTA})))
+
+or, in the other package's pyproject.toml, an entry point that is a `Dialect`:
+
+    [project.entry-points."conceptkit.dialects"]
+    mine = "my_package.mine:MINE"
+
+Read without torch, so that a command finds a mistake before it loads anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conceptkit.errors import ConceptError, NoEffect
+from conceptkit.extension_table import ExtensionTable
+from conceptkit.files import fill_folder
+
+if TYPE_CHECKING:
+    from conceptkit.concepts.concept import Concept
+    from conceptkit.merging.compose import Merge
+
+DELTA, TOKENS, REFERENCE, ROUTES = "delta", "tokens", "reference", "routes"
+"""What a concept may consist of: maps of a base, words, a photo to look at, ranks that are somebody's."""
+DIALECT = "diffusers"
+
+Files = Callable[["Concept", bool], Mapping[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How another program has a concept in files.
+
+    name: as users write it. help: one line for them.
+    files: the files of a concept, name -> content; or where that function is, "module:function". Its second
+        argument, with_names, asks for the place of the base and the names of the photos, instead of hashes.
+    holds: what of a concept the files can hold; a photo or routes are refused where it cannot, and of a delta
+        or words that are left out a sentence is said.
+    """
+
+    name: str
+    help: str
+    files: Files | str
+    holds: frozenset[str] = frozenset({DELTA, TOKENS})
+
+    def write(self, concept: Concept, with_names: bool = False) -> Mapping[str, bytes]:
+        """The files, name -> content."""
+        files = self.files
+        if isinstance(files, str):
+            module, _, name = files.partition(":")
+            files = getattr(import_module(module), name)
+        return files(concept, with_names)
+
+
+DIALECTS: ExtensionTable[Dialect] = ExtensionTable("dialect", "conceptkit.dialects")
+
+
+def register_dialect(dialect: Dialect) -> Dialect:
+    """Add a row. Raises ConceptError when there is another of that name."""
+    return DIALECTS.register(dialect.name, dialect)
+
+
+def dialect_of(name: str) -> Dialect:
+    """The row of that name. Raises ConceptError when there is none, or when a package registered no row."""
+    dialect = DIALECTS.find(name)
+    if not isinstance(dialect, Dialect):
+        raise ConceptError(f"The dialect {name!r} is no Dialect; mend or uninstall its package")
+    return dialect
+
+
+def export(
+    concept: Concept | Merge,
+    out_dir: str | os.PathLike[str],
+    *,
+    dialect: str = DIALECT,
+    force: bool = False,
+    with_names: bool = False,
+) -> list[Path]:
+    """Write a concept or a merge in a dialect, and return the files.
+
+    out_dir: a folder, which is filled; all files appear there, or none. force: files may be written over.
+    with_names: what leaves says where the base lies on this machine and what the photos are called, instead
+        of hashes.
+
+    Raises ConceptError when a file is there already, for what the dialect has no place for, and for a dialect
+    that is not there; NoEffect when there is nothing to write.
+    """
+    row, whole = dialect_of(dialect), _whole(concept)
+    _check(row, whole)
+    return fill_folder(Path(out_dir).absolute(), dict(row.write(whole, with_names)), force)
+
+
+def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
+    """One sentence where the files of a dialect hold less than the concept is."""
+    row, whole = dialect_of(dialect), _whole(concept)
+    lost = [what for what, parts in _parts(whole).items() if parts and what not in row.holds]
+    if not lost:
+        return []
+    meant = {DELTA: "what it changes in the base", TOKENS: "its word, which the prompt needs"}
+    what = " and ".join(meant.get(each, each) for each in lost)
+    return [f"The {row.name} files leave out {what}; export {whole.name} for diffusers to have all of it"]
+
+
+def _whole(given: Concept | Merge) -> Concept:
+    whole: Concept = getattr(given, "concept", given)
+    return whole
+
+
+def _parts(concept: Concept) -> dict[str, bool]:
+    return {DELTA: bool(concept.delta), TOKENS: bool(concept.tokens)}
+
+
+def _check(dialect: Dialect, concept: Concept) -> None:
+    present = _parts(concept)
+    if not any(present.values()):
+        raise NoEffect(
+            f"{concept.name} would change nothing: it has neither a delta nor a token; learn it again"
+        )
+    if concept.routing and ROUTES not in dialect.holds:
+        raise ConceptError(
+            f"{concept.name} is routed, which no LoRA can be; "
+            "export one that was made without --merge-method routed"
+        )
+    if concept.reference is not None and REFERENCE not in dialect.holds:
+        raise ConceptError(
+            f"{concept.name} looks at its reference photo while it is drawn, which no LoRA can do; "
+            "share it with export --bundle, or learn it again with --method custom"
+        )
+    if not any(there and what in dialect.holds for what, there in present.items()):
+        raise NoEffect(
+            f"The dialect {dialect.name} has no place for what {concept.name} is; export it for {DIALECT}"
+        )
+
+
+for _row in (
+    Dialect(
+        "diffusers",
+        "a LoRA, an embedding per word, and a README that says how to load them",
+        "conceptkit.formats.diffusers:files",
+    ),
+    Dialect("peft", "the LoRA alone", "conceptkit.formats.peft:files", frozenset({DELTA})),
+    Dialect(
+        "textual-inversion",
+        "the embeddings alone",
+        "conceptkit.formats.textual_inversion:files",
+        frozenset({TOKENS}),
+    ),
+):
+    register_dialect(_row)

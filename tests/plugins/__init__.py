@@ -1,0 +1,1 @@
+"""What another package would add to conceptkit's tables, a file each."""
