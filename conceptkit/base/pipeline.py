@@ -147,7 +147,8 @@ def check_fits(
     if not math.isinf(distance) and (adapters := _adapters(base)):
         raise BaseMismatch(
             f"{name} was learned on {learned_on_name}, and the adapters {adapters} take {base.name} "
-            f"{distance:.0%} away from it; take them off (unload_lora_weights), or learn {name} again with them"
+            f"{distance:.0%} away from it; take them off (unload_lora_weights), or learn {name} again with "
+            "them"
         )
     apart = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
     raise BaseMismatch(
