@@ -1,14 +1,14 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from conceptkit.cli.listing import echo_entries, size
 from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, wrote
 from conceptkit.cli.search import filter_options, filters
-from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table, local, star
+from conceptkit.cli.terminal import VALUE, echo, echo_table, local
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_new_file
 
@@ -145,38 +145,6 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
         echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
     if only:
         echo(f"Removed the checkpoint of {', '.join(only)}, whose learning was stopped.")
-
-
-def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
-    """A listing; `marks` as `registry.find.labels` returns them."""
-    if as_json:
-        echo_json([entry.to_json() | dict(marks[entry.name]) for entry in entries])
-        return
-    head = ("NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED", "TAGS")
-    table = [head, *(_row(entry, marks[entry.name]) for entry in entries)]
-    tagged = any(row[-1] for row in table[1:])
-    echo_table(table if tagged else [row[:-1] for row in table])
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them, in powers of 1000."""
-    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
-
-
-def _row(entry: "Entry", marks: Mapping[str, Any]) -> tuple[str, ...]:
-    about = entry.summary
-    what = about.get("noun") or " + ".join(map(str, about.get("parents") or ())) or "-"
-    base = about.get("base_name") or "-"
-    return (
-        entry.name,
-        str(entry.version),
-        about.get("kind") or "-",
-        clip(what, TEXT),
-        clip(base, TEXT),
-        size(entry.bytes),
-        local(entry.created)[:10],
-        clip(" ".join(([star()] if marks["favourite"] else []) + marks["tags"]), TEXT),
-    )
 
 
 def _parents(about: dict[str, Any]) -> list[str]:

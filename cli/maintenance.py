@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from conceptkit.cli.listing import size
 from conceptkit.cli.options import debug_option, echo_json, json_option, note, wrote
 from conceptkit.cli.progress import bar
 from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
@@ -24,7 +25,6 @@ def verify(ctx: click.Context, as_json: bool) -> None:
     Example:
       conceptkit verify
     """
-    from conceptkit.cli.concepts import size
     from conceptkit.registry import maintenance
     from conceptkit.registry.store import Registry
 
@@ -63,7 +63,6 @@ def gc(yes: bool, as_json: bool) -> None:
     Example:
       conceptkit gc --yes
     """
-    from conceptkit.cli.concepts import size
     from conceptkit.registry import maintenance
     from conceptkit.registry.store import Registry
 
@@ -108,7 +107,6 @@ def stats(as_json: bool) -> None:
     Example:
       conceptkit stats
     """
-    from conceptkit.cli.concepts import size
     from conceptkit.registry import maintenance
     from conceptkit.registry.store import Registry
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from conceptkit.cli.listing import echo_entries
 from conceptkit.cli.options import MOST, debug_option, echo_json, json_option
 from conceptkit.cli.terminal import echo, local
 
@@ -80,7 +81,6 @@ def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> 
     Example:
       conceptkit search blue dog --tag garden
     """
-    from conceptkit.cli.concepts import echo_entries
     from conceptkit.registry.catalogue import search as catalogue
     from conceptkit.registry.store import Registry
 

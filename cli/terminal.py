@@ -36,11 +36,12 @@ def echo(text: object = "", *, err: bool = False) -> None:
 
 def echo_table(rows: Sequence[tuple[str, ...]], widest: int = CELL) -> None:
     """Rows of equal length as aligned columns; a cell wider than `widest` is cut."""
+    from tabulate import tabulate
+
     cut = [tuple(clip(plain(cell), widest) for cell in row) for row in rows]
-    widths = [max(map(width, column)) for column in zip(*cut, strict=True)]
-    for row in cut:
-        cells = (cell + " " * (size - width(cell)) for cell, size in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    text = tabulate(cut, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
+    for line in text.splitlines():
+        click.echo(line.rstrip())
 
 
 def clip(text: str, columns: int) -> str:
