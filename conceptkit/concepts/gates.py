@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import ENCODERS, READS_TEXT, Delta
+from conceptkit.concepts.recipe_fields import recipe_field
 from conceptkit.errors import BadBlob
 
 RANK_GATES = "voices"
@@ -38,7 +39,7 @@ def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
         return ()
     sizes = {factors[-1].shape[0] if len(factors) == 2 else 0 for factors in found}
     if RANK_GATES not in concept.recipe:
-        own = bool(concept.recipe.get("wide")) and 0 not in sizes
+        own = bool(recipe_field(concept.recipe, "gated_lora_rank")) and 0 not in sizes
         return (RankGate(max(sizes), tuple(concept.words)),) if own else ()
     try:
         told = tuple(

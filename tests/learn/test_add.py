@@ -29,14 +29,14 @@ def test_add_stores_a_concept_its_summary_and_a_preview(pico, folder, registry):
     assert learned.seconds > 0
     done = [at[0] for at in steps]
     assert done == sorted(done) and steps[-1][:2] == (9, 9) and {at[1] for at in steps} == {9}
-    assert {text for *_, text in steps} == {"drawing dogs", "learning the word", "learning the look"}
+    assert {text for *_, text in steps} == {"drawing dogs", "learning the word", "learning the delta"}
     again = add("my_dog", folder, base=pico, registry=registry, new_version=True)
     assert again.entry.ref == "my_dog@2" and again.entry.hash == entry.hash
 
 
 def test_progress_counts_only_what_is_done(pico, shown):
     steps = []
-    teach(pico, shown, replace(TINY, prior_weight=0.0), tick=lambda *at: steps.append(at))
+    teach(pico, shown, replace(TINY, prior_loss_weight=0.0), progress=lambda *at: steps.append(at))
     assert [at[:2] for at in steps] == [(k, 5) for k in range(1, 6)]
 
 
@@ -53,7 +53,7 @@ def test_the_noun_is_taken_from_the_name_or_the_folder_and_said(
     for photos in (cats, [file], str(file)):
         learned = add("tom", photos, base=pico, registry=registry, new_version=True)
         assert learned.concept.noun == "cat" and "taken to be a cat" in learned.notices[0]
-    given = add("rex", folder, noun="dog", base=pico, registry=registry)
+    given = add("rex", folder, class_noun="dog", base=pico, registry=registry)
     assert given.concept.noun == "dog" and given.notices == []
 
 
@@ -68,7 +68,7 @@ def test_a_name_that_says_nothing_needs_a_noun(pico, tmp_path, registry):
 def test_the_storybook_names_the_classes_it_knows(pico, folder, registry):
     storybook = bases.of(pico.pipe, bases.STORYBOOK)
     with pytest.raises(BadRecipe, match="does not know the class 'unicorn'; choose one of dog, cat") as error:
-        add("my_dog", folder, noun="unicorn", base=storybook, registry=registry)
+        add("my_dog", folder, class_noun="unicorn", base=storybook, registry=registry)
     assert "\n" not in str(error.value) and registry.list() == []
 
 
@@ -105,14 +105,12 @@ def test_what_cannot_be_learned_is_refused_in_one_sentence(pico, folder, registr
 
 def test_a_taken_name_is_refused_before_anything_is_learned(pico, folder, registry, monkeypatch):
     registry.add("my_dog", b"bytes", {})
-    monkeypatch.setattr(
-        "conceptkit.workflows.add.learn_together", lambda *a, **k: pytest.fail("learned in vain")
-    )
+    monkeypatch.setattr("conceptkit.workflows.add.train", lambda *a, **k: pytest.fail("learned in vain"))
     with pytest.raises(NameTaken):
         add("my_dog", folder, base=pico, registry=registry)
 
 
-@pytest.mark.parametrize("phase", ["drawing dogs", "learning the word", "learning the look"])
+@pytest.mark.parametrize("phase", ["drawing dogs", "learning the word", "learning the delta"])
 def test_an_interruption_leaves_nothing_behind(pico, folder, registry, phase):
     before = tiny.snapshot(pico.pipe)
 
@@ -148,5 +146,5 @@ def test_a_failure_leaves_nothing_behind(pico, folder, registry, monkeypatch, pa
 def test_steps_are_shared_between_the_word_and_the_look():
     for steps in (1, 2, 5, 300):
         recipe = config_for(steps=steps)
-        assert recipe.token_steps + recipe.steps == steps and recipe.steps >= 1
+        assert recipe.token_train_steps + recipe.max_train_steps == steps and recipe.max_train_steps >= 1
     assert config_for() == TINY and config_for(rank=7).rank == 7
