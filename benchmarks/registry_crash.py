@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ def child(operation: Operation, home: Path, shared: mmap.mmap, die_at: int | Non
 
     index._connect = traced
     blobs.CHUNK = 1 << 16  # several writes to a file
-    with Registry(home) as registry:
+    with Registry(home) if operation.opened else nullcontext(home) as subject:
         shared[0] = BEGUN
-        operation.act(registry)
+        operation.act(subject)
         shared[48:56] = struct.pack("d", time.perf_counter())
         shared[0] = ACKNOWLEDGED
 

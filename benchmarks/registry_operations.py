@@ -1,16 +1,17 @@
 """What can be done to a registry and killed meanwhile: the rows of the crash harness, `registry_crash`."""
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conceptkit.registry import blobs, maintenance
+from conceptkit.registry import backup, blobs, maintenance
 from conceptkit.registry.catalogue import history, labels
 from conceptkit.registry.entries import New
-from conceptkit.registry.sharing import exchange, locations, sync
+from conceptkit.registry.sharing import exchange, locations, signing, sync
 from conceptkit.registry.sharing.remote import Remote
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob
@@ -43,9 +44,10 @@ class Operation:
 
     name: str
     prepare: Callable[[Path], None]
-    act: Callable[[Registry], object]
+    act: Callable[[Any], object]  # on a registry that is open, or on the home when it is to be closed
     see: Callable[[Path], Any] = see
     commits: str = "commit"  # the step that may make it visible
+    opened: bool = True
 
 
 def stock(home: Path) -> None:
@@ -107,6 +109,56 @@ def see_remote(home: Path) -> tuple[Seen, Seen]:
     return see(home), visible
 
 
+def backed_up(home: Path) -> None:
+    """Concepts, a backup of their index, and what was said and made after it."""
+    stock(home)
+    with Registry(home) as registry:
+        backup.backup(registry, home / "ours.db")
+        labels.tag(registry, "my_dog", ["acknowledged"])
+        registry.add("teapot", blob("teapot"), DOG)
+
+
+def torn(home: Path) -> None:
+    """The same, and a page of the index is damaged; of the tags none was on it."""
+    backed_up(home)
+    with sqlite3.connect(home / "index.db") as conn:
+        query = "select rootpage, (select page_size from pragma_page_size) from sqlite_master where name = ?"
+        root, size = conn.execute(query, ["history_name"]).fetchone()
+    conn.close()
+    with (home / "index.db").open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(bytes(100))
+
+
+def see_all(home: Path) -> tuple[Seen, tuple[str, ...]]:
+    """What is here and what is said of it; of a damaged index, what making it anew brings back."""
+    if backup.state(home) == "damaged":
+        with tempfile.TemporaryDirectory() as name:
+            shutil.copytree(home, Path(name) / "home")
+            backup.rebuild(Path(name) / "home")
+            return see_all(Path(name) / "home")
+    with Registry(home) as registry:
+        said = tuple(tag for head in registry.list() for tag in labels.tag(registry, head.name))
+    return see(home), said
+
+
+def see_backups(home: Path) -> tuple[Seen, bool]:
+    """What is here, and whether the backup is; one that is there is whole."""
+    there = (home / "new.db").exists()
+    if there:
+        backup.check(home / "new.db")
+    return see(home), there
+
+
+def see_keys(home: Path) -> tuple[str, ...]:
+    """The names of the keys; all of them can be read."""
+    return tuple(key.name for key in signing.keys(home))
+
+
+def keyed(home: Path) -> None:
+    signing.create(home, "me")
+
+
 MERGE = {"kind": "merge", "parents": ["my_dog@2", "moongate@1"], "method": "constrained"}
 BATCH = [New(f"c{i}", b"concept %d" % i * 99, DOG) for i in range(20)]
 
@@ -123,6 +175,24 @@ OPERATIONS = {
         Operation("gc", litter, lambda r: maintenance.gc(r, delete=True)),
         Operation("import", bundled, lambda r: exchange.import_file(r, r.home / "ours.bundle")),
         Operation("push", unsent, push, see_remote, commits="rename"),
+        Operation(
+            "restore",
+            backed_up,
+            lambda r: backup.restore(r.home, r.home / "ours.db"),
+            see_all,
+            commits="commit",
+        ),
+        Operation(
+            "rebuild",
+            backed_up,
+            lambda home: backup.rebuild(home, home / "ours.db"),
+            see_all,
+            "replace",
+            False,
+        ),
+        Operation("rebuild damaged", torn, backup.rebuild, see_all, "replace", False),
+        Operation("backup", stock, lambda r: backup.backup(r, r.home / "new.db"), see_backups, "replace"),
+        Operation("keys", keyed, lambda home: signing.create(home, "spare"), see_keys, "replace", False),
     )
 }
 """What can be killed; rows are added here."""

@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks.pictures import draw
 from benchmarks.report import finish, shortfall, use_own_cores
 from conceptkit.base import pipeline as bases
+from conceptkit.base.families import FAMILIES
 from conceptkit.evaluate.scorers import AttributeJudge
 from conceptkit.inference.generate import STEPS
 from conceptkit.storybook.training import autoencoder, data
@@ -93,7 +94,7 @@ def score(
 @click.command()
 @click.option("--count", default=PICTURES, show_default=True)
 @click.option("--folder", default=bases.STORYBOOK, help="Another base of the same world, to compare.")
-@click.option("--guidance", default=bases.STORYBOOK_GUIDANCE, show_default=True)
+@click.option("--guidance", default=FAMILIES[bases.STORYBOOK].guidance_scale, show_default=True)
 @click.option(
     "--pag",
     default=0.0,

@@ -1,13 +1,14 @@
 """`conceptkit list`, `show` and `rm`: what is in the registry. Nothing here may import torch."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from conceptkit.cli.options import debug_option, echo_json, force_option, json_option, wrote
+from conceptkit.cli.listing import echo_entries, size
+from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, wrote
 from conceptkit.cli.search import filter_options, filters
+from conceptkit.cli.terminal import VALUE, echo, echo_table, local
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_new_file
 
@@ -23,7 +24,9 @@ REFERENCE = (
 
 @click.command("list")
 @filter_options
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), default=100, show_default=True, help="Show at most so many."
+)
 @click.option("--after", metavar="NAME", help="Begin behind that name, for the next page.")
 @click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
 @json_option
@@ -45,11 +48,11 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     if not entries and not as_json:
         some = after or any(values.values())
         none = "No concept is like that: `conceptkit list` shows what there is."
-        click.echo(none if some else "No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
+        echo(none if some else "No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
     else:
         echo_entries(entries, marks, as_json)
     if len(found) > len(entries):
-        click.echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
+        echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
 
 
 @click.command()
@@ -73,6 +76,7 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
     Example:
       conceptkit show my_dog --preview my_dog.png
     """
+    from conceptkit.registry import atomic_files, odd_files
     from conceptkit.registry.catalogue import labels, search
     from conceptkit.registry.store import Registry
 
@@ -87,13 +91,13 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
     if as_json:
         echo_json(entry.to_json() | {"versions": [other.version for other in versions]} | marks)
     else:
-        click.echo(entry.ref)
+        echo(entry.ref)
         facts = _facts(entry, versions) | {
             "tags": ", ".join(marks["tags"]),
             "favourite": "yes" if marks["favourite"] else "",
             "notes": " / ".join(" ".join(note.split()) for note in marks["notes"]),
         }
-        echo_table([(f"  {key}", value) for key, value in facts.items() if value])
+        echo_table([(f"  {key}", value) for key, value in facts.items() if value], VALUE)
     if rebuild:
         _rebuild(entry)
     if preview:
@@ -101,8 +105,8 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
             raise ConceptError(
                 f"{entry.ref} was stored without a preview: draw one with `conceptkit compose {name}`."
             )
-        preview.parent.mkdir(parents=True, exist_ok=True)
-        preview.write_bytes(picture)
+        odd_files.check_output(preview, mine=True)
+        atomic_files.write_whole(preview, lambda out: out.write(picture))
         if not as_json:
             wrote(preview)
 
@@ -120,57 +124,27 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
     Example:
       conceptkit rm my_dog
     """
+    from conceptkit.registry import odd_files
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
+        stopped = {name: odd_files.checkpoint_of(registry.home, name) for name in names}
+        only = {name: file for name, file in stopped.items() if file and not registry.has(name)}
+        names = tuple(name for name in names if name not in only)
         for name in names:
             registry.get(name)  # all are known, or none is removed
+        for file in only.values():
+            file.unlink(missing_ok=True)
         # A name goes with all its versions, and one of them beside it says nothing more.
         wanted = [n for n in dict.fromkeys(names) if "@" not in n or n.partition("@")[0] not in names]
         gone = [entry for name in wanted for entry in registry.remove(name)]
     if as_json:
-        echo_json([entry.to_json() for entry in gone])
-    else:
-        click.echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
-
-
-def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
-    """A listing; `marks` as `registry.find.labels` returns them."""
-    if as_json:
-        echo_json([entry.to_json() | dict(marks[entry.name]) for entry in entries])
+        echo_json([*(e.to_json() for e in gone), *({"name": n, "checkpoint": str(only[n])} for n in only)])
         return
-    head = ("NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED", "TAGS")
-    table = [head, *(_row(entry, marks[entry.name]) for entry in entries)]
-    tagged = any(row[-1] for row in table[1:])
-    echo_table(table if tagged else [row[:-1] for row in table])
-
-
-def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Rows of equal length as aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them, in powers of 1000."""
-    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
-
-
-def _row(entry: "Entry", marks: Mapping[str, Any]) -> tuple[str, ...]:
-    about = entry.summary
-    what = about.get("noun") or " + ".join(map(str, about.get("parents") or ())) or "-"
-    base = about.get("base_name") or "-"
-    return (
-        entry.name,
-        str(entry.version),
-        about.get("kind") or "-",
-        what,
-        base,
-        size(entry.bytes),
-        entry.created[:10],
-        " ".join((["★"] if marks["favourite"] else []) + marks["tags"]),
-    )
+    if gone:
+        echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
+    if only:
+        echo(f"Removed the checkpoint of {', '.join(only)}, whose learning was stopped.")
 
 
 def _parents(about: dict[str, Any]) -> list[str]:
@@ -192,7 +166,7 @@ def _rebuild(entry: "Entry") -> None:
                 f"{entry.ref} composed again from its parts has other bytes, as it may on another machine or "
                 "with other versions of the libraries; the stored merge is whole"
             )
-    click.echo("Composed again from its parts: the same bytes.", err=True)
+    echo("Composed again from its parts: the same bytes.", err=True)
 
 
 def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
@@ -207,7 +181,7 @@ def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
         "photo": REFERENCE if about.get("reference") else "",
         "merged from": ", ".join(_parents(about)),
         "size": size(entry.bytes),
-        "created": entry.created[:19].replace("T", " ") + " UTC",
+        "created": local(entry.created),
         "hash": entry.hash,
         "versions": ", ".join(str(other.version) for other in versions),
     }

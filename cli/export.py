@@ -1,6 +1,7 @@
 """`conceptkit export` and `import`: files for other programs, and bundles for other people."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from conceptkit.cli.options import (
     wrote,
 )
 from conceptkit.cli.progress import bar
+from conceptkit.cli.terminal import echo
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_folder, check_new_file
 
@@ -39,6 +41,11 @@ from conceptkit.files import check_folder, check_new_file
 @click.option("--sign", is_flag=True, help="Sign the bundle with your key.")
 @click.option("--key", metavar="NAME", help="Which of your keys signs; implies --sign.")
 @force_option
+@click.option(
+    "--with-names",
+    is_flag=True,
+    help="With --out: also where the base lies on this machine, and what the photos are called.",
+)
 @base_option
 @debug_option
 def export(
@@ -50,13 +57,15 @@ def export(
     sign: bool,
     key: str | None,
     force: bool,
+    with_names: bool,
     base: str | None,
 ) -> None:
     """Write files for plain diffusers, or a bundle.
 
     A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
     previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
-    photo of a concept learned with --method vico.
+    photo of a concept learned with --method vico. No file has a path of this machine in it, or the names of
+    your photos; only their hashes.
 
     \b
     Example:
@@ -67,14 +76,19 @@ def export(
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):
         raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
+    if bundle is not None and with_names:
+        raise click.UsageError(
+            "--with-names belongs to --out: in a bundle concepts are as they were learned."
+        )
     if bundle is not None and base is not None:
         raise click.UsageError("--base belongs to --out: in a bundle concepts are as they were learned.")
 
     if out is not None:
-        _files(names, out, base, force)
+        _files(names, out, base, force=force, with_names=with_names)
     if bundle is not None:
         check_new_file(bundle, force)
 
+        from conceptkit.registry import private_names
         from conceptkit.registry.sharing import exchange
         from conceptkit.registry.store import Registry
 
@@ -84,19 +98,34 @@ def export(
             done = exchange.export(registry, entries, bundle, signer=signer, progress=tick)
         if held := ", ".join(entry.ref for entry in done.entries if entry.summary.get("reference")):
             note(f"The bundle holds the reference photo of {held}, small but recognisable.")
-        click.echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        if done.private:
+            note(private_names.sentence(done.private))
+        echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        echo(
+            f"In it are {done.previews:,} previews, {done.said:,} tags and notes, "
+            "and of photos the hashes alone."
+        )
+
+
+require_signed_option = click.option(
+    "--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust."
+)
+take_option = click.option(
+    "--take", is_flag=True, help="Let names of yours mean what comes in under them from now on."
+)
 
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust.")
+@require_signed_option
+@take_option
 @json_option
 @debug_option
-def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> None:
+def import_(files: tuple[Path, ...], require_signed: bool, take: bool, as_json: bool) -> None:
     """Add concepts from bundles and concept files.
 
     Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
-    becomes a version beside it.
+    becomes a version beside it; your names go on meaning what they mean, unless you say --take.
 
     \b
     Example:
@@ -105,21 +134,28 @@ def import_(files: tuple[Path, ...], require_signed: bool, as_json: bool) -> Non
     from conceptkit.registry.sharing import exchange
     from conceptkit.registry.store import Registry
 
-    done = []
-    with Registry() as registry:
-        for file in files:
-            with bar("Importing") as tick:
-                one = exchange.import_file(registry, file, require_signed=require_signed, progress=tick)
-            done.append(one)
-            if not as_json:
-                for arrival in one.arrivals:
-                    click.echo(arrival.sentence())
-                if one.signer and one.signer.trusted:
-                    click.echo(one.signer.sentence())
-                elif one.signer:
-                    note(one.signer.sentence())
+    done: list[dict[str, Any]] = []
+    try:
+        with Registry() as registry:
+            for file in files:
+                with bar("Importing") as tick:
+                    one = exchange.import_file(
+                        registry, file, require_signed=require_signed, take=take, progress=tick
+                    )
+                done.append(one.to_json())
+                if not as_json:
+                    for arrival in one.arrivals:
+                        echo(arrival.sentence())
+                    if one.signer and one.signer.trusted:
+                        echo(one.signer.sentence())
+                    elif one.signer:
+                        note(one.signer.sentence())
+    except ConceptError as error:
+        if as_json:
+            echo_json([*done, {"file": str(files[len(done)]), "error": str(error)}])
+        raise
     if as_json:
-        echo_json([one.to_json() for one in done])
+        echo_json(done)
 
 
 def refusals(sentences: list[str]) -> None:
@@ -136,7 +172,7 @@ def refusals(sentences: list[str]) -> None:
         raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 
 
-def _files(names: tuple[str, ...], out: Path, base: str | None, force: bool) -> None:
+def _files(names: tuple[str, ...], out: Path, base: str | None, **how: bool) -> None:
     from conceptkit.merging import request
     from conceptkit.registry.store import Registry
 
@@ -148,7 +184,7 @@ def _files(names: tuple[str, ...], out: Path, base: str | None, force: bool) -> 
         from conceptkit.workflows import export as workflow
 
         with bar("Exporting") as progress:
-            done = workflow.export(names, out, base=base, registry=registry, force=force, progress=progress)
+            done = workflow.export(names, out, base=base, registry=registry, progress=progress, **how)
     for sentence in done.notices:
         note(sentence)
     for path in done.files:

@@ -2,7 +2,8 @@
 
 import click
 
-from conceptkit.cli.options import debug_option, echo_json, json_option, note
+from conceptkit.cli.options import MOST, debug_option, echo_json, json_option, note
+from conceptkit.cli.terminal import CELL, clip, echo, echo_table
 
 
 @click.command()
@@ -25,7 +26,7 @@ def rename(old: str, new: str) -> None:
     with Registry() as registry:
         entry = history.rename(registry, old, new)
         header = concept_header.read_if_any(registry.read(entry))
-    click.echo(f"{old} is now {entry.ref}.")
+    echo(f"{old} is now {entry.ref}.")
     if header and len(header.words) > 1:
         note(f"In prompts its parts keep their names: {', '.join(header.words)}.")
 
@@ -41,7 +42,6 @@ def history_(name: str, as_json: bool) -> None:
     Example:
       conceptkit history my_dog
     """
-    from conceptkit.cli.concepts import echo_table
     from conceptkit.registry.catalogue import history
     from conceptkit.registry.store import Registry
 
@@ -60,7 +60,7 @@ def history_(name: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.argument("version", type=int, required=False)
+@click.argument("version", type=click.IntRange(1, MOST), required=False)
 @json_option
 @debug_option
 def rollback(name: str, version: int | None, as_json: bool) -> None:
@@ -80,7 +80,7 @@ def rollback(name: str, version: int | None, as_json: bool) -> None:
     if as_json:
         echo_json(entry.to_json())
     else:
-        click.echo(f"{entry.name} points at version {entry.version} now.")
+        echo(f"{entry.name} points at version {entry.version} now.")
 
 
 @click.command("lineage")
@@ -106,6 +106,6 @@ def lineage_(name: str, as_json: bool) -> None:
         echo_json(node.to_json() | {"merged_into": made})
         return
     for line in lineage.lines(node):
-        click.echo(line)
+        echo(clip(line, 2 * CELL))
     if made:
-        click.echo(f"Merged into {', '.join(made)}.")
+        echo(f"Merged into {', '.join(made)}.")

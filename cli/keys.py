@@ -2,8 +2,8 @@
 
 import click
 
-from conceptkit.cli.concepts import echo_table
 from conceptkit.cli.options import debug_option, echo_json, json_option
+from conceptkit.cli.terminal import echo, echo_table
 
 
 @click.group()
@@ -32,7 +32,7 @@ def create(name: str) -> None:
     from conceptkit.registry.sharing import signing
 
     key = signing.create(paths.home(), name)
-    click.echo(f"Made the key {key.name}; others trust it with: conceptkit keys trust YOUR_NAME {key.public}")
+    echo(f"Made the key {key.name}; others trust it with: conceptkit keys trust YOUR_NAME {key.public}")
 
 
 @keys.command("list")
@@ -52,7 +52,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         echo_json([key.to_json() for key in known])
     elif not known:
-        click.echo("No keys yet: make one with `conceptkit keys create NAME`.")
+        echo("No keys yet: make one with `conceptkit keys create NAME`.")
     else:
         rows = [(key.name, "yours" if key.own else "trusted", key.public) for key in known]
         echo_table([("NAME", "", "PUBLIC KEY"), *rows])
@@ -74,9 +74,7 @@ def trust(name: str, public_key: str) -> None:
     from conceptkit.registry import paths
     from conceptkit.registry.sharing import signing
 
-    click.echo(
-        f"Bundles signed with that key are {signing.trust(paths.home(), name, public_key).name}'s now."
-    )
+    echo(f"Bundles signed with that key are {signing.trust(paths.home(), name, public_key).name}'s now.")
 
 
 @keys.command()
@@ -93,4 +91,4 @@ def distrust(name: str) -> None:
     from conceptkit.registry.sharing import signing
 
     signing.distrust(paths.home(), name)
-    click.echo(f"Forgot the key of {name}.")
+    echo(f"Forgot the key of {name}.")

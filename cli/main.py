@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -27,9 +27,11 @@ from conceptkit.cli import (
     storybook,
     tokens,
 )
-from conceptkit.cli.options import DEBUG, debug_option
+from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
+from conceptkit.cli.terminal import any_text, plain
 from conceptkit.errors import ConceptError
 
+STOPPED = "Stopped; nothing half-written was kept."
 RENAMED_OPTIONS = {
     "--how": "--merge-method",
     "--shared": "--padding-delta",
@@ -55,26 +57,49 @@ class Mistake(click.ClickException):
 class Root(click.Group):
     """The group at the root: it turns every error into a sentence and an exit code."""
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """The context of a command line; what others wrote in it is shown escaped."""
+        try:
+            return super().make_context(*arguments, **extra)
+        except click.ClickException as error:
+            error.message = plain(error.message)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the module for the exit codes."""
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            if renamed := RENAMED_OPTIONS.get(error.option_name):
-                raise click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx) from error
+        except (click.exceptions.Exit, click.Abort):
             raise
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except click.ClickException as error:
+            if isinstance(error, click.NoSuchOption) and error.option_name in RENAMED_OPTIONS:
+                renamed = RENAMED_OPTIONS[error.option_name]
+                error = click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx)
+            error.message = plain(error.message, lines=True)
+            _answer(ctx, as_json, error.message)
+            raise error
         except KeyboardInterrupt:
-            click.echo("\nStopped; nothing half-written was kept.", err=True)
+            click.echo(f"\n{STOPPED}", err=True)
+            _answer(ctx, as_json, STOPPED)
             ctx.exit(130)
         except ConceptError as error:
-            _explain(ctx)
-            raise Mistake(_sentence(error)) from error
+            _refuse(ctx, as_json, str(error), error)
+        except BrokenPipeError:  # nobody reads on: click ends quietly
+            raise
+        except UnicodeEncodeError as error:
+            _refuse(ctx, as_json, f"{error.object[:60]!a} is no text; type it in UTF-8", error)
+        except OSError as error:
+            if error.strerror is None:
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            _refuse(ctx, as_json, f"{what}; check that place and try again", error)
         except Exception as error:
             _explain(ctx)
             hint = "" if ctx.meta.get(DEBUG) else "; run it again with --debug to see where"
-            raise click.ClickException(f"unexpectedly, {type(error).__name__}: {error}{hint}") from error
+            what = f"unexpectedly, {type(error).__name__}: {error}{hint}"
+            _answer(ctx, as_json, what)
+            raise click.ClickException(plain(what)) from error
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -89,6 +114,7 @@ def main(ctx: click.Context) -> None:
       conceptkit add my_dog ./photos
       conceptkit compose my_dog --prompt "my_dog in the snow"
     """
+    ctx.with_resource(any_text())
     if not ctx.meta.get(DEBUG):
         ctx.with_resource(_quiet())
 
@@ -141,9 +167,18 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _sentence(error: ConceptError) -> str:
-    text = str(error)
-    return text if text.endswith((".", "?", "!")) else f"{text}."
+def _refuse(ctx: click.Context, as_json: bool, text: str, error: Exception) -> NoReturn:
+    """End with a sentence and exit code 2."""
+    _explain(ctx)
+    sentence = text if text.endswith((".", "?", "!")) else f"{text}."
+    _answer(ctx, as_json, sentence)
+    raise Mistake(plain(sentence, lines=True)) from error
+
+
+def _answer(ctx: click.Context, as_json: bool, sentence: str) -> None:
+    """Whoever asked for JSON gets some, whatever happens."""
+    if as_json and not ctx.meta.get(ANSWERED):
+        echo_json({"error": sentence})
 
 
 def _explain(ctx: click.Context) -> None:

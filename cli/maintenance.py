@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from conceptkit.cli.listing import size
 from conceptkit.cli.options import debug_option, echo_json, json_option, note, wrote
 from conceptkit.cli.progress import bar
+from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -23,7 +25,6 @@ def verify(ctx: click.Context, as_json: bool) -> None:
     Example:
       conceptkit verify
     """
-    from conceptkit.cli.concepts import size
     from conceptkit.registry import maintenance
     from conceptkit.registry.store import Registry
 
@@ -33,11 +34,15 @@ def verify(ctx: click.Context, as_json: bool) -> None:
         echo_json(found.to_json())
     else:
         for problem in found.problems:
-            click.echo(problem)
+            echo(problem)
         state = f"{len(found.problems)} problems" if found.problems else "All is whole"
-        click.echo(f"{state}: {found.blobs:,} files, {size(found.bytes)}.")
+        echo(f"{state}: {found.blobs:,} files, {size(found.bytes)}.")
+        for sentence in found.strange:
+            note(sentence)
+        if found.checkpoints:
+            echo(f"{found.checkpoints:,} checkpoints are of learning that was stopped and can go on.")
         if found.orphans or found.unfinished:
-            click.echo(
+            echo(
                 f"{found.orphans:,} files belong to nothing and {found.unfinished:,} are unfinished: "
                 "`conceptkit gc` shows them."
             )
@@ -58,7 +63,6 @@ def gc(yes: bool, as_json: bool) -> None:
     Example:
       conceptkit gc --yes
     """
-    from conceptkit.cli.concepts import size
     from conceptkit.registry import maintenance
     from conceptkit.registry.store import Registry
 
@@ -69,17 +73,28 @@ def gc(yes: bool, as_json: bool) -> None:
         echo_json(found.to_json())
         return
     done = "Deleted" if yes else "Would delete"
-    click.echo(f"{done} {found.blobs:,} files that belong to nothing, {size(found.bytes)}.")
+    if yes and found.unreadable and found.blobs:
+        note(
+            f"Kept {found.blobs:,} files that belong to nothing, because {found.unreadable[0]} is damaged "
+            "and may name them: move it elsewhere when you need no more of it, and run gc again."
+        )
+    else:
+        echo(f"{done} {found.blobs:,} files that belong to nothing, {size(found.bytes)}.")
     if found.unfinished:
-        click.echo(f"{found.unfinished:,} files are unfinished; those of the last day may still be written.")
+        echo(f"{found.unfinished:,} files are unfinished; those of the last day may still be written.")
+    if found.old:
+        echo(
+            f"{done} {found.old:,} files that were left unfinished, or checkpoints of long ago, "
+            f"{size(found.old_bytes)}."
+        )
     if not yes and found.concepts:
-        click.echo(
+        echo(
             f"{found.concepts:,} of them are concepts, perhaps of an index that was lost: look before --yes."
         )
-    if not yes and found.blobs:
-        click.echo("Run it again with --yes to delete them.")
+    if not yes and (found.blobs or found.old):
+        echo("Run it again with --yes to delete them.")
     if kept:
-        click.echo(f"Kept what {len(kept)} backups in {kept[0].parent} name.")
+        echo(f"Kept what {len(kept)} backups in {kept[0].parent} name.")
 
 
 @click.command()
@@ -92,7 +107,6 @@ def stats(as_json: bool) -> None:
     Example:
       conceptkit stats
     """
-    from conceptkit.cli.concepts import echo_table, size
     from conceptkit.registry import maintenance
     from conceptkit.registry.store import Registry
 
@@ -107,10 +121,15 @@ def stats(as_json: bool) -> None:
         if key == "bytes":
             rows += [(f"bytes, {what}", size(count)) for what, count in value.items()]
         elif isinstance(value, dict):
-            rows += [(titles[key], ", ".join(f"{what} {count:,}" for what, count in value.items()) or "-")]
+            rows += [
+                (
+                    titles[key],
+                    ", ".join(f"{clip(what, TEXT)} {count:,}" for what, count in value.items()) or "-",
+                )
+            ]
         else:
             rows.append((key, f"{value:,}" if isinstance(value, int) else value))
-    echo_table(rows)
+    echo_table(rows, VALUE)
 
 
 @click.command()
@@ -158,9 +177,9 @@ def restore(file: Path, as_json: bool) -> None:
     if as_json:
         echo_json(found.to_json())
         return
-    click.echo(f"Restored an index of {found.concepts:,} concepts.")
+    echo(f"Restored an index of {found.concepts:,} concepts.")
     if found.before:
-        click.echo(f"The one before is kept as {found.before}")
+        echo(f"The one before is kept as {found.before}")
     if found.missing:
         note(f"{found.missing:,} files it names have been removed since: `conceptkit verify` says which.")
 
@@ -188,18 +207,20 @@ def rebuild(file: Path | None, as_json: bool) -> None:
         echo_json(found.to_json())
         return
     if found.whole:
-        click.echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")
+        echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")
         return
-    click.echo(
-        f"Brought back {found.versions:,} versions of {found.names:,} concepts from their own headers."
-    )
-    click.echo(
-        f"Not in the headers, and lost since {'that' if file else 'the last'} backup: names given by rename, "
-        "the numbers of versions (given again by age), tags, notes, favourites, history and previews."
-    )
+    if found.rows:
+        echo(f"Kept {found.rows:,} versions whose rows could be read, and what rows say of them.")
+    if found.versions or not found.rows:
+        echo(f"Brought back {found.versions:,} versions of {found.names:,} concepts from their own headers.")
+        echo(
+            f"Not in the headers, and lost since {'that' if file else 'the last'} backup: names given by "
+            "rename, the numbers of versions (given again by age), tags, notes, favourites, history and "
+            "previews."
+        )
     if found.others:
-        click.echo(f"{found.others:,} files are no concepts (pictures, prior sets, statistics).")
+        echo(f"{found.others:,} files are no concepts (pictures, prior sets, statistics).")
     if found.bad:
-        click.echo(f"{found.bad:,} concepts have a name that is not allowed, and stay out.")
+        echo(f"{found.bad:,} concepts have a name that is not allowed, and stay out.")
     if found.before:
-        click.echo(f"The index before is kept as {found.before}")
+        echo(f"The index before is kept as {found.before}")

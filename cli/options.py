@@ -7,10 +7,16 @@ from typing import Any, TypeVar
 
 import click
 
+from conceptkit.cli.terminal import plain, safe_json
 from conceptkit.files import check_folder
+
+MOST = 2**63 - 2
+"""The largest number that the index can look for, less one for the row after it."""
 
 DEBUG = "conceptkit.debug"
 """Key of the flag in click's `Context.meta`, which a command and its groups share."""
+ANSWERED = "conceptkit.answered"
+"""The same for whether the JSON that was asked for has been printed."""
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -68,18 +74,20 @@ device_option = click.option(
 
 
 def echo_json(value: Any) -> None:
-    """Print a value as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON; a command that prints some does so once."""
+    click.echo(safe_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    if context := click.get_current_context(silent=True):
+        context.meta[ANSWERED] = True
 
 
 def note(sentence: str) -> None:
     """Something the user should know, beside the result."""
-    click.secho(f"Note: {sentence}", err=True, fg="yellow")
+    click.secho(f"Note: {plain(sentence, lines=True)}", err=True, fg="yellow")
 
 
 def wrote(path: Path) -> None:
     """Say which file was written."""
-    click.echo(f"Wrote {path}")
+    click.echo(f"Wrote {plain(path)}")
 
 
 def free_path(folder: Path, stem: str, suffix: str) -> Path:

@@ -1,12 +1,13 @@
 """`conceptkit search`, and what people say about concepts: `tag`, `note`, `favourite`. No torch in here."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from conceptkit.cli.options import debug_option, echo_json, json_option
+from conceptkit.cli.listing import echo_entries
+from conceptkit.cli.options import MOST, debug_option, echo_json, json_option
+from conceptkit.cli.terminal import echo, local
 
 if TYPE_CHECKING:
     from conceptkit.registry.catalogue.search import Filters
@@ -27,7 +28,7 @@ class Size(click.ParamType):
         text = str(value).strip().lower()
         number = text.rstrip("kmgb ")
         try:
-            return int(float(number) * BYTES[text[len(number) :].strip()])
+            return min(int(float(number) * BYTES[text[len(number) :].strip()]), MOST)
         except (ValueError, KeyError, OverflowError):
             self.fail(f"{value!r} is no size: write it as in 20kB or 1.5MB.", param, ctx)
 
@@ -56,8 +57,9 @@ def filter_options(command: Decorated) -> Decorated:
 def filters(values: dict[str, Any]) -> "Filters":
     """What `filter_options` were given; a folder is known by its full path, whatever it is called here."""
     from conceptkit.registry.catalogue.search import Filters
+    from conceptkit.registry.paths import expanded
 
-    if (base := values.get("base")) and base != "storybook" and (folder := Path(base).expanduser()).is_dir():
+    if (base := values.get("base")) and base != "storybook" and (folder := expanded(base)).is_dir():
         values = {**values, "base": str(folder.resolve())}
     return Filters(**values)
 
@@ -65,7 +67,9 @@ def filters(values: dict[str, Any]) -> "Filters":
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="WORD...")
 @filter_options
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), default=50, show_default=True, help="Show at most so many."
+)
 @json_option
 @debug_option
 def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> None:
@@ -77,7 +81,6 @@ def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> 
     Example:
       conceptkit search blue dog --tag garden
     """
-    from conceptkit.cli.concepts import echo_entries
     from conceptkit.registry.catalogue import search as catalogue
     from conceptkit.registry.store import Registry
 
@@ -85,7 +88,7 @@ def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> 
         entries = catalogue.search(registry, " ".join(words), filters(values), limit=limit)
         marks = catalogue.labels(registry, entries)
     if not entries and not as_json:
-        click.echo(f"Nothing has {' and '.join(words)}; `conceptkit list` shows what there is.")
+        echo(f"Nothing has {' and '.join(words)}; `conceptkit list` shows what there is.")
     else:
         echo_entries(entries, marks, as_json)
 
@@ -111,13 +114,15 @@ def tag(name: str, tags: tuple[str, ...], remove: tuple[str, ...], as_json: bool
     if as_json:
         echo_json(found)
     else:
-        click.echo(f"{name}: {', '.join(found) or 'no tags'}")
+        echo(f"{name}: {', '.join(found) or 'no tags'}")
 
 
 @click.command()
 @click.argument("name")
 @click.argument("text", required=False)
-@click.option("--remove", type=int, metavar="NUMBER", help="Take the note of that number off.")
+@click.option(
+    "--remove", type=click.IntRange(1, MOST), metavar="NUMBER", help="Take the note of that number off."
+)
 @json_option
 @debug_option
 def note(name: str, text: str | None, remove: int | None, as_json: bool) -> None:
@@ -140,9 +145,9 @@ def note(name: str, text: str | None, remove: int | None, as_json: bool) -> None
         echo_json([each.to_json() for each in found])
     else:
         for each in found:
-            click.echo(f"{each.number}  {each.created[:10]}  {each.text}")
+            echo(f"{each.number}  {local(each.created)[:10]}  {each.text}")
         if not found:
-            click.echo(f"{name} has no notes.")
+            echo(f"{name} has no notes.")
 
 
 @click.command()
@@ -164,4 +169,4 @@ def favourite(names: tuple[str, ...], remove: bool) -> None:
             registry.get(name)  # all are known, or none is marked
         for name in names:
             labels.favourite(registry, name, not remove)
-    click.echo(f"{', '.join(names)}: {'no favourite any more' if remove else 'favourite'}")
+    echo(f"{', '.join(names)}: {'no favourite any more' if remove else 'favourite'}")

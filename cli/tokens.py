@@ -24,7 +24,7 @@ def tokens(base: str | None, count: int, as_json: bool) -> None:
 
     from conceptkit.base import pipeline as bases
     from conceptkit.base.rare_tokens import candidates
-    from conceptkit.cli.concepts import echo_table
+    from conceptkit.cli.terminal import echo_table
     from conceptkit.features.captions import captions
 
     loaded = bases.load(base or bases.STORYBOOK)

@@ -31,7 +31,7 @@ with attach(base.pipe, merge):
         base.pipe(
             PROMPT,
             num_inference_steps=25,
-            guidance_scale=base.guidance,
+            guidance_scale=base.family.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images[0]
         for seed in range(4)

@@ -1,22 +1,36 @@
 """The index in a file of its own, and back; and made anew from the concepts when nothing is left of it."""
 
 import os
+import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, paths, storage_errors
+from conceptkit.registry import (
+    atomic_files,
+    blobs,
+    concept_header,
+    odd_files,
+    paths,
+    salvage,
+    storage_errors,
+    swap,
+)
 from conceptkit.registry.entries import New, insert, now, refresh
 from conceptkit.registry.errors import BadBlob, BadName, ConceptError
-from conceptkit.registry.index import STEPS, Index
-from conceptkit.registry.maintenance import REFERENCES
+from conceptkit.registry.index import PATIENCE, STEPS, Index
+from conceptkit.registry.maintenance import REFERENCES, wrong_rows
 from conceptkit.registry.names import check_name
 from conceptkit.registry.store import Registry
 
 Tick = Callable[[int, int], None]
+
+_TAKEN = "select name from _sqlite_migrations where migration_set = 'conceptkit'"
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Rebuilt:
     """whole: the index was readable, and only its search was made anew; else what came from the headers.
 
     others: blobs that are no concepts (pictures, prior sets, statistics); bad: names that are none.
+    rows: versions whose rows could be read, in the damaged index or in the backup.
     """
 
     whole: bool
@@ -44,6 +59,7 @@ class Rebuilt:
     others: int = 0
     bad: int = 0
     before: str | None = None
+    rows: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,7 +73,7 @@ def backup(registry: Registry, file: Path | None = None) -> Path:
     if file is None:
         folder = paths.make_private(registry.home / "backups")
         file = free(folder, f"index-{now()[:19].replace(':', '')}")
-    if file.exists():
+    if os.path.lexists(file):
         raise ConceptError(f"{file} is already there, and backups are not overwritten: choose another file.")
     with storage_errors.told(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,60 +84,94 @@ def backup(registry: Registry, file: Path | None = None) -> Path:
 def restore(home: Path, file: Path) -> Restored:
     """Take the index back from a backup; the one that was there is kept in `home/backups`.
 
+    Others may go on reading and writing meanwhile: they wait for the moment in which one becomes the other,
+    and whatever they had stored until then is in the one that is kept.
     Raises ConceptError when `file` is no whole backup, or of a newer conceptkit. Nothing is changed then.
     """
     check(file)
-    kept = None
-    if (home / "index.db").exists():
-        kept = _set_aside(home, "before-restore", copy=_readable(home / "index.db"))
+    _check_place(home)
+    swap.finish(home)
     with storage_errors.told(home):
         paths.make_private(home / "blobs")
-        conn = sqlite3.connect(home / "index.db", timeout=30.0)
+        fresh = _fresh(home)
         source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            os.chmod(home / "index.db", 0o600)
-            source.backup(conn)  # one transaction of the target: whole or not at all
+            _copy(source, fresh)
         finally:
             source.close()
-            conn.close()
+    Index(home, fresh.name).close()  # brings it to the newest schema
+    kept = None
+    if not (home / "index.db").exists():
+        swap.swap_in(home, fresh)
+    elif state(home) == "sound":
+        kept = _replace_rows(home, fresh)
+        _drop(fresh)
+    else:
+        kept = _set_aside(home, "before-restore")
+        swap.swap_in(home, fresh)
     with Registry(home) as registry:
         digests = {row[0] for row in registry.index.query(REFERENCES)}
-        missing = sum(blobs.size(registry.blobs, digest) is None for digest in digests)
+        missing = sum(not blobs.valid(d) or blobs.size(registry.blobs, d) is None for d in digests)
         ((count,),) = registry.index.query("select count(*) from names")
     return Restored(str(kept) if kept else None, count, missing)
 
 
 def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, total: None) -> Rebuilt:
-    """Make the index anew from what the stored concepts say of themselves, upon the backup `file` if given.
+    """Make the index anew: from the rows of it that can be read, the backup `file` if given, and the headers.
 
-    A readable index keeps all its rows, and only its search is made anew. One that is not is kept in
-    `home/backups`. Not in the headers, and so lost since that backup: names given by renaming, numbers of
-    versions (given again by the age of the files), tags, notes, favourites, history, previews, assets.
+    An index in which nothing is wrong keeps all its rows, and only its search is made anew. Any other is kept
+    in `home/backups`. What no row says any more comes from what the stored concepts say of themselves, where
+    these are not: names given by renaming, numbers of versions (given again by the age of the files), tags,
+    notes, favourites, history, previews, assets.
+    Raises ConceptError when another program uses the index, and nothing is changed then.
     """
-    if file is None and _readable(home / "index.db"):
-        with Registry(home) as registry:
-            return _search_anew(registry)
+    _check_place(home)
+    swap.finish(home)
     if file is not None:
         check(file)
-    with storage_errors.told(home):
-        paths.make_private(home / "blobs")
-        fresh = home / "index.rebuilt.db"
-        for left in home.glob("index.rebuilt.db*"):
-            left.unlink()
-        if file is not None:
-            source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
-            _copy(source, fresh)
-            source.close()
-    index = Index(home, fresh.name)
+    condition = state(home)
+    if file is None and condition == "sound" and (found := _search_anew(home)):
+        return found
+    with _alone(home) if condition == "sound" else nullcontext():
+        with storage_errors.told(home):
+            paths.make_private(home / "blobs")
+            kept = _set_aside(home, "damaged") if condition != "missing" else None
+            fresh = _fresh(home)
+        index = Index(home, fresh.name)
+        try:
+            good = salvage.schema(index.conn)
+            first = salvage.read(_scratch(home, kept), good) if kept else salvage.Rows()
+            second = salvage.read(_scratch(home, file), good) if file else salvage.Rows()
+            with index.writing() as conn:
+                filled = salvage.fill(conn, first, second, home / "blobs")
+            report = _from_headers(index, home / "blobs", tick)
+            with index.writing() as conn:
+                salvage.say_again(conn, filled)
+        finally:
+            index.close()
+            _drop(_scratch_file(home))
+        swap.swap_in(home, fresh)
+    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=filled.versions)
+
+
+def state(home: Path) -> str:
+    """ "missing", "sound" or "damaged"; ConceptError for an index of a newer conceptkit, or one in use."""
+    path = home / "index.db"
+    if not path.exists() or path.stat().st_size == 0:
+        return "damaged" if path.exists() else "missing"
+    conn = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)
     try:
-        report = _from_headers(index, home / "blobs", tick)
+        names = {row[0] for row in conn.execute(_TAKEN)}
+        if names - set(STEPS):
+            raise ConceptError(f"The index {path} was written by a newer conceptkit: update conceptkit.")
+        whole = conn.execute("pragma quick_check").fetchall() == [("ok",)]
+        return "sound" if whole and names == set(STEPS) else "damaged"
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        if "locked" in str(error):
+            raise ConceptError(storage_errors.sentence(error, home)) from error
+        return "damaged"
     finally:
-        index.close()
-    kept = _set_aside(home, "damaged", copy=False) if (home / "index.db").exists() else None
-    with storage_errors.told(home):
-        os.replace(fresh, home / "index.db")
-        paths.sync(home)
-    return Rebuilt(False, *report, before=str(kept) if kept else None)
+        conn.close()
 
 
 def check(file: Path) -> None:
@@ -130,12 +180,12 @@ def check(file: Path) -> None:
         raise ConceptError(f"There is no backup {file}: `conceptkit backup` writes one.")
     conn = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
     try:
-        query = "select name from _sqlite_migrations where migration_set = 'conceptkit'"
-        names = {row[0] for row in conn.execute(query)}
+        names = {row[0] for row in conn.execute(_TAKEN)}
         whole = conn.execute("pragma integrity_check").fetchall() == [("ok",)]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        what = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error))[:200]
         raise ConceptError(
-            f"{file} is not a backup of conceptkit's index ({error}): choose another file."
+            f"{file} is not a backup of conceptkit's index ({what}): choose another file."
         ) from error
     finally:
         conn.close()
@@ -156,7 +206,7 @@ def free(folder: Path, stem: str) -> Path:
 
 def _copy(source: sqlite3.Connection, file: Path) -> None:
     """An online copy: written beside, made durable, renamed. One file, without a log beside it."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name.encode()[:64].decode(errors='ignore')}.{os.urandom(6).hex()}.part")
     os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         target = sqlite3.connect(part)
@@ -169,46 +219,122 @@ def _copy(source: sqlite3.Connection, file: Path) -> None:
         os.replace(part, file)
         paths.sync(file.parent)
     finally:
-        for left in file.parent.glob(f"{part.name}*"):
-            left.unlink()
+        for end in ("", "-journal", "-wal", "-shm"):
+            part.with_name(part.name + end).unlink(missing_ok=True)
 
 
-def _set_aside(home: Path, why: str, *, copy: bool) -> Path:
-    """The index kept in `home/backups`: copied when it can be read, else its files are moved as they are."""
-    with storage_errors.told(home):
-        kept = free(paths.make_private(home / "backups"), why)
-        if copy:
-            conn = sqlite3.connect(home / "index.db")
-            _copy(conn, kept)
-            conn.close()
-        else:
-            for file in sorted(home.glob("index.db*"), reverse=True):  # the log first, the index itself last
-                os.replace(file, kept.with_name(file.name.replace("index.db", kept.name)))
-            paths.sync(kept.parent)
-            paths.sync(home)
+def _set_aside(home: Path, why: str) -> Path:
+    """The index as it lies there, byte for byte, with its log: copied into `home/backups`."""
+    kept = free(paths.make_private(home / "backups"), why)
+    for end in ("-wal", ""):  # the log first, the index itself last
+        file = home / f"index.db{end}"
+        if odd_files.plain_size(file):
+            _copy_file(file, kept.with_name(kept.name + end))
+        elif not end:
+            kept.touch(mode=0o600)
     return kept
 
 
-def _readable(path: Path) -> bool:
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    conn = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=30.0)
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb") as data:
+        atomic_files.write_whole(target, lambda out: shutil.copyfileobj(data, out))
+
+
+def _replace_rows(home: Path, fresh: Path) -> Path:
+    """All rows of a sound index replaced by those of another, in one transaction; the index before, kept.
+
+    It is copied while the write lock is held, so that no writer's word falls between the two.
+    """
+    index = Index(home)
     try:
-        known = {row[0] for row in conn.execute("select name from sqlite_master")}
-        return "_sqlite_migrations" in known and conn.execute("pragma quick_check").fetchall() == [("ok",)]
-    except sqlite3.Error:
-        return False
+        with storage_errors.told(home):
+            index.conn.execute("attach ? as source", [str(fresh)])
+        kept = free(paths.make_private(home / "backups"), "before-restore")
+        with index.writing() as conn:
+            before = sqlite3.connect(home / "index.db")
+            try:
+                _copy(before, kept)
+            finally:
+                before.close()
+            for table in (*salvage.TABLES, "texts"):
+                columns = [f'"{row[1]}"' for row in conn.execute(f"pragma main.table_info({table})")]
+                listed = ", ".join(columns)
+                conn.execute(f"delete from main.{table}")
+                conn.execute(f"insert into main.{table} ({listed}) select {listed} from source.{table}")
+    finally:
+        index.close()
+    return kept
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Nobody else reads or writes the index inside; its log is empty. ConceptError when somebody does."""
+    conn = sqlite3.connect(home / "index.db", timeout=0, isolation_level=None)
+    try:
+        try:
+            conn.execute("pragma locking_mode = exclusive")
+            conn.execute("pragma journal_mode = delete")
+            conn.execute("begin exclusive")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise ConceptError(storage_errors.sentence(error, home)) from error
+            raise ConceptError(
+                f"Another program uses the index {home / 'index.db'}: stop it, and rebuild again."
+            ) from error
+        yield
     finally:
         conn.close()
 
 
-def _search_anew(registry: Registry) -> Rebuilt:
-    with registry.index.writing() as conn:
-        conn.execute("delete from texts where id not in (select id from names)")
-        for (number,) in registry.index.query("select id from names"):
-            refresh(conn, number)
-        for table in ("texts_fts", "names_fts"):
-            conn.execute(f"insert into {table} ({table}) values ('rebuild')")
+def _fresh(home: Path) -> Path:
+    """The name of an index that is not there yet."""
+    fresh = home / "index.rebuilt.db"
+    _drop(fresh)
+    return fresh
+
+
+def _scratch_file(home: Path) -> Path:
+    return home / "index.rebuilt.db.read"
+
+
+def _scratch(home: Path, file: Path) -> Path:
+    """A copy of an index and its log that may be mended while it is read."""
+    scratch = _scratch_file(home)
+    _drop(scratch)
+    for end in ("-wal", ""):
+        source = file.with_name(file.name + end)
+        if source.exists():
+            _copy_file(source, scratch.with_name(scratch.name + end))
+    return scratch
+
+
+def _drop(file: Path) -> None:
+    for end in ("", *swap.ENDS):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+
+
+def _check_place(home: Path) -> None:
+    """Raise ConceptError when there is something else where the index belongs."""
+    if what := odd_files.kind(home / "index.db"):
+        raise ConceptError(f"{home / 'index.db'} is {what}, and is left alone: move it elsewhere.")
+
+
+def _search_anew(home: Path) -> Rebuilt | None:
+    """Search made anew in an index whose rows are good; None when there is more to mend."""
+    with Registry(home) as registry:
+        try:
+            with registry.index.writing() as conn:
+                conn.execute("delete from texts where id not in (select id from names)")
+                for (number,) in registry.index.query("select id from names"):
+                    refresh(conn, number)
+                for table in ("texts_fts", "names_fts"):
+                    conn.execute(f"insert into {table} ({table}) values ('rebuild')")
+        except ConceptError as error:
+            if not storage_errors.damaged(error.__cause__ or error):
+                raise
+            return None
+        if list(wrong_rows(registry)):
+            return None
         ((names, versions),) = registry.index.query(
             "select (select count(*) from names), (select count(*) from versions)"
         )

@@ -2,19 +2,18 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conceptkit.registry import paths
-from conceptkit.registry.errors import BadBlob
+from conceptkit.registry import odd_files, paths
+from conceptkit.registry.errors import BadBlob, ConceptError
 from conceptkit.registry.paths import make_private, sync
-
-ABANDONED_AFTER = 24 * 3600.0
-"""Seconds after which an unfinished file is taken for the remains of a killed process."""
 
 CHUNK = 1 << 20
 """Bytes read or written at once."""
+
+LARGE = 1 << 28
+"""Bytes of a file that is looked through before it is taken into memory."""
 
 FEW = 8
 """Up to so many new files are fsynced one by one; beyond, all of them at once."""
@@ -45,6 +44,10 @@ def put_many(folder: Path, datas: Sequence[bytes]) -> list[str]:
     digests = [hashlib.sha256(data).hexdigest() for data in datas]
     contents = dict(zip(digests, datas, strict=True))
     fresh = [digest for digest in contents if not intact(place(folder, digest), digest)]
+    for digest in fresh:
+        for path in (place(folder, digest).parent, place(folder, digest)):
+            if (what := odd_files.kind(path)) and (path.name != digest[:2] or what != "a folder"):
+                raise ConceptError(f"{path} is {what}, which conceptkit did not make: move it elsewhere.")
     incoming = make_private(folder / "incoming")
     _sweep(incoming)
     written: dict[str, Path] = {}
@@ -74,9 +77,13 @@ def put_many(folder: Path, datas: Sequence[bytes]) -> list[str]:
 def get(folder: Path, digest: str) -> bytes:
     """The bytes stored as `digest`; BadBlob when they are gone or are no longer those bytes."""
     target = place(folder, digest)
+    if what := odd_files.kind(target):
+        raise BadBlob(f"The stored file {target} is {what}, which conceptkit did not make.")
+    if (size(folder, digest) or 0) > LARGE and not intact(target, digest):  # so that none of it is kept
+        raise BadBlob(f"The stored file {target} is damaged: its bytes no longer match its name.")
     try:
         data = target.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadBlob(f"The stored file {target} is missing.") from None
     if hashlib.sha256(data).hexdigest() != digest:
         raise BadBlob(f"The stored file {target} is damaged: its bytes no longer match its name.")
@@ -84,21 +91,21 @@ def get(folder: Path, digest: str) -> bytes:
 
 
 def drop(folder: Path, digest: str) -> None:
-    """Delete the bytes of `digest`, if they are there."""
-    place(folder, digest).unlink(missing_ok=True)
+    """Delete the bytes of `digest`, if they are there; what is no plain file is left alone."""
+    if size(folder, digest) is not None:
+        place(folder, digest).unlink(missing_ok=True)
 
 
 def size(folder: Path, digest: str) -> int | None:
     """Bytes of the file of `digest`, or None when there is none."""
-    try:
-        return place(folder, digest).stat().st_size
-    except FileNotFoundError:
-        return None
+    return odd_files.plain_size(place(folder, digest))
 
 
 def intact(target: Path, digest: str) -> bool:
     """Whether `target` is there and its bytes hash to `digest`; read in pieces, whatever its size."""
     state = hashlib.sha256()
+    if odd_files.plain_size(target) is None:
+        return False
     try:
         with target.open("rb", buffering=0) as file:
             while piece := file.read(CHUNK):
@@ -109,23 +116,19 @@ def intact(target: Path, digest: str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(digest, file) of every blob, in no order; what is not named like a blob is left out."""
+    """(digest, file) of every blob, in no order; what is no plain file of a blob's name is left out."""
     for parent in folder.iterdir() if folder.is_dir() else ():
-        if len(parent.name) == 2 and parent.is_dir():
-            for file in parent.iterdir():
-                digest = parent.name + file.name
-                if valid(digest):
-                    yield digest, file
+        if len(parent.name) == 2 and odd_files.own_folder(parent):
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    digest = parent.name + entry.name
+                    if valid(digest) and entry.is_file(follow_symlinks=False):
+                        yield digest, parent / entry.name
 
 
 def abandoned(incoming: Path) -> Iterator[Path]:
     """Unfinished files that nobody will finish, going by their age."""
-    for file in incoming.iterdir() if incoming.is_dir() else ():
-        try:
-            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
-                yield file
-        except FileNotFoundError:
-            pass  # another process finished it or swept it first
+    return odd_files.unfinished_blobs(incoming)
 
 
 def _write(file: Path, data: bytes, *, durable: bool) -> None:

@@ -77,7 +77,7 @@ def _header(text: bytes, size: int) -> Header:
             "weights": weights,
             **({"reference": True} if shown else {}),
         }
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadBlob(f"These bytes are not a concept ({type(error).__name__} in their header).") from error
     padded = [*hashes, *[None] * len(refs)][: len(refs)]
     return Header(name, summary, tuple(map(str, words)), tuple(zip(refs, padded, strict=True)))

@@ -61,7 +61,7 @@ def is_plain_note(text: object, longest: int) -> bool:
 
 def strict_json(text: bytes | str) -> Any:
     """JSON with nothing in it that parsers disagree about. Raises ValueError."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite_number)
 
 
 def _check(data: bytes) -> concept_header.Header:
@@ -206,6 +206,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise ValueError("a key is there twice")
     return made
+
+
+def _finite_number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return value
 
 
 def _no_constant(text: str) -> float:

@@ -55,7 +55,8 @@ class New:
     uses: Mapping[str, "bytes | str"] = field(default_factory=dict)
     created: str | None = None
     event: str = "add"
-    points: bool = True  # whether a name that is here already then points at this version
+    origin: str | None = None  # whose it is; a name that did not come from there then stays as it is
+    preview: bytes | None = None  # PNG
 
 
 def from_row(row: Sequence[Any]) -> Entry:
@@ -91,7 +92,7 @@ def insert(
     created = new.created or now()
     found = conn.execute("select id, newest from names where name = ?", [new.name]).fetchone()
     if found is None:
-        number, version = None, 1
+        number, version, points = None, 1, True
     else:
         number, version = found[0], found[1] + 1
     text = json.dumps(dict(new.summary))
@@ -114,15 +115,23 @@ def insert(
         ).fetchone()
         conn.execute("insert into names (id, name, version, newest) values (?, ?, 1, 1)", [number, new.name])
     else:
+        points = new.origin is None or belongs(conn, number, new.origin)
         conn.execute("update names set newest = ? where id = ?", [version, number])
-        if new.points:
+        if points:
             conn.execute("update names set version = ? where id = ?", [version, number])
     for place, (name, parent, parent_digest) in enumerate(_parents(conn, header, summary)):
         values = [row, place, name, parent, parent_digest]
         conn.execute("insert into parents values (?, ?, ?, ?, ?)", values)
-    record(conn, number, new.name, new.event, version, digest)
+    event = new.event if points else f"{new.event} aside"
+    record(conn, number, new.name, event, version, digest, new.origin)
     refresh(conn, number)
     return Entry(new.name, version, digest, size, created, summary)
+
+
+def belongs(conn: sqlite3.Connection, number: int, origin: str) -> bool:
+    """Whether a name has never pointed at anything but what came from there: then it is theirs to move."""
+    query = f"select 1 from history where name_id = ? and {POINTS} and coalesce(detail, '') <> ? limit 1"
+    return conn.execute(query, [number, origin]).fetchone() is None
 
 
 def record(

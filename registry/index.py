@@ -63,12 +63,24 @@ class Index:
                 raise
 
     def close(self) -> None:
+        """Close the connection; the log goes into the index before, while nobody has to wait for it.
+
+        SQLite would do that while closing, and lock all others out: for good if this process is stopped then.
+        """
+        with suppress(sqlite3.Error, OSError):
+            if not self.read_only and self.path.with_name(f"{self.path.name}-wal").stat().st_size:
+                self.conn.execute("pragma wal_checkpoint(passive)").fetchall()
         self.conn.close()
 
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        there = self.path.stat().st_ino
         conn = _connect(self.path)
         try:
+            self._patiently(lambda: conn.execute("pragma schema_version").fetchone())
+            if self.path.stat().st_ino != there:  # made anew while we waited for it
+                conn.close()
+                return self._open()
             if self._patiently(lambda: conn.execute("pragma journal_mode").fetchone()) != ("wal",):
                 mode = self._patiently(lambda: conn.execute("pragma journal_mode = wal").fetchone())
                 if mode != ("wal",):

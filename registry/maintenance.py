@@ -1,16 +1,21 @@
 """Looking after the registry: is all of it whole, what is nobody's any more, how big is it."""
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, storage_errors
+from conceptkit.registry import blobs, concept_header, odd_files, salvage, storage_errors
 from conceptkit.registry.entries import HEADS
 from conceptkit.registry.store import NAMED, Registry
 
 Tick = Callable[[int, int], None]
+
+NAMING = (("versions", "hash"), ("versions", "preview"), ("assets", "hash"), ("uses", "hash"))
+"""The columns of an index that name blobs."""
+_DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 SLICE = 200
 """Blobs that are deleted under one lock, so that others get their turn."""
@@ -49,6 +54,8 @@ class Check:
     problems: list[str] = field(default_factory=list)
     orphans: int = 0  # whole files that nothing names: what a killed writer leaves; `gc` removes them
     unfinished: int = 0
+    checkpoints: int = 0  # of learning that was stopped and can go on
+    strange: list[str] = field(default_factory=list)  # a sentence for each thing that nobody here made
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,6 +70,11 @@ class Garbage:
     concepts: int  # of the blobs, those that are concepts; `rebuild` could have brought them back
     unfinished: int
     deleted: bool
+    old: int = 0  # unfinished files, and checkpoints, that nobody will go on with
+    old_bytes: int = 0
+    unreadable: list[str] = field(
+        default_factory=list
+    )  # indexes put aside, for whose sake no blob is deleted
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,7 +82,7 @@ class Garbage:
 
 def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
     """Read every blob, follow every reference, check the index itself. Safe while others write."""
-    problems = list(_wrong_rows(registry))
+    problems = list(wrong_rows(registry))
     needed: dict[str, str] = {}
     for digest, what in registry.index.query(REFERENCES):
         needed.setdefault(digest, what or "something")
@@ -92,12 +104,24 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
             problems.append(
                 f"{needed[digest]} is missing: there is no {blobs.place(registry.blobs, digest)}."
             )
-    return Check(count, size, problems, orphans, len(list(_unfinished(registry))))
+    strange = [
+        f"{path} is {what}, which conceptkit did not make: it is left alone, move it elsewhere."
+        for path, what in odd_files.strangers(registry.blobs)
+    ]
+    unfinished = sum(1 for _ in odd_files.leftovers(registry.home))
+    return Check(
+        count, size, problems, orphans, unfinished, len(odd_files.checkpoints(registry.home)), strange
+    )
 
 
 def gc(registry: Registry, *, delete: bool = False) -> Garbage:
     """Find the blobs that neither the index nor a kept-aside index needs, and delete them if `delete`."""
-    kept = {digest for file in aside(registry.home) for digest in _named_by(file)}
+    kept: set[str] = set()
+    unreadable: list[str] = []
+    for file in aside(registry.home):
+        named, whole = _named_by(file)
+        kept |= named
+        unreadable += [] if whole else [str(file)]
     stale: dict[str, str] = dict(registry.index.query(STALE))
     if delete and stale:
         with registry.index.writing() as conn:
@@ -106,16 +130,26 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
     found = {digest: file for digest, file in blobs.walk(registry.blobs) if digest not in needed}
     sizes = {digest: blobs.size(registry.blobs, digest) or 0 for digest in found}
     concepts = sum(_is_concept(file) for file in found.values())
-    unfinished = list(_unfinished(registry))
+    old = [left for left in _lying_about(registry.home) if left.old]
+    unfinished = sum(1 for _ in odd_files.leftovers(registry.home))
     if delete:
-        digests = list(found)
+        digests = [] if unreadable else list(found)
         for start in range(0, len(digests), SLICE):
             registry.drop_unused(*digests[start : start + SLICE])
         with registry.index.writing() as conn, storage_errors.told(registry.home):
             conn.execute("insert into texts_fts (texts_fts, rank) values ('merge', 500)")
-            for file in blobs.abandoned(registry.blobs / "incoming"):
-                file.unlink(missing_ok=True)
-    return Garbage(len(found), sum(sizes.values()), concepts, len(unfinished), delete)
+            for left in old:
+                left.file.unlink(missing_ok=True)
+    return Garbage(
+        len(found),
+        sum(sizes.values()),
+        concepts,
+        unfinished,
+        delete,
+        len(old),
+        sum(left.bytes for left in old),
+        unreadable,
+    )
 
 
 def stats(registry: Registry) -> dict[str, Any]:
@@ -127,6 +161,7 @@ def stats(registry: Registry) -> dict[str, Any]:
     stored = "select sum(bytes) from (select max(bytes) as bytes from versions group by hash)"
     files = [file.stat().st_size for _, file in blobs.walk(registry.blobs)]
     index = sum(file.stat().st_size for file in registry.home.glob("index.db*"))
+    saved = odd_files.checkpoints(registry.home)
     return {
         "home": str(registry.home),
         "concepts": names,
@@ -135,12 +170,14 @@ def stats(registry: Registry) -> dict[str, Any]:
         "tags": query("select count(distinct tag) from tags")[0][0],
         "assets": assets,
         "files": len(files),
+        "checkpoints": len(saved),
         "bytes": {
             "concepts": query(stored)[0][0] or 0,
             "saved by storing equal ones once": claimed - (query(stored)[0][0] or 0),
             "assets": asset_bytes,
             "all files": sum(files),
             "index": index,
+            "checkpoints": sum(left.bytes for left in saved),
         },
         **{column: _counts(registry, column) for column in ("noun", "base", "method")},
     }
@@ -148,7 +185,7 @@ def stats(registry: Registry) -> dict[str, Any]:
 
 def aside(home: Path) -> list[Path]:
     """Indexes that were backed up or moved aside in this home; the blobs they name are kept."""
-    return sorted(file for file in (home / "backups").glob("*.db") if file.is_file())
+    return sorted(file for file in (home / "backups").glob("*.db") if odd_files.plain_size(file) is not None)
 
 
 def _counts(registry: Registry, column: str) -> dict[str, int]:
@@ -157,13 +194,16 @@ def _counts(registry: Registry, column: str) -> dict[str, int]:
     return dict(registry.index.query(query))
 
 
-def _wrong_rows(registry: Registry) -> Iterator[str]:
+def wrong_rows(registry: Registry) -> Iterator[str]:
+    """A sentence for each thing that no index may hold."""
     for (said,) in registry.index.query("pragma integrity_check"):
         if said != "ok":
             yield f"The index is damaged ({said}): make it anew with `conceptkit rebuild`."
     for rule, what in RULES.items():
         for (name,) in registry.index.query(f"{rule} limit 5"):
             yield f"{str(name)[:80]!r} {what}: make the index anew with `conceptkit rebuild`."
+    for row in salvage.damaged_rows(registry.index.conn):
+        yield f"The row of {row} is damaged: make the index anew with `conceptkit rebuild`."
     if not registry.index.read_only:
         for table in ("texts_fts", "names_fts"):
             try:
@@ -175,24 +215,29 @@ def _wrong_rows(registry: Registry) -> Iterator[str]:
                 yield f"The search index {table} is out of step: make it anew with `conceptkit rebuild`."
 
 
-def _named_by(file: Path) -> Iterator[str]:
-    """The sha256s that an index put aside names; nothing when it cannot be read."""
+def _named_by(file: Path) -> tuple[set[str], bool]:
+    """The sha256s that an index put aside names, and whether those are all: a damaged one may name more.
+
+    What looks like a sha256 anywhere in a damaged one, or in its log, counts as named.
+    """
+    found: set[str] = set()
     try:
         conn = sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             tables = {row[0] for row in conn.execute("select name from sqlite_master where type = 'table'")}
-            for table, column in (
-                ("versions", "hash"),
-                ("versions", "preview"),
-                ("assets", "hash"),
-                ("uses", "hash"),
-            ):
+            for table, column in NAMING:
                 if table in tables:
-                    yield from (row[0] for row in conn.execute(f"select {column} from {table}") if row[0])
+                    found |= {row[0] for row in conn.execute(f"select {column} from {table}") if row[0]}
+            whole = "versions" in tables and conn.execute("pragma quick_check").fetchall() == [("ok",)]
         finally:
             conn.close()
-    except sqlite3.Error:
-        return
+    except (sqlite3.Error, UnicodeDecodeError):
+        whole = False
+    log = file.with_name(f"{file.name}-wal")
+    for part in (log,) if whole else (file, log):
+        if odd_files.plain_size(part):
+            found |= {digest.decode() for digest in _DIGEST.findall(part.read_bytes())}
+    return found, whole
 
 
 def _is_concept(file: Path) -> bool:
@@ -203,6 +248,6 @@ def _is_concept(file: Path) -> bool:
     return True
 
 
-def _unfinished(registry: Registry) -> Iterator[Path]:
-    incoming = registry.blobs / "incoming"
-    return incoming.iterdir() if incoming.is_dir() else iter(())
+def _lying_about(home: Path) -> Iterator[odd_files.Leftover]:
+    yield from odd_files.leftovers(home)
+    yield from odd_files.checkpoints(home)

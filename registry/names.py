@@ -9,10 +9,18 @@ from conceptkit.registry.errors import BadName, UnknownConcept
 LONGEST = 64
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST - 1}}}")
 
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
+"""What no file may be called on Windows, in any case and with any ending."""
+
 
 def check_name(name: str) -> str:
     """`name` itself; BadName unless it is a letter followed by at most 63 letters, digits, `_` and `-`."""
     if _NAME.fullmatch(name):
+        if name.upper() in DEVICES:
+            raise BadName(
+                f"{name!r} is a device on Windows and can be no file there: choose another name, "
+                f"for example '{name}_1'."
+            )
         return name
     shown = name if len(name) <= LONGEST else name[:40] + "..."
     if wish := _tidy(name):

@@ -9,12 +9,25 @@ from pathlib import Path
 
 import platformdirs
 
+from conceptkit.registry.errors import ConceptError
+
 
 def home() -> Path:
     """`$CONCEPTKIT_HOME`, or the user's data folder; not created here."""
     if chosen := os.environ.get("CONCEPTKIT_HOME"):
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     return Path(platformdirs.user_data_dir("conceptkit", appauthor=False))
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` written out. Raises ConceptError for a user whom this machine does not know."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConceptError(
+            f"{os.fspath(path)[:200]!r} is in the home of a user whom this machine does not know; "
+            "write out the folder"
+        ) from error
 
 
 def make_private(folder: Path) -> Path:

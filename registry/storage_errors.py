@@ -21,12 +21,14 @@ def told(home: Path) -> Iterator[None]:
     """Errors of the system and of SQLite inside leave as ConceptError; all others as they are."""
     try:
         yield
-    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
         raise ConceptError(sentence(error, home)) from error
 
 
-def sentence(error: OSError | sqlite3.Error | UnicodeDecodeError, home: Path) -> str:
+def sentence(error: OSError | sqlite3.Error | UnicodeDecodeError | OverflowError, home: Path) -> str:
     """One sentence about `error` in the registry at `home`."""
+    if isinstance(error, OverflowError):
+        return "That number is beyond what the index can hold: give one below 9,223,372,036,854,775,807."
     text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error))[:200]  # SQLite may quote what is damaged
     number = getattr(error, "errno", None)
     if number in FULL or "is full" in text:
@@ -54,6 +56,7 @@ def damaged(error: BaseException) -> bool:
         "no such column",
         "corrupt",
         "unsupported file format",
+        "already exists",
         "decode",
     )
     if isinstance(error, UnicodeDecodeError):  # SQLite quotes names of tables in what it says

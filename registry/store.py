@@ -6,12 +6,13 @@ no row names; whoever is about to name one looks, under the same lock, whether i
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, paths, storage_errors
+from conceptkit.registry import blobs, concept_header, odd_files, paths, storage_errors, swap
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -41,8 +42,9 @@ class Registry:
     """
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
-        self.home = Path(home).expanduser().absolute() if home is not None else paths.home()
+        self.home = paths.expanded(home).absolute() if home is not None else paths.home()
         self.blobs = self.home / "blobs"
+        swap.finish(self.home)
         with storage_errors.told(self.home):
             if any(blobs.walk(self.blobs)) and not has_index(self.home):
                 raise ConceptError(
@@ -70,6 +72,21 @@ class Registry:
         check_name(name)
         if not new_version and (taken := self._versions(name)):
             raise _taken(taken[-1])
+        self.check_case(name)
+
+    def check_case(self, name: str) -> None:
+        """Raise NameTaken when another name differs from this one by case alone."""
+        if (other := self.spelled(name)) != name:
+            raise NameTaken(
+                f"{name!r} and {other!r}, which is in the registry, are one file on many disks: "
+                "choose another name."
+            )
+
+    def spelled(self, name: str) -> str:
+        """The name in the registry that differs from this one at most by case, or else `name` itself."""
+        query = "select name from names where name = ? collate nocase order by name <> ? limit 1"
+        rows = self.index.query(query, [name, name])
+        return str(rows[0][0]) if rows else name
 
     def add(
         self,
@@ -86,10 +103,16 @@ class Registry:
         """
         return self.add_many([New(name, data, summary, uses or {})], new_version=new_version)[0]
 
-    def add_many(self, news: Sequence[New], *, new_version: bool = False) -> Entries:
+    def add_many(
+        self,
+        news: Sequence[New],
+        *,
+        new_version: bool = False,
+        also: Callable[[sqlite3.Connection, Entries], object] | None = None,
+    ) -> Entries:
         """Store all of them or none, durably when this returns; they wait for the disk only once.
 
-        Raises what `add` raises.
+        also: what else is to become visible with them, in the same transaction. Raises what `add` raises.
         """
         for new in news:
             self.check_free(new.name, new_version=new_version)
@@ -103,11 +126,16 @@ class Registry:
             for new in news:
                 if not new_version and (taken := self._versions(new.name)):
                     raise _taken(taken[-1])
+                self.check_case(new.name)
                 for data in _datas(new):
                     self._still_there(data, digests[id(data)])
                 added.append(insert(conn, new, digests[id(new.data)], told.get(id(new.data))))
                 given = {r: digests[id(b)] if isinstance(b, bytes) else b for r, b in new.uses.items()}
                 self._set_uses(added[-1], given)
+                if new.preview is not None:
+                    added[-1] = self._show(added[-1], digests[id(new.preview)])
+            if also:
+                also(conn, added)
         return added
 
     def get(self, name: str, version: int | None = None) -> Entry:
@@ -145,8 +173,12 @@ class Registry:
                 f"remove it with `conceptkit rm {entry.ref}` and add it again."
             ) from error
 
+    def has(self, name: str) -> bool:
+        """Whether a name is in the registry."""
+        return bool(self.index.query("select 1 from names where name = ?", [split_version(name)[0]]))
+
     def list(self) -> Entries:
-        """The entry that each name points at, by name; `find.page` gives them in pages."""
+        """The entry that each name points at, by name; `search.page` gives them in pages."""
         query = f"select {COLUMNS} from {HEADS} order by n.name collate nocase, n.name"
         return [from_row(row) for row in self.index.query(query)]
 
@@ -155,7 +187,7 @@ class Registry:
         return self._versions(self.get(name).name)
 
     def remove(self, name: str) -> Entries:
-        """Forget `name` with all its versions, or only `"my_dog@2"`; returns what was removed.
+        """Forget `name` with all its versions and checkpoint, or only `"my_dog@2"`; returns what was removed.
 
         Raises UnknownConcept. Bytes that nothing else points at are deleted.
         """
@@ -183,6 +215,9 @@ class Registry:
                 conn.execute("update names set version = ? where id = ?", [version, number])
                 refresh(conn, number)
         self.drop_unused(*digests)
+        if version is None and (checkpoint := odd_files.checkpoint_of(self.home, bare)):
+            with storage_errors.told(self.home):
+                checkpoint.unlink(missing_ok=True)
         return gone
 
     # what belongs to a concept, or to many
@@ -258,6 +293,12 @@ class Registry:
                         blobs.drop(self.blobs, digest)
         return count
 
+    def _show(self, entry: Entry, digest: str) -> Entry:
+        """Give a version its preview, which is stored; in a transaction."""
+        query = "update versions set preview = ? where name = ? and version = ?"
+        self.index.conn.execute(query, [digest, entry.name, entry.version])
+        return replace(entry, preview=digest)
+
     def _versions(self, name: str) -> Entries:
         query = f"select {COLUMNS} from versions v where v.name = ? order by v.version"
         return [from_row(row) for row in self.index.query(query, [name])]
@@ -267,7 +308,9 @@ class Registry:
         query = f"select version from history where name_id = ? and {POINTS} order by id desc"
         there = {entry.version for entry in left}
         trail = (version for (version,) in self.index.query(query, [number]) if version in there)
-        return next(trail, max(left, key=lambda entry: (entry.created, entry.version)).version)
+        aside = "select version from history where name_id = ? and event like '% aside'"
+        others = {version for (version,) in self.index.query(aside, [number])}
+        return next(trail, max(left, key=lambda e: (e.version not in others, e.created, e.version)).version)
 
     def _store(self, datas: Sequence[bytes]) -> Digests:
         if self.index.read_only:
@@ -297,7 +340,8 @@ _ID = "(select id from versions where name = ? and version = ?)"
 
 
 def _datas(new: New) -> list[bytes]:
-    return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes))]
+    shown = [] if new.preview is None else [new.preview]
+    return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes)), *shown]
 
 
 def _taken(newest: Entry) -> NameTaken:

@@ -114,7 +114,8 @@ def test_who_is_read_apart_unasked():
     pipe = pico_sd()
     pair = two(pipe)
     inky = pico_concept(pipe, "inky", None, seed=2)
-    assert pipeline.of(pipe, pipeline.STORYBOOK).reads_apart and not pipeline.of(pipe, "pico").reads_apart
+    assert pipeline.of(pipe, pipeline.STORYBOOK).family.isolate_concepts
+    assert not pipeline.of(pipe, "pico").family.isolate_concepts
     for attached in ([*pair], [pair[0]], [pair[0], inky]):
         with attach(pipe, *attached) as attachment:
             assert not attachment.read_apart

@@ -1,5 +1,6 @@
 """Mistakes, made with the real commands on a tiny pipeline: one sentence, exit code 2, nothing changed."""
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -19,6 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from conceptkit import storybook
+from conceptkit.base.families import FAMILIES
 from conceptkit.cli.main import main
 from conceptkit.concepts.concept import read
 from conceptkit.features import caption_statistics
@@ -337,7 +339,8 @@ def test_a_base_that_is_not_there(refused, name):
 
 
 def test_a_class_that_the_storybook_does_not_know(pico, refused, monkeypatch):
-    monkeypatch.setattr(storybook, "path", lambda part="pipeline": str(pico))
+    row = dataclasses.replace(FAMILIES["storybook"], weights=Path(pico))
+    monkeypatch.setitem(FAMILIES._rows, "storybook", row)
     listed = f"choose one of {', '.join(storybook.nouns())}."
     sentence = refused("add", "my_dog", "dogs", "--class", "unicorn", "--steps", 2)
     assert "storybook does not know the class 'unicorn'" in sentence and listed in sentence

@@ -1,10 +1,13 @@
 """Guidance while drawing: it is the papers' formula, keeps what is attached, and leaves no trace."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
 
 from conceptkit.base import pipeline as bases
+from conceptkit.base.families import FAMILIES
 from conceptkit.errors import BadBase, ConceptError
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import draw, guided
@@ -41,7 +44,7 @@ def by_hand(base):
         towards, against = (
             pipe.unet(latents, t, told, **given).sample for told, given in zip(found[:2], more, strict=True)
         )
-        worse = perturbed(pipe.unet, base.pag_layers[0], latents, t, found[0], **more[0])
+        worse = perturbed(pipe.unet, base.family.pag_layers[0], latents, t, found[0], **more[0])
         told = against + GUIDANCE * (towards - against) + PAG * (towards - worse)
         latents = pipe.scheduler.step(told, t, latents).prev_sample
     return latents
@@ -98,18 +101,19 @@ def test_a_drawing_that_is_broken_off_leaves_no_trace():
 
 
 def test_the_embedded_base_has_a_scale_of_its_own_and_others_none():
-    assert bases.of(pico_sd(), "pico").pag == 0.0
+    assert bases.of(pico_sd(), "pico").family.pag_scale == 0.0
     base = bases.load()
-    assert base.pag == bases.STORYBOOK_PAG > 0
+    assert base.family.pag_scale > 0
     told, seeds = ["photo of a dog"], [0]
-    own, same, without = (draw(base, told, seeds, steps=2, pag=pag) for pag in (None, base.pag, 0.0))
+    own, same, without = (
+        draw(base, told, seeds, steps=2, pag=pag) for pag in (None, base.family.pag_scale, 0.0)
+    )
     assert own[0].tobytes() == same[0].tobytes() != without[0].tobytes()
 
 
-def test_a_concept_that_looks_at_its_photo_is_drawn_without(monkeypatch):
+def test_a_concept_that_looks_at_its_photo_is_drawn_without():
     pipe = pico_sd()
-    base = bases.of(pipe, "pico")
-    monkeypatch.setattr(bases, "STORYBOOK", "pico")  # which has a scale of its own
+    base = replace(bases.of(pipe, "pico"), family=FAMILIES["storybook"])  # which has a scale of its own
     assert not torch.equal(picture(base, None), picture(base, 0.0))
     with attach(pipe, seeing(pipe)):
         assert torch.equal(picture(base, None), picture(base, 0.0))

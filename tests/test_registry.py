@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -87,9 +88,9 @@ def test_versions_live_side_by_side(registry):
 
 
 def test_list_is_in_alphabetical_order(registry):
-    for name in ("teapot", "Cat", "my_dog", "cat", "bowl"):
+    for name in ("teapot", "Cat", "my_dog", "cab", "bowl"):
         registry.add(name, name.encode(), SUMMARY)
-    assert [entry.name for entry in registry.list()] == ["bowl", "Cat", "cat", "my_dog", "teapot"]
+    assert [entry.name for entry in registry.list()] == ["bowl", "cab", "Cat", "my_dog", "teapot"]
 
 
 def test_an_unknown_name_suggests_the_nearest(registry):
@@ -188,11 +189,12 @@ def test_a_failed_write_leaves_no_trace(registry, monkeypatch):
     assert registry.list() == [] and blob_files(registry) == []
 
 
-def test_remains_of_a_killed_process_are_swept(registry, monkeypatch):
-    (paths.make_private(registry.home / "blobs" / "incoming") / "tmpdead").write_bytes(b"half")
+def test_remains_of_a_killed_process_are_swept(registry):
+    left = paths.make_private(registry.home / "blobs" / "incoming") / "4242-0123456789abcdef"
+    left.write_bytes(b"half")
     registry.add("a", b"a", SUMMARY)
     assert len(blob_files(registry)) == 2
-    monkeypatch.setattr("conceptkit.registry.blobs.ABANDONED_AFTER", -1.0)
+    os.utime(left, (0, 0))
     registry.add("b", b"b", SUMMARY)
     assert len(blob_files(registry)) == 2
 

@@ -102,12 +102,13 @@ def test_importing_again_changes_nothing(mine, yours, tmp_path):
     assert len(yours.versions("my_dog")) == len(labels.notes(yours, "my_dog")) == 1
 
 
-def test_an_import_makes_good_what_a_killed_one_left_out(mine, yours, tmp_path):
-    entry = put(mine, "my_dog")
+def test_a_preview_that_comes_later_arrives_with_the_same_key(mine, yours, tmp_path):
+    put(mine, "my_dog")
+    key = signing.create(mine.home, "me")
+    signing.trust(yours.home, "alice", key.public)
+    exchange.import_file(yours, bundled(mine, tmp_path / "b", "my_dog", signer=""))
     mine.set_preview("my_dog", 1, PNG)
-    file = bundled(mine, tmp_path / "b", "my_dog")
-    yours.add("my_dog", mine.read(entry), entry.summary)
-    exchange.import_file(yours, file)
+    exchange.import_file(yours, bundled(mine, tmp_path / "b", "my_dog", signer=""))
     assert yours.preview("my_dog") == PNG
 
 
@@ -122,19 +123,16 @@ def test_two_bundles_with_the_same_name_and_other_content(mine, yours, tmp_path)
         assert contents(third) == {"my_dog": {blob("my_dog", 1), blob("my_dog", 2)}}
 
 
-def test_a_name_means_the_newest_wherever_it_is(mine, yours):
+def test_a_name_follows_those_it_came_from(mine):
     old = IncomingConcept("my_dog", blob("my_dog", 1), "2020-01-01T00:00:00+00:00")
     new = IncomingConcept("my_dog", blob("my_dog", 2), "2021-01-01T00:00:00+00:00")
-    for registry, order in ((mine, [old, new]), (yours, [new, old])):
-        for parcel in order:
-            incoming.receive(registry, [parcel], "pull")
-        assert registry.read("my_dog") == new.data
-    ((_, second),) = [yours.versions("my_dog")]
-    assert yours.get("my_dog").version == 1 and second.version == 2
-    (late,) = incoming.receive(
-        yours, [IncomingConcept("my_dog", blob("my_dog", 3), "9999-01-01T00:00:00+00:00")], "pull"
-    )
-    assert late.entry.created < "9998", "nobody can claim to be the newest for ever"
+    for parcel in (old, new):
+        incoming.receive(mine, [parcel], "pull", origin="remote team")
+        assert mine.read("my_dog") == parcel.data
+    late = IncomingConcept("my_dog", blob("my_dog", 3), "9999-01-01T00:00:00+00:00")
+    (arrival,) = incoming.receive(mine, [late], "pull", origin="remote other")
+    assert mine.read("my_dog") == new.data and not arrival.points
+    assert arrival.entry.created < "9998", "nobody can claim to be the newest for ever"
 
 
 def test_a_name_means_here_what_it_meant_there(mine, yours, tmp_path):
@@ -365,11 +363,13 @@ def test_what_is_no_file_is_one_sentence(mine, yours, tmp_path):
 
 def test_a_failed_export_leaves_the_old_file(mine, tmp_path, monkeypatch):
     put(mine, "my_dog")
-    (tmp_path / "b").write_text("precious")
+    bundled(mine, tmp_path / "b", "my_dog")
+    precious = (tmp_path / "b").read_bytes()
+    put(mine, "my_dog", seed=1)
     monkeypatch.setattr("conceptkit.registry.atomic_files.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bundled(mine, tmp_path / "b", "my_dog")
-    assert (tmp_path / "b").read_text() == "precious"
+    assert (tmp_path / "b").read_bytes() == precious
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "mine"]
 
 

@@ -75,6 +75,16 @@ def test_killed_at_any_moment_leaves_all_or_nothing(folder, name):
     assert sum(json.loads(finish(python(KILLER, name, str(folder), "12"))).values()) == 12
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+@pytest.mark.parametrize(
+    ("name", "times"), [("restore", 0), ("rebuild", 9), ("rebuild damaged", 9), ("backup", 0), ("keys", 0)]
+)
+def test_upkeep_that_is_killed_leaves_what_was_acknowledged(folder, name, times):
+    hits = json.loads(finish(python(KILLER, name, str(folder), str(times))))
+    assert sum(hits.values()) >= (times or 3)
+
+
 def test_processes_that_add_at_once_lose_nothing(home):
     for process in [python(ADDER, name) for name in ("a", "b", "c")]:
         finish(process)

@@ -133,7 +133,7 @@ def test_days_count_to_their_end(stocked):
 
 
 def test_pages_are_the_list(registry):
-    wanted = [f"{letter}{i}" for letter in "aBbC" for i in range(7)]
+    wanted = [f"{letter}{i}" for letter in "aBcD" for i in range(7)]
     random.Random(0).shuffle(wanted)
     registry.add_many([New(name, name.encode(), DOG) for name in wanted])
     for filters in (Filters(), Filters(noun="dog"), Filters(base="storybook", method="custom")):
@@ -249,7 +249,7 @@ def test_removing_another_version_leaves_the_name_where_it_points(registry):
 
 def test_removing_the_version_in_use_leaves_the_name_where_it_pointed_before(registry):
     registry.add("my_dog", b"mine", DOG)
-    registry.add_many([New("my_dog", b"theirs", DOG, event="pull aside", points=False)], new_version=True)
+    registry.add_many([New("my_dog", b"theirs", DOG, event="pull", origin="remote team")], new_version=True)
     registry.add("my_dog", b"mine again", DOG, new_version=True)
     registry.remove("my_dog@3")
     assert registry.get("my_dog").version == 1 and registry.read("my_dog") == b"mine"

@@ -158,16 +158,17 @@ def test_a_full_disk(small_disk):
 READER = """
     import os, sys
     from conceptkit.errors import ConceptError
-    from conceptkit.registry import find, keep, labels
+    from conceptkit.registry import maintenance
+    from conceptkit.registry.catalogue import search, labels
     from conceptkit.registry.store import Registry
     home = sys.argv[1]
     if os.getuid() == 0:  # to whom no file is read-only
         os.setuid(65534)
     with Registry(home) as registry:
-        assert registry.read("my_dog") == b"dog" and find.search(registry, "dog") and registry.list()
-        assert not keep.verify(registry).problems
+        assert registry.read("my_dog") == b"dog" and search.search(registry, "dog") and registry.list()
+        assert not maintenance.verify(registry).problems
         for act in (lambda: registry.add("new", b"new", {}), lambda: labels.tag(registry, "my_dog", ["x"]),
-                    lambda: registry.remove("my_dog"), lambda: keep.gc(registry, delete=True)):
+                    lambda: registry.remove("my_dog"), lambda: maintenance.gc(registry, delete=True)):
             try:
                 act()
             except ConceptError as error:

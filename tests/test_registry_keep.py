@@ -131,7 +131,7 @@ def test_verify_says_what_is_damaged_missing_or_nobodys(stocked):
     blobs.place(stocked.blobs, stocked.get("my_dog@1").hash).write_bytes(b"x")
     blobs.place(stocked.blobs, stocked.get("both").preview or "").unlink()
     blobs.put(stocked.blobs, b"nobody's")
-    (stocked.blobs / "incoming" / "half").write_bytes(b"h")
+    (stocked.blobs / "incoming" / "4242-0123456789abcdef").write_bytes(b"h")
     found = maintenance.verify(stocked)
     assert [problem.partition(":")[0] for problem in sorted(found.problems)] == [
         "my_dog@1 is damaged",
@@ -166,10 +166,10 @@ def test_gc_shows_first_and_deletes_only_what_nothing_names(stocked):
     before = contents(stocked)
     orphan = blobs.put(stocked.blobs, concept("lost"))
     blobs.put(stocked.blobs, b"picture")
-    old = stocked.blobs / "incoming" / "old"
+    old = stocked.blobs / "incoming" / "4242-0123456789abcdef"
     old.write_bytes(b"half")
     os.utime(old, (0, 0))
-    assert maintenance.gc(stocked) == maintenance.Garbage(2, len(concept("lost")) + 7, 1, 1, False)
+    assert maintenance.gc(stocked) == maintenance.Garbage(2, len(concept("lost")) + 7, 1, 1, False, 1, 4)
     assert blobs.size(stocked.blobs, orphan) and old.exists()
     assert "1 of them are concepts" in run("gc") and "--yes" in run("gc")
     assert run("gc", "--yes").startswith("Deleted 2 files")

@@ -51,7 +51,7 @@ def test_drawn_pictures_know_their_seeds_and_are_drawn_alike_alone(base, registr
     assert np.array_equal(np.asarray(both.images[1]), np.asarray(alone.images[0]))
     metadata = both.pictures[1].metadata
     assert metadata["seed"] == 4 and metadata["merge_method"] == both.request.merge_method
-    assert metadata["guidance_scale"] == base.guidance and metadata["num_inference_steps"] == 2
+    assert metadata["guidance_scale"] == base.family.guidance_scale and metadata["num_inference_steps"] == 2
     assert both.sheet_metadata["seeds"] == [3, 4] and "seed" not in both.sheet_metadata
     assert tiny.snapshot(base.pipe) == before
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from conceptkit.base.attention import USABLE, kv_maps
+from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
+from conceptkit.registry.paths import expanded
 
-STORYBOOK = "storybook"
-STORYBOOK_GUIDANCE, STORYBOOK_PAG = 3.5, 1.5
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -31,6 +31,7 @@ class Base:
     name: str
     pipe: Any
     fingerprint: Fingerprint
+    family: Family
 
     @property
     def unet(self) -> nn.Module:
@@ -62,31 +63,6 @@ class Base:
         """The precision that the denoiser is in."""
         return next(self.unet.parameters()).dtype
 
-    @property
-    def guidance(self) -> float:
-        """The guidance scale that suits the base (classifier-free guidance, 2207.12598)."""
-        return STORYBOOK_GUIDANCE if self.name == STORYBOOK else 7.5
-
-    @property
-    def pag(self) -> float:
-        """The scale of perturbed-attention guidance that suits the base (2403.17377); 0 is none."""
-        return STORYBOOK_PAG if self.name == STORYBOOK else 0.0
-
-    @property
-    def pag_layers(self) -> tuple[str, ...]:
-        """Where self-attention is perturbed for it, as diffusers names layers: all, or as the paper does."""
-        return ("attn1",) if self.name == STORYBOOK else ("mid",)
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether several things are better drawn in a window each: the embedded base knows one at a time."""
-        return self.name == STORYBOOK
-
-    @property
-    def reads_apart(self) -> bool:
-        """Whether words of several concepts in one frame are better read apart: measured on this base."""
-        return self.name == STORYBOOK
-
 
 def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
     """The embedded base, a local diffusers folder, or a hub id; only a hub id reaches for the network.
@@ -112,7 +88,7 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
         raise BadBase(f"{name!r} cannot be read as a text-to-image pipeline; {advice}") from error
     pipe.set_progress_bar_config(disable=True)
     # A folder is remembered by its full path, so that a concept finds its base from anywhere.
-    folder = local and name != STORYBOOK
+    folder = local and family_of(name).weights is None
     return of(pipe.to(device) if device else pipe, str(Path(source).resolve()) if folder else name)
 
 
@@ -120,7 +96,8 @@ def of(pipe: Any, name: str | None = None) -> Base:
     """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
-    return Base(name or _name_of(pipe), pipe, fingerprint_of(pipe))
+    name = name or _name_of(pipe)
+    return Base(name, pipe, fingerprint_of(pipe), family_of(name))
 
 
 def check_fits(
@@ -144,9 +121,11 @@ def check_fits(
 
 def _locate(name: str) -> tuple[str, bool]:
     """(where to load from, whether that is on this machine)."""
-    if name == STORYBOOK:
-        return _storybook_path(), True
-    folder = Path(name).expanduser()
+    if weights := family_of(name).weights:
+        if not weights.is_dir():
+            raise BadBase(f"This installation lacks the {name} base; install conceptkit again")
+        return str(weights), True
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise BadBase(f"The folder {name!r} is no diffusers pipeline; give one with a model_index.json")
@@ -156,21 +135,10 @@ def _locate(name: str) -> tuple[str, bool]:
     raise BadBase(f"There is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
 
 
-def _storybook_path() -> str:
-    try:
-        from conceptkit import storybook
-
-        return str(storybook.path())  # type: ignore[attr-defined,unused-ignore]
-    except (ImportError, AttributeError) as error:
-        raise BadBase("This installation lacks the storybook base; install conceptkit again") from error
-
-
 def _name_of(pipe: Any) -> str:
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path") or "")
-    with contextlib.suppress(BadBase):
-        if source and source == _storybook_path():
-            return STORYBOOK
-    return source or type(pipe).__name__
+    embedded = (family.name for family in FAMILIES.values() if source and source == str(family.weights))
+    return next(embedded, source or type(pipe).__name__)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """A concept as safetensors bytes, and back: one header, checked before anything is believed."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.concepts import reference as references
 from conceptkit.concepts.delta import READS_TEXT, Delta, Factors
 from conceptkit.errors import BadBlob
+from conceptkit.registry import private_names
 
 if TYPE_CHECKING:
     from conceptkit.concepts.concept import Concept
@@ -27,6 +29,7 @@ HALF_ERROR = 1e-3
 def to_bytes(concept: "Concept") -> bytes:
     """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %.
 
+    Where its base lies on this machine and what its photos are called is not in them, but in `summary`.
     All metadata is one header key, because safetensors writes several in random order.
     """
     tensors, layout = _packed(concept.delta)
@@ -40,12 +43,12 @@ def to_bytes(concept: "Concept") -> bytes:
         "kind": concept.kind,
         "noun": concept.noun,
         "base": concept.base.to_json(),
-        "base_name": concept.base_name,
+        "base_name": private_names.public_base(concept.base_name),
         "tokens": sorted(concept.tokens),
         "words": dict(concept.words),
         "delta": layout,
         "recipe": dict(concept.recipe),
-        "provenance": dict(concept.provenance),
+        "provenance": private_names.public_provenance(concept.provenance),
     }
     if concept.reference is not None:
         more, maps = _packed(concept.reference.maps, references.PREFIX)
@@ -104,7 +107,7 @@ def parse(data: bytes) -> dict[str, Any]:
         _expect(bool(tensor.isfinite().all()), f"{name} is not finite")
     size = int.from_bytes(data[:8], "little")
     outer = json.loads(data[8 : 8 + size])["__metadata__"]
-    header = json.loads(outer["conceptkit"], parse_constant=_no_constant)
+    header = json.loads(outer["conceptkit"], parse_constant=_no_constant, parse_float=_finite)
     form = header["format"]
     _expect(form in (FORMAT, WITH_REFERENCE), f"its format is {form!r}, not {FORMAT} or {WITH_REFERENCE}")
 
@@ -178,6 +181,12 @@ def _check_texts(header: Mapping[str, Any]) -> None:
     _expect(
         isinstance(header["recipe"], dict) and isinstance(header["provenance"], dict), "it has no history"
     )
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return value
 
 
 def _no_constant(text: str) -> float:

@@ -13,9 +13,10 @@ from conceptkit.concepts.delta import Delta, Factors, delta_rank
 from conceptkit.concepts.reference import Reference
 from conceptkit.errors import BadBlob
 from conceptkit.pictures import html
+from conceptkit.registry import private_names
 
 if TYPE_CHECKING:
-    from conceptkit.registry.store import Registry
+    from conceptkit.registry.store import Entry, Registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,8 @@ class Concept:
     words: a name in a prompt -> the text it stands for: {"my_dog": "<my_dog> dog"}.
     rows: (s, d) text features of its own words over many contexts, and of its class noun where it leaves that
         alone, so that composing encodes no prompt.
-    recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes.
+    recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes. A local base's
+        path and the file names of the photos are known to this value and to `summary`, not to the bytes.
     reference: a photo that is looked at in every step of drawing, and how; None for most.
     """
 
@@ -60,6 +62,10 @@ class Concept:
     def summary(self) -> dict[str, Any]:
         """What the registry's index shows without opening the concept."""
         shown = {} if self.reference is None else {"reference": True}
+        photos = self.provenance.get(private_names.PHOTOS) or []
+        photos = (
+            [name for own in photos.values() for name in own] if isinstance(photos, dict) else list(photos)
+        )
         maps = {} if self.reference is None else self.reference.maps
         return {
             "kind": self.kind,
@@ -73,6 +79,7 @@ class Concept:
             "parents": list(self.provenance.get("parents", [])),
             "weights": list(self.provenance.get("weights", [])),
             **shown,
+            **({private_names.PHOTOS: photos} if photos else {}),
         }
 
     def _repr_html_(self) -> str:
@@ -94,7 +101,17 @@ def read(registry: "Registry", name: str) -> Concept:
     entry = registry.get(name)
     data = registry.read(entry)
     try:
-        return Concept.from_bytes(data).called(entry.name)
+        concept = Concept.from_bytes(data).called(entry.name)
     except BadBlob as error:
         again = f"remove it with `conceptkit rm {entry.ref}` and learn it again"
         raise BadBlob(f"{entry.ref} is stored as bytes that are not a concept; {again}") from error
+    told = dict(concept.provenance)
+    if photos := entry.summary.get(private_names.PHOTOS):
+        told[private_names.PHOTOS] = photos
+    return replace(concept, base_name=base_of(entry, concept.base_name), provenance=told)
+
+
+def base_of(entry: "Entry", told: str) -> str:
+    """Where the base of a stored concept is on this machine, as its index knows; `told`: by its own bytes."""
+    known = str(entry.summary.get("base_name") or told)
+    return known if private_names.public_base(known) == private_names.public_base(told) else told

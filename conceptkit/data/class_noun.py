@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Collection
@@ -18,7 +19,7 @@ def suggest_noun(name: str, folder: Path | str | None, nouns: Collection[str]) -
     "my_dog" and "dogs" give "dog", "my_dog_house" gives "house" (the last word is what a thing is), and
     "moongate" gives "gate".
     """
-    texts = [_words(name)] + ([_words(Path(folder).resolve().name)] if folder is not None else [])
+    texts = [_words(name)] + ([_words(Path(os.path.realpath(folder)).name)] if folder is not None else [])
     known = {" ".join(_words(noun)): noun for noun in nouns}
     for words in texts:
         for end in range(len(words), 0, -1):

@@ -10,6 +10,7 @@ from PIL import Image
 from conceptkit.data.decode import decode
 from conceptkit.data.resize import LARGEST
 from conceptkit.errors import BadPhotos
+from conceptkit.registry.paths import expanded
 
 
 def masks_for(
@@ -21,7 +22,7 @@ def masks_for(
     """
     if folder is None:
         return ()
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise BadPhotos(f"{root} is no folder; name one with a mask for each photo, of the photo's name.")
     stems = {file.stem: file for file in sorted(root.iterdir()) if file.is_file() and file.name[0] != "."}

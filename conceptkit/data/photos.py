@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from conceptkit.data.decode import decode
 from conceptkit.data.masks import masks_for
 from conceptkit.data.resize import LARGEST, at_most
 from conceptkit.errors import BadPhotos
+from conceptkit.registry.paths import expanded
 
 SMALLEST = 32  # pixels on the shorter side; below that there is no subject to learn
 READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".avif"}
@@ -70,7 +72,7 @@ def read(paths: Sequence[Path | str] | Path | str, masks: Path | str | None = No
     over 2048 pixels is shrunk to that. Raises BadPhotos, naming the file, at the first that cannot be used.
     """
     roots = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    files = {file.resolve(): file for root in roots for file in _files(root.expanduser())}
+    files = {os.path.realpath(file): file for root in roots for file in _files(expanded(root))}
     if not files:
         raise BadPhotos(_nothing_found(roots))
     photos = [(file, _read(file)) for file in files.values()]

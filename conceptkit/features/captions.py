@@ -1,11 +1,8 @@
-"""Captions for regularisation, a file for each kind of base."""
+"""Captions for regularisation, a file for each family of bases."""
 
-from importlib.resources import files
-
-from conceptkit.base.pipeline import STORYBOOK
+from conceptkit.base.families import family_of
 
 
 def captions(base_name: str) -> list[str]:
-    """Captions for regularisation: the storybook's own, or everyday ones for any other base."""
-    package, name = ("storybook", "captions.txt") if base_name == STORYBOOK else ("wordlists", "general.txt")
-    return files(f"conceptkit.{package}").joinpath(name).read_text(encoding="utf-8").splitlines()
+    """The captions of the family of the base of that name, a line each."""
+    return family_of(base_name).captions.read_text(encoding="utf-8").splitlines()

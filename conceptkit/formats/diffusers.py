@@ -12,6 +12,7 @@ from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.files import fill_folder
 from conceptkit.formats.peft import LORA, lora
 from conceptkit.formats.textual_inversion import embedding, token_file
+from conceptkit.registry import private_names
 
 if TYPE_CHECKING:
     from conceptkit.merging.compose import Merge
@@ -22,10 +23,18 @@ ALWAYS = (
 )
 
 
-def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
+def export(
+    concept: "Concept | Merge",
+    out_dir: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    with_names: bool = False,
+) -> list[Path]:
     """Write a concept or a merge for plain diffusers: the LoRA, one embedding per token, and a README.
 
     out_dir: a folder, which is filled; all files appear there, or none. force: files may be written over.
+    with_names: what leaves says where the base lies on this machine and what the photos are called, instead
+        of hashes.
 
     Tokens are written in lower case, because tokenizers fold the case of a prompt but not that of a token.
 
@@ -49,9 +58,12 @@ def export(concept: "Concept | Merge", out_dir: str | os.PathLike[str], *, force
         )
     files: dict[str, bytes] = {}
     if concept.delta:
-        files[LORA] = lora(concept)
-    files |= {token_file(token): embedding(concept, rows) for token, rows in sorted(concept.tokens.items())}
-    files["README.md"] = readme(concept).encode()
+        files[LORA] = lora(concept, with_names)
+    files |= {
+        token_file(token): embedding(concept, rows, with_names)
+        for token, rows in sorted(concept.tokens.items())
+    }
+    files["README.md"] = readme(concept, with_names).encode()
     return fill_folder(Path(out_dir).absolute(), files, force)
 
 
@@ -77,8 +89,9 @@ def folded(concept: Concept) -> Concept:
     )
 
 
-def readme(concept: Concept) -> str:
+def readme(concept: Concept, with_names: bool = False) -> str:
     """How to load the files and what to type."""
+    base_name = concept.base_name if with_names else private_names.public_base(concept.base_name)
     double = any(len(rows) == 2 for rows in concept.tokens.values())
     lines = ['pipe.load_lora_weights("FOLDER")'] if concept.delta else []
     for token in sorted(concept.tokens):
@@ -102,7 +115,7 @@ def readme(concept: Concept) -> str:
     always = f"\n{ALWAYS}\n" if spoken else ""
     return f"""# {concept.name}
 
-Learned on the base `{concept.base_name}`; it fits no other architecture. In a prompt type {typed}.
+Learned on the base `{base_name}`; it fits no other architecture. In a prompt type {typed}.
 
 ```python
 {imports}

@@ -14,7 +14,7 @@ LORA = "pytorch_lora_weights.safetensors"
 TEXT_MODEL = "text_model."
 
 
-def lora(concept: Concept) -> bytes:
+def lora(concept: Concept, with_names: bool = False) -> bytes:
     """The delta as a LoRA for `load_lora_weights`, of the UNet and of text encoders that it has maps of.
 
     One rank for all maps of a part, padded with zeros, and alpha equal to it: readers that drop per-module
@@ -31,7 +31,9 @@ def lora(concept: Concept) -> bytes:
             tensors[f"{key}.lora_B.weight"] = torch.nn.functional.pad(up, (0, more))
         names = sorted(name.removeprefix(TEXT_MODEL) for name in factors)
         adapter |= {f"{place}.r": rank, f"{place}.lora_alpha": rank, f"{place}.target_modules": names}
-    return pack(tensors, {"lora_adapter_metadata": json.dumps(adapter), "conceptkit": provenance(concept)})
+    return pack(
+        tensors, {"lora_adapter_metadata": json.dumps(adapter), "conceptkit": provenance(concept, with_names)}
+    )
 
 
 def _written(place: str, name: str) -> str:

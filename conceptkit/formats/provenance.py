@@ -8,20 +8,25 @@ from safetensors.torch import save
 from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
+from conceptkit.registry import private_names
 
 
-def provenance(concept: Concept) -> str:
-    """What these tensors are and where they came from, as JSON for the file's header."""
+def provenance(concept: Concept, with_names: bool = False) -> str:
+    """What these tensors are and where they came from, as JSON for the file's header.
+
+    with_names: also where the base lies on this machine and what the photos are called.
+    """
+    told = concept.provenance
     return json.dumps(
         {
             "name": concept.name,
             "kind": concept.kind,
             "noun": concept.noun,
             "base": concept.base.to_json(),
-            "base_name": concept.base_name,
+            "base_name": concept.base_name if with_names else private_names.public_base(concept.base_name),
             "words": dict(concept.words),
             "recipe": dict(concept.recipe),
-            "provenance": dict(concept.provenance),
+            "provenance": dict(told) if with_names else private_names.public_provenance(told),
         },
         sort_keys=True,
     )

@@ -210,13 +210,13 @@ def _windows(here: pipeline.Base, concept: Concept, order: AttachOrder) -> Windo
             "side_by_side out, or use a text-to-image pipeline"
         )
     if wanted is None:
-        wanted = able and here.side_by_side and not order.regions and not order.separate
+        wanted = able and here.family.side_by_side and not order.regions and not order.separate
     return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
 def _apart(here: pipeline.Base, concept: Concept, order: AttachOrder) -> PerConceptEncoding | None:
     """Each concept's words read without the others, where that was ordered, or suits the base."""
-    wanted = here.reads_apart if order.read_apart is None else order.read_apart
+    wanted = here.family.isolate_concepts if order.read_apart is None else order.read_apart
     return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 

@@ -35,14 +35,14 @@ def guided(
     Whoever draws from several threads holds a lock, as the UNet's attention is exchanged meanwhile. Raises
     BadBase where diffusers has no such pipeline, ConceptError with a concept that looks at its photo.
     """
-    guidance = base.guidance if guidance is None else guidance
+    guidance = base.family.guidance_scale if guidance is None else guidance
     looking = _looks_at_a_photo(base.pipe)
     if pag and looking:
         raise ConceptError(
             f"{looking} looks at its reference photo, which perturbed-attention guidance cannot do; draw it "
             "with a scale of 0"
         )
-    pag = (0.0 if looking else base.pag) if pag is None else pag
+    pag = (0.0 if looking else base.family.pag_scale) if pag is None else pag
     if not pag:
         yield base.pipe, {"guidance_scale": guidance}
         return
@@ -66,7 +66,7 @@ def _with_pag(base: Base) -> Any:
 
     try:
         pipe = AutoPipelineForText2Image.from_pipe(
-            base.pipe, enable_pag=True, pag_applied_layers=list(base.pag_layers)
+            base.pipe, enable_pag=True, pag_applied_layers=list(base.family.pag_layers)
         )
     except ValueError as error:
         raise BadBase(

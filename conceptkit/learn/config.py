@@ -11,6 +11,7 @@ from typing import Any
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.methods.table import METHODS, adapter_of, find_method, method_of_adapter
 from conceptkit.learn.train_config import CHOICES, OLD_FIELDS, TrainConfig, field_value
+from conceptkit.registry.paths import expanded
 
 __all__ = [
     "CHOICES",
@@ -116,7 +117,7 @@ def config_for(
 
 def read_config(file: Path | str) -> dict[str, Any]:
     """The fields of a recipe in a TOML file. Raises BadRecipe that names the file and the field."""
-    path = Path(file).expanduser()
+    path = expanded(file)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

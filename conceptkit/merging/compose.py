@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from conceptkit.base.pipeline import Base, check_fits, load
 from conceptkit.concepts import gates
-from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.concept import Concept, base_of
 from conceptkit.concepts.delta import only
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.features import caption_statistics
@@ -112,7 +112,7 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
     ]
     return compose(
         *again,
-        base=base or load(merge.base_name),
+        base=base or load(base_of(registry.get(name), merge.base_name)),
         registry=registry,
         name=merge.name,
         weights=told.get("weights", recipe.get("weights")),
@@ -189,7 +189,7 @@ def _as_concept(kitchen: MergeContext, joined: MergeResult, name: str | None, ho
             reference=only_one.reference and only_one.reference.scaled(chosen[0].weight),
             provenance={**only_one.provenance, **lineage},
         )
-        return Concept.from_bytes(stronger.to_bytes())
+        return replace(Concept.from_bytes(stronger.to_bytes()), base_name=stronger.base_name)
     concept = Concept(
         name=name or "-".join(part.concept.name for part in chosen)[:64],
         kind="merge",
@@ -203,7 +203,7 @@ def _as_concept(kitchen: MergeContext, joined: MergeResult, name: str | None, ho
         provenance=lineage,
         rows=joined.rows,
     )
-    return Concept.from_bytes(concept.to_bytes())
+    return replace(Concept.from_bytes(concept.to_bytes()), base_name=concept.base_name)
 
 
 def _report(

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 
 PREVIEWS = 4
-FLAT = 0.65
-"""Sets of photographs lie between 0.3 and 0.6 in flatness by measure, those of the storybook above 0.7."""
-
 UNFINISHED = "What was learned so far is kept; resume=True goes on with it"
 STORED = "What was learned is stored; only its preview is missing"
 
@@ -366,11 +363,11 @@ def _described(base: bases.Base, outcome: Outcome) -> list[str]:
 
 
 def _faint(base: bases.Base, shown: photo_files.PhotoSet) -> list[str]:
-    """One sentence for photos that are not in the storybook's flat colours."""
-    if base.name != bases.STORYBOOK:
+    """One sentence for photos that are not in the flat colours which are all that the base knows."""
+    if not base.family.flatness:
         return []
     flat = [photo_files.flatness(resize.square(photo, 64)) for photo in shown.pictures]
-    if sum(flat) / len(flat) >= FLAT:
+    if sum(flat) / len(flat) >= base.family.flatness:
         return []
     return [
         "These photos look nothing like the storybook's drawings, "

@@ -24,7 +24,7 @@ def noun_of(
     notices: list[str],
 ) -> str:
     """The class noun, with a notice when it was guessed. Raises BadRecipe when there is none."""
-    known = known_nouns(base)
+    known = base.family.class_nouns
     if noun is None:
         noun = pictures.suggest_noun(name, folder, known or COMMON_NOUNS)
         if noun is None:
@@ -38,12 +38,3 @@ def noun_of(
             f"The base {base.name} does not know the class {noun!r}; choose one of {', '.join(known)}"
         )
     return noun
-
-
-def known_nouns(base: bases.Base) -> tuple[str, ...]:
-    """The nouns of the storybook; a real base knows more than can be listed."""
-    if base.name != bases.STORYBOOK:
-        return ()
-    from conceptkit import storybook
-
-    return storybook.nouns()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -14,10 +15,12 @@ from conceptkit.base import devices
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
+from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import Attachment, attach
 from conceptkit.inference.generate import guided
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
+from conceptkit.registry import private_names
 from conceptkit.registry.store import Entry, Registry
 from conceptkit.workflows.draw_request import DrawRequest
 
@@ -134,6 +137,12 @@ def carry_out(
     if base is None or isinstance(base, str):
         name = base or entries[0].summary.get("base_name", STORYBOOK)
         base = load(name, device=devices.choose(device))
+    levels = base.pipe.scheduler.config.get("num_train_timesteps")
+    if levels and request.num_inference_steps > levels:
+        raise BadRecipe(
+            f"{base.name} has {levels} noise levels, so {request.num_inference_steps} steps make no sense; "
+            f"give at most {levels}"
+        )
     session = _Session(base, registry, progress, on_picture, on_notice)
     merge = compose(
         *request.concepts,
@@ -166,12 +175,18 @@ def _metadata(request: DrawRequest, entries: list[Entry], base: Base) -> dict[st
         "prompt": request.prompt,
         "concepts": [entry.ref for entry in entries],
         "hashes": [entry.hash for entry in entries],
-        "base": base.name,
+        "base": private_names.public_base(base.name),
         "weights": list(request.weights.values()),
         "merge_method": request.merge_method,
-        **request.placement,
+        **_public(request.placement),
         "num_inference_steps": request.num_inference_steps,
     }
+
+
+def _public(placement: Mapping[str, Any]) -> dict[str, Any]:
+    """Where things are put, for others to read: of a mask's file its name alone."""
+    regions = [re.sub(r"=.*[/\\]", "=", text) for text in placement.get("regions", ())]
+    return {**placement, **({"regions": regions} if regions else {})}
 
 
 def _draw(

@@ -148,8 +148,8 @@ def run(out: Path, tick: Tick) -> Path:
         f"by {summed.report.captions:.1%} under the sum. "
         "Similarity is the subject judge's mean cosine to the photos; that of other photos, autoencoded, "
         "is the ceiling. Named: the nearest of 21 subjects of one class and colour is the right one. "
-        f"Seeds are 0 to {SEEDS - 1}, or 0 to 3, none chosen; {STEPS} steps, guidance {base.guidance:g}, "
-        f"perturbed-attention guidance {base.pag:g}.",
+        f"Seeds are 0 to {SEEDS - 1}, or 0 to 3, none chosen; {STEPS} steps, "
+        f"guidance {base.family.guidance_scale:g}, perturbed-attention guidance {base.family.pag_scale:g}.",
     ]
     page = sheet(
         rows,

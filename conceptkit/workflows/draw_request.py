@@ -13,6 +13,7 @@ from conceptkit.merging import request
 from conceptkit.registry.store import Entry, Registry
 
 STEPS = 25
+LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
 LEAST = {"count": 1, "num_inference_steps": 1, "guidance_scale": 0, "pag_scale": 0}
 
 
@@ -55,12 +56,13 @@ class DrawRequest:
             raise BadPrompt(
                 "An empty prompt draws nothing in particular: say what to draw, with a concept's name in it."
             )
-        for name, least in (
-            ("count", 1),
-            ("num_inference_steps", 1),
-            ("guidance_scale", 0),
-            ("pag_scale", 0),
-        ):
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError as error:
+            raise BadPrompt(f"The prompt {self.prompt[:60]!a} is no text; type it in UTF-8") from error
+        if not (self.seed >= LEAST_SEED and self.seed + self.count - 1 <= LARGEST_SEED):
+            raise BadRecipe(f"The seed {self.seed} is no number of 64 bits; give a smaller one")
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise BadRecipe(f"{name} = {value} draws nothing; give {least} or more")

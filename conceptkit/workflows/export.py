@@ -30,6 +30,7 @@ def export(
     base: Base | str | None = None,
     registry: Registry | None = None,
     force: bool = False,
+    with_names: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Exported:
     """Write a concept, or the merge of several, as files that plain diffusers loads.
@@ -38,6 +39,7 @@ def export(
 
     what: a concept, a merge, or names in the registry, each with a strength if wanted.
     out: a folder, which is filled. force: files that are there may be written over.
+    with_names: write into them where the base lies on this machine and what the photos are called, too.
     base: on which several are merged; None: the one that the first was learned on.
 
     Raises NoEffect or ConceptError for what no file can hold, and what `compose` raises.
@@ -45,15 +47,17 @@ def export(
     if isinstance(what, Concept | Merge):
         concept = what if isinstance(what, Concept) else what.concept
         notices = () if isinstance(what, Concept) else what.report.notices
-        return Exported(tuple(diffusers.export(what, Path(out), force=force)), concept, tuple(notices))
+        files = diffusers.export(what, Path(out), force=force, with_names=with_names)
+        return Exported(tuple(files), concept, tuple(notices))
+    how = {"force": force, "with_names": with_names}
     names = [what] if isinstance(what, str) else list(what)
     if registry is None:
         with Registry() as opened:
-            return export(names, out, base=base, registry=opened, force=force, progress=progress)
+            return export(names, out, base=base, registry=opened, progress=progress, **how)
     weights = request.read(names)
     entries = [registry.get(name) for name in weights]
     if base is None and list(weights.values()) == [1.0]:
-        return export(read(registry, entries[0].ref), out, force=force)
+        return export(read(registry, entries[0].ref), out, **how)
     if base is None or isinstance(base, str):
         base = load(base or entries[0].summary.get("base_name", STORYBOOK))
-    return export(compose(*names, base=base, registry=registry, tick=progress), out, force=force)
+    return export(compose(*names, base=base, registry=registry, tick=progress), out, **how)

@@ -60,6 +60,25 @@ def rollback(registry: Registry, name: str, version: int | None = None) -> Entry
     return target
 
 
+def point(registry: Registry, entry: Entry, event: str, detail: str | None) -> None:
+    """Let a name point at that version of it, and note why; in a transaction."""
+    number, conn = number_of(registry, entry.name), registry.index.conn
+    if registry.get(entry.name).version != entry.version:
+        conn.execute("update names set version = ? where id = ?", [entry.version, number])
+        record(conn, number, entry.name, event, entry.version, entry.hash, detail)
+        refresh(conn, number)
+
+
+def take(registry: Registry, name: str, digest: str, origin: str) -> Entry | None:
+    """Let a name point at its version of these bytes because the user said so; None when it does already."""
+    with registry.index.writing():
+        entry = next((one for one in registry.versions(name) if one.hash == digest), None)
+        if entry is None or registry.get(name).version == entry.version:
+            return None
+        point(registry, entry, "take", origin)
+    return entry
+
+
 def rename(registry: Registry, old: str, new: str) -> Entry:
     """Give a name with all its versions, labels and history another name; returns what that points at.
 
@@ -72,6 +91,8 @@ def rename(registry: Registry, old: str, new: str) -> Entry:
             raise UnknownConcept(f"All versions are renamed at once: use {head.name!r} without a version.")
         if registry.index.query("select 1 from names where name = ?", [new]):
             raise NameTaken(f"{new!r} is already in the registry: choose another name.")
+        if new.lower() != head.name.lower():
+            registry.check_case(new)
         number = number_of(registry, old)
         conn.execute("update names set name = ? where id = ?", [new, number])
         conn.execute("update versions set name = ? where name = ?", [new, old])

@@ -1,6 +1,7 @@
 """What people say about their concepts: tags, notes, favourites. Of a name, whatever version it points at."""
 
 import re
+import sqlite3
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -89,6 +90,18 @@ def favourite(registry: Registry, name: str, yes: bool = True) -> None:
     registry.get(name)
     with registry.index.writing() as conn:
         conn.execute("update names set favourite = ? where id = ?", [int(yes), number_of(registry, name)])
+
+
+def put(conn: sqlite3.Connection, number: int, tags: Iterable[str], texts: Iterable[str]) -> None:
+    """Tags and notes that a name does not have yet, checked before; in a transaction."""
+    had = {text for (text,) in conn.execute("select text from notes where name_id = ?", [number])}
+    for text in tags:
+        conn.execute("insert or ignore into tags values (?, ?)", [number, text])
+    for text in dict.fromkeys(with_plain_breaks(text).strip() for text in texts):
+        if text not in had:
+            values = [number, text, now()]
+            conn.execute("insert into notes (name_id, text, created) values (?, ?, ?)", values)
+    refresh(conn, number)
 
 
 def with_plain_breaks(text: str) -> str:

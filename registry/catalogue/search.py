@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, from_row
@@ -21,7 +21,7 @@ class Filters:
     """What an entry must have; None lets all pass.
 
     base, noun, method, tag: exactly this. min_size, max_size: bytes, inclusive.
-    since, until: days, ISO 8601, inclusive; in UTC, by the clock of the machine that stored it.
+    since, until: days, ISO 8601, inclusive; as the clock on this machine's wall has them.
     """
 
     base: str | None = None
@@ -40,7 +40,7 @@ class Filters:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and value is not False:
-                text = _day(value) if field.name in ("since", "until") else value
+                text = _midnight(value, field.name == "until") if field.name in ("since", "until") else value
                 parts.append((_CONDITIONS[field.name], [text] if "?" in _CONDITIONS[field.name] else []))
         return " and ".join(part for part, _ in parts) or "1", [
             value for _, values in parts for value in values
@@ -56,7 +56,7 @@ _CONDITIONS = {
     "min_size": "v.bytes >= ?",
     "max_size": "v.bytes <= ?",
     "since": "v.created >= ?",
-    "until": "v.created < date(?, '+1 day')",
+    "until": "v.created < ?",
 }
 
 ANY = Filters()
@@ -122,8 +122,10 @@ def labels(registry: Registry, entries: Sequence[Entry]) -> dict[str, dict[str, 
     return found
 
 
-def _day(text: str) -> str:
+def _midnight(text: str, after: bool) -> str:
+    """The moment at which a day begins here, or ends (`after`), as the index has moments: in UTC."""
     try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
+        day = date.fromisoformat(text) + timedelta(days=after)
+        return datetime.combine(day, time()).astimezone(UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError, OSError):
         raise ConceptError(f"{text[:80]!r} is no date: write it as in '2026-01-31'.") from None

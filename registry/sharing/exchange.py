@@ -1,12 +1,13 @@
 """Concepts to a file, and from files: bundles of several, and single ones as they are stored."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from conceptkit.registry import concept_validation
+from conceptkit.registry import concept_validation, odd_files, private_names
 from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, ConceptError
@@ -23,10 +24,14 @@ class Export:
     entries: list[Entry]
     bytes: int
     signer: str | None
+    previews: int = 0
+    said: int = 0  # tags and notes
+    private: dict[str, list[str]] = field(default_factory=dict)  # ref -> what it tells of this machine
 
     def to_json(self) -> dict[str, Any]:
         refs = [entry.ref for entry in self.entries]
-        return {"file": str(self.file), "concepts": refs, "bytes": self.bytes, "signer": self.signer}
+        told = {"previews": self.previews, "tags_and_notes": self.said, "private": self.private}
+        return {"file": str(self.file), "concepts": refs, "bytes": self.bytes, "signer": self.signer} | told
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,15 @@ def export(
 
     signer: the name of the key to sign with. Raises ConceptError; then no file is written.
     """
+    odd_files.check_output(file, mine=_is_bundle(file))
     entries = _different(entries)
     sizes: dict[str, int] = {}
     concepts: dict[str, dict[str, Any]] = {}
     previews: dict[str, bytes] = {}
+    private: dict[str, list[str]] = {}
     for entry in entries:
-        check_own(registry, entry)
+        if found := private_names.held(check_own(registry, entry)):
+            private[entry.ref] = found
         sizes[entry.hash] = entry.bytes
         if (picture := registry.preview(entry)) is not None:
             previews[entry.preview or ""] = incoming.check_preview(picture)
@@ -102,7 +110,8 @@ def export(
 
     sign = signing.signer(registry.home, signer) if signer is not None else None
     written = bundle.write(file, list(concepts.values()), sizes, read, sign, progress)
-    return Export(file, entries, written, signer)
+    said = sum(len(one["tags"]) + len(one["notes"]) for one in concepts.values())
+    return Export(file, entries, written, signer, len(previews), said, private)
 
 
 def _different(entries: Sequence[Entry]) -> list[Entry]:
@@ -114,20 +123,28 @@ def _different(entries: Sequence[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def check_own(registry: Registry, entry: Entry) -> None:
-    """Raise ConceptError when others would refuse what is stored here as `entry`."""
+def check_own(registry: Registry, entry: Entry) -> bytes:
+    """The bytes stored here as `entry`. Raises ConceptError when others would refuse them."""
+    data = registry.read(entry)
     try:
-        concept_validation.check(registry.read(entry))
+        concept_validation.check(data)
     except BadBlob as error:
         raise BadBlob(f"{entry.ref} cannot be shared, because nobody could read it: {error}") from error
+    return data
 
 
 def import_file(
-    registry: Registry, file: Path, *, require_signed: bool = False, progress: bundle.Progress | None = None
+    registry: Registry,
+    file: Path,
+    *,
+    require_signed: bool = False,
+    take: bool = False,
+    progress: bundle.Progress | None = None,
 ) -> Import:
     """Add what is in a bundle, or a single concept, to the registry: all of it or nothing.
 
-    require_signed: refuse what is not signed by a key that is trusted here. Raises ConceptError.
+    require_signed: refuse what is not signed by a key that is trusted here. take: let names of mine mean what
+    is in it. Raises ConceptError.
     """
     try:
         with _regular(file) as handle:
@@ -145,7 +162,8 @@ def import_file(
     if require_signed and not (signer and signer.trusted):
         raise ConceptError(signing.refusal(file, signer))
     try:
-        return Import(file, incoming.receive(registry, found, "import"), signer)
+        origin = f"key {signer.public}" if signer and signer.trusted else None
+        return Import(file, incoming.receive(registry, found, "import", origin=origin, take=take), signer)
     except BadBlob as error:
         raise BadBlob(f"{file} was not imported: {_inside(error)}.") from error
 
@@ -207,6 +225,14 @@ def _regular(file: Path) -> BinaryIO:
         kind = "is a folder" if file.is_dir() else "is not a file" if file.exists() else "does not exist"
         raise ConceptError(f"{file} {kind}: name a bundle or a concept.")
     return file.open("rb")
+
+
+def _is_bundle(file: Path) -> bool:
+    """Whether a file that is there is a bundle, which another one may replace."""
+    if odd_files.kind(file) or not os.path.lexists(file):
+        return False
+    with file.open("rb") as handle:
+        return bundle.is_bundle(handle)
 
 
 def _ancestors(node: lineage.Node) -> Iterator[str]:

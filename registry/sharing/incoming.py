@@ -1,10 +1,12 @@
 """Concepts that come from another registry: received whole or not at all, and never trusted.
 
 A version is the same wherever it is because its bytes are; its number belongs to one registry. So a version
-that is here already is left alone, and any other becomes a new version: two that meet are both kept.
+that is here already is left alone, and any other becomes a new version: two that meet are both kept. A name
+is whose it is: what comes from elsewhere lies beside what the user made, until the user says otherwise.
 """
 
 import hashlib
+import sqlite3
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from conceptkit.registry import atomic_files, concept_validation
-from conceptkit.registry.catalogue import labels
-from conceptkit.registry.entries import Entry, New
+from conceptkit.registry.catalogue import history, labels
+from conceptkit.registry.entries import Entry, New, belongs
 from conceptkit.registry.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry.names import check_name
 from conceptkit.registry.store import Registry
@@ -37,61 +39,101 @@ class IncomingConcept:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What became of a parcel: whether it is new here, beside others, and whether its name means it now."""
+    """What became of a parcel: whether it is new here, beside others, and whether its name means it now.
+
+    left_out: whether it came with tags or notes, and its name is not theirs to describe.
+    """
 
     entry: Entry
     new: bool
     diverged: bool = False
     points: bool = True
+    left_out: bool = False
 
     def sentence(self) -> str:
+        name, ref = self.entry.name, self.entry.ref
         if not self.new:
-            return f"{self.entry.ref} is here already."
+            return f"{ref} is here already."
         if not self.diverged:
-            return f"{self.entry.ref} is new."
-        name = self.entry.name
-        now = f"now means {self.entry.ref}" if self.points else "still means what was made later"
-        return (
-            f"{self.entry.ref} is new; {name} was here with other content, both are kept, and {name} {now}."
-        )
+            return f"{ref} is new."
+        both = f"{ref} is new; {name} was here with other content, both are kept, and {name}"
+        if self.points:
+            return f"{both} now means {ref}."
+        without = ", and their tags and notes were left out" if self.left_out else ""
+        command = f"`conceptkit rollback {name} {self.entry.version}`"
+        return f"{both} still means what it meant{without}: {command} takes theirs."
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.entry.to_json(), "new": self.new, "diverged": self.diverged, "points": self.points}
+        said = {"new": self.new, "diverged": self.diverged, "points": self.points}
+        return {**self.entry.to_json(), **said, "left_out": self.left_out}
 
 
-def receive(registry: Registry, parcels: Sequence[IncomingConcept], event: str) -> list[ImportResult]:
-    """Add what is not here yet: all of it or nothing; `event` is the word for it in the history.
+def receive(
+    registry: Registry,
+    parcels: Sequence[IncomingConcept],
+    event: str,
+    *,
+    origin: str | None = None,
+    take: bool = False,
+) -> list[ImportResult]:
+    """Add what is not here yet, with its preview, tags and notes: all of it or nothing, in one moment.
 
-    The last parcel of a name is what the name means where it comes from. A name that is here means that
-    afterwards too, unless what it means here was made later; so all who share a name come to mean the same.
+    event: the word for it in the history. origin: whose it is, "remote team" or a key; None for whoever made
+    exactly these. A name that is new here means the last parcel of that name. So does a name that has only
+    ever meant what came from that origin. Any other name is somebody else's, mostly the user's own, and goes
+    on meaning what it means, whatever dates they wrote; with `take` it means the last parcel too.
 
     Raises BadBlob, BadName and ConceptError for a parcel that is not what it should be.
     """
     checked = [_check(parcel) for parcel in parcels]
+    origin = origin or _unsigned(digest for digest, _ in checked)
     with atomic_files.turn(registry.home):
-        here = {name: _versions(registry, name) for name in {parcel.name for parcel in parcels}}
-        last = {parcel.name: number for number, parcel in enumerate(parcels)}
+        names = [registry.spelled(parcel.name) for parcel in parcels]
+        names = [{name.lower(): name for name in reversed(names)}[name.lower()] for name in names]
+        here = {name: registry.versions(name) if registry.has(name) else [] for name in set(names)}
         news: dict[int, New] = {}
         known = {name: {entry.hash for entry in entries} for name, entries in here.items()}
-        for number, (parcel, (digest, summary)) in enumerate(zip(parcels, checked, strict=True)):
-            if digest in known[parcel.name]:
-                continue
-            known[parcel.name].add(digest)
-            created = _utc(parcel.created)
-            points = not here[parcel.name] or (
-                number == last[parcel.name] and _later(created, digest, registry.get(parcel.name))
-            )
-            word = event if points else f"{event} aside"
-            news[number] = New(parcel.name, parcel.data, summary, {}, created, word, points)
-        added = dict(zip(news, registry.add_many(list(news.values()), new_version=True), strict=True))
+        for number, (name, parcel, (digest, summary)) in enumerate(zip(names, parcels, checked, strict=True)):
+            if digest not in known[name]:
+                known[name].add(digest)
+                created = _utc(parcel.created)
+                news[number] = New(name, parcel.data, summary, {}, created, event, origin, parcel.preview)
+        theirs: set[str] = set()
+        by_name: dict[str, list[IncomingConcept]] = {}
+        for name, parcel in zip(names, parcels, strict=True):
+            by_name.setdefault(name, []).append(parcel)
+
+        def also(conn: sqlite3.Connection, added: list[Entry]) -> None:
+            fresh = dict(zip(news, added, strict=True))
+            for name, last in {name: number for number, name in enumerate(names)}.items():
+                if take or belongs(conn, labels.number_of(registry, name), origin):
+                    theirs.add(name)
+                    tags = {tag: None for parcel in by_name[name] for tag in parcel.tags}
+                    notes = [note for parcel in by_name[name] for note in parcel.notes]
+                    if tags or notes:
+                        labels.put(conn, labels.number_of(registry, name), tags, notes)
+                if take:
+                    entry = fresh.get(last) or _same(registry, name, checked[last][0])
+                    history.point(registry, entry, "take", origin)
+
+        added = dict(
+            zip(news, registry.add_many(list(news.values()), new_version=True, also=also), strict=True)
+        )
+        heads = {name: registry.get(name).version for name in set(names)}
         arrivals = []
-        for number, (parcel, (digest, _)) in enumerate(zip(parcels, checked, strict=True)):
-            entry = added.get(number) or _same(registry, parcel.name, digest)
-            diverged = bool(here[parcel.name])
-            points = number in news and news[number].points
-            arrivals.append(ImportResult(entry, number in added, diverged and number in added, points))
-        _label(registry, parcels, arrivals)
+        for number, (name, parcel, (digest, _)) in enumerate(zip(names, parcels, checked, strict=True)):
+            entry = added.get(number) or _same(registry, name, digest)
+            if name in theirs and number not in added and parcel.preview and not entry.preview:
+                registry.set_preview(entry.name, entry.version, parcel.preview)
+            new, points = number in added, heads[name] == entry.version
+            left_out = name not in theirs and bool(parcel.tags or parcel.notes)
+            arrivals.append(ImportResult(entry, new, new and bool(here[name]), points, left_out))
     return arrivals
+
+
+def _unsigned(digests: Iterable[str]) -> str:
+    """The origin of what nobody signed: only the same contents have the same."""
+    return f"file {hashlib.sha256(' '.join(digests).encode()).hexdigest()[:16]}"
 
 
 def labels_of(registry: Registry, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -152,18 +194,6 @@ def _utc(created: Any) -> str | None:
         raise BadBlob(f"{created!r:.40} in it is no moment in time: ask for it again.") from None
 
 
-def _later(created: str | None, digest: str, entry: Entry) -> bool:
-    """Whether a version was made after `entry`; of one moment it is the larger hash, for all who look."""
-    return created is None or (created, digest) > (entry.created, entry.hash)
-
-
-def _versions(registry: Registry, name: str) -> list[Entry]:
-    try:
-        return registry.versions(name)
-    except ConceptError:
-        return []
-
-
 def _same(registry: Registry, name: str, digest: str) -> Entry:
     for entry in registry.versions(name):
         if entry.hash == digest:
@@ -171,18 +201,11 @@ def _same(registry: Registry, name: str, digest: str) -> Entry:
     raise ConceptError(f"{name!r} was removed while it came in: try again.")
 
 
-def label(registry: Registry, name: str, tags: Iterable[str], notes: Iterable[str]) -> None:
-    """Add those tags and notes that a name does not have yet."""
-    had_tags, had_notes = labels_of(registry, name)
-    labels.tag(registry, name, sorted(set(tags) - set(had_tags)))
-    for text in dict.fromkeys(notes):
-        if text.strip() not in had_notes:
-            labels.note(registry, name, text)
-
-
-def _label(registry: Registry, parcels: Sequence[IncomingConcept], arrivals: Sequence[ImportResult]) -> None:
-    """What a killed import left out is made good here by the next one, so this looks at old versions too."""
-    for parcel, arrival in zip(parcels, arrivals, strict=True):
-        if parcel.preview is not None and not arrival.entry.preview:
-            registry.set_preview(arrival.entry.name, arrival.entry.version, parcel.preview)
-        label(registry, parcel.name, parcel.tags, parcel.notes)
+def label(
+    registry: Registry, name: str, tags: Iterable[str], notes: Iterable[str], origin: str, take: bool = False
+) -> None:
+    """Add those tags and notes that a name does not have yet, if it is theirs to describe."""
+    with registry.index.writing() as conn:
+        number = labels.number_of(registry, name)
+        if take or belongs(conn, number, origin):
+            labels.put(conn, number, tags, notes)

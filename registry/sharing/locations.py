@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from conceptkit.registry import paths
 from conceptkit.registry.errors import BadRemote
 
 PATIENCE = 60.0
@@ -55,12 +56,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a remote is: its kind, its root as fsspec writes it, and how to connect."""
+    """Where a remote is: its kind, its root as fsspec writes it, how to connect, and whose word counts there.
+
+    keys: public keys; when there are some, only what one of them signed is taken from it.
+    """
 
     url: str
     kind: Kind
     root: str
     connect: Mapping[str, Any] = field(default_factory=dict)
+    keys: frozenset[str] = frozenset()
 
 
 def parse(url: str, options: Mapping[str, str] | None = None) -> Place:
@@ -82,7 +87,7 @@ def parse(url: str, options: Mapping[str, str] | None = None) -> Place:
 
 
 def _folder(url: str, kind: Kind, options: Mapping[str, str]) -> Place:
-    path = Path(url.removeprefix("file://")).expanduser().absolute()
+    path = paths.expanded(url.removeprefix("file://")).absolute()
     return Place(str(path), kind, path.as_posix())
 
 

@@ -33,6 +33,9 @@ MOST_RECORDS = 1_000_000
 ABANDONED_AFTER = timedelta(days=1)
 
 
+_UNFINISHED = re.compile(r"[0-9a-f]{24}")
+
+
 @dataclass(frozen=True)
 class File:
     """A file at a remote, below its root."""
@@ -141,12 +144,21 @@ class Remote:
 
     def sweep(self) -> None:
         """Delete what pushes that were killed over a day ago have left behind."""
-        if not self.place.kind.renames:
+        if not self.place.kind.renames or not self._own_folder("incoming"):
             return
         for entry in self._list("incoming"):
+            name = str(entry["name"]).rpartition("/")[2]
+            if entry["type"] != "file" or entry.get("islink") or not _UNFINISHED.fullmatch(name):
+                continue
             with self._talking(), suppress(FileNotFoundError, PermissionError):
                 if self.fs.modified(entry["name"]) < datetime.now(UTC) - ABANDONED_AFTER:
                     self.fs.rm_file(entry["name"])
+
+    def _own_folder(self, folder: str) -> bool:
+        """Whether a folder of the remote is one itself, not a link that leads to somebody's files."""
+        entries = {str(entry["name"]).rstrip("/").rpartition("/")[2]: entry for entry in self._list("")}
+        entry = entries.get(folder)
+        return entry is not None and entry["type"] == "directory" and not entry.get("islink")
 
     @cached_property
     def fs(self) -> Any:
@@ -163,7 +175,7 @@ class Remote:
         return made
 
     def _at(self, path: str) -> str:
-        return f"{self.place.root}/{path}"
+        return f"{self.place.root}/{path}".rstrip("/")
 
     def _list(self, path: str) -> list[dict[str, Any]]:
         with self._talking():

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import atomic_files, storage_errors
+from conceptkit.registry import atomic_files, odd_files, storage_errors
 from conceptkit.registry.errors import BadRemote, ConceptError
 from conceptkit.registry.names import check_name
 from conceptkit.registry.sharing.locations import Place, parse
@@ -14,10 +15,19 @@ from conceptkit.registry.sharing.remote import Remote
 Rows = dict[str, dict[str, object]]
 
 
-def add(home: Path, name: str, url: str, options: Mapping[str, str] | None = None) -> Place:
-    """Remember a place under a name, after marking it as a remote. Raises BadName and BadRemote."""
+def add(
+    home: Path,
+    name: str,
+    url: str,
+    options: Mapping[str, str] | None = None,
+    keys: frozenset[str] = frozenset(),
+) -> Place:
+    """Remember a place under a name, after marking it as a remote. Raises BadName and BadRemote.
+
+    keys: the public keys whose concepts are taken from there; none of them means anybody's.
+    """
     check_name(name)
-    place = parse(url, options)
+    place = replace(parse(url, options), keys=keys)
     if name in load(home):
         raise BadRemote(
             f"There is a remote {name!r} already: choose another name, or `conceptkit remote rm` it."
@@ -25,7 +35,8 @@ def add(home: Path, name: str, url: str, options: Mapping[str, str] | None = Non
     with Remote(name, place) as remote:
         remote.prepare()
     with atomic_files.turn(home):
-        rows = _rows(home) | {name: {"url": place.url, "options": dict(options or {})}}
+        row = {"url": place.url, "options": dict(options or {}), **({"keys": sorted(keys)} if keys else {})}
+        rows = _rows(home) | {name: row}
         _write(home, rows)
     return place
 
@@ -43,7 +54,9 @@ def load(home: Path) -> dict[str, Place]:
     try:
         rows = _rows(home)
         return {
-            check_name(name): parse(str(rows[name]["url"]), _options(rows[name]["options"]))
+            check_name(name): replace(
+                parse(str(rows[name]["url"]), _options(rows[name]["options"])), keys=_keys(rows[name])
+            )
             for name in sorted(rows)
         }
     except (LookupError, TypeError, AttributeError, ConceptError) as error:
@@ -59,6 +72,13 @@ def find(home: Path, name: str) -> Place:
     raise BadRemote(f"There is no remote {name[:80]!r}: {advice}.")
 
 
+def _keys(row: Mapping[str, Any]) -> frozenset[str]:
+    keys = row.get("keys", [])
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise TypeError
+    return frozenset(keys)
+
+
 def _options(value: Any) -> dict[str, str]:
     return {str(key): str(text) for key, text in value.items()}
 
@@ -66,8 +86,7 @@ def _options(value: Any) -> dict[str, str]:
 def _rows(home: Path) -> Rows:
     try:
         with storage_errors.told(home):
-            text = (home / "remotes.json").read_bytes() if (home / "remotes.json").exists() else b"{}"
-        value = json.loads(text)
+            value = json.loads(odd_files.read_own(file)) if (file := home / "remotes.json").exists() else {}
     except (ValueError, RecursionError) as error:
         raise BadRemote(_damaged(home)) from error
     if not isinstance(value, dict):

@@ -7,12 +7,12 @@ good as before; `--require-signed` is for those who take concepts only from peop
 import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptkit.registry import atomic_files, concept_validation, paths, storage_errors
+from conceptkit.registry import atomic_files, concept_validation, odd_files, paths, storage_errors
 from conceptkit.registry.errors import BadBlob, BadKey, ConceptError
 from conceptkit.registry.names import check_name
 
@@ -24,6 +24,8 @@ INSTALL = "pip install 'conceptkit[signing]'"
 PREFIX = "ck-ed25519:"
 CONTEXT = b"conceptkit bundle, format 1\n"
 """What is signed begins with this, so that a signature made for anything else is none for a bundle."""
+RECORD = b"conceptkit record, format 2\n"
+"""The same for a record at a remote."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def keys(home: Path) -> list[Key]:
     return own + [Key(name, public) for name, public in sorted(_trusted(home).items())]
 
 
-def signer(home: Path, name: str = "") -> Callable[[bytes], bytes]:
+def signer(home: Path, name: str = "", context: bytes = CONTEXT) -> Callable[[bytes], bytes]:
     """What signs a manifest with the key `name`, or with the only one there is. Raises BadKey."""
     own = {file.stem: file for file in _folder(home).glob("*.key")}
     if not own:
@@ -113,14 +115,14 @@ def signer(home: Path, name: str = "") -> Callable[[bytes], bytes]:
     def sign(manifest: bytes) -> bytes:
         made = {
             "key": _text(key.public_key().public_bytes_raw()),
-            "signature": base64.b64encode(key.sign(CONTEXT + manifest)).decode(),
+            "signature": base64.b64encode(key.sign(context + manifest)).decode(),
         }
         return json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
 
     return sign
 
 
-def who(home: Path, manifest: bytes, signature: bytes) -> Signer:
+def who(home: Path, manifest: bytes, signature: bytes, context: bytes = CONTEXT) -> Signer:
     """Whose signature that is. Raises BadBlob when it is not one of this manifest."""
     library = _library("to find out whose bundle this is")
     from cryptography.exceptions import InvalidSignature
@@ -128,7 +130,7 @@ def who(home: Path, manifest: bytes, signature: bytes) -> Signer:
     try:
         value = concept_validation.strict_json(signature.decode("ascii"))
         public, signed = value["key"], base64.b64decode(value["signature"], validate=True)
-        library.Ed25519PublicKey.from_public_bytes(_raw(public)).verify(signed, CONTEXT + manifest)
+        library.Ed25519PublicKey.from_public_bytes(_raw(public)).verify(signed, context + manifest)
     except (
         InvalidSignature,
         ValueError,
@@ -153,6 +155,14 @@ def refusal(file: Path, signer: Signer | None) -> str:
     )
 
 
+def chosen(home: Path, names: Iterable[str]) -> frozenset[str]:
+    """The public keys that these names stand for here. Raises BadKey for a name that is no key."""
+    known = {key.name: key.public for key in keys(home)}
+    if unknown := sorted(set(names) - set(known)):
+        raise BadKey(f"No key is named {unknown[0][:80]!r}: `conceptkit keys list` shows those there are.")
+    return frozenset(known[name] for name in names)
+
+
 def _library(why: str = "to sign") -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -175,7 +185,7 @@ def _check_free(home: Path, name: str) -> None:
 def _trusted(home: Path) -> dict[str, str]:
     file = _folder(home) / "trusted.json"
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(odd_files.read_own(file))
         return {check_name(name): _text(_raw(public)) for name, public in value.items()}
     except FileNotFoundError:
         return {}
@@ -188,9 +198,9 @@ def _trusted(home: Path) -> dict[str, str]:
 def _private(file: Path) -> "Ed25519PrivateKey":
     library = _library()
     try:
-        seed = base64.b64decode(file.read_bytes().strip(), validate=True)
+        seed = base64.b64decode(odd_files.read_own(file).strip(), validate=True)
         return library.Ed25519PrivateKey.from_private_bytes(seed)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ConceptError) as error:
         raise BadKey(
             f"{file} is damaged: delete it and make another key with `conceptkit keys create`."
         ) from error

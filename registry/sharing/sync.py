@@ -6,25 +6,33 @@ received before a remote went away stays, whole, and the next run goes on from t
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import atomic_files, blobs, concept_validation, paths, storage_errors
+from conceptkit.registry import (
+    atomic_files,
+    blobs,
+    concept_validation,
+    odd_files,
+    paths,
+    private_names,
+    storage_errors,
+)
+from conceptkit.registry.catalogue import history
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, BadRemote, ConceptError, UnknownConcept
 from conceptkit.registry.names import check_name
-from conceptkit.registry.sharing import bundle, exchange, incoming
+from conceptkit.registry.sharing import bundle, exchange, incoming, signing
 from conceptkit.registry.sharing.incoming import ImportResult, IncomingConcept
 from conceptkit.registry.sharing.remote import CHUNK, File, Remote
 from conceptkit.registry.store import Registry
 
 FORMAT = 1
-ABANDONED_AFTER = 7 * 24 * 3600.0
-"""Seconds after which nobody is expected to go on with a pull that broke off."""
+SIGNED = 2
+"""The format of a record with a signature."""
 Progress = Callable[[int, int], object]
 
 
@@ -43,9 +51,12 @@ class Record:
     tags: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def to_bytes(self) -> Bytes:
-        """JSON, the same bytes for the same record."""
-        return bundle.dumps({"format": FORMAT, **vars(self)})
+    def to_bytes(self, sign: Callable[[Bytes], Bytes] | None = None) -> Bytes:
+        """JSON, the same bytes for the same record and key."""
+        if sign is None:
+            return bundle.dumps({"format": FORMAT, **vars(self)})
+        told = {"format": SIGNED, **vars(self)}
+        return bundle.dumps(told | {"signature": sign(bundle.dumps(told)).decode("ascii")})
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,14 @@ class Sent:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was looked at, and a sentence for each version here that nobody could read."""
+    """What was looked at, and a sentence for each version here that nobody could read.
+
+    private: what versions that were sent tell of this machine, by ref.
+    """
 
     sent: list[Sent]
     refused: list[str]
+    private: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,21 @@ class Pulled:
 
 
 def push(
-    registry: Registry, remote: Remote, names: Sequence[str] = (), progress: Progress | None = None
+    registry: Registry,
+    remote: Remote,
+    names: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    key: str | None = None,
+    into: Pushed | None = None,
 ) -> Pushed:
     """Send every version of `names`, or of all, that the remote lacks. Raises ConceptError.
 
     Of versions that are asked for by name the bytes are looked at too, and sent again where they are gone.
+    key: the name of the key to sign with, "" for the only one; a remote that is bound to a key of one's own
+    gets that one's signature by itself. into: what is told of everything sent, also when this breaks off.
     """
+    sign = _signer(registry.home, remote, key)
     entries = exchange.chosen(registry, names or [head.name for head in registry.list()], every=True)
     remote.check()
     remote.sweep()
@@ -90,48 +114,108 @@ def push(
     else:
         listed = list(remote.all_records().values())
     there = {file for found in listed for file in found}
-    sent: list[Sent] = []
-    refused: list[str] = []
+    pushed = into or Pushed([], [])
     for number, entry in enumerate(entries, 1):
         try:
-            sent.append(Sent(entry, _push(registry, remote, entry, there, thorough=bool(names))))
+            new, private = _push(registry, remote, entry, there, thorough=bool(names), sign=sign)
+            pushed.sent.append(Sent(entry, new))
+            pushed.private.update({entry.ref: private} if private else {})
         except BadBlob as error:
-            refused.append(str(error))
+            pushed.refused.append(str(error))
         if progress:
             progress(number, len(entries))
-    return Pushed(sent, refused)
+    return pushed
 
 
 def pull(
-    registry: Registry, remote: Remote, names: Sequence[str] = (), progress: Progress | None = None
+    registry: Registry,
+    remote: Remote,
+    names: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    take: bool = False,
+    require_signed: bool = False,
+    into: Pulled | None = None,
 ) -> Pulled:
     """Fetch every version of `names`, or of all, that is not here. Raises ConceptError.
 
-    A name with something wrong at the remote is refused as a whole, and the others arrive.
+    A name with something wrong at the remote is refused as a whole, and the others arrive. A name of one's
+    own goes on meaning what it means; with `take` it means what was made last of what is there.
+    require_signed: refuse what no trusted key signed, as a remote that is bound to keys always does.
+    into: what is told of everything that arrived, also when this breaks off.
     """
+    signers = remote.place.keys or None
+    if require_signed and signers is None:
+        signers = frozenset(key.public for key in signing.keys(registry.home))
     remote.check()
     _sweep(registry.home)
     listed = {name: remote.records(check_name(name)) for name in names} if names else remote.all_records()
     for name, found in listed.items():
         if not found and names:
             raise UnknownConcept(f"The remote {remote.name!r} has no concept named {name[:80]!r}.")
-    arrivals: list[ImportResult] = []
-    refused: list[str] = []
+    pulled = into or Pulled([], [])
     for number, (name, found) in enumerate(sorted(listed.items()), 1):
         try:
-            arrivals += _fetch_name(registry, remote, name, found)
+            records = list(_records(remote, name, found))
+            if signers is not None:
+                records = _of_signers(registry.home, remote, name, records, signers, pulled.refused)
+            arrived = _fetch_name(registry, remote, name, [one for one, _ in records], take)
+            pulled.arrivals.extend(arrived)
         except BadRemote:
             raise
         except ConceptError as error:
-            refused.append(f"{name} was refused: {error}")
+            pulled.refused.append(f"{name} was refused: {error}")
         if progress:
             progress(number, len(listed))
-    return Pulled(arrivals, refused)
+    return pulled
 
 
-def _fetch_name(registry: Registry, remote: Remote, name: str, found: Sequence[File]) -> list[ImportResult]:
+def _signer(home: Path, remote: Remote, key: str | None) -> Callable[[Bytes], Bytes] | None:
+    """What signs the records of a push: the key that was named, or one's own that the remote asks for."""
+    if key is None and remote.place.keys:
+        own = (one.name for one in signing.keys(home) if one.own and one.public in remote.place.keys)
+        key = next(own, None)
+    return None if key is None else signing.signer(home, key, signing.RECORD)
+
+
+def _of_signers(
+    home: Path,
+    remote: Remote,
+    name: str,
+    records: Sequence[tuple[Record, dict[str, Any]]],
+    signers: Container[str],
+    refused: list[str],
+) -> list[tuple[Record, dict[str, Any]]]:
+    """Those records that one of these keys has signed; a sentence in `refused` about the others."""
+    kept = [(one, told) for one, told in records if _signed_by(home, told) in signers]
+    hashes = {one.hash for one, _ in kept}
+    if others := {one.hash for one, _ in records} - hashes:
+        count = f"{len(others)} version{'s' if len(others) > 1 else ''}"
+        refused.append(
+            f"{name} was refused in {count}: no key that you trust for {remote.name!r} has signed it."
+        )
+    return kept
+
+
+def _signed_by(home: Path, told: dict[str, Any]) -> str | None:
+    """The public key whose right signature a record has, or None."""
+    signature = told.get("signature")
+    if not isinstance(signature, str):
+        return None
+    signed = {key: value for key, value in told.items() if key != "signature"}
+    try:
+        text = signature.encode("ascii")
+        return signing.who(home, bundle.dumps(signed), text, signing.RECORD).public
+    except (BadBlob, ValueError):
+        return None
+
+
+def _fetch_name(
+    registry: Registry, remote: Remote, name: str, records: Sequence[Record], take: bool
+) -> list[ImportResult]:
+    origin, name = f"remote {remote.name}", registry.spelled(name)
     by_hash: dict[str, list[Record]] = {}
-    for record in _records(remote, name, found):
+    for record in records:
         by_hash.setdefault(record.hash, []).append(record)
     tags = tuple(sorted({tag for records in by_hash.values() for record in records for tag in record.tags}))
     told = (note for records in by_hash.values() for record in records for note in record.notes)
@@ -150,8 +234,12 @@ def _fetch_name(registry: Registry, remote: Remote, name: str, found: Sequence[F
         picture = fetch(registry.home, remote, *preview) if preview else None
         coming.append(IncomingConcept(name, data, record.created, picture, tags, notes))
     if not coming and here:
-        incoming.label(registry, name, tags, notes)
-    arrivals = incoming.receive(registry, coming, "pull") if coming else []
+        incoming.label(registry, name, tags, notes, origin, take)
+    arrivals = incoming.receive(registry, coming, "pull", origin=origin, take=take) if coming else []
+    if take and by_hash and (arrivals or here):
+        newest = max(map(_oldest, by_hash.values()), key=_moment)
+        if (taken := history.take(registry, name, newest.hash, origin)) and newest.hash in here:
+            here[newest.hash] = taken
     left_alone = set(by_hash) - {arrival.entry.hash for arrival in arrivals}
     return [ImportResult(here[digest], new=False) for digest in here if digest in left_alone] + arrivals
 
@@ -193,25 +281,35 @@ def _resumed(home: Path, remote: Remote, path: str, digest: str, size: int) -> b
 
 def _sweep(home: Path) -> None:
     """Delete what pulls that nobody went on with have left."""
-    for file in (home / "incoming").glob("*.part"):
+    for file in odd_files.unfinished_pulls(home):
         with suppress(OSError):
-            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
-                file.unlink()
+            file.unlink()
 
 
-def _push(registry: Registry, remote: Remote, entry: Entry, there: Container[File], thorough: bool) -> bool:
-    """Send what of one version is not there, by its record or, `thorough`, by each file; was it any?"""
-    record = _record(registry, entry).to_bytes()
+def _push(
+    registry: Registry,
+    remote: Remote,
+    entry: Entry,
+    there: Container[File],
+    thorough: bool,
+    sign: Callable[[Bytes], Bytes] | None,
+) -> tuple[bool, list[str]]:
+    """Send what of one version is not there, by its record or, `thorough`, by each file.
+
+    Whether that was any, and what then left that tells of this machine.
+    """
+    record = _record(registry, entry).to_bytes(sign)
     file = File(f"concepts/{entry.name}/{hashlib.sha256(record).hexdigest()}.json", len(record))
     if file in there and not thorough:
-        return False
-    exchange.check_own(registry, entry)
+        return False, []
+    private = private_names.held(exchange.check_own(registry, entry))
     lacked = _send(remote, entry.hash, entry.bytes, lambda: registry.read(entry))
     if (picture := registry.preview(entry)) is not None:
         lacked |= _send(remote, entry.preview or "", len(picture), lambda: picture)
     if file not in there:
         remote.write(file.path, record)
-    return lacked or file not in there
+    sent = lacked or file not in there
+    return sent, private if sent else []
 
 
 def _record(registry: Registry, entry: Entry) -> Record:
@@ -231,20 +329,23 @@ def _send(remote: Remote, digest: str, size: int, read: Callable[[], bytes]) -> 
     return True
 
 
-def _records(remote: Remote, name: str, found: Sequence[File]) -> Iterator[Record]:
+def _records(remote: Remote, name: str, found: Sequence[File]) -> Iterator[tuple[Record, dict[str, Any]]]:
     for file, data in zip(found, remote.read_many(found), strict=True):
         if (
             hashlib.sha256(data).hexdigest() == file.path[-69:-5]
         ):  # one that was broken off is as good as none
-            yield parse_record(data, name)
+            yield parse_record(data, name), concept_validation.strict_json(data.decode("ascii"))
 
 
 def parse_record(data: bytes, name: str) -> Record:
     """The record in these bytes, if it is one of `name`. Raises ConceptError."""
     try:
         value = concept_validation.strict_json(data.decode("ascii"))
-        if type(value["format"]) is not int or value.pop("format") != FORMAT:
+        form = value.pop("format")
+        if type(form) is not int or form not in (FORMAT, SIGNED):
             raise ConceptError("a newer conceptkit wrote of it; update conceptkit.")
+        if form == SIGNED:
+            value.pop("signature")
         tags, notes = incoming.check_texts(value.pop("tags"), value.pop("notes"))
         preview = value.pop("preview")
         record = Record(**value, preview=None if preview is None else tuple(preview), tags=tags, notes=notes)
@@ -254,7 +355,7 @@ def parse_record(data: bytes, name: str) -> Record:
         for digest, size, most in sizes:
             if not bundle.is_digest(digest) or type(size) is not int or not 0 <= size <= most:
                 raise ValueError
-        if not isinstance(record.created, str) or record.name != name:
+        if not isinstance(record.created, str) or record.name.lower() != name.lower():
             raise ValueError
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConceptError("its record at the remote is damaged; push it there again.") from error
