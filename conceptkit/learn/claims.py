@@ -31,7 +31,7 @@ def _claimed(home: Path, name: str) -> Iterator[None]:
     except ImportError:
         yield
         return
-    file = make_private(home / "checkpoints") / f".{name}.lock"
+    file = make_private(home / "checkpoints") / f".{name}.claim.tmp"
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         try:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
-from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.errors import BadBase, BadRecipe, ConceptError
 from conceptkit.learn import mixed_precision
 from conceptkit.learn.methods.base import Adapter
 from conceptkit.learn.methods.table import METHODS, adapter_of
@@ -65,6 +65,16 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     adapter.check(base, subjects, recipe)
     _check_layers(base, recipe, adapter)
     _check_words(base, subjects, recipe)
+
+
+def check_drawing(base: Base) -> None:
+    """Raises BadBase where the pipeline cannot draw with its scheduler, which class images need."""
+    scheduler = base.pipe.scheduler
+    if not hasattr(scheduler, "init_noise_sigma"):
+        raise BadBase(
+            f"{base.name} cannot draw: its scheduler {type(scheduler).__name__} has no init_noise_sigma, "
+            f"which {type(base.pipe).__name__} asks for; load it with another one, for example DDIMScheduler"
+        )
 
 
 def check_numbers(recipe: TrainConfig) -> None:

@@ -27,6 +27,7 @@ class Subject:
 
     noun: its class. kind: "subject" or "style". class_images: pictures of its class to hold on to.
     auto_caption: of all photos, where no caption says it.
+    own_token: what stands for it in prompts, where that of its name stands for something else already.
     """
 
     name: str
@@ -35,10 +36,12 @@ class Subject:
     kind: str = "subject"
     class_images: PhotoSet | None = None
     auto_caption: StateAndPlace = NO_CAPTION
+    own_token: str | None = None
 
     @property
     def token(self) -> str:
-        return f"<{self.name}>"
+        """The text of its token: "<my_dog>"."""
+        return self.own_token or f"<{self.name}>"
 
     @property
     def words(self) -> str:

@@ -116,6 +116,8 @@ def _by_rate(
     others: list[nn.Parameter] = []
     for name, layer in layers(module):
         alone = [p for n, p in layer.named_parameters() if n.endswith((UP, FULL, DOWN))]
+        for parameter in alone:
+            parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
         if name not in keyed:
             others += alone
         else:
@@ -123,7 +125,6 @@ def _by_rate(
                 layer.ups[ADAPTER]
             )
     for parameter in (*of_keys, *of_values, *others):
-        parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
         parameter.requires_grad_()
     usual = "learning_rate" if low_rank else "full_learning_rate"
     found = [

@@ -106,6 +106,8 @@ def train(
     given = class_images
     if given is None:
         given = prior_preservation.of_photo_sets(session.base, request.subjects)
+    if prior_preservation.undrawn(request.subjects, request.config, given):
+        config_checks.check_drawing(session.base)
     with (
         own_random_numbers(request.seed),
         frozen(session.base),

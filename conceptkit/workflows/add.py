@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,18 +209,18 @@ def _add(
             base = bases.load(base, device=current().device or devices.choose(device))
         session = Session(base, registry, progress)
         notices = mixed_precision.notices(base.device, order.config)
-        request = _request(order, sets, base, notices)
+        request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects)
         checkpoints = _checkpoints(request, session, images)
         try:
             outcome = train(request, session, checkpoints, images)
             made = [*outcome.parts, outcome.whole] if request.name else [outcome.whole]
+            entries = _store(request, session, made)
         except KeyboardInterrupt as stop:
             if checkpoints.unfinished:
                 stop.add_note(UNFINISHED)
             raise
         notices += [*_described(base, outcome), *outcome.notices, *checkpoints.notices]
-        entries = _store(request, session, made)
         if session.distributed.first:
             checkpoints.drop()
         sheets = _previews(session, entries, made, request.seed, notices)
@@ -231,7 +232,11 @@ def _add(
 
 
 def _request(
-    order: Order, sets: Mapping[str, photo_files.PhotoSet], base: bases.Base, notices: list[str]
+    order: Order,
+    sets: Mapping[str, photo_files.PhotoSet],
+    base: bases.Base,
+    registry: Registry,
+    notices: list[str],
 ) -> TrainRequest:
     """The order with its photos read and its class nouns found."""
     subjects = []
@@ -241,10 +246,23 @@ def _request(
             noun = noun_of(name, noun, sets[name].folder, base, notices)
         notices += _faint(base, sets[name])
         images = None if one.class_images is None else photo_files.read(one.class_images)
-        subjects.append(Subject(name, noun, sets[name], one.kind, images))
+        token = _free_token(registry, name)
+        subjects.append(Subject(name, noun, sets[name], one.kind, images, own_token=token))
     return TrainRequest(
         tuple(subjects), order.config, order.name, order.seed, order.resume, order.new_version
     )
+
+
+def _free_token(registry: Registry, name: str) -> str | None:
+    """A token for `name` that no concept of another name has; None for that of the name itself.
+
+    A concept keeps its token when it is renamed, so that of a name may stand for something else by now.
+    """
+    others = [entry for entry in registry.list() if entry.name != name and entry.summary.get("kind") != "merge"]
+    taken = {token for entry in others for token in entry.summary.get("tokens", ())}
+    if f"<{name}>" not in taken:
+        return None
+    return next(token for k in count(2) if (token := f"<{name}-{k}>") not in taken)
 
 
 def _checkpoints(

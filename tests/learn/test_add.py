@@ -5,13 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from conceptkit.base import pipeline as bases
 from conceptkit.data.photos import PhotoSet
-from conceptkit.errors import BadBase, BadName, BadPhotos, BadRecipe, NameTaken
+from conceptkit.errors import BadBase, BadName, BadPhotos, BadRecipe, ConceptError, NameTaken
+from conceptkit.inference.attach import attach
+from conceptkit.learn.claims import claimed_names
 from conceptkit.learn.config import config_for
-from conceptkit.workflows.add import add
+from conceptkit.registry.catalogue import history
+from conceptkit.workflows.add import STORED, add
 from tests import tiny
 from tests.learning import TINY, draw_photos, teach
 
@@ -125,22 +130,103 @@ def test_an_interruption_leaves_nothing_behind(pico, folder, registry, phase):
     assert add("my_dog", folder, base=pico, registry=registry).entry.version == 1
 
 
-@pytest.mark.parametrize("part", ["preview", "learn"])
-def test_a_failure_leaves_nothing_behind(pico, folder, registry, monkeypatch, part):
+def broken(*args, **more):
+    raise RuntimeError("out of memory")
+
+
+def test_a_failure_leaves_nothing_behind(pico, folder, registry, monkeypatch):
     before = tiny.snapshot(pico.pipe)
-    name = {
-        "preview": "conceptkit.workflows.add.preview",
-        "learn": "conceptkit.learn.training_step.losses.masked_mse",
-    }[part]
-
-    def broken(*args, **more):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(name, broken)
+    monkeypatch.setattr("conceptkit.learn.training_step.losses.masked_mse", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         add("my_dog", folder, base=pico, registry=registry)
     assert registry.list() == []
     assert tiny.snapshot(pico.pipe) == before
+
+
+def test_what_was_learned_is_kept_when_no_preview_can_be_drawn(pico, folder, registry, monkeypatch):
+    before = tiny.snapshot(pico.pipe)
+    monkeypatch.setattr("conceptkit.workflows.add.preview", broken)
+    learned = add("my_dog", folder, base=pico, registry=registry)
+    assert learned.preview is None and learned._repr_png_() is None
+    (told,) = (text for text in learned.notices if "preview" in text)
+    assert told == (
+        "my_dog@1 is stored, but no preview of it could be drawn (RuntimeError: out of memory); "
+        "try conceptkit compose my_dog."
+    )
+    assert registry.read("my_dog") == learned.concept.to_bytes() and registry.preview(learned.entry) is None
+    assert tiny.snapshot(pico.pipe) == before
+
+
+def test_ctrl_c_at_the_preview_keeps_what_was_learned(pico, folder, registry, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("conceptkit.workflows.add.preview", stopped)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        add("my_dog", folder, base=pico, registry=registry)
+    assert stop.value.__notes__ == [STORED] and [entry.ref for entry in registry.list()] == ["my_dog@1"]
+    assert not list((registry.home / "checkpoints").iterdir())
+
+
+def test_a_base_that_cannot_draw_says_so_before_it_draws_a_class(folder, registry, monkeypatch):
+    pipe = tiny.pico_sd()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    base = bases.of(pipe, "flow")
+    monkeypatch.setattr("conceptkit.learn.prior_preservation._draw", lambda *a: pytest.fail("drawn"))
+    with pytest.raises(
+        BadBase, match="FlowMatchEulerDiscreteScheduler has no init_noise_sigma.*DDIMScheduler"
+    ):
+        add("my_dog", folder, base=base, registry=registry, changes={"prior_loss_weight": 1})
+
+
+def test_two_that_learn_one_name_at_a_time(pico, folder, registry, tmp_path):
+    """The second knows before it has read a photo; another name, another home and a later run are free."""
+
+    def second(done, total, text):
+        if text == "learning the delta":
+            with pytest.raises(ConceptError, match="Another process is learning my_dog already"):
+                add("my_dog", tmp_path / "nowhere", base=pico, registry=registry, new_version=True)
+            with claimed_names(registry.home, ["rex"]), claimed_names(tmp_path, ["my_dog"]):
+                pass
+            asked.append(text)
+
+    asked = []
+    add("my_dog", folder, base=pico, registry=registry, progress=second)
+    assert asked and not list((registry.home / "checkpoints").iterdir())
+    with claimed_names(registry.home, ["my_dog"]):
+        pass
+
+
+def test_the_old_name_of_an_argument_is_understood_and_told(pico, folder, registry):
+    learned = add("rex", folder, noun="dog", base=pico, registry=registry)
+    assert learned.concept.noun == "dog"
+    assert "The argument noun of add is called class_noun now." in learned.notices
+
+
+def test_a_name_that_is_free_again_has_a_token_of_its_own(pico, folder, registry):
+    """A concept keeps its token when it is renamed; both go into one picture."""
+    first = add("my_dog", folder, base=pico, registry=registry)
+    history.rename(registry, "my_dog", "rex")
+    second = add("my_dog", folder, class_noun="dog", base=pico, registry=registry)
+    assert set(first.concept.tokens) == {"<my_dog>"} and set(second.concept.tokens) == {"<my_dog-2>"}
+    assert second.concept.words == {"my_dog": "<my_dog-2> dog"}
+    with attach(pico.pipe, "rex", "my_dog", registry=registry):
+        tiny.draw(pico.pipe, "rex next to a my_dog")
+    again = add("my_dog", folder, base=pico, registry=registry, new_version=True)
+    assert again.concept.to_bytes() == second.concept.to_bytes()
+    other = add("cup", folder, class_noun="dog", base=pico, registry=registry)
+    assert set(other.concept.tokens) == {"<cup>"}
+
+
+def test_random_numbers_of_the_caller_are_left_alone(pico, shown, monkeypatch):
+    """Those on the CPU go on where they were; those of other devices are not seeded at all."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("another device was seeded"))
+    torch.random.default_generator.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.random.default_generator.manual_seed(5)
+    first = teach(pico, shown)
+    assert torch.equal(torch.rand(3), wanted)
+    assert teach(pico, shown).to_bytes() == first.to_bytes(), "what is learned depends on the seed alone"
 
 
 def test_steps_are_shared_between_the_word_and_the_look():

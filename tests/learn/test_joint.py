@@ -21,7 +21,7 @@ from conceptkit.merging.compose import compose
 from conceptkit.registry.catalogue import search
 from conceptkit.registry.store import Registry
 from conceptkit.workflows import add as adding
-from conceptkit.workflows.add import UNFINISHED, _given, add_together
+from conceptkit.workflows.add import STORED, UNFINISHED, add_together
 from tests import tiny
 from tests.learning import TINY, draw_photos, learn_together, method, teach, values
 
@@ -126,7 +126,7 @@ def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, reg
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatch, at):
-    """Stopped at any preview, nothing is there, and what was learned can be gone on with."""
+    """Stopped at any preview all of them are there."""
     monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
     draw, calls = adding.preview, iter(range(9))
 
@@ -137,8 +137,23 @@ def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatc
 
     monkeypatch.setattr("conceptkit.workflows.add.preview", preview)
     given = {"my_dog": folder, "moongate": other_folder}
-    more = {"nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
+    more = {"class_nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
     with pytest.raises(KeyboardInterrupt) as stop:
+        add_together(given, **more)
+    assert stop.value.__notes__ == [STORED]
+    assert sorted(e.name for e in registry.list()) == ["moongate", "my_dog", "my_dog-moongate"]
+
+
+def test_stopped_before_any_is_stored_the_run_goes_on(pico, folder, other_folder, registry, monkeypatch):
+    monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
+    given = {"my_dog": folder, "moongate": other_folder}
+    more = {"class_nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
+
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
+        patch.setattr(registry, "add_many", stopped)
         add_together(given, **more)
     assert stop.value.__notes__ == [UNFINISHED] and registry.list() == []
     assert len(add_together(given, resume=True, **more)) == 3
@@ -202,8 +217,12 @@ def test_pictures_are_given_of_one_class_and_drawn_of_the_other(
 
 
 def test_pictures_of_a_class_that_two_share_are_put_together(pico, shown, other_folder, folder):
-    own = [Subject("my_dog", "dog", shown), Subject("your_dog", "dog", pictures.read(other_folder))]
-    found = _given(pico, own, {"my_dog": folder, "your_dog": other_folder})
+    theirs = pictures.read(other_folder)
+    own = [
+        Subject("my_dog", "dog", shown, class_images=pictures.read(folder)),
+        Subject("your_dog", "dog", theirs, class_images=theirs),
+    ]
+    found = prior_preservation.of_photo_sets(pico, own)
     assert set(found) == {"dog"} and len(found["dog"].latents) == len(found["dog"].prompts) == 5
     assert prior_preservation.undrawn(own, TINY, found) == []
     assert prior_preservation.undrawn(own, TINY, {}) == ["dog"]
