@@ -31,9 +31,9 @@ class MethodName(click.ParamType):
         """The names."""
         return f"[{'|'.join(METHODS.names())}]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name itself, if there is such a method."""
-        if value not in METHODS.names():
+        if not isinstance(value, str) or value not in METHODS.names():
             self.fail(f"{value!r} is not one of {', '.join(METHODS.names())}.", param, ctx)
         return value
 
@@ -121,7 +121,7 @@ def add(
     rank: int | None,
     fields: tuple[str, ...],
     out: Path,
-    **common: Any,
+    **common: object,
 ) -> None:
     """Learn a thing from photos.
 
@@ -144,7 +144,6 @@ def add(
         for one in things or [name]:
             registry.check_free(one, new_version=new_version)
 
-        from conceptkit.pictures import png_metadata
         from conceptkit.workflows import add as library
 
         changes = _changes(steps, common, fields)
@@ -193,6 +192,13 @@ def add(
                     **shared,
                 )
             ]
+    _write(learned, out, seed)
+
+
+def _write(learned: Sequence[Any], out: Path, seed: int) -> None:
+    """Say what was learned, and put its pictures into a folder."""
+    from conceptkit.pictures import png_metadata
+
     for sentence in dict.fromkeys(text for one in learned for text in one.notices):
         note(sentence)
     for one in learned:
@@ -244,7 +250,7 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _changes(steps: int | None, common: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+def _changes(steps: int | None, common: Mapping[str, object], fields: Sequence[str]) -> dict[str, Any]:
     """The options that are fields of a recipe; what the user sets by name comes last.
 
     common: value by field, None or False where an option was not given.

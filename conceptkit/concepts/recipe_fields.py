@@ -46,18 +46,18 @@ OLD_FIELDS: dict[str, str] = {
 """Old name -> name. `sude_weight` is both: a text under it is the old one, a number the new."""
 
 
-def renamed(name: str, value: Any) -> str | None:
+def renamed(name: str, value: object) -> str | None:
     """What a field of this name and value is called now; None where the name is no old one."""
     if name == "sude_weight" and not isinstance(value, str):
         return None
     return OLD_FIELDS.get(name)
 
 
-def current_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def current_fields(recipe: Mapping[str, object]) -> dict[str, Any]:
     """A stored recipe under the names of today; what it has beside fields of a method stays."""
     return {renamed(name, value) or name: value for name, value in recipe.items()}
 
 
-def recipe_field(recipe: Mapping[str, Any], name: str, default: Any = None) -> Any:
+def recipe_field(recipe: Mapping[str, object], name: str, default: object = None) -> object:
     """A field of a stored recipe, by its name of today, whichever name it was stored under."""
     return current_fields(recipe).get(name, default)

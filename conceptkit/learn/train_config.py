@@ -140,7 +140,7 @@ class TrainConfig:
         return cls(**{name: value for name, value in current_fields(stored).items() if name in known})
 
 
-def field_value(recipe: TrainConfig, name: str, value: Any) -> Any:
+def field_value(recipe: TrainConfig, name: str, value: object) -> str | int | float | bool:
     """A value, which may be a text, in the type of its field. Raises BadRecipe where either is unknown."""
     known = [f.name for f in fields(recipe) if f.name != "method"]
     if (now := renamed(name, _old_value(value))) and now != name:
@@ -153,9 +153,7 @@ def field_value(recipe: TrainConfig, name: str, value: Any) -> Any:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
                 str(value).lower()
             ]
-        if kind is int and float(value) != int(float(value)):
-            raise ValueError
-        found = kind(float(value)) if kind is int else kind(value)
+        found = _number(kind, str(value)) if kind in (int, float) else str(value)
     except (KeyError, ValueError, OverflowError) as error:
         wanted = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
         raise BadRecipe(f"{name} = {value!r} makes no sense; give {wanted}") from error
@@ -164,6 +162,13 @@ def field_value(recipe: TrainConfig, name: str, value: Any) -> Any:
     return found
 
 
-def _old_value(value: Any) -> Any:
+def _number(kind: type, text: str) -> int | float:
+    value = float(text)
+    if kind is int and value != int(value):
+        raise ValueError(text)
+    return int(value) if kind is int else value
+
+
+def _old_value(value: object) -> object:
     """A text that was a choice of the old `sude_weight` tells it from the number of today."""
     return value if value in CHOICES["sude_timestep_weighting"] else 0.0

@@ -6,10 +6,10 @@ adapter puts it (`learn.methods`); the token stands still meanwhile, or learns o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ from conceptkit.learn.trainable_delta import ParameterGroup
 from conceptkit.learn.training_loop import TrainingPhase, lr_schedule, run
 from conceptkit.learn.training_step import TrainingContext
 
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -73,7 +76,7 @@ def learn(
     recipe: TrainConfig,
     *,
     seed: int = 0,
-    registry: Any = None,
+    registry: Registry | None = None,
     progress: Progress = quiet,
 ) -> Concept:
     """Teach `base` the subject of the photos; the base is as it was afterwards, whatever happens.
@@ -179,7 +182,7 @@ class _Run:
             whole, tuple(concepts), tuple(early_stopping.curve), early_stopping.best_step, tuple(notices)
         )
 
-    def _progress(self, text: str) -> Any:
+    def _progress(self, text: str) -> Callable[[int], None]:
         """What follows the steps of a phase."""
         begun = self.done
         return lambda step: self.session.progress(begun + step, self.total, text)
@@ -323,7 +326,7 @@ def learn_token(
     tokens: Tokens,
     checkpoints: CheckpointManager,
     early_stopping: validation.EarlyStopping,
-    progress: Any,
+    progress: Callable[[int], None],
 ) -> None:
     """Textual inversion with the class noun: only the new rows move."""
     recipe = context.recipe

@@ -258,8 +258,10 @@ def _free_token(registry: Registry, name: str) -> str | None:
 
     A concept keeps its token when it is renamed, so that of a name may stand for something else by now.
     """
-    others = [entry for entry in registry.list() if entry.name != name and entry.summary.get("kind") != "merge"]
-    taken = {token for entry in others for token in entry.summary.get("tokens", ())}
+    others = [
+        entry for entry in registry.list() if entry.name != name and entry.summary.get("kind") != "merge"
+    ]
+    taken = {token for e in others for token in e.summary.get("tokens", ())}
     if f"<{name}>" not in taken:
         return None
     return next(token for k in count(2) if (token := f"<{name}-{k}>") not in taken)
