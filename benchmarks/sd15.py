@@ -28,6 +28,7 @@ from conceptkit.learn.request import TrainRequest
 from conceptkit.learn.session import Session
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.trainer import train
+from conceptkit.rng import seeded
 from tests import tiny
 
 UNET: dict[str, Any] = {
@@ -62,8 +63,7 @@ def pipeline(seed: int = 0) -> StableDiffusionPipeline:
     words = " ".join(dict.fromkeys(" ".join(captions.captions("sd15")).split()))
     tokenizer = tiny.tokenizer(words)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")):
         text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **special, **TEXT))
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)

@@ -167,7 +167,7 @@ def refusals(sentences: list[str]) -> None:
 
         words = inflect.engine()
         count = len(sentences)
-        things = f"{words.number_to_words(count, threshold=1)} {words.plural_noun('thing', count)}"
+        things = f"{words.number_to_words(str(count), threshold=1)} {words.plural_noun('thing', count)}"
         was = words.plural_verb("was", count)
         raise ConceptError(f"All but {things} {was} sent or received: the notes above say why.")
 

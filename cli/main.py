@@ -3,6 +3,7 @@
 0: done; 1: something unexpected; 2: a mistake that one sentence explains; 130: stopped with Ctrl-C.
 """
 
+import copy
 import os
 import traceback
 import warnings
@@ -62,8 +63,7 @@ class Root(click.Group):
         try:
             return super().make_context(*arguments, **extra)
         except click.ClickException as error:
-            error.message = plain(error.message)
-            raise
+            raise _escaped(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the module for the exit codes."""
@@ -76,7 +76,7 @@ class Root(click.Group):
             if isinstance(error, click.NoSuchOption) and error.option_name in RENAMED_OPTIONS:
                 renamed = RENAMED_OPTIONS[error.option_name]
                 error = click.UsageError(f"{error.option_name} is called {renamed} now.", error.ctx)
-            error.message = plain(error.message, lines=True)
+            error = _escaped(error)
             _answer(ctx, as_json, error.message)
             raise error
         except KeyboardInterrupt:
@@ -173,6 +173,13 @@ def _refuse(ctx: click.Context, as_json: bool, text: str, error: Exception) -> N
     sentence = text if text.endswith((".", "?", "!")) else f"{text}."
     _answer(ctx, as_json, sentence)
     raise Mistake(plain(sentence, lines=True)) from error
+
+
+def _escaped(error: click.ClickException) -> click.ClickException:
+    """The same error, with nothing in its message that a terminal would obey."""
+    twin = copy.copy(error)
+    vars(twin)["message"] = plain(error.message, lines=True)
+    return twin
 
 
 def _answer(ctx: click.Context, as_json: bool, sentence: str) -> None:

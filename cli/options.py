@@ -1,6 +1,7 @@
 """Options and small sentences that several commands share."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +43,7 @@ class OutFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The folder as a path. Raises ConceptError when no file can be put there."""
-        return check_folder(Path(super().convert(value, param, ctx)))
+        return check_folder(Path(os.fsdecode(super().convert(value, param, ctx))))
 
 
 def out_option(default: str | None, text: str) -> Callable[[Decorated], Decorated]:

@@ -1,42 +1,24 @@
-"""Teach my_dog and moongate, unless they are known already, and draw them in one picture."""
+"""Learn my_dog and moongate, unless the registry has them, and draw them in one picture."""
 
 from pathlib import Path
 
-import torch
-
+import conceptkit as ck
 from conceptkit.base.pipeline import load
-from conceptkit.features import closed_form
-from conceptkit.inference import attach
-from conceptkit.pictures import contact_sheet, png_metadata
-from conceptkit.registry import store
-from conceptkit.workflows import add
+from conceptkit.pictures import png_metadata
 
 PHOTOS = Path(__file__).parent / "photos"
-NAMES = ("my_dog", "moongate")
+NOUNS = {"my_dog": "dog", "moongate": "gate"}
 PROMPT = "my_dog in front of a moongate"
 
 base = load("storybook")
-registry = store.Registry()
-known = {entry.name for entry in registry.list()}
-for name in NAMES:
-    if name not in known:
-        learned = add.add(name, PHOTOS / name, base=base, registry=registry)
-        print(f"Learned {learned.entry.ref}: {learned.seconds:.0f} s, {learned.bytes / 1000:.1f} kB.")
+with ck.Registry() as registry:
+    known = {entry.name for entry in registry.list()}
+    for name, noun in NOUNS.items():
+        if name not in known:
+            learned = ck.add(name, PHOTOS / name, noun=noun, base=base, registry=registry)
+            print(f"Learned {learned.entry.ref}: {learned.seconds:.0f} s, {learned.bytes / 1000:.1f} kB.")
+    drawing = ck.draw(*NOUNS, prompt=PROMPT, count=4, base=base, registry=registry)
 
-merge = closed_form(*NAMES, base=base, registry=registry)
-print(merge.report.text())
-
-with attach(base.pipe, merge):
-    pictures = [
-        base.pipe(
-            PROMPT,
-            num_inference_steps=25,
-            guidance_scale=base.family.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]
-        for seed in range(4)
-    ]
-path = png_metadata.save_png(
-    contact_sheet.grid(pictures, 4), "pictures/compose_two.png", prompt=PROMPT, concepts=NAMES
-)
+print(drawing.merge.report.text())
+path = png_metadata.save_png(drawing.sheet(), Path("pictures", "compose_two.png"), **drawing.sheet_metadata)
 print(f"Wrote {path}")

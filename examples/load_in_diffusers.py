@@ -1,25 +1,23 @@
-"""Put two concepts on a diffusers pipeline of your own, draw, and take them off again."""
+"""Attach two concepts to a diffusers pipeline of your own, draw, and detach them again."""
 
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 
-from conceptkit import storybook
-from conceptkit.inference import attach
-from conceptkit.registry import store
-from conceptkit.workflows import add
+import conceptkit as ck
 
 PHOTOS = Path(__file__).parent / "photos"
-NAMES = ("my_dog", "moongate")
+NOUNS = {"my_dog": "dog", "moongate": "gate"}
 
-known = {entry.name for entry in store.Registry().list()}
-for name in NAMES:
+with ck.Registry() as registry:
+    known = {entry.name for entry in registry.list()}
+for name, noun in NOUNS.items():
     if name not in known:
         print(f"Learning {name}, which takes a minute or two the first time.")
-        add.add(name, PHOTOS / name)
+        ck.add(name, PHOTOS / name, noun=noun)
 
-pipe = StableDiffusionPipeline.from_pretrained(storybook.path())
+pipe = StableDiffusionPipeline.from_pretrained(ck.storybook.path())
 out = Path("pictures")
 out.mkdir(exist_ok=True)
 
@@ -31,7 +29,7 @@ def draw(prompt: str, file: str) -> None:
     print(f"Wrote {out / file}: {prompt}")
 
 
-with attach(pipe, *NAMES):
+with ck.attach(pipe, *NOUNS):
     draw("my_dog in front of a moongate", "attached.png")
 
 # Outside the block, or after .detach(), the pipeline is the one that was loaded, bit for bit.

@@ -138,6 +138,14 @@ def _fingerprint(base: Mapping[str, Any]) -> None:
         isinstance(sketch, list) and len(sketch) == 64 and all(type(x) is float for x in sketch),
         "the sketch of their base is damaged",
     )
+    text, projections = base.get("text_exact", ""), base.get("text_sketch", [])  # early concepts have none
+    _expect(text == "" or is_plain(text, 64), "the fingerprint of their text encoders is odd")
+    _expect(
+        isinstance(projections, list)
+        and len(projections) == (16 if text else 0)
+        and all(type(x) is float for x in projections),
+        "the sketch of their text encoders is damaged",
+    )
 
 
 def _layout(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:

@@ -164,7 +164,7 @@ def _merged(first: Rows, second: Rows, folder: Path) -> dict[str, list[Row]]:
     if not second.whole:
         return tables
     known = {row.get("hash") for row in tables["versions"]}
-    ids = {row.get("name"): row.get("id") for row in tables["names"]}
+    ids: dict[Any, Any] = {row.get("name"): row.get("id") for row in tables["names"]}
     next_name = 1 + max(_numbers(tables["names"], "id"), _numbers(tables["history"], "name_id"))
     next_version = 1 + _numbers(tables["versions"], "id")
     names: dict[Any, int] = {}  # of the second -> here
@@ -223,7 +223,9 @@ def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], R
     number = _numbers(rows, "id")
     for row in rows:
         name, version, digest = row.get("name"), row.get("version"), row.get("hash")
-        if not (isinstance(name, str) and isinstance(version, int) and blobs.valid(digest)):
+        if not (isinstance(name, str) and isinstance(version, int)):
+            continue
+        if not (isinstance(digest, str) and blobs.valid(digest)):
             continue
         try:
             check_name(name)

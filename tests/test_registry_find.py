@@ -387,3 +387,18 @@ def test_a_base_in_a_folder_is_found_by_any_path_to_it(registry, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert "chair" in run("list", "--base", "models/mine") and "chair" in run("list", "--base", str(folder))
     assert "chair" not in run("list", "--base", "storybook")
+
+
+def test_accents_are_the_same_however_they_are_composed(tmp_path):
+    apart, together = "S\u030ca\u0301rka", "\u0160\u00e1rka"
+    with Registry(tmp_path) as registry:
+        entry = registry.add("my_dog", b"x", DOG)
+        assert labels.tag(registry, "my_dog", [apart]) == [together]
+        assert (
+            search.page(registry, Filters(tag=apart))
+            == search.page(registry, Filters(tag=together))
+            == [entry]
+        )
+        assert labels.tag(registry, "my_dog", [], [apart]) == []
+        assert labels.note(registry, "my_dog", f"a dog named {apart}").text == f"a dog named {together}"
+        assert search.search(registry, apart) == search.search(registry, together) == [entry]

@@ -1,8 +1,9 @@
 """New tokens on a pipeline's text encoders, and off again without a trace.
 
-The base's tokenizer and token table are never edited. A copy of the tokenizer learns the tokens, and a table
-over the base's own memory has the new rows behind it, as a parameter of their own: training them cannot move
-the rest, and taking the tokens off puts the originals back.
+The base's vocabulary and token table are never edited. A copy of the tokenizer learns the tokens and lends
+its state to the tokenizer, so that all pipelines that share it read them, and none of them does afterwards. A
+table over the base's own memory has the new rows behind it, as a parameter of their own: training them cannot
+move the rest, and taking the tokens off puts the originals back.
 """
 
 import copy
@@ -37,6 +38,7 @@ class WiderTable(nn.Embedding):
         self.first = first
 
     def forward(self, ids: Tensor) -> Tensor:
+        """(..., d) of ids (...)."""
         new = (ids >= self.first) & (ids < self.first + len(self.rows))
         known = super().forward(ids.where(~new, 0))
         learned = F.embedding((ids - self.first).where(new, 0), self.rows).to(known.dtype)
@@ -98,7 +100,7 @@ def add_tokens(pipe: Any, tokens: Mapping[str, tuple[Tensor, ...]]) -> Tokens:
         for i, (tokenizer, encoder) in enumerate(pairs):
             wider = _copy_tokenizer(tokenizer)
             wider.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
-            _swap(undo, pipe, _slot(pipe, tokenizer), wider)
+            _lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
             tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
             _read_true_eos(undo, encoder, tokenizer.eos_token_id)
@@ -116,16 +118,24 @@ def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, 
     return len(rows[0])
 
 
-def _slot(pipe: Any, tokenizer: Any) -> str:
-    """The pipeline's name for this tokenizer."""
-    return next(name for name in ("tokenizer", "tokenizer_2") if getattr(pipe, name, None) is tokenizer)
-
-
 def _copy_tokenizer(tokenizer: Any) -> Any:
     wider = copy.deepcopy(tokenizer)
     # CLIP's tokenizer patches the decoding of its own instance, which a copy loses.
     getattr(wider, "_wrap_decode_method_backend_tokenizer", lambda: None)()
     return wider
+
+
+def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
+    """Let a tokenizer be another one of its kind until it is undone."""
+    kept = dict(vars(tokenizer))
+
+    def restore() -> None:
+        vars(tokenizer).update(kept)
+        for name in vars(tokenizer).keys() - kept.keys():
+            del vars(tokenizer)[name]
+
+    undo.callback(restore)
+    vars(tokenizer).update(vars(wider))
 
 
 def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTable:
@@ -138,7 +148,8 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         moved = (
             wider.weight.data if wider.weight.shape == table.weight.shape else table.weight.to(wider.weight)
         )
-        table.weight.data = moved.detach()
+        if not moved.is_meta:  # its values are put away, and the table still has them
+            table.weight.data = moved.detach()
         encoder.set_input_embeddings(table)
 
     undo.callback(restore)

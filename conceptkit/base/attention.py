@@ -28,9 +28,13 @@ def kv_maps(unet: nn.Module) -> dict[str, nn.Linear]:
     return maps
 
 
-def attention_shares(module: nn.Module, queries: Tensor, hidden: Tensor, own: Tensor) -> Tensor:
-    """Attention of each query, the mean over heads, added up by the weights `own` (B, T, N): (B, N, P)."""
+def attention_shares(module: nn.Module, queries: Tensor, hidden: Any, own: Tensor) -> Tensor:
+    """Attention of each query, the mean over heads, added up by the weights `own` (B, T, N): (B, N, P).
+
+    hidden: what it attends to (B, T, d), or a tuple that begins with it, as an IP-Adapter gives it.
+    """
     attn: Any = module
+    hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     heads = attn.heads
     hidden = attn.norm_encoder_hidden_states(hidden) if attn.norm_cross else hidden
     q, k = (

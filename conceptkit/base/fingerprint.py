@@ -13,29 +13,76 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conceptkit.base.adapters import own_parameters
 from conceptkit.base.attention import kv_maps
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBlob
 
 
-def fingerprint_of(pipe: Any) -> Fingerprint:
-    """What this base is; tokens added to it and adapters put on it do not count."""
+def fingerprint_of(pipe: Any, own: bool = False) -> Fingerprint:
+    """What this base is, with the adapters that others have put on it; tokens added to it do not count.
+
+    own: whether to count what attached concepts change in its text encoders too.
+    """
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(SKETCH_SIZE), 0.0
-    for name, linear in kv_maps(pipe.unet).items():
-        weight = linear.weight.detach().to("cpu", torch.float16)
+    effective = {name: (value, more) for name, value, more in own_parameters(pipe.unet)}
+    for name in kv_maps(pipe.unet):
+        value, more = effective[f"{name}.weight"]
+        weight = value.to("cpu", torch.float16)
         exact.update(name.encode())
-        exact.update(weight.numpy().tobytes())
-        weight = weight.float()
-        left = _signs(f"{name} outputs", weight.shape[0])
-        right = _signs(f"{name} inputs", weight.shape[1])
-        sketch += ((left @ weight) * right).sum(dim=1)
-        energy += float(weight.square().sum())
+        exact.update(weight.numpy().tobytes() + more)
+        sketch += _projected(name, weight.float(), SKETCH_SIZE)
+        energy += float(weight.float().square().sum())
     for tokenizer, encoder in encoders(pipe):
         table = encoder.get_input_embeddings().weight.detach()[: tokenizer.vocab_size]
         exact.update(table.to("cpu", torch.float16).numpy().tobytes())
     scale = (SKETCH_SIZE * max(energy, 1e-30)) ** 0.5
-    return Fingerprint(architecture(pipe), exact.hexdigest()[:16], tuple((sketch / scale).tolist()))
+    maps = tuple((sketch / scale).tolist())
+    return Fingerprint(architecture(pipe), exact.hexdigest()[:16], maps, *_text_encoders(pipe, own))
+
+
+def features_digest(pipe: Any) -> str:
+    """16 hex digits over all that text features and the maps that read them depend on, as they are now: maps,
+    text encoders, the adapters at work on them, those of attached concepts too, and the tokenizers."""
+    now = fingerprint_of(pipe, own=True)
+    told = [now.exact, now.text_exact]
+    for tokenizer, encoder in encoders(pipe):
+        config = [str(getattr(encoder.config, name, "")) for name in READING]
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Tokens that were added are no part of ordinary text.
+        text = {name: backend[name] for name in ("model", "normalizer", "pre_tokenizer")}
+        told += [*config, str(tokenizer.model_max_length), json.dumps(text, sort_keys=True)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _text_encoders(pipe: Any, own: bool) -> tuple[str, tuple[float, ...]]:
+    """A digest of the text encoders, and random projections of them divided by their size."""
+    exact = hashlib.sha256()
+    sketch, energy = torch.zeros(TEXT_SKETCH_SIZE), 0.0
+    for i, (tokenizer, encoder) in enumerate(encoders(pipe)):
+        table = encoder.get_input_embeddings()
+        for name, value, more in own_parameters(encoder, own):
+            if name.endswith(".rows") and name.split(".")[-2] == "token_embedding":
+                continue
+            rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
+            weight = rows.to("cpu", torch.float16).contiguous()
+            exact.update(name.encode())
+            exact.update(weight.numpy())
+            exact.update(more)
+            weight = weight.float()
+            sketch += _projected(f"{i} {name}", weight, TEXT_SKETCH_SIZE)
+            energy += float(torch.dot(weight.flatten(), weight.flatten()))
+    scale = (TEXT_SKETCH_SIZE * max(energy, 1e-30)) ** 0.5
+    return exact.hexdigest()[:16], tuple(round(x, 6) for x in (sketch / scale).tolist())
+
+
+def _projected(label: str, weight: Tensor, count: int) -> Tensor:
+    """(count,): projections of a weight onto random signs, which depend on its name alone."""
+    flat = weight.reshape(weight.shape[0], -1)
+    left = _signs(f"{label} outputs", flat.shape[0], count)
+    right = _signs(f"{label} inputs", flat.shape[1], count)
+    return ((left @ flat) * right).sum(dim=1)
 
 
 def architecture(pipe: Any) -> str:
@@ -50,14 +97,17 @@ def architecture(pipe: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _signs(label: str, size: int) -> Tensor:
-    """(64, size) of +1 and -1, from a hash: the same on every machine and with every library version."""
-    octets = hashlib.shake_256(label.encode()).digest(SKETCH_SIZE * size // 8)
-    bits = np.unpackbits(np.frombuffer(octets, np.uint8)).reshape(SKETCH_SIZE, size)
+def _signs(label: str, size: int, count: int) -> Tensor:
+    """(count, size) of +1 and -1, from a hash: the same on every machine and with every library version."""
+    octets = hashlib.shake_256(label.encode()).digest(count * size // 8)
+    bits = np.unpackbits(np.frombuffer(octets, np.uint8)).reshape(count, size)
     return torch.from_numpy(bits).float() * 2 - 1
 
 
 SKETCH_SIZE = 64
+TEXT_SKETCH_SIZE = 16
+READING = ("hidden_act", "num_attention_heads", "layer_norm_eps")
+"""What a text encoder's configuration says of how it computes."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +117,15 @@ class Fingerprint:
     architecture: 16 hex digits over map names, shapes and text encoder sizes.
     exact: 16 hex digits over the maps and the token table, rounded to float16.
     sketch: 64 random projections of the stacked maps W, divided by ||W||.
+    text_exact: 16 hex digits over the text encoders; "" where that is not known, as in early concepts.
+    text_sketch: 16 random projections of the text encoders' parameters, divided by their length; or ().
     """
 
     architecture: str
     exact: str
     sketch: tuple[float, ...]
+    text_exact: str = ""
+    text_sketch: tuple[float, ...] = ()
 
     def distance(self, other: Fingerprint) -> float:
         """An estimate of ||W - W'|| / ||W||; 0 for the same base, infinity for another architecture."""
@@ -79,9 +133,22 @@ class Fingerprint:
             return math.inf
         return 0.0 if self.exact == other.exact else math.dist(self.sketch, other.sketch)
 
+    def text_distance(self, other: Fingerprint) -> float:
+        """The same of the text encoders; 0 where one of them is not known."""
+        if self.text_exact == other.text_exact or not (self.text_sketch and other.text_sketch):
+            return 0.0
+        return math.dist(self.text_sketch, other.text_sketch)
+
+    def same(self, other: Fingerprint) -> bool:
+        """Whether both have the same maps and, as far as is known, read text in the same way."""
+        known = self.text_exact and other.text_exact
+        return self.exact == other.exact and (not known or self.text_exact == other.text_exact)
+
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {"architecture": self.architecture, "exact": self.exact, "sketch": list(self.sketch)}
+        told = {"architecture": self.architecture, "exact": self.exact, "sketch": list(self.sketch)}
+        text = {"text_exact": self.text_exact, "text_sketch": list(self.text_sketch)}
+        return told | text if self.text_exact else told
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fingerprint:
@@ -93,4 +160,9 @@ class Fingerprint:
             )
         if len(sketch) != SKETCH_SIZE or not all(type(x) is float for x in sketch):
             raise BadBlob("These bytes are not a concept (its sketch is damaged); import or learn it again")
-        return cls(architecture, exact, tuple(sketch))
+        text, projections = value.get("text_exact", ""), value.get("text_sketch", [])
+        whole = isinstance(text, str) and isinstance(projections, list)
+        sizes = (TEXT_SKETCH_SIZE,) if text else (0, TEXT_SKETCH_SIZE)
+        if not whole or len(projections) not in sizes or not all(type(x) is float for x in projections):
+            raise BadBlob("These bytes are not a concept (its sketch is damaged); import or learn it again")
+        return cls(architecture, exact, tuple(sketch), text, tuple(projections))

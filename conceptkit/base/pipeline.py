@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from conceptkit.base.adapters import names_at_work
 from conceptkit.base.attention import USABLE, kv_maps
 from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
@@ -96,8 +97,32 @@ def of(pipe: Any, name: str | None = None) -> Base:
     """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
+    parts = (pipe.unet, *(encoder for _, encoder in encoders(pipe)))
+    if any(weight.is_meta for part in parts for weight in part.parameters()):
+        raise BadBase(
+            f"The weights of this {type(pipe).__name__} are put away, as enable_sequential_cpu_offload() "
+            "does it, and cannot be read; use enable_model_cpu_offload() or enable_group_offload() instead"
+        )
     name = name or _name_of(pipe)
     return Base(name, pipe, fingerprint_of(pipe), family_of(name))
+
+
+def refreshed(base: Base) -> Base:
+    """The base as it is now, with whatever has been put on its pipeline since it was loaded."""
+    now = fingerprint_of(base.pipe)
+    return base if now == base.fingerprint else replace(base, fingerprint=now)
+
+
+def adapters_notice(base: Base, name: str) -> str | None:
+    """One sentence where `name` is learned on a base that carries adapters of others."""
+    parts = (base.unet, *(encoder for _, encoder in base.encoders))
+    found = dict.fromkeys(adapter for part in parts for adapter in names_at_work(part))
+    if not found:
+        return None
+    return (
+        f"{base.name} carries the adapters {', '.join(found)} while {name} is learned: draw it with them, "
+        "or take them off (unload_lora_weights) and learn it again."
+    )
 
 
 def check_fits(
@@ -107,11 +132,13 @@ def check_fits(
 
     Raises BaseMismatch when it is another architecture, or shares little but the shapes.
     """
-    distance = learned_on.distance(base.fingerprint)
+    maps, text = learned_on.distance(base.fingerprint), learned_on.text_distance(base.fingerprint)
+    distance = max(maps, text)
     if distance <= MISMATCH_DISTANCE:
-        if distance < NOTICE_DISTANCE:
-            return None
-        return f"{name} was learned on a relative of {base.name}: their maps differ by {distance:.1%}"
+        apart = [f"maps differ by {maps:.1%}"] if maps >= NOTICE_DISTANCE else []
+        apart += [f"text encoders differ by {text:.1%}"] if text >= NOTICE_DISTANCE else []
+        told = f"{name} was learned on a relative of {base.name}: their {' and their '.join(apart)}"
+        return told if apart else None
     apart = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
     raise BaseMismatch(
         f"{name} was learned on {learned_on_name}, a base {apart} {base.name}; "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.attention import kv_maps
+from conceptkit.base.fingerprint import features_digest
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import TextFeatures, encode
 from conceptkit.features.captions import captions
@@ -97,7 +98,7 @@ def statistics_of(
 ) -> CaptionStatistics:
     """The base's metric over its captions (or `texts`), made once and kept in the registry."""
     texts = captions(base.name) if texts is None else texts
-    key = f"gram/{base.fingerprint.exact}/{_digest(texts)}"
+    key = f"gram/{features_digest(base.pipe)}/{_digest(texts)}"
     stored = registry.get_asset(key) if registry else None
     if stored is None:
         stored = replace(measure(base, texts), key=key).to_bytes()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.added_tokens import add_tokens
+from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import TextFeatures, encode, positions, spell
 from conceptkit.concepts.concept import Concept
@@ -40,7 +41,7 @@ def constraint_rows(concept: Concept, base: Base, metric: Factor) -> Tensor:
     metric of G^-1. Rows that it carries are features of the base it was learned on: on a relative of
     it, whose text encoder may read its words in another way, they are found anew.
     """
-    rows = concept.rows if concept.base.exact == base.fingerprint.exact else None
+    rows = concept.rows if concept.base.same(fingerprint_of(base.pipe, own=True)) else None
     most = MOST_ROWS * max(1, len(concept.words))
     if rows is not None and len(rows) <= most:
         return rows.double()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.base import attention, pipeline
-from conceptkit.base.added_tokens import add_tokens
+from conceptkit.base.added_tokens import WiderTable, add_tokens
+from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta, only
@@ -24,12 +25,14 @@ from conceptkit.inference.attach_request import (
 )
 from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
 from conceptkit.inference.gated_lora import gate_lora
+from conceptkit.inference.layer_check import check_layers, check_unfused, layers_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_parsing import clause_of_each, things
+from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.token_owners import TokenOwners
 from conceptkit.merging.request import HOW, SHARED
-from conceptkit.tuners.inject import ADAPTER, install_on, uninstall_from
+from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
 
 if TYPE_CHECKING:
     from conceptkit.inference.attention_masks import Where
@@ -46,6 +49,7 @@ class Attachment:
     notice: one sentence when the concept was learned on a near relative of this base.
     side_by_side: whether a prompt of several concepts gives a wide picture, a window for each of them.
     read_apart: whether in one frame each concept's words are read without the others.
+    attached: whether all this is on the pipeline now.
     lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
     """
 
@@ -59,6 +63,7 @@ class Attachment:
     _base: pipeline.Base
     side_by_side: bool = False
     read_apart: bool = False
+    attached: bool = False
     lock: Any = field(default_factory=threading.RLock)
 
     def detach(self) -> None:
@@ -82,7 +87,7 @@ class Attachment:
         pipeline, and whatever `attach` raises for `new`; then all is as it was before.
         """
         with self.lock:
-            if getattr(self.pipe.encode_prompt, "attachment", None) is not self:
+            if not self.attached:
                 raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
             order = exchanged(self._order, self.concepts, old, new)
             before, found = self._order, Found(self.concept, self.report, self.notice)
@@ -137,7 +142,9 @@ class Attachment:
             self.concepts, self._order = tuple(concept.words), order
             self.side_by_side, self.read_apart = windows is not None, apart is not None
             undo.callback(hook_encode_prompt(self, concept.words, tokens, reading, windows, apart))
-            self._undo = undo.pop_all()
+            undo.callback(refuse_saving(self.pipe, self.concepts or (concept.name,)))
+            undo.callback(setattr, self, "attached", False)
+            self.attached, self._undo = True, undo.pop_all()
 
     def __enter__(self) -> "Attachment":
         return self
@@ -170,15 +177,23 @@ def attach(
     given. `read_apart`: in one frame each concept's words are read without the other concepts in the prompt
     (`steering.apart`), by default on storybook.
 
+    Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
+    `layer_check`; a pipeline of the same parts knows their tokens, and no names.
     Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
     pipeline carries concepts already; whatever is raised, the pipeline is as it was.
     """
     if not concepts:
         raise ConceptError("There is nothing to attach; name at least one concept")
-    if present := getattr(getattr(pipe, "encode_prompt", None), "attachment", None):
+    present = getattr(getattr(pipe, "encode_prompt", None), "attachment", None)
+    if present is not None and present.attached:
         carried = ", ".join(present.concepts)
         raise ConceptError(
             f"This pipeline already carries {carried}; detach first, or attach all in one call"
+        )
+    if any(isinstance(encoder.get_input_embeddings(), WiderTable) for _, encoder in encoders(pipe)):
+        raise ConceptError(
+            "Another pipeline of the same parts carries concepts already; detach them there first, or attach "
+            "all in one call"
         )
     here = pipeline.of(pipe)
     order = read_order(concepts, weights, how, shared, regions, separate, side_by_side, read_apart, registry)
@@ -206,8 +221,8 @@ def _windows(here: pipeline.Base, concept: Concept, order: AttachOrder) -> Windo
     wanted, able = order.side_by_side, can_have_windows(here.pipe)
     if wanted and not able:
         raise BadRegion(
-            f"A {type(here.pipe).__name__} draws on a picture that it is given, which has no windows; leave "
-            "side_by_side out, or use a text-to-image pipeline"
+            f"A {type(here.pipe).__name__} draws on a picture that it is given, or after one, which has no "
+            "windows; leave side_by_side out, or use a text-to-image pipeline"
         )
     if wanted is None:
         wanted = able and here.family.side_by_side and not order.regions and not order.separate
@@ -224,12 +239,20 @@ def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners 
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
     unet = pipe.unet
+    names = tuple(concept.words) or (concept.name,)
+    check_unfused(unet, list(delta), concept.name)
     if reading and concept.recipe.get("method") == "routed":
         from conceptkit.inference.routed_attention import install_routes
 
         maps = attention.kv_maps(unet)
-        undo.callback(install_routes(unet, only(delta, maps), concept.recipe, reading))
+        routed = only(delta, maps)
+        undo.callback(install_routes(unet, routed, concept.recipe, reading))
+        undo.callback(check_layers(unet, {name: maps[name] for name in routed}, names))
         delta = {name: factors for name, factors in delta.items() if name not in maps}
     if delta:
         install_on(pipe, delta)
-        undo.callback(uninstall_from, pipe, ADAPTER)
+        for owner in (unet, *(encoder for _, encoder in encoders(pipe))):
+            undo.callback(uninstall, owner, ADAPTER)
+            if layers := layers_of(owner):
+                undo.callback(unmerge, layers.values())
+                undo.callback(check_layers(owner, layers, names))

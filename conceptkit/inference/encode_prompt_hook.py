@@ -2,13 +2,16 @@
 
 import functools
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
 
 from conceptkit.base.added_tokens import Tokens
+from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.errors import ConceptError
 from conceptkit.inference.method_override import override
@@ -31,12 +34,22 @@ def hook_encode_prompt(
     original = attachment.pipe.encode_prompt
     signature = inspect.signature(type(attachment.pipe).encode_prompt)
 
+    here, parts = threading.local(), _parts(attachment.pipe)
+
     @functools.wraps(original)
     def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        here.reading = True
+        try:
+            return encode(*args, **kwargs)
+        finally:
+            here.reading = False
+
+    def encode(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         if tokens and not tokens.intact:
             raise ConceptError(
                 "Another token table was loaded over the attached concepts; detach, and attach last"
             )
+        _check_parts(attachment.pipe, parts, words)
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         _warn_unmentioned(given.get("prompt"), words)
@@ -55,8 +68,19 @@ def hook_encode_prompt(
         if reading:
             reading.note_more(rows, said)
 
+    def read_elsewhere(*_: Any) -> None:
+        if not getattr(here, "reading", False):
+            if windows:
+                windows.forget()
+            _warn_elsewhere(words)
+
     encode_prompt.attachment = attachment  # type: ignore[attr-defined]
-    return override(attachment.pipe, "encode_prompt", encode_prompt)
+    with ExitStack() as undo:
+        if words:
+            first = encoders(attachment.pipe)[0][1]
+            undo.callback(first.register_forward_pre_hook(read_elsewhere).remove)
+        undo.callback(override(attachment.pipe, "encode_prompt", encode_prompt))
+        return undo.pop_all().close
 
 
 def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
@@ -67,6 +91,31 @@ def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] |
     count = len(told) if told else 1
     against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
     return told, against if told or negative else None
+
+
+def _parts(pipe: Any) -> dict[str, Any]:
+    """What carries concepts on a pipeline."""
+    names = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return {name: getattr(pipe, name, None) for name in names}
+
+
+def _check_parts(pipe: Any, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
+    """Raises ConceptError when a part that carries concepts was replaced by another; one may be compiled."""
+    for name, part in _parts(pipe).items():
+        if part is not None and getattr(part, "_orig_mod", part) is not parts[name]:
+            raise ConceptError(
+                f"The {name} of this pipeline was replaced since {' and '.join(words) or 'concepts'} came "
+                "onto it; detach, and attach again"
+            )
+
+
+def _warn_elsewhere(words: Mapping[str, str]) -> None:
+    """Who else calls the text encoder, such as a pipeline of the same parts, knows tokens and no names."""
+    warnings.warn(
+        f"The text encoder that carries {', '.join(words)} reads for another pipeline than the one they are "
+        f"attached to, where names are no words; write {', '.join(words.values())} there, or attach to it",
+        stacklevel=3,
+    )
 
 
 def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:

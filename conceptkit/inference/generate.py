@@ -56,8 +56,9 @@ def guided(
 
 def _looks_at_a_photo(pipe: Any) -> str | None:
     """The name of an attached concept that looks at its reference photo."""
-    concept = getattr(getattr(pipe.encode_prompt, "attachment", None), "concept", None)
-    return concept.name if concept is not None and concept.reference is not None else None
+    attachment = getattr(pipe.encode_prompt, "attachment", None)
+    looking = attachment is not None and attachment.attached and attachment.concept.reference is not None
+    return str(attachment.concept.name) if looking else None
 
 
 def _with_pag(base: Base) -> Any:

@@ -8,6 +8,7 @@ towards the edges). Nothing is asked of the UNet that it was not trained for.
 
 import functools
 import inspect
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.method_override import override
@@ -24,15 +25,26 @@ from conceptkit.inference.prompt_parsing import clause_of_each
 STRIDE = 3 / 4
 """From one window to the next, in widths of a window: with half of one, neighbours grow into each other."""
 SAID = ("prompt", "prompt_2")
+OF_ONE_FRAME = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+    "ip_adapter_masks",
+    "gligen",
+)
+"""What a UNet may be given beside latents that is about one frame: of ControlNet, T2I-Adapter, masks."""
+_GIVEN = re.compile(r"^(?!ip_adapter_)(?:\w+_)?(?:image|images|mask|boxes|latent_image|pose|depth_map)$")
 REMEMBERED = 16
 """Prompts whose features are known again when they come back as embeddings."""
 
 
 def can_have_windows(pipe: Any) -> bool:
-    """Whether a pipeline begins with noise of a size that it is told, and its UNet gives what it is given."""
+    """Whether a pipeline begins with noise of a size that it is told, its UNet gives what it is given, and
+    nothing of a picture's size is given beside: no picture to begin with or to follow, no mask, no boxes."""
     config = pipe.unet.config
     told = inspect.signature(pipe.prepare_latents).parameters if hasattr(pipe, "prepare_latents") else {}
-    return {"height", "width"} <= set(told) and config.in_channels == config.out_channels
+    beside = [name for name in inspect.signature(type(pipe).__call__).parameters if _GIVEN.search(name)]
+    return {"height", "width"} <= set(told) and config.in_channels == config.out_channels and not beside
 
 
 def starts(width: int, size: int, count: int) -> list[int]:
@@ -64,6 +76,16 @@ class _WindowPrompts:
     windows: tuple[tuple[Tensor, Tensor | None], ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """One call of the UNet for the whole width: its arguments, the prompt behind each row of its batch, and
+    where windows begin."""
+
+    call: inspect.BoundArguments
+    rows: Sequence[_WindowPrompts | None]
+    begin: Sequence[int]
+
+
 class Windows:
     """Side by side on one pipeline: `encode` notes what prompts say, `open` widens what is drawn."""
 
@@ -80,6 +102,10 @@ class Windows:
     def _count(self) -> int:
         """Windows of the pictures that are being drawn."""
         return len(self._known[0].windows) if self._known else 1
+
+    def forget(self) -> None:
+        """Whatever this thread draws next is not about the prompts that were read last."""
+        self._here.known = ()
 
     def encode(
         self,
@@ -150,71 +176,88 @@ class Windows:
                 bound.arguments["width"] = (size + (count - 1) * round(size * STRIDE)) * cell
             return original(*bound.args, **bound.kwargs)
 
-        forward = unet.forward
+        def narrow(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            self._here.whole = None
+            if getattr(self._here, "inside", False) or self._count < 2:
+                return None
+            call = accepted.bind(*args, **kwargs)
+            rows = [_among(self._known, row) for row in call.arguments["encoder_hidden_states"]]
+            if not any(rows):
+                return None
+            self._here.whole = whole = self._divided(rows, call)
+            return self._in_window(whole, 0)
 
-        @functools.wraps(forward)
-        def by_windows(
-            sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, *args: Any, **more: Any
-        ) -> Any:
-            if not getattr(self._here, "inside", False) and self._count > 1:
-                rows = [_among(self._known, row) for row in encoder_hidden_states]
-                if any(rows):
-                    return self._blended(rows, sample, timestep, encoder_hidden_states, *args, **more)
-            return forward(sample, timestep, encoder_hidden_states, *args, **more)
+        def blend(_: nn.Module, __: Any, first: Any) -> Any:
+            whole, self._here.whole = getattr(self._here, "whole", None), None
+            return None if whole is None else self._blended(whole, first)
 
-        back = [
-            override(pipe, "prepare_latents", prepare_latents),
-            override(unet, "forward", by_windows),
-        ]
+        (_, *parameters) = inspect.signature(type(unet).forward).parameters.values()
+        accepted = inspect.Signature(parameters)
+        # Before and after everybody else's hooks, which see windows going in and the whole coming out.
+        hooks = (
+            unet.register_forward_pre_hook(narrow, with_kwargs=True, prepend=True),
+            unet.register_forward_hook(blend, prepend=True),
+        )
+        restore = override(pipe, "prepare_latents", prepare_latents)
 
         def undo() -> None:
-            for restore in back:
-                restore()
+            restore()
+            for hook in hooks:
+                hook.remove()
 
         return undo
 
-    def _blended(
-        self,
-        rows: Sequence[_WindowPrompts | None],
-        sample: Tensor,
-        timestep: Any,
-        hidden: Tensor,
-        *args: Any,
-        **more: Any,
-    ) -> Any:
-        """What the UNet predicts for the whole width; `rows` says which prompt each row of the batch is."""
-        unet, size = self._pipe.unet, _size(self._pipe.unet)
-        count, width = self._count, sample.shape[-1]
-        if sample.shape[-2] != size or not size + count - 1 <= width <= count * size:
+    def _divided(self, rows: Sequence[_WindowPrompts | None], call: inspect.BoundArguments) -> _Whole:
+        """One call of the UNet for the whole width, as the calls of its windows; `rows` says which prompt
+        each row of the batch is. Raises BadRegion on a size or an argument that has no windows."""
+        size, count = _size(self._pipe.unet), self._count
+        height, width = call.arguments["sample"].shape[-2:]
+        if height != size or not size + count - 1 <= width <= count * size:
             cell = int(self._pipe.vae_scale_factor)
-            native, asked = size * cell, f"{width * cell}x{sample.shape[-2] * cell}"
+            native, asked = size * cell, f"{width * cell}x{height * cell}"
             raise BadRegion(
                 f"{count} concepts side by side do not fit {asked} pixels; leave both sizes out, or give "
                 f"a height of {native} and a width above {native} and up to {count * native}"
             )
-        begin = starts(width, size, count)
-        weights = shares(begin, size, width).to(sample)
-        blended = torch.zeros_like(sample)
-        result: Any = None
-        for k, start in enumerate(begin):
+        beside = call.arguments.get("cross_attention_kwargs") or {}
+        given = [name for name in OF_ONE_FRAME if call.arguments.get(name) is not None]
+        if given := given + [name for name in OF_ONE_FRAME if name in beside]:
+            raise BadRegion(
+                f"{' and '.join(given)} is about one frame, and each concept has a window of its own here; "
+                "attach with side_by_side=False, or leave it out"
+            )
+        return _Whole(call, rows, starts(width, size, count))
+
+    def _blended(self, whole: _Whole, first: Any) -> Any:
+        """What the UNet predicts for the whole width, from what it gave for the first window."""
+        unet, size = self._pipe.unet, _size(self._pipe.unet)
+        sample = whole.call.arguments["sample"]
+        weights = shares(whole.begin, size, sample.shape[-1]).to(sample)
+        blended, result = torch.zeros_like(sample), first
+        for k, start in enumerate(whole.begin):
+            if k:
+                args, kwargs = self._in_window(whole, k)
+                self._here.inside = True
+                try:
+                    result = unet(*args, **kwargs)
+                finally:
+                    self._here.inside = False
             part = slice(start, start + size)
-            told, given = self._in_window(rows, k, hidden, more)
-            self._here.inside = True
-            try:
-                result = unet(sample[..., part].contiguous(), timestep, told, *args, **given)
-            finally:
-                self._here.inside = False
             blended[..., part] += result[0] * weights[k, part]
         return (blended,) if isinstance(result, tuple) else type(result)(sample=blended)
 
-    def _in_window(
-        self, rows: Sequence[_WindowPrompts | None], k: int, hidden: Tensor, more: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """What the UNet is told in window k: features of each row of the batch, and what goes with them."""
-        told, given = hidden.clone(), dict(more)
+    def _in_window(self, whole: _Whole, k: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the UNet is told in window k: its part of the picture, features of each row of the batch, and
+        what goes with them."""
+        start, size = whole.begin[k], _size(self._pipe.unet)
+        given = {**whole.call.arguments}
+        given["sample"] = given["sample"][..., start : start + size].contiguous()
+        told = given["encoder_hidden_states"].clone()
         beside = given.get("added_cond_kwargs") or {}
         pooled = beside["text_embeds"].clone() if "text_embeds" in beside else None
-        for i, row in enumerate(rows):
+        for i, row in enumerate(whole.rows):
             if row is None:
                 continue
             features, summary = row.windows[k]
@@ -225,13 +268,14 @@ class Windows:
             beside = {**beside, "text_embeds": pooled}
         if "time_ids" in beside:  # SDXL is told sizes, and a window has the base's own
             ids = beside["time_ids"].clone()
-            native = _size(self._pipe.unet) * int(self._pipe.vae_scale_factor)
+            native = size * int(self._pipe.vae_scale_factor)
             for of_width in (1, 5) if ids.shape[1] == 6 else ():
                 ids[:, of_width] = ids[:, of_width].clamp(max=native)
             beside = {**beside, "time_ids": ids}
         if beside:
             given["added_cond_kwargs"] = beside
-        return told, given
+        given["encoder_hidden_states"] = told
+        return (given.pop("sample"), given.pop("timestep")), given
 
 
 def _among(known: Iterable[_WindowPrompts], row: Tensor) -> _WindowPrompts | None:

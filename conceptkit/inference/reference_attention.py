@@ -43,7 +43,7 @@ def attend_to_reference(pipe: Any, reference: Reference, reading: TokenOwners) -
         attention.show(None)
         scene = reading.scene
         rows = [int(row) for row in scene.mentioned[:, 0].nonzero()]
-        if not rows:
+        if not rows or not scene.scale:
             return
         prompts = [scene.key[1 + row] for row in rows]
         distinct = list(dict.fromkeys(prompts))
@@ -62,7 +62,7 @@ def attend_to_reference(pipe: Any, reference: Reference, reading: TokenOwners) -
         word = (scene.owners[first.to(scene.owners.device)] == 0).float()
         own = (word / word.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(2)
         seen = attention.look(lambda: unet.forward(**given), own)
-        attention.show(seen.among(torch.tensor(rows), of))
+        attention.show(seen.among(torch.tensor(rows), of, scene.scale))
 
     def after(*_: Any) -> None:
         attention.show(None)
@@ -85,6 +85,8 @@ def _of_rows(value: Any, rows: Tensor, count: int) -> Any:
     """An argument of the UNet for these rows of its batch of `count`."""
     if isinstance(value, Tensor) and value.ndim and len(value) == count:
         return value[rows.to(value.device)]
+    if isinstance(value, list | tuple):
+        return type(value)(_of_rows(part, rows, count) for part in value)
     if isinstance(value, dict):
         return {name: _of_rows(part, rows, count) for name, part in value.items()}
     return value

@@ -41,7 +41,8 @@ def install_routes(
             x = args[0]
             gate = gates(reading.scene, part_of.to(x.device), len(ranks), recipe["shared"])
             gate = gate[:, :, whose.to(x.device)].to(x)
-            return y + F.linear(F.linear(x, at(down, x)) * gate, at(up, x))
+            added = F.linear(F.linear(x, at(down, x)) * gate, at(up, x))
+            return y + (added if reading.scene.scale == 1 else reading.scene.scale * added)
 
         return route
 

@@ -7,7 +7,7 @@ of the batch are told apart by their bits, which joining and repeating them leav
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class UNetCall:
     owners: (B, T) index of the concept whose word a position is, or OTHER or END. mentioned: (B, N) whether
     the row's prompt names each concept. size: height and width of the latents. key: which drawing of which
     prompts this is. step: how many calls about it came before. pictures: how many are drawn; the rows of each
-    half of guidance are these, in order.
+    half of guidance are these, in order. scale: of what concepts add, as `cross_attention_kwargs` gives it.
     """
 
     owners: Tensor
@@ -39,6 +39,7 @@ class UNetCall:
     key: tuple[int, ...]
     step: int
     pictures: int = 1
+    scale: float = 1.0
 
 
 class TokenOwners:
@@ -99,7 +100,9 @@ class TokenOwners:
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = kwargs["encoder_hidden_states"] if len(args) < 3 else args[2]
             sample = args[0] if args else kwargs["sample"]
-            self._here.scene = self._scene(hidden, tuple(sample.shape[-2:]))
+            beside = kwargs.get("cross_attention_kwargs") or {}
+            scene = self._scene(hidden, tuple(sample.shape[-2:]))
+            self._here.scene = replace(scene, scale=float(beside.get("scale", 1.0)))
 
         return unet.register_forward_pre_hook(look, with_kwargs=True)
 

@@ -57,7 +57,8 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     _check_together(recipe, adapter)
     mixed_precision.check(base.device, recipe)
     schedule_of(base.pipe.scheduler)
-    if present := getattr(base.pipe.encode_prompt, "attachment", None):
+    present = getattr(base.pipe.encode_prompt, "attachment", None)
+    if present is not None and present.attached:
         carried, names = ", ".join(present.concepts), " and ".join(s.name for s in subjects)
         raise ConceptError(f"This pipeline carries {carried}, which {names} would build on; detach first")
     for subject in subjects:

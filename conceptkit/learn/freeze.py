@@ -31,20 +31,6 @@ def frozen(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def own_random_numbers(seed: int) -> Iterator[None]:
-    """What draws from torch's generator on the CPU follows the seed inside; then it goes on as before.
-
-    Generators of other devices are the caller's: all that learning draws is drawn on the CPU.
-    """
-    state = torch.random.get_rng_state()
-    try:
-        torch.random.default_generator.manual_seed(seed)
-        yield
-    finally:
-        torch.random.set_rng_state(state)
-
-
-@contextmanager
 def gradient_checkpointing(base: Base, recipe: TrainConfig) -> Iterator[None]:
     """Activations of the UNet are computed twice instead of kept, if the recipe says so."""
     if not recipe.gradient_checkpointing:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from conceptkit.base.adapters import state_of_adapters
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
 from conceptkit.data.photos import PhotoSet
@@ -149,6 +150,7 @@ def weights_digest(base: Base) -> str:
         for name, tensor in module.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
+        digest.update(state_of_adapters(module).encode())
     return digest.hexdigest()[:16]
 
 

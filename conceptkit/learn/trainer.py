@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from conceptkit.base.added_tokens import Tokens, add_tokens
 from conceptkit.base.noise_schedule import NoiseSchedule, schedule_of
-from conceptkit.base.pipeline import Base
+from conceptkit.base.pipeline import Base, refreshed
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.data.photos import PhotoSet
@@ -36,7 +36,7 @@ from conceptkit.learn import (
 )
 from conceptkit.learn.checkpoints import CheckpointManager
 from conceptkit.learn.effects import check_prompts, without_effect
-from conceptkit.learn.freeze import frozen, gradient_checkpointing, own_random_numbers
+from conceptkit.learn.freeze import frozen, gradient_checkpointing
 from conceptkit.learn.latent_dataset import LatentDataset
 from conceptkit.learn.methods.base import Adapter
 from conceptkit.learn.methods.table import adapter_of
@@ -48,6 +48,7 @@ from conceptkit.learn.train_config import TrainConfig
 from conceptkit.learn.trainable_delta import ParameterGroup
 from conceptkit.learn.training_loop import TrainingPhase, lr_schedule, run
 from conceptkit.learn.training_step import TrainingContext
+from conceptkit.rng import seeded
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -99,6 +100,7 @@ def train(
     checkpoints: where they go, and the one to go on from. class_images: by class noun, encoded; by default
     those of the subjects, and else what the base draws.
     """
+    session = replace(session, base=refreshed(session.base))
     config_checks.check(session.base, request.subjects, request.config)
     processes, parts = session.distributed.size, request.config.gradient_accumulation_steps
     if processes * parts > request.config.train_batch_size:
@@ -112,7 +114,7 @@ def train(
     if prior_preservation.undrawn(request.subjects, request.config, given):
         config_checks.check_drawing(session.base)
     with (
-        own_random_numbers(request.seed),
+        seeded(request.seed, torch.device(session.base.pipe._execution_device)),
         frozen(session.base),
         gradient_checkpointing(session.base, request.config),
     ):

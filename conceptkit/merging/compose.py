@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from conceptkit.base.pipeline import Base, check_fits, load
+from conceptkit.base.pipeline import Base, check_fits, load, refreshed
 from conceptkit.concepts import gates
 from conceptkit.concepts.concept import Concept, base_of
 from conceptkit.concepts.delta import only
@@ -67,6 +67,8 @@ def compose(
     registry = _default_registry() if registry is None else registry
     if base is None and concepts:
         base = load(_base_of(concepts[0], registry))
+    elif base is not None:
+        base = refreshed(base)
     most = None if base is None or how == "routed" else base.width
     chosen = parts.gather(concepts, weights, registry, most)
     assert base is not None

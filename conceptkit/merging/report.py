@@ -64,7 +64,7 @@ class Report:
         what a concept changes in text encoders or elsewhere comes on top.
     condition, damping: of the constraint rows, see `compose.closed_form`; None: dependent, or no constraints.
     rows, width: s constraint rows where there is room for d. problem, missed: see `Solved`.
-    interference: [i][j] is what j's share of the merge adds at i's own words, by what i alone adds there.
+    interference: `[i][j]` is what j's share of the merge adds at i's own words, by what i alone adds there.
     audit: captions that the merge moves far more than unrelated parts would.
     precision: in which all this is so.
     """

@@ -31,8 +31,8 @@ def loss_curve(
     if best is not None:
         loss = dict(curve)[best]
         axes.plot([best], [loss], "o", markersize=11, markerfacecolor="none", markeredgewidth=2, color=ORANGE)
-        below = {"xytext": (0, -22), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(f"kept: step {best}", (best, loss), color=ORANGE, **below)
+        text, place = f"kept: step {best}", (0, -22)
+        axes.annotate(text, (best, loss), place, textcoords="offset points", color=ORANGE, ha="center")
         axes.margins(y=0.25)
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss")

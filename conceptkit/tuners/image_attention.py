@@ -32,6 +32,7 @@ class Seen:
 
     patches (n, r, d); word, end (n, r): the attention of the patches to the concept's word, and to the end of
     text where that was asked for. rows, of: the rows of a batch that are shown it, and which of the n each.
+    scale: of what they take from it.
     """
 
     attention: ImageAttention
@@ -40,9 +41,11 @@ class Seen:
     patches: dict[str, Tensor] = field(default_factory=dict)
     word: dict[str, Tensor] = field(default_factory=dict)
     end: dict[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
-    def among(self, rows: Tensor, of: Tensor) -> Seen:
-        return replace(self, rows=rows, of=of)
+    def among(self, rows: Tensor, of: Tensor, scale: float = 1.0) -> Seen:
+        """The same, shown to these rows of a batch."""
+        return replace(self, rows=rows, of=of, scale=scale)
 
     def unlike(self) -> Tensor:
         """How far attention to the word is from that to the end of text, over all blocks: (n,)."""
@@ -119,7 +122,7 @@ class ImageAttention:
             taken = image_attention_functional.look(
                 block, made[rows], seen.patches[name][of], mask[of], self._maps[name]
             )
-            return made.index_add(0, rows, taken.to(made.dtype))
+            return made.index_add(0, rows, taken.to(made.dtype), alpha=seen.scale)
 
         return pass_on
 

@@ -4,18 +4,17 @@ A delta maps the name of a map to `(weight,)` (o, d) or `(up, down)` (o, r), (r,
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
+from conceptkit.base.adapters import ADAPTER
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, by_component
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
-
-ADAPTER = "conceptkit"
 
 
 def install_on(pipe: Any, delta: Delta, adapter_name: str = ADAPTER) -> None:
@@ -93,8 +92,9 @@ def install(unet: nn.Module, delta: Delta, adapter_name: str = ADAPTER) -> None:
 def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
     """Take one KV_DELTA adapter off, or all of them; the very modules that were there before are put back."""
     for path, layer in [(n, m) for n, m in unet.named_modules() if isinstance(m, KVDeltaLinear)]:
-        layer.unmerge()
-        for name in [adapter_name] if adapter_name else list(layer.scaling):
+        gone = [name for name in layer.scaling if adapter_name in (None, name)]
+        layer.unmerge_adapters(gone)
+        for name in gone:
             layer.delete_adapter(name)
         if not layer.scaling:
             parent, _, child = path.rpartition(".")
@@ -105,6 +105,13 @@ def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
     if not configs:
         vars(unet).pop("peft_config", None)
         vars(unet).pop("_hf_peft_config_loaded", None)
+
+
+def unmerge(layers: Iterable[KVDeltaLinear], adapter_name: str = ADAPTER) -> None:
+    """Take one adapter out of the maps again, wherever the layers are now: who unloads what was fused leaves
+    the layers behind, and their maps changed."""
+    for layer in layers:
+        layer.unmerge_adapters([adapter_name])
 
 
 def share_down(unet: nn.Module, down: Tensor, adapter_name: str | None = None) -> nn.Parameter:

@@ -1,7 +1,8 @@
 """KV_DELTA, a PEFT tuner: a delta of any rank on a linear map."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -31,13 +32,17 @@ class KVDeltaConfig(PeftConfig):
     """r: rank, 0 for full matrices. target_modules: names or a regular expression, all K/V maps by default.
 
     init_down: "gaussian" (variance 1/d), "orthonormal" rows, or "zero" for factors that are set afterwards.
-    freeze_down: train the up factors alone. Raises BadRecipe on values that make no sense.
+    freeze_down: train the up factors alone. exclude_modules: names or a regular expression of maps to leave
+    out. modules_to_save: other modules that are trained whole and saved with the delta.
+    Raises BadRecipe on values that make no sense.
     """
 
     r: int = 8
     target_modules: list[str] | str | None = None
     init_down: str = "gaussian"
     freeze_down: bool = False
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
 
     of_type: ClassVar[ConceptPeftType] = ConceptPeftType.KV_DELTA
 
@@ -58,7 +63,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
-    other_param_names = ("r", "scaling", "gates")
+    other_param_names = ("r", "scaling", "gates", "silenced")
     up_name, down_name, full_name = adapter_layer_names
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, config: KVDeltaConfig) -> None:
@@ -73,7 +78,8 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
-        self._unmerged: Tensor | None = None
+        self._merged: tuple[Tensor, Tensor] | None = None  # the map before and after
+        self.silenced: dict[str, float] = {}  # the scales of adapters before they were scaled by 0
         self.gates: dict[str, Callable[[Tensor], Tensor]] = {}
         self.update_layer(adapter_name, config)
 
@@ -109,10 +115,12 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
 
     @property
     def ups(self) -> nn.ParameterDict:
+        """Adapter -> its up factor (o, r), of those of low rank."""
         return getattr(self, self.up_name)
 
     @property
     def downs(self) -> nn.ParameterDict:
+        """Adapter -> its down factor (r, d), of those of low rank."""
         return getattr(self, self.down_name)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -121,6 +129,8 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         return self.scaling[adapter_name] * (factors[0] @ factors[1] if len(factors) == 2 else factors[0])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The map and the active deltas of x (..., d): (..., o). Raises ConceptError on `adapter_names`."""
+        refuse_mixed_batch(kwargs.pop("adapter_names", None))
         if self.disable_adapters and self.merged:
             self.unmerge()
         y = self.base_layer(x, *args, **kwargs)
@@ -149,38 +159,69 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
                 raise ValueError(
                     f"Merging adapter {name!r} gives values that are not finite; it seems to be broken"
                 )
-            if not self.merged_adapters:
-                self._unmerged = weight.data
+            before = weight.data if self._merged is None else self._merged[0]
+            # A copy: who merges into the same map afterwards writes into what lies there.
+            self._merged = before, merged.clone()
             weight.data = merged
             self.merged_adapters.append(name)
 
+    @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the kept map back: subtracting a delta would not restore it bit for bit."""
-        if self._unmerged is not None:
-            self.base_layer.weight.data = self._unmerged.to(self.base_layer.weight)
-        self._unmerged, self.merged_adapters = None, []
+        """Put the kept map back, bit for bit; what others did to the map since it was merged stays in it."""
+        if self._merged is not None:
+            weight = self.base_layer.weight
+            before, after = (part.to(weight) for part in self._merged)
+            weight.data = torch.where(weight == after, before, weight - (after - before))
+        self._merged, self.merged_adapters = None, []
+
+    def unmerge_adapters(self, names: Collection[str]) -> None:
+        """Take these adapters out of the map; others that are merged stay merged."""
+        if not set(names) & set(self.merged_adapters):
+            return
+        others = [name for name in self.merged_adapters if name not in names]
+        self.unmerge()
+        if others:
+            self.merge(adapter_names=others)
 
     def set_scale(self, adapter: str, scale: float) -> None:
+        """Set an adapter's scale. After a scale of 0, 1 is the one that it had before: what diffusers asks
+        for when a drawing at scale 0 is over."""
         if adapter in self.scaling:
-            self.scaling[adapter] = float(scale)
+            before = self.silenced.pop(adapter, 1.0)
+            self.scaling[adapter] = before if scale == 1 else float(scale)
 
     def scale_layer(self, scale: float) -> None:
+        """Multiply the scales of the active adapters."""
         for name in self.scaling.keys() & set(self.active_adapters):
+            if scale == 0:
+                self.silenced.setdefault(name, self.scaling[name])
             self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scales of the active adapters, or set them to 1."""
         for name in self.scaling.keys() & set(self.active_adapters):
             self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether `peft.convert_to_lora` may take it: a delta is all that there is."""
         return True
 
 
 class KVDeltaModel(BaseTuner):
-    """Puts KVDeltaLinear layers into a model; PEFT makes one of these for every KVDeltaConfig."""
+    """Puts KVDeltaLinear layers into a model; PEFT makes one of these for every KVDeltaConfig.
+
+    Several adapters may be active at once and merge. Rows of one batch have no adapters of their own
+    (`adapter_names` is a ConceptError); other kinds of adapters in one PeftModel (`mixed=True`) and
+    hot-swapping PEFT has for LoRA alone.
+    """
 
     prefix = "kv_delta_"
     tuner_layer_cls = KVDeltaLinear
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        refuse_mixed_batch(kwargs.get("adapter_names"))
+        yield
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         for name, module in model.named_modules():
@@ -202,6 +243,15 @@ class KVDeltaModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+
+def refuse_mixed_batch(adapter_names: Collection[str] | None) -> None:
+    """Raises ConceptError when rows of one batch are to have adapters of their own, as LoRA alone can."""
+    if adapter_names is not None:
+        raise ConceptError(
+            "KV_DELTA and KEYED have the same adapters for the whole batch, and none for each row of it "
+            f"({', '.join(dict.fromkeys(adapter_names))}); call set_adapter, and the model once for each"
+        )
 
 
 def carrier(

@@ -207,8 +207,11 @@ def _add(
         sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
         if isinstance(base, str):
             base = bases.load(base, device=current().device or devices.choose(device))
+        else:
+            base = bases.refreshed(base)
         session = Session(base, registry, progress)
         notices = mixed_precision.notices(base.device, order.config)
+        notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects)
         checkpoints = _checkpoints(request, session, images)

@@ -154,9 +154,10 @@ def carry_out(
         tick=progress,
     )
     attached: Concept | Merge = merge
+    words = merge.concept
     if request.save and len(entries) == 1:  # what is kept answers to `save`; the prompt has the name as given
-        attached = merge.concept.called(entries[0].name)
-    for sentence in _unmentioned(request, getattr(attached, "concept", attached)):
+        attached = words = merge.concept.called(entries[0].name)
+    for sentence in _unmentioned(request, words):
         session.notice(sentence)
     pictures, windows = _draw(request, session, attached, _metadata(request, entries, base))
     entry = None

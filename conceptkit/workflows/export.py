@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.concepts.concept import Concept, read
@@ -49,7 +50,7 @@ def export(
         notices = () if isinstance(what, Concept) else what.report.notices
         files = diffusers.export(what, Path(out), force=force, with_names=with_names)
         return Exported(tuple(files), concept, tuple(notices))
-    how = {"force": force, "with_names": with_names}
+    how: dict[str, Any] = {"force": force, "with_names": with_names}
     names = [what] if isinstance(what, str) else list(what)
     if registry is None:
         with Registry() as opened:

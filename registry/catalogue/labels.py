@@ -9,6 +9,7 @@ from conceptkit.registry import concept_validation
 from conceptkit.registry.entries import now, refresh
 from conceptkit.registry.errors import ConceptError
 from conceptkit.registry.store import Registry
+from conceptkit.registry.texts import composed
 
 LONGEST_TAG = 64
 LONGEST_NOTE = 10_000
@@ -28,7 +29,7 @@ class Note:
 
 def tag(registry: Registry, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
     """Put tags on a name and take tags off; returns all it has then. Raises UnknownConcept, ConceptError."""
-    add, remove = [check_tag(text) for text in add], list(remove)
+    add, remove = [check_tag(composed(text)) for text in add], [composed(text) for text in remove]
     name = registry.get(name).name
     if add or remove:
         with registry.index.writing() as conn:
@@ -52,7 +53,7 @@ def note(registry: Registry, name: str, text: str) -> Note:
 
     Raises UnknownConcept, and ConceptError when it is empty or too long, or holds what nobody could import.
     """
-    text = with_plain_breaks(text)
+    text = with_plain_breaks(composed(text))
     if not text.strip() or len(text) > LONGEST_NOTE:
         raise ConceptError(
             f"A note has 1 to {LONGEST_NOTE:,} letters, not {len(text.strip()):,}: write another one."
@@ -96,8 +97,8 @@ def put(conn: sqlite3.Connection, number: int, tags: Iterable[str], texts: Itera
     """Tags and notes that a name does not have yet, checked before; in a transaction."""
     had = {text for (text,) in conn.execute("select text from notes where name_id = ?", [number])}
     for text in tags:
-        conn.execute("insert or ignore into tags values (?, ?)", [number, text])
-    for text in dict.fromkeys(with_plain_breaks(text).strip() for text in texts):
+        conn.execute("insert or ignore into tags values (?, ?)", [number, composed(text)])
+    for text in dict.fromkeys(with_plain_breaks(composed(text)).strip() for text in texts):
         if text not in had:
             values = [number, text, now()]
             conn.execute("insert into notes (name_id, text, created) values (?, ?, ?)", values)

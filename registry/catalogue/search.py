@@ -9,6 +9,7 @@ from typing import Any
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, from_row
 from conceptkit.registry.errors import ConceptError
 from conceptkit.registry.store import Registry
+from conceptkit.registry.texts import composed
 
 RANKED = 2000
 """With more hits than this the newest come first: ranking reads every hit, and so many are alike anyway."""
@@ -40,7 +41,9 @@ class Filters:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and value is not False:
-                text = _midnight(value, field.name == "until") if field.name in ("since", "until") else value
+                text = composed(value) if isinstance(value, str) else value
+                if field.name in ("since", "until"):
+                    text = _midnight(value, field.name == "until")
                 parts.append((_CONDITIONS[field.name], [text] if "?" in _CONDITIONS[field.name] else []))
         return " and ".join(part for part, _ in parts) or "1", [
             value for _, values in parts for value in values
@@ -101,7 +104,7 @@ def search(registry: Registry, words: str, filters: Filters = ANY, *, limit: int
 
 def expression(words: str) -> str:
     """The FTS5 expression for what a person typed; every word is quoted, so nothing in it is syntax."""
-    plain = re.findall(r"[^\W_]+", words)
+    plain = re.findall(r"[^\W_]+", composed(words))
     if not plain:
         raise ConceptError(f"There is no word to look for in {words[:80]!r}: give letters or digits.")
     return " ".join(f'"{word}"' for word in plain[:20]) + "*"

@@ -35,7 +35,8 @@ def add(
     with Remote(name, place) as remote:
         remote.prepare()
     with atomic_files.turn(home):
-        row = {"url": place.url, "options": dict(options or {}), **({"keys": sorted(keys)} if keys else {})}
+        row: dict[str, object] = {"url": place.url, "options": dict(options or {})}
+        row |= {"keys": sorted(keys)} if keys else {}
         rows = _rows(home) | {name: row}
         _write(home, rows)
     return place
