@@ -125,7 +125,7 @@ class Plain:
         self.word = f"{TOKEN if self.custom else identifier.text} {noun}"
         pipe = type(base.pipe)(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
-        self.base = Base(base.name, pipe, base.fingerprint)
+        self.base = Base(base.name, pipe, base.fingerprint, base.family)
         self.clock = Clock(base.device)
         self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
 

@@ -170,7 +170,9 @@ def test_what_was_taught_by_another_recipe_is_taught_again(pico, registry, monke
     )
     for module in (taught.config, taught.add):
         monkeypatch.setattr(
-            module, "config_for", lambda method=None, steps=None, *_: replace(few, max_train_steps=steps or 1)
+            module,
+            "config_for",
+            lambda method=None, steps=None, *_, **__: replace(few, max_train_steps=steps or 1),
         )
     for steps, versions in ((2, 1), (2, 1), (None, 2)):
         taught.teach(pico, Eye(), registry, 0, steps)
@@ -204,7 +206,7 @@ def test_causes_add_up_to_the_difference():
         "encoding pictures": 2.0,
         "encoding prompts": 3.0,
         "UNet": 5.0,
-        "optimizer": 0.5,
+        "optimiser": 0.5,
     }
     found = learn_speed.causes(spent, per_step=4.0, whole=50.0, steps=10)
     assert sum(found.values()) == pytest.approx(sum(spent.values()) - 50.0 / 10)

@@ -190,7 +190,7 @@ def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry,
 
     def watched(base, photos, words, *args, **more):
         found = pool(base, photos, words, *args, **more)
-        seen[words] = (more["masks"], float(found.masks.mean()))
+        seen[words] = (photos.masks, float(found.masks.mean()))
         return found
 
     monkeypatch.setattr(latent_dataset, "latent_dataset", watched)
