@@ -22,7 +22,7 @@ from conceptkit.inference.generate import draw
 from conceptkit.learn import mixed_precision, prior_preservation
 from conceptkit.learn.checkpoints import CheckpointManager, path_for
 from conceptkit.learn.claims import claimed_names
-from conceptkit.learn.config import TrainConfig, config_for
+from conceptkit.learn.config import TrainConfig, config_for, old_name_notices
 from conceptkit.learn.distributed import current
 from conceptkit.learn.request import TrainRequest
 from conceptkit.learn.session import Progress, Session, quiet
@@ -103,7 +103,8 @@ def add(
         "style" has none. noun: the same, as earlier versions called it.
     device: where a base is loaded that comes by its name.
     steps: of the word and the delta together. adapter: another than the method's own.
-    config: a recipe in TOML. sude, early_stopping: switch these on. changes: fields of the recipe, by name.
+    config: a recipe in TOML. sude, early_stopping: switch these on. changes: fields of the recipe, by name;
+        names of earlier versions are taken.
     masks: a folder of pictures, white where the subject is.
     class_images: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
     resume: go on with learning that was stopped.
@@ -115,7 +116,8 @@ def add(
     recipe = config_for(
         method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
     )
-    order = Order({name: wanted}, recipe, None, seed, resume, new_version)
+    renamed = tuple(old_name_notices(changes, config))
+    order = Order({name: wanted}, recipe, None, seed, resume, new_version, renamed)
     (learned,) = _add(order, base, device, registry, progress)
     if noun is not None:
         learned.notices.append("The argument noun of add is called class_noun now.")
@@ -164,7 +166,8 @@ def add_together(
         one: Wanted(where, nouns.get(one), "subject", masks.get(one), images.get(one))
         for one, where in photos.items()
     }
-    order = Order(wanted, recipe, name or "-".join(photos)[:64], seed, resume, new_version)
+    renamed = tuple(old_name_notices(changes, config))
+    order = Order(wanted, recipe, name or "-".join(photos)[:64], seed, resume, new_version, renamed)
     return _add(order, base, device, registry, progress)
 
 
@@ -181,7 +184,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be learned before anything is read or loaded; name: of the joint concept."""
+    """What is to be learned before anything is read or loaded.
+
+    name: of the joint concept. notices: sentences on how it was asked for.
+    """
 
     wanted: Mapping[str, Wanted]
     config: TrainConfig
@@ -189,6 +195,7 @@ class Order:
     seed: int
     resume: bool
     new_version: bool
+    notices: tuple[str, ...] = ()
 
 
 def _add(
@@ -209,7 +216,7 @@ def _add(
         else:
             base = bases.refreshed(base)
         session = Session(base, registry, progress)
-        notices = mixed_precision.notices(base.device, order.config)
+        notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects)
