@@ -30,7 +30,7 @@ from conceptkit.concepts.delta import Delta
 from conceptkit.evaluate import scorers
 from conceptkit.features import caption_statistics
 from conceptkit.features.closed_form import factor
-from conceptkit.learn.methods.keyed import key_factor
+from conceptkit.learn.methods.custom import key_factor
 from conceptkit.merging import compose
 from conceptkit.registry.store import Registry
 

@@ -23,7 +23,8 @@ from conceptkit.evaluate import metrics
 from conceptkit.features import caption_statistics
 from conceptkit.inference.generate import STEPS
 from conceptkit.learn import config, trainer
-from conceptkit.learn.config import DEFAULT_CONFIGS, SUDE
+from conceptkit.learn.config import DEFAULT_CONFIGS
+from conceptkit.learn.methods.table import method_of_adapter
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.world import scene
 from conceptkit.tuners.inject import install_on, uninstall_from
@@ -33,37 +34,46 @@ DISTRACTORS = 20
 
 ROWS: dict[str, dict[str, Any]] = {
     "custom": {},
-    "custom-narrow": {"wide": 0, "until": 1.0, "token_steps": 170, "steps": 80, "lr": 4e-2},
+    "custom-narrow": {
+        "gated_lora_rank": 0,
+        "max_timestep_fraction": 1.0,
+        "token_train_steps": 170,
+        "max_train_steps": 80,
+        "learning_rate": 4e-2,
+    },
     "custom-locked": {"lock_keys": True},
-    "custom-guarded": {"leak": 1.0, "edges": 1.0},
-    "custom-sude": {"sude": SUDE["keyed"]},
+    "custom-guarded": {"caption_preservation_weight": 1.0, "special_token_preservation_weight": 1.0},
+    "custom-sude": {"sude_weight": method_of_adapter("keyed").adapter.sude_weight},
     "custom-diffusion": {},
     "custom-diffusion-kv": {
         "rank": 0,
-        "leak": 0.0,
-        "prior_size": 24,
-        "targets": "kv",
-        "full_lr": 2e-4,
-        "until": 1.0,
-        "batch": 6,
-        "steps": 250,
+        "caption_preservation_weight": 0.0,
+        "num_class_images": 24,
+        "target_modules": "kv",
+        "full_learning_rate": 2e-4,
+        "max_timestep_fraction": 1.0,
+        "train_batch_size": 6,
+        "max_train_steps": 250,
     },
-    "custom-diffusion-guarded": {"leak": 1.0, "edges": 1.0},
-    "custom-diffusion-full": {"rank": 0, "leak": 0.0, "prior_size": 24},
+    "custom-diffusion-guarded": {
+        "caption_preservation_weight": 1.0,
+        "special_token_preservation_weight": 1.0,
+    },
+    "custom-diffusion-full": {"rank": 0, "caption_preservation_weight": 0.0, "num_class_images": 24},
     "dreambooth": {},
-    "dreambooth-no-prior": {"prior_weight": 0.0},
-    "dreambooth-kv": {"targets": "kv"},
-    "dreambooth-ff": {"targets": "attn+ff"},
-    "dreambooth-unet": {"text_rank": 0},
-    "dreambooth-sude": {"sude": SUDE["lora"]},
+    "dreambooth-no-prior": {"prior_loss_weight": 0.0},
+    "dreambooth-kv": {"target_modules": "kv"},
+    "dreambooth-ff": {"target_modules": "attn+ff"},
+    "dreambooth-unet": {"text_encoder_rank": 0},
+    "dreambooth-sude": {"sude_weight": method_of_adapter("lora").adapter.sude_weight},
     "dreambooth-full": {},
-    "dreambooth-full-cut": {"extract": 8},
+    "dreambooth-full-cut": {"extract_rank": 8},
     "textual-inversion": {},
-    "textual-inversion-4": {"vectors": 4},
+    "textual-inversion-4": {"num_vectors": 4},
     "vico": {},
-    "vico-free": {"attention": 0.0},
+    "vico-free": {"attention_regularization_weight": 0.0},
     "vico-full": {"rank": 0},
-    "vico-sude": {"sude": SUDE["image"]},
+    "vico-sude": {"sude_weight": method_of_adapter("image").adapter.sude_weight},
 }
 """A row's name begins with its method; the rest is what it changes of the method's recipe."""
 
@@ -133,9 +143,9 @@ def score(studio: Studio, pupil: Pupil, others: Tensor, concept: Concept) -> dic
 def misses(row: str, line: Mapping[str, Any]) -> list[str]:
     """The bars that apply to a row and that it does not reach; a word alone has no gap that it must close."""
     recipe = config.config_for(method_of(row), changes=ROWS[row])
-    keyed = bool(recipe.steps) and recipe.adapter == "keyed"
+    keyed = bool(recipe.max_train_steps) and recipe.adapter == "keyed"
     checks = {
-        "gap": not recipe.steps or line["gap"] >= BARS["gap"],
+        "gap": not recipe.max_train_steps or line["gap"] >= BARS["gap"],
         "captions": not keyed or line["captions"] <= BARS["captions"],
         "cpu_seconds": line["cpu_seconds"] <= BARS["cpu_seconds"],
         "keyed_cpu_seconds": not keyed or line["cpu_seconds"] <= BARS["keyed_cpu_seconds"],

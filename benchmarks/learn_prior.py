@@ -107,7 +107,7 @@ def summary(lines: list[dict[str, float]]) -> dict[str, Any]:
 
 def by_default(method: str) -> str:
     """The arm that the method's recipe is: the one that the bars are for."""
-    return "prior" if DEFAULT_CONFIGS[method].prior_weight else "no prior"
+    return "prior" if DEFAULT_CONFIGS[method].prior_loss_weight else "no prior"
 
 
 def misses(figures: dict[str, Any]) -> list[str]:
@@ -137,7 +137,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
     with Registry(tempfile.mkdtemp()) as registry:
         for method in wanted:
             for arm, weight in ARMS.items():
-                recipe = config.config_for(method, steps, changes={"prior_weight": weight})
+                recipe = config.config_for(method, steps, changes={"prior_loss_weight": weight})
                 lines = []
                 for pupil, first in zip(pupils, usual, strict=True):
                     concept = trainer.learn(

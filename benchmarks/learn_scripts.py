@@ -70,7 +70,7 @@ class Lesson:
     @property
     def half(self) -> int:
         """Photos in a step of a script that shows as many class pictures, with all as many as in ours."""
-        return max(1, (self.recipe.batch + self.recipe.prior_batch) // 2)
+        return max(1, (self.recipe.train_batch_size + self.recipe.prior_batch) // 2)
 
 
 def _with_class_pictures(lesson: Lesson) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _with_class_pictures(lesson: Lesson) -> dict[str, Any]:
         "instance_data_dir": lesson.photos,
         "train_batch_size": lesson.half,
         "with_prior_preservation": True,
-        "num_class_images": lesson.recipe.prior_size,
+        "num_class_images": lesson.recipe.num_class_images,
         "class_data_dir": lesson.of_class,
         "class_prompt": f"photo of a {lesson.noun}",
     }
@@ -99,7 +99,7 @@ def _custom_diffusion(lesson: Lesson) -> dict[str, Any]:
         "instance_prompt": f"photo of a {TOKEN} {lesson.noun}",
         "modifier_token": TOKEN,
         "initializer_token": lesson.rare,
-        "freeze_model": "crossattn" if lesson.recipe.targets == "cross" else "crossattn_kv",
+        "freeze_model": "crossattn" if lesson.recipe.target_modules == "cross" else "crossattn_kv",
         "hflip": True,
     }
 
@@ -109,8 +109,8 @@ def _textual_inversion(lesson: Lesson) -> dict[str, Any]:
         "train_data_dir": lesson.photos,
         "placeholder_token": TOKEN,
         "initializer_token": lesson.noun,
-        "train_batch_size": lesson.recipe.batch,
-        "num_vectors": lesson.recipe.vectors,
+        "train_batch_size": lesson.recipe.train_batch_size,
+        "num_vectors": lesson.recipe.num_vectors,
         "save_steps": 10**6,
     }
 
@@ -126,27 +126,27 @@ SCRIPTS = {
         _dreambooth,
         lambda pipe, made: pipe.load_lora_weights(made),
         lambda lesson: f"{lesson.rare} {lesson.noun}",
-        lambda recipe: (recipe.lr, recipe.lr / 3),
+        lambda recipe: (recipe.learning_rate, recipe.learning_rate / 3),
     ),
     "custom-diffusion": Script(
         "custom_diffusion/train_custom_diffusion.py",
         _custom_diffusion,
         _load_custom_diffusion,
         lambda lesson: f"{TOKEN} {lesson.noun}",
-        lambda recipe: (recipe.token_lr, recipe.full_lr),
+        lambda recipe: (recipe.token_learning_rate, recipe.full_learning_rate),
     ),
     "textual-inversion": Script(
         "textual_inversion/textual_inversion.py",
         _textual_inversion,
         lambda pipe, made: pipe.load_textual_inversion(str(made / "learned_embeds.safetensors")),
         lambda lesson: TOKEN,
-        lambda recipe: (recipe.token_lr, recipe.token_lr / 5),
+        lambda recipe: (recipe.token_learning_rate, recipe.token_learning_rate / 5),
     ),
 }
 
 
 def steps_of(recipe: TrainConfig) -> int:
-    return recipe.token_steps + recipe.steps
+    return recipe.token_train_steps + recipe.max_train_steps
 
 
 def run(script: Path, model: Path, told: dict[str, Any], steps: int, rate: float, out: Path) -> float:
@@ -227,7 +227,7 @@ def compare(
         model = Path(scratch) / "model"
         studio.base.pipe.save_pretrained(model)
         for pupil in pupils:
-            beside = class_pictures(studio.base, recipe, pupil.noun) if recipe.prior_weight else []
+            beside = class_pictures(studio.base, recipe, pupil.noun) if recipe.prior_loss_weight else []
             room = Path(scratch) / pupil.name
             lesson = Lesson(
                 recipe,

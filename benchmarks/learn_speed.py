@@ -34,8 +34,10 @@ from conceptkit.data.photos import PhotoSet
 from conceptkit.features import caption_statistics
 from conceptkit.learn import prior_preservation
 from conceptkit.learn.config import TrainConfig
+from conceptkit.learn.request import TrainRequest
+from conceptkit.learn.session import Session
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.trainer import learn_together
+from conceptkit.learn.trainer import train
 from conceptkit.registry.store import Registry
 
 SUBJECTS = 3
@@ -53,8 +55,8 @@ def budgets(steps: int, shares: Sequence[float]) -> list[int]:
 
 def class_pictures(base: bases.Base, recipe: TrainConfig, noun: str) -> list[Image.Image]:
     """What both loops hold on to; drawn beforehand, for both alike."""
-    prompts = [f"photo of a {noun}"] * recipe.prior_size
-    steps, guidance = recipe.prior_steps, recipe.prior_guidance
+    prompts = [f"photo of a {noun}"] * recipe.num_class_images
+    steps, guidance = recipe.class_image_steps, recipe.class_image_guidance_scale
     return draw(base, prompts, range(len(prompts)), steps=steps, guidance=guidance)
 
 
@@ -67,12 +69,13 @@ def ours(
     clock, ends = Clock(base.device), []
 
     def tick(done: int, total: int, text: str) -> None:
-        if text == "learning the look":
+        if text == "learning the delta":
             ends.append(clock.now())
 
     subject = Subject(pupil.name, pupil.noun, pupil.shown)
     begun = clock.now()
-    made = learn_together(base, [subject], recipe, registry=registry, given=given, tick=tick)
+    request = TrainRequest((subject,), recipe)
+    made = train(request, Session(base, registry, tick), class_images=given)
     return made.whole, clock.now() - begun, [float(s) for s in np.diff(ends)]
 
 
@@ -131,14 +134,14 @@ def memory(method: str, loop: str, drawing: int) -> float | None:
 def alone(studio: Studio, pupil: Pupil, recipe: TrainConfig, loop: str, registry: Registry) -> float:
     """GB that one loop adds to what this process has held so far."""
     device = studio.base.device
-    beside = class_pictures(studio.base, replace(recipe, prior_size=recipe.prior_batch), pupil.noun)
+    beside = class_pictures(studio.base, replace(recipe, num_class_images=recipe.prior_batch), pupil.noun)
     forget_peak(device)
     before = peak_gb(device)
     if loop == "ours":
         ours(studio.base, pupil, recipe, beside, registry)
     else:
         run = Plain(studio.base, pupil.shown.pictures, beside, pupil.noun, recipe, alone=True)
-        for _ in range(recipe.steps):
+        for _ in range(recipe.max_train_steps):
             run.step()
     return peak_gb(device) - before
 
@@ -166,7 +169,7 @@ def compare(
     studio: Studio, pupils: Sequence[Pupil], recipe: TrainConfig, method: str, registry: Registry
 ) -> dict[str, Any]:
     """One row: both loops' curves, their seconds per step, and the causes of the difference."""
-    stops = budgets(recipe.steps, SHARES)
+    stops = budgets(recipe.max_train_steps, SHARES)
     theirs, mine, rows = [], [], []
     for pupil in pupils:
         beside = class_pictures(studio.base, recipe, pupil.noun)
@@ -174,7 +177,9 @@ def compare(
         theirs.append(curve)
         points = []
         for steps in stops:
-            concept, whole, each = ours(studio.base, pupil, replace(recipe, steps=steps), beside, registry)
+            concept, whole, each = ours(
+                studio.base, pupil, replace(recipe, max_train_steps=steps), beside, registry
+            )
             likeness = studio.likeness(studio.in_places(pupil.name, concept), pupil.real)
             points.append((whole, pupil.gap(likeness)))
         mine.append(points)

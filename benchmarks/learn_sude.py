@@ -15,7 +15,8 @@ from benchmarks.taught import interval, mean, unseen
 from conceptkit.base import pipeline as bases
 from conceptkit.concepts.concept import Concept
 from conceptkit.learn import config, trainer
-from conceptkit.learn.config import DEFAULT_CONFIGS, SUDE
+from conceptkit.learn.config import DEFAULT_CONFIGS
+from conceptkit.learn.methods.table import adapter_of
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.world import scene
 
@@ -90,7 +91,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
     with Registry(tempfile.mkdtemp()) as registry:
         for method in wanted:
             plain = config.config_for(method, steps)
-            weights = {"sude": SUDE[plain.adapter], "without": 0.0}
+            weights = {"sude": adapter_of(plain).sude_weight, "without": 0.0}
             lines = []
             for pupil in pupils:
                 concepts = {
@@ -99,7 +100,7 @@ def main(count: int, seeds: int, steps: int | None, methods: str, drawing: int) 
                         pupil.shown,
                         pupil.name,
                         pupil.noun,
-                        config.config_for(method, steps, changes={"sude": weight}),
+                        config.config_for(method, steps, changes={"sude_weight": weight}),
                         registry=registry,
                     )
                     for arm, weight in weights.items()

@@ -46,7 +46,7 @@ LARGEST_NORM = 1.0
 def recipe_of(method: str, steps: int | None = None) -> TrainConfig:
     """The method's recipe with the adapter and the loss that others' programs have."""
     if method == "custom-diffusion":
-        return config_for(method, steps, rank=0, changes={"leak": 0.0})
+        return config_for(method, steps, rank=0, changes={"caption_preservation_weight": 0.0})
     return config_for(method, steps)
 
 
@@ -87,7 +87,9 @@ class Plain:
     ) -> None:
         self.recipe, self.photos, self.of_class, self.noun = recipe, list(photos), list(of_class), noun
         self.custom = recipe.method == "custom-diffusion"
-        self.reads = self.custom or bool(recipe.text_rank)  # how prompts are read changes from step to step
+        self.reads = self.custom or bool(
+            recipe.text_encoder_rank
+        )  # how prompts are read changes from step to step
         self.size, self.cell = latent_dataset.picture_size(base), int(base.pipe.vae_scale_factor)
         self.schedule = schedule_of(base.pipe.scheduler)
         self.dice, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
@@ -97,28 +99,33 @@ class Plain:
         self.table: nn.Parameter | None = None
         if self.custom:
             parts |= self._with_a_token(parts["tokenizer"], parts["text_encoder"], identifier.ids[0])
-            maps = targets.find(unet, recipe.targets)
+            maps = targets.find(unet, recipe.target_modules)
             reading = [layer for name, layer in maps.items() if targets.READS_TEXT.search(name)]
             for layer in reading if recipe.detach_bos else ():
                 layer.register_forward_hook(_learning_nothing_at_bos)
             self.learned = [layer.weight for layer in maps.values()]
         else:
             self.learned = _with_a_lora(unet, recipe.rank, ["to_q", "to_k", "to_v", "to_out.0"])
-            if recipe.text_rank:
+            if recipe.text_encoder_rank:
                 encoder = parts["text_encoder"] = copy.deepcopy(parts["text_encoder"]).requires_grad_(False)
                 self.learned += _with_a_lora(
-                    encoder, recipe.text_rank, ["q_proj", "k_proj", "v_proj", "out_proj"]
+                    encoder, recipe.text_encoder_rank, ["q_proj", "k_proj", "v_proj", "out_proj"]
                 )
-        groups = [{"params": list(self.learned), "lr": recipe.lr if recipe.rank else recipe.full_lr}]
+        groups = [
+            {
+                "params": list(self.learned),
+                "lr": recipe.learning_rate if recipe.rank else recipe.full_learning_rate,
+            }
+        ]
         if self.table is not None:
-            groups.append({"params": [self.table], "lr": recipe.token_lr})
+            groups.append({"params": [self.table], "lr": recipe.token_learning_rate})
             self.learned.append(self.table)
         for parameter in self.learned:
             parameter.requires_grad_()
         self.word = f"{TOKEN if self.custom else identifier.text} {noun}"
         pipe = type(base.pipe)(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
-        self.base = Base(base.name, pipe, base.fingerprint)
+        self.base = Base(base.name, pipe, base.fingerprint, base.family)
         self.clock = Clock(base.device)
         self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
 
@@ -137,14 +144,16 @@ class Plain:
         """One step on a batch of photos, and of class pictures beside them; its loss."""
         recipe, clock, pipe = self.recipe, self.clock, self.base.pipe
         with clock.of(READING):
-            shown, masks = zip(*(self._look(self.photos) for _ in range(recipe.batch)), strict=True)
+            shown, masks = zip(
+                *(self._look(self.photos) for _ in range(recipe.train_batch_size)), strict=True
+            )
             beside = [self._look(self.of_class, own=False)[0] for _ in range(recipe.prior_batch)]
             pixels = torch.from_numpy(np.stack([*shown, *beside]))
             mask = torch.from_numpy(np.stack(masks)).to(self.base.device)
         with clock.of(ENCODING):
             clean = self._encode(pixels)
-        n, count = recipe.batch, len(clean)
-        levels = round(recipe.until * len(self.schedule))
+        n, count = recipe.train_batch_size, len(clean)
+        levels = round(recipe.max_timestep_fraction * len(self.schedule))
         t = torch.randint(levels, (count,), generator=self.dice)
         noise = torch.randn(clean.shape, generator=self.dice).to(clean)
         with clock.of(PROMPTS), torch.set_grad_enabled(self.reads):
@@ -173,13 +182,15 @@ class Plain:
         return clean
 
     def _loss(self, clean: Tensor, noise: Tensor, t: Tensor, told: Condition, mask: Tensor) -> Tensor:
-        n = self.recipe.batch
+        n = self.recipe.train_batch_size
         noisy, wanted = self.schedule.add_noise(clean, noise, t), self.schedule.target(clean, noise, t)
         found = conditioning.predict(self.base.pipe, noisy, self.schedule.told(t).to(clean.device), told)
         own = losses.masked_mse(found[:n], wanted[:n], mask)
         if len(found) == n:
             return own
-        return losses.prior_weighted(own, (found[n:] - wanted[n:]).square().mean(), self.recipe.prior_weight)
+        return losses.prior_weighted(
+            own, (found[n:] - wanted[n:]).square().mean(), self.recipe.prior_loss_weight
+        )
 
     def _descend(self) -> None:
         if self.table is not None and self.table.grad is not None:

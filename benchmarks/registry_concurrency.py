@@ -1,6 +1,7 @@
 """Many processes on one registry: adding, renaming, removing, searching, loading, all at once.
 
-Every process keeps books of what was acknowledged to it; in the end the registry must hold exactly that.
+Each has threads that share a `Registry`, and opens and closes further ones of its own meanwhile.
+Every thread keeps books of what was acknowledged to it; in the end the registry must hold exactly that.
 Reads that found the index locked are counted and must be none. Run
 `python -m benchmarks.registry_concurrency`.
 """
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ SHARED = 5
 
 @dataclass
 class Books:
-    """What one process did and was told: its own names with their sha256s, its versions of shared ones."""
+    """What was acknowledged to one thread: its own names with sha256s, its versions of shared ones."""
 
     own: dict[str, list[str]] = field(default_factory=dict)
     shared: list[tuple[str, int, str]] = field(default_factory=list)
@@ -41,26 +43,37 @@ class Books:
     writer_waits: int = 0
 
 
-def work(home: Path, number: int, seconds: float, seed: int) -> Books:
-    """One process: a random mix for so many seconds."""
+def process(home: Path, number: int, threads: int, seconds: float, seed: int) -> list[Books]:
+    """One process: its threads with one registry, which counts its waits in the first one's books."""
+    with Registry(home) as registry:
+        with ThreadPoolExecutor(threads) as pool:
+            numbers = [number * threads + thread for thread in range(threads)]
+            books = list(pool.map(lambda each: work(registry, each, seconds, seed), numbers))
+        books[0].reader_waits, books[0].writer_waits = (
+            registry.index.reader_waits,
+            registry.index.writer_waits,
+        )
+    return books
+
+
+def work(registry: Registry, number: int, seconds: float, seed: int) -> Books:
+    """One thread: a random mix for so many seconds."""
     rng = random.Random(f"{seed}/{number}")
     books = Books()
-    with Registry(home) as registry:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            action = rng.choice(
-                ["add", "add", "shared", "version", "rename", "rm", *["search", "load", "list"] * 4]
-            )
-            try:
-                _act(registry, action, number, rng, books)
-                books.done[action] += 1
-            except UnknownConcept as error:
-                if action != "load":  # another process may have removed what was to be loaded
-                    books.errors.append(f"{action}: {error}")
-                books.done["load of something just removed"] += 1
-            except Exception as error:
-                books.errors.append(f"{action}: {type(error).__name__}: {error}")
-        books.reader_waits, books.writer_waits = registry.index.reader_waits, registry.index.writer_waits
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        action = rng.choice(
+            ["add", "add", "shared", "version", "rename", "rm", "second", *["search", "load", "list"] * 4]
+        )
+        try:
+            _act(registry, action, number, rng, books)
+            books.done[action] += 1
+        except UnknownConcept as error:
+            if action != "load":  # another process may have removed what was to be loaded
+                books.errors.append(f"{action}: {error}")
+            books.done["load of something just removed"] += 1
+        except Exception as error:
+            books.errors.append(f"{action}: {type(error).__name__}: {error}")
     return books
 
 
@@ -86,6 +99,11 @@ def _act(registry: Registry, action: str, number: int, rng: random.Random, books
     elif action == "rm" and own:
         registry.remove(own)
         del books.own[own]
+    elif action == "second":  # opened and closed in the same process, it takes nothing from the first
+        name = f"w{number}_{sum(books.done.values())}"
+        with Registry(registry.home) as second:
+            second.add(name, data, DOG)
+        books.own[name] = [digest]
     else:
         near = f"w{rng.randrange(16)}"
         if action == "search":
@@ -97,8 +115,8 @@ def _act(registry: Registry, action: str, number: int, rng: random.Random, books
         books.reads.append(time.perf_counter() - start)
 
 
-def measure(home: Path, processes: int, seconds: float, seed: int) -> dict[str, Any]:
-    """Run so many processes for so many seconds; counts of what went on and of what went wrong."""
+def measure(home: Path, processes: int, seconds: float, seed: int, threads: int = 2) -> dict[str, Any]:
+    """Run so many processes of so many threads for so many seconds; counts of what went on and went wrong."""
     Registry(home).close()
     files = [home / f"books-{number}.json" for number in range(processes)]
     pids = []
@@ -107,13 +125,14 @@ def measure(home: Path, processes: int, seconds: float, seed: int) -> dict[str, 
         if pid == 0:
             code = 1
             try:
-                file.write_text(json.dumps(vars(work(home, number, seconds, seed))))
+                books = process(home, number, threads, seconds, seed)
+                file.write_text(json.dumps([vars(book) for book in books]))
                 code = 0
             finally:
                 os._exit(code)
         pids.append(pid)
     crashed = sum(os.waitpid(pid, 0)[1] != 0 for pid in pids)
-    books = [Books(**json.loads(file.read_text())) for file in files if file.exists()]
+    books = [Books(**book) for file in files if file.exists() for book in json.loads(file.read_text())]
     reads = sorted(second for book in books for second in book.reads)
     done = sum((Counter(book.done) for book in books), Counter[str]())
     with Registry(home) as registry:
@@ -148,19 +167,20 @@ def _lost(registry: Registry, books: list[Books]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--home", type=Path, help="a folder on the disk to use")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.home) as name:
-        found = measure(Path(name), options.processes, options.seconds, options.seed)
+        found = measure(Path(name), options.processes, options.seconds, options.seed, options.threads)
     for key, value in found.items():
         print(f"{key}: {value}")
 
     from benchmarks.report import finish  # last: it loads torch, and a process should be small
 
     wrong = len(found["errors"]) + len(found["lost_updates"]) + len(found["problems"]) + found["reader_waits"]
-    load = {"processes": options.processes, "seconds": options.seconds}
+    load = {"processes": options.processes, "threads": options.threads, "seconds": options.seconds}
     bar = "no error, no lost update, no reader that waited"
     finish("registry_concurrency", wrong, "failures", bar, wrong == 0, [options.seed], **load, **found)
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.registry_operations import OPERATIONS, Operation, Seen
-from conceptkit.registry import blobs, index, paths
+from conceptkit.registry import blobs, index, paths, sources
 from conceptkit.registry.store import Registry
 
-CALLS = ("write", "fsync", "replace", "rename", "unlink", "mkdir")
+CALLS = ("write", "fsync", "replace", "rename", "link", "unlink", "mkdir")
 """Functions of os that change a disk."""
 
 BEGUN, COMMITTING, ACKNOWLEDGED = 1, 2, 3
@@ -68,7 +68,7 @@ def child(operation: Operation, home: Path, shared: mmap.mmap, die_at: int | Non
         return conn
 
     index._connect = traced
-    blobs.CHUNK = 1 << 16  # several writes to a file
+    blobs.CHUNK = sources.CHUNK = 1 << 16  # several writes to a file
     with Registry(home) if operation.opened else nullcontext(home) as subject:
         shared[0] = BEGUN
         operation.act(subject)

@@ -27,7 +27,7 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, ConceptError
 from conceptkit.registry import concept_validation
 from conceptkit.registry.catalogue import history, labels, search
-from conceptkit.registry.sharing import exchange, incoming, sync
+from conceptkit.registry.sharing import exchange, incoming, records, sync
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, blob
 from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json, spoil_pages
@@ -88,7 +88,7 @@ class Fuzz:
             import json
 
             data = json.dumps(spoil_json(self.dice, json.loads(self.record))).encode()
-        record = sync.parse_record(data, "my_dog")
+        record = records.parse_record(data, "my_dog")
         if record.name != "my_dog" or ".." in record.hash or record.bytes < 0:
             raise AssertionError("believed")
         return "read"

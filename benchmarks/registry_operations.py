@@ -191,8 +191,8 @@ OPERATIONS = {
             False,
         ),
         Operation("rebuild damaged", torn, backup.rebuild, see_all, "replace", False),
-        Operation("backup", stock, lambda r: backup.backup(r, r.home / "new.db"), see_backups, "replace"),
-        Operation("keys", keyed, lambda home: signing.create(home, "spare"), see_keys, "replace", False),
+        Operation("backup", stock, lambda r: backup.backup(r, r.home / "new.db"), see_backups, "link"),
+        Operation("keys", keyed, lambda home: signing.create(home, "spare"), see_keys, "link", False),
     )
 }
 """What can be killed; rows are added here."""

@@ -29,6 +29,8 @@ from conceptkit.registry.store import Registry
 
 NOUNS = ("dog", "cat", "rabbit", "bird", "fish", "robot", "car", "boat", "house", "gate", "teapot", "candle")
 WORDS = ("red", "blue", "old", "tiny", "happy", "shy", "round", "tall", "my", "your", "our", "his", "snow")
+TAG, TAGGED = "pets", ("cat", "rabbit", "bird")
+"""A tag, and the classes that have it: many, and not all."""
 BARS = {"get_ms": 1.0, "search_ms": 20.0, "list_ms": 50.0, "adds_per_s": 1000.0, "start_ratio": 1.5}
 FOLDERS = 20_000
 """Concepts in the folder that is compared with; its costs grow with their number."""
@@ -63,8 +65,14 @@ def fill(registry: Registry, count: int, tick: Callable[[int], None]) -> None:
             )
             conn.executemany("insert into names values (?, ?, 1, 1, 0)", rows)
             conn.executemany(
-                "insert into texts values (?, ?, ?, '', ?, '')",
-                ((i, name, noun, f"a {noun} number {i}") for i, name, noun, _ in about),
+                "insert into texts values (?, ?, ?, ?, ?, '')",
+                (
+                    (i, name, noun, TAG if noun in TAGGED else "", f"a {noun} number {i}")
+                    for i, name, noun, _ in about
+                ),
+            )
+            conn.executemany(
+                "insert into tags values (?, ?)", ((i, TAG) for i, _, noun, _ in about if noun in TAGGED)
             )
             conn.executemany(
                 "insert into history (name_id, name, event, version, hash, at) values (?, ?, 'add', 1, ?, ?)",
@@ -105,6 +113,8 @@ def lookups(registry: Registry, count: int, rng: random.Random) -> dict[str, flo
     pages = [
         lambda: search.labels(registry, search.page(registry, limit=100)),
         lambda: search.page(registry, Filters(noun=rng.choice(NOUNS)), limit=100),
+        lambda: search.page(registry, Filters(noun="cat", tag=TAG), limit=100),
+        lambda: search.page(registry, Filters(noun="dog", tag=TAG), limit=100),
         lambda: search.page(registry, after=rng.choice(known), limit=100),
         lambda: search.page(registry, Filters(noun=rng.choice(NOUNS)), after=rng.choice(known), limit=100),
     ]

@@ -24,8 +24,10 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.data.photos import PhotoSet
 from conceptkit.features import caption_statistics, captions
 from conceptkit.learn.config import CHOICES, DEFAULT_CONFIGS, TrainConfig
+from conceptkit.learn.request import TrainRequest
+from conceptkit.learn.session import Session
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.trainer import learn_together
+from conceptkit.learn.trainer import train
 from conceptkit.rng import seeded
 from tests import tiny
 
@@ -105,10 +107,19 @@ def forward_tflop() -> float:
 def recipe_of(method: str, steps: int, precision: str, batch: int = 1) -> TrainConfig:
     """The method's own, in a few steps, without class pictures and with as little kept as can be."""
     recipe = replace(
-        DEFAULT_CONFIGS[method], steps=min(steps, DEFAULT_CONFIGS[method].steps), prior_weight=0.0, views=1
+        DEFAULT_CONFIGS[method],
+        max_train_steps=min(steps, DEFAULT_CONFIGS[method].max_train_steps),
+        prior_loss_weight=0.0,
+        num_augmented_views=1,
     )
-    token = min(steps, recipe.token_steps)
-    return replace(recipe, token_steps=token, batch=batch, precision=precision, checkpointing=True)
+    token = min(steps, recipe.token_train_steps)
+    return replace(
+        recipe,
+        token_train_steps=token,
+        train_batch_size=batch,
+        mixed_precision=precision,
+        gradient_checkpointing=True,
+    )
 
 
 def teach(base: bases.Base, recipe: TrainConfig) -> tuple[Concept, list[float]]:
@@ -118,13 +129,14 @@ def teach(base: bases.Base, recipe: TrainConfig) -> tuple[Concept, list[float]]:
     ends: list[float] = []
 
     def tick(done: int, total: int, text: str) -> None:
-        if text == "learning the look":
+        if text == "learning the delta":
             ends.append(time.perf_counter())
 
     # Ordinary captions are read once for each base and kept; a few of them are enough for the cost of a step.
     few = captions.captions("sd15")[:CAPTIONS]
     with mock.patch.object(caption_statistics, "captions", lambda name: few):
-        made = learn_together(base, [Subject("my_dog", "dog", photos)], recipe, tick=tick)
+        request = TrainRequest((Subject("my_dog", "dog", photos),), recipe)
+        made = train(request, Session(base, progress=tick))
     return made.whole, ends
 
 
@@ -142,13 +154,13 @@ def checksum(module: nn.Module) -> float:
 @click.command()
 @click.option(
     "--method",
-    type=click.Choice([name for name in DEFAULT_CONFIGS if DEFAULT_CONFIGS[name].steps]),
+    type=click.Choice([name for name in DEFAULT_CONFIGS if DEFAULT_CONFIGS[name].max_train_steps]),
     default="dreambooth",
 )
 @click.option("--steps", default=1, show_default=True)
 @click.option("--batch", default=1, show_default=True)
 @click.option("--device", default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(CHOICES["precision"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(CHOICES["mixed_precision"]), default="fp32", show_default=True)
 @click.option("--peak", type=float, help="Arithmetic peak of the device in TFLOP/s, to say its share.")
 def main(method: str, steps: int, batch: int, device: str, precision: str, peak: float | None) -> None:
     use_own_cores()

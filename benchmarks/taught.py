@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptkit.base import pipeline as bases
 from conceptkit.concepts.concept import read
+from conceptkit.concepts.recipe_fields import current_fields
 from conceptkit.errors import UnknownConcept
 from conceptkit.evaluate import scorers
 from conceptkit.learn import config
@@ -54,7 +55,10 @@ def teach(
     shots = tuple(scene.photos(subject, SHOWN + HELD_OUT, 1000 + number))
     try:
         stored = read(registry, name)
-        known = (stored.recipe, stored.base) == (config.config_for(steps=steps).to_json(), base.fingerprint)
+        known = (current_fields(stored.recipe), stored.base) == (
+            config.config_for(steps=steps).to_json(),
+            base.fingerprint,
+        )
     except UnknownConcept:
         known = False
     if not known:
@@ -63,7 +67,7 @@ def teach(
         for k, shot in enumerate(shots[:SHOWN]):
             shot.save(folder / f"{k}.png")
         more = {"steps": steps, "new_version": True}
-        add.add(name, folder, noun=subject.noun, base=base, registry=registry, **more)
+        add.add(name, folder, class_noun=subject.noun, base=base, registry=registry, **more)
     return Taught(name, subject, shots, judge.embed(list(shots[:SHOWN])))
 
 

@@ -1,6 +1,6 @@
 """`conceptkit add`: photos become a concept, or several in one run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,24 @@ from conceptkit.cli.options import (
 )
 from conceptkit.cli.progress import bar
 from conceptkit.errors import BadRecipe
-from conceptkit.learn.config import CHOICES, DEFAULT, DEFAULT_CONFIGS, EARLY_STOP, SUDE
+from conceptkit.learn.config import CHOICES, DEFAULT
+from conceptkit.learn.methods.table import METHODS
+
+
+class MethodName(click.ParamType):
+    """A method of the table, which names those of other packages too; none is loaded for the help."""
+
+    name = "method"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """The names."""
+        return f"[{'|'.join(METHODS.names())}]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself, if there is such a method."""
+        if not isinstance(value, str) or value not in METHODS.names():
+            self.fail(f"{value!r} is not one of {', '.join(METHODS.names())}.", param, ctx)
+        return value
 
 
 @click.command()
@@ -37,20 +54,11 @@ from conceptkit.learn.config import CHOICES, DEFAULT, DEFAULT_CONFIGS, EARLY_STO
 @base_option
 @device_option
 @click.option(
-    "--precision",
-    type=click.Choice(CHOICES["precision"]),
-    help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
-)
-@click.option(
     "--method",
-    type=click.Choice(list(DEFAULT_CONFIGS)),
-    default=DEFAULT,
-    show_default=True,
-    help="How to learn.",
+    type=MethodName(),
+    help=f"How to learn.  [default: {DEFAULT}]",
 )
-@click.option(
-    "--adapter", type=click.Choice(CHOICES["adapter"]), help="What learns.  [default: the method's]"
-)
+@click.option("--adapter", metavar="[keyed|kv|lora|unet|image]", help="What learns.  [default: the method's]")
 @click.option("--sude", is_flag=True, help="Let it inherit what its class can do; one photo is enough.")
 @click.option("--joint", is_flag=True, help="Learn several in one run: NAME=PHOTOS NAME=PHOTOS...")
 @click.option("--name", "joint_name", metavar="NAME", help="With --joint: the name of all of them together.")
@@ -60,7 +68,7 @@ from conceptkit.learn.config import CHOICES, DEFAULT, DEFAULT_CONFIGS, EARLY_STO
     "--early-stop", is_flag=True, help="Keep the best step by a validation loss, and draw its curve."
 )
 @click.option(
-    "--prior-photos",
+    "--class-images",
     "priors",
     metavar="PATH",
     multiple=True,
@@ -68,9 +76,26 @@ from conceptkit.learn.config import CHOICES, DEFAULT, DEFAULT_CONFIGS, EARLY_STO
 )
 @click.option("--masks", metavar="DIR", multiple=True, help="A folder of masks, white where the subject is.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same machine: same bytes.")
-@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: the recipe's]")
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help='A recipe in TOML: method = "custom", rank = 4, ...; other options go before it.',
+)
+@click.option("--steps", type=click.IntRange(1), help="All steps, shared between the word and the delta.")
+@click.option("--max-train-steps", type=click.IntRange(0), help="Steps of the delta alone.")
+@click.option("--learning-rate", type=float, help="Of the delta.")
+@click.option("--train-batch-size", type=click.IntRange(1), help="Views of the photos in a step.")
 @click.option("--rank", type=click.IntRange(0), help="Rank of the delta; 0 is full.  [default: the recipe's]")
-@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+@click.option("--gradient-accumulation-steps", type=click.IntRange(1), help="Parts of a batch.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory for a third more time.")
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(CHOICES["mixed_precision"]),
+    help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
+)
+@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Change any field of the recipe.")
 @out_option("pictures", "Where the preview picture goes.")
 @debug_option
 def add(
@@ -80,8 +105,7 @@ def add(
     kind: str,
     base: str | None,
     device: str,
-    precision: str | None,
-    method: str,
+    method: str | None,
     adapter: str | None,
     sude: bool,
     joint: bool,
@@ -92,15 +116,17 @@ def add(
     priors: tuple[str, ...],
     masks: tuple[str, ...],
     seed: int,
+    file: Path | None,
     steps: int | None,
     rank: int | None,
     fields: tuple[str, ...],
     out: Path,
+    **common: object,
 ) -> None:
     """Learn a thing from photos.
 
     PHOTOS are files or folders; what is on them is kept under NAME. A text file beside a photo, 1.txt for
-    1.jpg, is its caption. With --joint, --class, --masks and --prior-photos are NAME=VALUE, once for each.
+    1.jpg, is its caption. With --joint, --class, --masks and --class-images are NAME=VALUE, once for each.
 
     \b
     Example:
@@ -109,18 +135,18 @@ def add(
       conceptkit add --joint my_dog=./dog moongate=./gate --class my_dog=dog --class moongate=gate
       conceptkit add my_style ./drawings --kind style
       conceptkit add my_dog ./photos --class dog --method vico
+      conceptkit add my_dog ./photos --class dog --config recipe.toml --learning-rate 0.01
     """
     from conceptkit.registry.store import Registry
 
     things = _things(name, photos) if joint else {}
-    with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as tick:
+    with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
         for one in things or [name]:
             registry.check_free(one, new_version=new_version)
 
-        from conceptkit.pictures import png_metadata
         from conceptkit.workflows import add as library
 
-        changes = _changes(method, adapter, sude, early_stop, precision, fields)
+        changes = _changes(steps, common, fields)
         shared: dict[str, Any] = {
             "base": base or "storybook",
             "device": device,
@@ -131,42 +157,54 @@ def add(
             "rank": rank,
             "method": method,
             "adapter": adapter,
+            "config": file,
+            "sude": sude,
+            "early_stopping": early_stop,
             "changes": changes,
             "resume": resume,
-            "progress": tick,
+            "progress": progress,
         }
         if joint:
             if kind == "style":
                 raise BadRecipe("--joint learns things, each with its class; learn a style by itself")
             learned: list[Any] = library.add_together(
                 things,
-                nouns=_pairs("--class", nouns),
+                class_nouns=_pairs("--class", nouns),
                 masks=_pairs("--masks", masks),
-                prior_photos=_pairs("--prior-photos", priors),
+                class_images=_pairs("--class-images", priors),
                 name=joint_name,
                 **shared,
             )
         else:
             if joint_name or max(len(nouns), len(masks), len(priors)) > 1:
                 raise BadRecipe(
-                    "--name, and --class, --masks or --prior-photos more than once, are for --joint; "
+                    "--name, and --class, --masks or --class-images more than once, are for --joint; "
                     "add it, or leave them out"
                 )
             learned = [
                 library.add(
                     name,
                     photos,
-                    noun=nouns[0] if nouns else None,
+                    class_noun=nouns[0] if nouns else None,
                     kind=kind,
                     masks=masks[0] if masks else None,
-                    prior_photos=priors[0] if priors else None,
+                    class_images=priors[0] if priors else None,
                     **shared,
                 )
             ]
+    _write(learned, out, seed)
+
+
+def _write(learned: Sequence[Any], out: Path, seed: int) -> None:
+    """Say what was learned, and put its pictures into a folder."""
+    from conceptkit.pictures import png_metadata
+
     for sentence in dict.fromkeys(text for one in learned for text in one.notices):
         note(sentence)
     for one in learned:
         click.echo(f"Learned {one.entry.ref} in {one.seconds:.0f} s; it takes {one.bytes / 1000:,.1f} kB.")
+        if one.preview is None:
+            continue
         path = free_path(out, one.entry.name, ".png")
         png_metadata.save_png(one.preview, path, concepts=[one.entry.ref], seed=seed)
         wrote(path)
@@ -182,9 +220,15 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        if getattr(stop, "__notes__", None):
+        from conceptkit.workflows.add import STORED
+
+        if notes := getattr(stop, "__notes__", None):
             click.echo(err=True)
-            note("What was learned so far is kept; give the same command with --resume to go on.")
+            note(
+                f"{STORED}."
+                if STORED in notes
+                else "What was learned so far is kept; give the same command with --resume to go on."
+            )
         raise
 
 
@@ -206,20 +250,12 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _changes(
-    method: str,
-    adapter: str | None,
-    sude: bool,
-    early_stop: bool,
-    precision: str | None,
-    fields: Sequence[str],
-) -> dict[str, Any]:
-    """The options that are fields of a recipe; what the user sets by name comes last."""
-    found: dict[str, Any] = {}
-    if sude:
-        found["sude"] = SUDE[adapter or DEFAULT_CONFIGS[method].adapter]
-    if early_stop:
-        found |= EARLY_STOP
-    if precision:
-        found["precision"] = precision
+def _changes(steps: int | None, common: Mapping[str, object], fields: Sequence[str]) -> dict[str, Any]:
+    """The options that are fields of a recipe; what the user sets by name comes last.
+
+    common: value by field, None or False where an option was not given.
+    """
+    found = {name: value for name, value in common.items() if value is not None and value is not False}
+    if steps is not None and "max_train_steps" in found:
+        raise BadRecipe("--steps counts those of the word too, --max-train-steps does not; give one of them")
     return found | _pairs("--set", fields)

@@ -88,7 +88,7 @@ def _kind(kind: str) -> str:
 
 def _sentence(text: str) -> str:
     text = text.rstrip(";")
-    return text[:1].upper() + text[1:] if not text[:1].isupper() else text
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,:]", text) else text
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

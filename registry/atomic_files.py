@@ -14,34 +14,72 @@ PATIENCE = 60.0
 """Seconds to wait for another process that imports or pulls."""
 
 
-def write_whole(file: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """What `fill` writes becomes `file`, durably, or nothing changes. ConceptError for a bad target."""
+def write_whole(file: Path, fill: Callable[[BinaryIO], object], *, replace: bool = True) -> None:
+    """What `fill` writes becomes `file`, durably, or nothing changes. ConceptError for a bad target.
+
+    replace: whether it may take the place of a file; else FileExistsError when there is one by then.
+    """
     try:
         if file.is_dir():
             raise ConceptError(f"{file} is a folder: name a file in it.")
         paths.make_private(file.parent)
-        unfinished = file.with_name(f".{file.name[:64]}.{os.getpid()}-{os.urandom(4).hex()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        try:
-            with os.fdopen(os.open(unfinished, flags, 0o600), "wb") as out:
-                fill(out)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(unfinished, file)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        paths.sync(file.parent)
+        with unfinished(file, replace=replace) as part, part.open("r+b") as out:
+            fill(out)
+            out.flush()
+            os.fsync(out.fileno())
     except OSError as error:
+        if isinstance(error, FileExistsError) and not replace:
+            raise
         why = "the disk is full" if error.errno in storage_errors.FULL else error.strerror or str(error)
         raise ConceptError(f"{file} cannot be written ({why}): choose another place.") from error
 
 
 @contextmanager
-def turn(home: Path) -> Iterator[None]:
+def unfinished(file: Path, *, replace: bool = True) -> Iterator[Path]:
+    """An empty file of one's own beside `file`, which takes its name at the end of the block, durably.
+
+    The caller makes its bytes durable. Whatever goes wrong, nothing is left of it. Raises OSError, and
+    FileExistsError when `file` is there by then and may not be replaced.
+    """
+    start = file.name.encode()[:64].decode(errors="ignore")
+    part = file.with_name(f".{start}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    os.close(create(part))
+    try:
+        yield part
+        rename(part, file, replace=replace)
+        paths.sync(file.parent)
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):  # SQLite's, when it is an index
+            part.with_name(part.name + suffix).unlink(missing_ok=True)
+
+
+def create(file: Path) -> int:
+    """The handle of a new file that only its owner may read. Raises OSError, also when it is there."""
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+
+
+def rename(part: Path, file: Path, *, replace: bool = True) -> None:
+    """Give a file its name; FileExistsError when another has it, unless that may be replaced."""
+    if replace:
+        os.replace(part, file)
+        return
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        raise
+    except OSError:  # no file here can have two names: take the name first
+        os.close(create(file))
+        os.replace(part, file)
+    else:
+        part.unlink()
+
+
+@contextmanager
+def turn(home: Path, lock: str = "import.lock") -> Iterator[None]:
     """One importing process at a time in this home, so that none adds what another is about to add.
 
-    Where there are no such locks nothing is locked: then two imports at once may add equal versions.
+    Other work that must not be done twice at once takes its turns with another `lock`. Where there are no
+    such locks nothing is locked: then two imports at once may add equal versions.
     """
     try:
         import fcntl
@@ -49,7 +87,7 @@ def turn(home: Path) -> Iterator[None]:
         yield
         return
     with storage_errors.told(home):
-        handle = os.open(paths.make_private(home) / "import.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(paths.make_private(home) / lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -59,7 +97,8 @@ def turn(home: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise ConceptError(
-                        f"Another import or pull is at work in {home}: wait until it is done, and try again."
+                        f"Another program is at work in {home} and keeps {lock} there: "
+                        "wait until it is done, and try again."
                     ) from None
                 time.sleep(0.01)
             except OSError:

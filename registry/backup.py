@@ -5,11 +5,11 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from conceptkit.registry import (
     atomic_files,
@@ -26,9 +26,13 @@ from conceptkit.registry.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry.index import PATIENCE, STEPS, Index
 from conceptkit.registry.maintenance import REFERENCES, wrong_rows
 from conceptkit.registry.names import check_name
+from conceptkit.registry.sources import is_digest
 from conceptkit.registry.store import Registry
 
 Tick = Callable[[int, int], None]
+
+LOCK = "rebuild.lock"
+"""What keeps restoring and rebuilding out of each other's way."""
 
 _TAKEN = "select name from _sqlite_migrations where migration_set = 'conceptkit'"
 
@@ -70,14 +74,19 @@ def backup(registry: Registry, file: Path | None = None) -> Path:
 
     The bytes of concepts are not in it. Raises ConceptError when `file` exists.
     """
-    if file is None:
-        folder = paths.make_private(registry.home / "backups")
-        file = free(folder, f"index-{now()[:19].replace(':', '')}")
-    if os.path.lexists(file):
-        raise ConceptError(f"{file} is already there, and backups are not overwritten: choose another file.")
-    with storage_errors.told(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _copy(registry.index.conn, file)
+    with registry.index.using() as conn:
+        if file is None:
+            with storage_errors.told(registry.home):
+                folder = paths.make_private(registry.home / "backups")
+                return _copy_to_free(conn, folder, f"index-{now()[:19].replace(':', '')}")
+        try:
+            with storage_errors.told(file.parent, FileExistsError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _copy(conn, file)
+        except FileExistsError:
+            raise ConceptError(
+                f"{file} is already there, and backups are not overwritten: choose another file."
+            ) from None
     return file
 
 
@@ -90,28 +99,28 @@ def restore(home: Path, file: Path) -> Restored:
     """
     check(file)
     _check_place(home)
-    swap.finish(home)
-    with storage_errors.told(home):
-        paths.make_private(home / "blobs")
-        fresh = _fresh(home)
-        source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            _copy(source, fresh)
-        finally:
-            source.close()
-    Index(home, fresh.name).close()  # brings it to the newest schema
-    kept = None
-    if not (home / "index.db").exists():
-        swap.swap_in(home, fresh)
-    elif state(home) == "sound":
-        kept = _replace_rows(home, fresh)
-        _drop(fresh)
-    else:
-        kept = _set_aside(home, "before-restore")
-        swap.swap_in(home, fresh)
+    with ExitStack() as until_then:
+        until_then.enter_context(atomic_files.turn(home, LOCK))
+        swap.finish(home)
+        with storage_errors.told(home):
+            paths.make_private(home / "blobs")
+            fresh = _fresh(home)
+            source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+            try:
+                _copy(source, fresh)
+            finally:
+                source.close()
+        Index(home, fresh.name).close()  # brings it to the newest schema
+        if state(home) == "sound":
+            kept: Path | None = _replace_rows(home, fresh)
+            _drop(fresh)
+        else:
+            with storage_errors.told(home):
+                kept = _set_aside(home, "before-restore", until_then)
+            swap.swap_in(home, fresh)
     with Registry(home) as registry:
         digests = {row[0] for row in registry.index.query(REFERENCES)}
-        missing = sum(not blobs.valid(d) or blobs.size(registry.blobs, d) is None for d in digests)
+        missing = sum(not is_digest(d) or blobs.size(registry.blobs, d) is None for d in digests)
         ((count,),) = registry.index.query("select count(*) from names")
     return Restored(str(kept) if kept else None, count, missing)
 
@@ -126,21 +135,25 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
     Raises ConceptError when another program uses the index, and nothing is changed then.
     """
     _check_place(home)
-    swap.finish(home)
     if file is not None:
         check(file)
-    condition = state(home)
-    if file is None and condition == "sound" and (found := _search_anew(home)):
-        return found
-    with _alone(home) if condition == "sound" else nullcontext():
+    with ExitStack() as until_then:
+        until_then.enter_context(atomic_files.turn(home, LOCK))
+        swap.finish(home)
+        condition = state(home)
+        if file is None and condition == "sound" and (found := _search_anew(home)):
+            return found
+        if condition == "sound":
+            until_then.enter_context(_alone(home))
         with storage_errors.told(home):
             paths.make_private(home / "blobs")
-            kept = _set_aside(home, "damaged") if condition != "missing" else None
+            kept = _set_aside(home, "damaged", until_then)
             fresh = _fresh(home)
         index = Index(home, fresh.name)
         try:
             good = salvage.schema(index.conn)
-            first = salvage.read(_scratch(home, kept), good) if kept else salvage.Rows()
+            old = kept if condition != "missing" else None  # a log alone has no rows that can be read
+            first = salvage.read(_scratch(home, old), good) if old else salvage.Rows()
             second = salvage.read(_scratch(home, file), good) if file else salvage.Rows()
             with index.writing() as conn:
                 filled = salvage.fill(conn, first, second, home / "blobs")
@@ -198,17 +211,20 @@ def check(file: Path) -> None:
 def free(folder: Path, stem: str) -> Path:
     """`folder/stem.db`, or the next number when that exists."""
     path, number = folder / f"{stem}.db", 1
-    while path.exists():
+    while any(folder.glob(f"{path.name}*")):  # its log may be there alone
         number += 1
         path = folder / f"{stem}-{number}.db"
     return path
 
 
 def _copy(source: sqlite3.Connection, file: Path) -> None:
-    """An online copy: written beside, made durable, renamed. One file, without a log beside it."""
-    part = file.with_name(f".{file.name.encode()[:64].decode(errors='ignore')}.{os.urandom(6).hex()}.part")
-    os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    try:
+    """An online copy: written beside, made durable, renamed. One file, without a log beside it.
+
+    Raises FileExistsError when `file` is there by then.
+    """
+    if os.path.lexists(file):
+        raise FileExistsError(file)
+    with atomic_files.unfinished(file, replace=False) as part:
         target = sqlite3.connect(part)
         try:
             source.backup(target)
@@ -216,28 +232,38 @@ def _copy(source: sqlite3.Connection, file: Path) -> None:
         finally:
             target.close()
         paths.sync(part)
-        os.replace(part, file)
-        paths.sync(file.parent)
-    finally:
-        for end in ("", "-journal", "-wal", "-shm"):
-            part.with_name(part.name + end).unlink(missing_ok=True)
 
 
-def _set_aside(home: Path, why: str) -> Path:
-    """The index as it lies there, byte for byte, with its log: copied into `home/backups`."""
+def _copy_to_free(source: sqlite3.Connection, folder: Path, stem: str) -> Path:
+    """A copy under the first free name, which many may want at the same moment."""
+    while True:
+        with suppress(FileExistsError):
+            _copy(source, file := free(folder, stem))
+            return file
+
+
+def _set_aside(home: Path, why: str, until_then: ExitStack) -> Path | None:
+    """The index as it lies there, byte for byte, with its log: copied into `home/backups`. None without one.
+
+    until_then: ends when another index is in its place. The files are open so long, because closing them
+    lets go of all locks that this process has on them.
+    """
     kept = free(paths.make_private(home / "backups"), why)
+    copied = None
     for end in ("-wal", ""):  # the log first, the index itself last
         file = home / f"index.db{end}"
         if odd_files.plain_size(file):
-            _copy_file(file, kept.with_name(kept.name + end))
-        elif not end:
+            copied = kept.with_name(kept.name + end)
+            _copy_file(until_then.enter_context(file.open("rb")), copied)
+        elif not end and file.exists():
+            copied = kept
             kept.touch(mode=0o600)
+    return copied
     return kept
 
 
-def _copy_file(source: Path, target: Path) -> None:
-    with source.open("rb") as data:
-        atomic_files.write_whole(target, lambda out: shutil.copyfileobj(data, out))
+def _copy_file(data: BinaryIO, target: Path) -> None:
+    atomic_files.write_whole(target, lambda out: shutil.copyfileobj(data, out))
 
 
 def _replace_rows(home: Path, fresh: Path) -> Path:
@@ -249,11 +275,11 @@ def _replace_rows(home: Path, fresh: Path) -> Path:
     try:
         with storage_errors.told(home):
             index.conn.execute("attach ? as source", [str(fresh)])
-        kept = free(paths.make_private(home / "backups"), "before-restore")
+            folder = paths.make_private(home / "backups")
         with index.writing() as conn:
             before = sqlite3.connect(home / "index.db")
             try:
-                _copy(before, kept)
+                kept = _copy_to_free(before, folder, "before-restore")
             finally:
                 before.close()
             for table in (*salvage.TABLES, "texts"):
@@ -304,7 +330,8 @@ def _scratch(home: Path, file: Path) -> Path:
     for end in ("-wal", ""):
         source = file.with_name(file.name + end)
         if source.exists():
-            _copy_file(source, scratch.with_name(scratch.name + end))
+            with source.open("rb") as data:
+                _copy_file(data, scratch.with_name(scratch.name + end))
     return scratch
 
 

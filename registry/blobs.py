@@ -1,16 +1,13 @@
 """Files named by the sha256 of their bytes, written whole or not at all: `blobs/ab/cdef...`."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conceptkit.registry import odd_files, paths
+from conceptkit.registry import atomic_files, odd_files, paths
 from conceptkit.registry.errors import BadBlob, ConceptError
 from conceptkit.registry.paths import make_private, sync
-
-CHUNK = 1 << 20
-"""Bytes read or written at once."""
+from conceptkit.registry.sources import CHUNK, Source, digest_of, is_digest
 
 LARGE = 1 << 28
 """Bytes of a file that is looked through before it is taken into memory."""
@@ -21,28 +18,26 @@ FEW = 8
 
 def place(folder: Path, digest: str) -> Path:
     """The file of `digest` under `folder`, whether it exists or not; BadBlob unless it is 64 hex digits."""
-    if not valid(digest):
+    if not is_digest(digest):
         raise BadBlob(f"{digest!r:.80} is not the name of a stored file: `conceptkit verify` looks for more.")
     return folder / digest[:2] / digest[2:]
 
 
-def valid(digest: object) -> bool:
-    """Whether this is a sha256 in lower-case hex, and so never a way out of the folder."""
-    return isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-
-
-def put(folder: Path, data: bytes) -> str:
+def put(folder: Path, data: bytes | Source) -> str:
     """Store `data` durably and return its sha256 in hex; storing the same bytes again changes nothing."""
     return put_many(folder, [data])[0]
 
 
-def put_many(folder: Path, datas: Sequence[bytes]) -> list[str]:
+def put_many(folder: Path, datas: Sequence[bytes | Source]) -> list[str]:
     """Store all of `datas` durably, sharing the waits for the disk; their sha256s in the same order.
+
+    Raises BadBlob when a source has other bytes by now than those it was asked about before.
 
     Files are written and fsynced, then renamed, then their folders fsynced, those that others renamed too.
     """
-    digests = [hashlib.sha256(data).hexdigest() for data in datas]
-    contents = dict(zip(digests, datas, strict=True))
+    sources = list(map(Source.of, datas))
+    digests = [source.digest() for source in sources]
+    contents = dict(zip(digests, sources, strict=True))
     fresh = [digest for digest in contents if not intact(place(folder, digest), digest)]
     for digest in fresh:
         for path in (place(folder, digest).parent, place(folder, digest)):
@@ -56,7 +51,7 @@ def put_many(folder: Path, datas: Sequence[bytes]) -> list[str]:
             many = len(fresh) > FEW
             for digest in fresh:
                 written[digest] = incoming / f"{os.getpid()}-{os.urandom(8).hex()}"
-                _write(written[digest], contents[digest], durable=not many)
+                _write(written[digest], contents[digest], digest, durable=not many)
             if many and not all_at_once():
                 for file in written.values():
                     sync(file)
@@ -85,9 +80,21 @@ def get(folder: Path, digest: str) -> bytes:
         data = target.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BadBlob(f"The stored file {target} is missing.") from None
-    if hashlib.sha256(data).hexdigest() != digest:
+    if digest_of([data]) != digest:
         raise BadBlob(f"The stored file {target} is damaged: its bytes no longer match its name.")
     return data
+
+
+def source(folder: Path, digest: str) -> Source:
+    """The bytes stored as `digest`, verified now and read piece by piece; raises what `get` raises."""
+    target = place(folder, digest)
+    if what := odd_files.kind(target):
+        raise BadBlob(f"The stored file {target} is {what}, which conceptkit did not make.")
+    if size(folder, digest) is None:
+        raise BadBlob(f"The stored file {target} is missing.")
+    if not intact(target, digest):
+        raise BadBlob(f"The stored file {target} is damaged: its bytes no longer match its name.")
+    return Source.in_file(target, digest)
 
 
 def drop(folder: Path, digest: str) -> None:
@@ -103,16 +110,13 @@ def size(folder: Path, digest: str) -> int | None:
 
 def intact(target: Path, digest: str) -> bool:
     """Whether `target` is there and its bytes hash to `digest`; read in pieces, whatever its size."""
-    state = hashlib.sha256()
     if odd_files.plain_size(target) is None:
         return False
     try:
         with target.open("rb", buffering=0) as file:
-            while piece := file.read(CHUNK):
-                state.update(piece)
+            return digest_of(iter(lambda: file.read(CHUNK), b"")) == digest
     except FileNotFoundError:
         return False
-    return state.hexdigest() == digest
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -122,7 +126,7 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
             with os.scandir(parent) as entries:
                 for entry in entries:
                     digest = parent.name + entry.name
-                    if valid(digest) and entry.is_file(follow_symlinks=False):
+                    if is_digest(digest) and entry.is_file(follow_symlinks=False):
                         yield digest, parent / entry.name
 
 
@@ -131,16 +135,27 @@ def abandoned(incoming: Path) -> Iterator[Path]:
     return odd_files.unfinished_blobs(incoming)
 
 
-def _write(file: Path, data: bytes, *, durable: bool) -> None:
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+def _write(file: Path, source: Source, digest: str, *, durable: bool) -> None:
+    handle = atomic_files.create(file)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(handle, rest[:CHUNK]) :]
+        written = _written(handle, source)
+        if not source.in_memory() and digest_of(written) != digest:
+            raise BadBlob("These bytes have changed while they were read: ask for them again.")
+        for _ in written:
+            pass
         if durable:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _written(handle: int, source: Source) -> Iterator[bytes]:
+    """The pieces of a source, each after it was written."""
+    for piece in source.pieces():
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(handle, rest[:CHUNK]) :]
+        yield piece
 
 
 def _sweep(incoming: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.registry.errors import BadBlob
+from conceptkit.registry.sources import Reader, Source, is_digest
 
 LONGEST = 4 << 20
 """Bytes of a header; one of a concept on SDXL takes 40 kB."""
@@ -23,26 +24,37 @@ class Header:
     parents: tuple[tuple[str, str | None], ...]  # (ref, sha256) of what a merge was made of
 
 
-def read(data: bytes) -> Header:
-    """The header in these bytes. Raises BadBlob when they are no concept."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= length <= min(LONGEST, len(data) - 8):
-        raise BadBlob("These bytes are not a concept: they do not begin with a header.")
-    return _header(data[8 : 8 + length], len(data))
+def take(reader: Reader) -> bytes:
+    """The JSON text of a safetensors header, from a reader at its start, which is at the tensors afterwards.
+
+    At most LONGEST bytes are read. Raises BadBlob.
+    """
+    length = int.from_bytes(reader.read(8), "little")
+    if not 2 <= length <= LONGEST:
+        raise BadBlob("they do not begin with a header that fits")
+    if length > reader.left:
+        raise BadBlob("they end before their header does")
+    return reader.read(length)
+
+
+def read(data: bytes | Source) -> Header:
+    """The header in these bytes, whose tensors are not read. Raises BadBlob when they are no concept."""
+    source = Source.of(data)
+    try:
+        with source.open() as reader:
+            return parsed(json.loads(take(reader)), source.size)
+    except (ValueError, RecursionError) as error:
+        raise BadBlob(f"These bytes are not a concept ({type(error).__name__} in their header).") from error
+    except BadBlob as error:
+        raise BadBlob(f"These bytes are not a concept: {str(error).rstrip('.')}.") from error
 
 
 def read_file(file: Path) -> Header:
-    """The header of a file, of which at most LONGEST bytes are read. Raises BadBlob, and OSError."""
-    with file.open("rb") as handle:
-        start = handle.read(8)
-        length = int.from_bytes(start, "little")
-        size = file.stat().st_size
-        if len(start) < 8 or not 2 <= length <= min(LONGEST, size - 8):
-            raise BadBlob(f"{file} is not a concept: it does not begin with a header.")
-        return _header(handle.read(length), size)
+    """The header of a file. Raises BadBlob, and OSError."""
+    return read(Source.in_file(file))
 
 
-def read_if_any(data: bytes) -> Header | None:
+def read_if_any(data: bytes | Source) -> Header | None:
     """The header in these bytes, or None when they are no concept."""
     try:
         return read(data)
@@ -50,9 +62,9 @@ def read_if_any(data: bytes) -> Header | None:
         return None
 
 
-def _header(text: bytes, size: int) -> Header:
+def parsed(outer: Any, size: int) -> Header:
+    """The header whose JSON that is, of so many bytes in all. Raises BadBlob."""
     try:
-        outer = json.loads(text)
         inner = json.loads(outer["__metadata__"]["conceptkit"])
         name, provenance = inner["name"], inner["provenance"]
         base, recipe, tokens, words = inner["base"], inner["recipe"], inner["tokens"], inner["words"]
@@ -78,7 +90,7 @@ def _header(text: bytes, size: int) -> Header:
             **({"reference": True} if shown else {}),
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise BadBlob(f"These bytes are not a concept ({type(error).__name__} in their header).") from error
+        raise BadBlob(f"{type(error).__name__} in their header") from error
     padded = [*hashes, *[None] * len(refs)][: len(refs)]
     return Header(name, summary, tuple(map(str, words)), tuple(zip(refs, padded, strict=True)))
 
@@ -94,4 +106,4 @@ def _rank(layout: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str = "
 
 def _hash(value: Any) -> str | None:
     text = str(value)
-    return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else None
+    return text if is_digest(text) else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from conceptkit.registry import concept_header
 from conceptkit.registry.errors import BadBlob
+from conceptkit.registry.sources import CHUNK, Reader, Source
 
 FORMATS = (1, 2)
 """2: with a reference photo."""
@@ -31,22 +32,16 @@ _NOTE_BREAKS = str.maketrans("", "", "\n\t")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def check(data: bytes) -> concept_header.Header:
-    """The header of the concept in these bytes. Raises BadBlob when they are anything else."""
+def check(data: bytes | Source) -> concept_header.Header:
+    """The header of the concept in these bytes, read piece by piece. Raises BadBlob for anything else."""
     try:
-        return _check(data)
+        return _check(Source.of(data))
     except BadBlob as error:
         raise BadBlob(f"These bytes are not a concept, because {_inside(error)}.") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadBlob(
             f"These bytes are not a concept ({type(error).__name__} while reading them)."
         ) from error
-
-
-def check_start(start: bytes) -> None:
-    """Raise BadBlob when a file that begins like this cannot be a concept."""
-    if not _starts(start):
-        raise BadBlob("These bytes are not a concept, because they do not begin with a header that fits.")
 
 
 def is_plain(text: object, longest: int = LONGEST_TEXT) -> bool:
@@ -64,30 +59,32 @@ def strict_json(text: bytes | str) -> Any:
     return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite_number)
 
 
-def _check(data: bytes) -> concept_header.Header:
-    _expect(len(data) <= LARGEST, f"they are over {LARGEST:,} bytes")
-    length = int.from_bytes(data[:8], "little")
-    _expect(_starts(data[:16]), "they do not begin with a header that fits")
-    _expect(length <= len(data) - 8, "they end before their header does")
-    outer = strict_json(data[8 : 8 + length].decode("utf-8"))
-    _expect(isinstance(outer, dict), "their header is not an object")
-    metadata = outer.pop("__metadata__")
-    _expect(
-        isinstance(metadata, dict) and all(type(value) is str for value in metadata.values()), "of metadata"
-    )
-    shapes = _tensors(outer, memoryview(data)[8 + length :])
-    _concept(strict_json(metadata["conceptkit"]), shapes)
-    header = concept_header.read(data)
-    _expect(header.summary["method"] is None or is_plain(header.summary["method"]), "their method is no text")
+def _check(source: Source) -> concept_header.Header:
+    with source.open() as reader:
+        text = concept_header.take(reader)
+        _expect(text[:1] == b"{", "they do not begin with a header that fits")
+        _expect(source.size <= LARGEST, f"they are over {LARGEST:,} bytes")
+        outer = strict_json(text.decode("utf-8"))
+        metadata = outer["__metadata__"]
+        _expect(
+            isinstance(metadata, dict) and all(type(value) is str for value in metadata.values()),
+            "their metadata are no texts",
+        )
+        shapes, spans = _tensors(outer, reader.left)
+        _concept(strict_json(metadata["conceptkit"]), shapes)
+        header = concept_header.parsed(outer, source.size)
+        method = header.summary["method"]
+        _expect(method is None or is_plain(method), "their method is no text")
+        for name, size, dtype in spans:
+            _expect(_finite(reader, size, dtype), f"{name[:80]!r} is not finite")
     return header
 
 
-def _starts(start: bytes) -> bool:
-    return start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= concept_header.LONGEST
-
-
-def _tensors(entries: Mapping[str, Any], body: memoryview) -> dict[str, tuple[int, int]]:
-    """name -> shape. Every byte of the body belongs to exactly one tensor, and every number is finite."""
+def _tensors(
+    outer: Mapping[str, Any], length: int
+) -> tuple[dict[str, tuple[int, int]], list[tuple[str, int, str]]]:
+    """name -> shape, and (name, bytes, type) one after another: every byte belongs to exactly one tensor."""
+    entries = {name: entry for name, entry in outer.items() if name != "__metadata__"}
     _expect(len(entries) <= MOST_TENSORS, f"they claim {len(entries):,} tensors")
     shapes, spans = {}, []
     for name, entry in entries.items():
@@ -95,17 +92,16 @@ def _tensors(entries: Mapping[str, Any], body: memoryview) -> dict[str, tuple[in
         shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
         _expect(all(type(size) is int for size in (*shape, begin, end)), f"{name[:80]!r} has odd sizes")
         _expect(len(shape) == 2 and min(shape) > 0, f"{name[:80]!r} is no matrix")
-        _expect(0 <= begin <= end <= len(body), f"{name[:80]!r} is outside of the file")
+        _expect(0 <= begin <= end <= length, f"{name[:80]!r} is outside of the file")
         _expect(end - begin == math.prod(shape) * SIZES[dtype], f"{name[:80]!r} has odd sizes")
         shapes[name] = (shape[0], shape[1])
         spans.append((begin, end, dtype, name))
     place = 0
-    for begin, end, dtype, name in sorted(spans):
+    for begin, end, _, name in sorted(spans):
         _expect(begin == place, f"{name[:80]!r} does not follow the one before")
-        _expect(_finite(body[begin:end], dtype), f"{name[:80]!r} is not finite")
         place = end
-    _expect(place == len(body), "something follows their tensors")
-    return shapes
+    _expect(place == length, "something follows their tensors")
+    return shapes, [(name, end - begin, dtype) for begin, end, dtype, name in sorted(spans)]
 
 
 def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -192,10 +188,19 @@ def _vectors(shapes: Mapping[str, Any], token: int) -> Iterable[str]:
         encoder += 1
 
 
-def _finite(body: memoryview, dtype: str) -> bool:
-    """Whether no number in these little-endian floats is infinite or NaN: no exponent is all ones."""
+def _finite(reader: Reader, size: int, dtype: str) -> bool:
+    """Whether no number in the next so many bytes is infinite or NaN."""
+    end = reader.left - size
+    while reader.left > end:
+        if not _all_finite(reader.read(min(CHUNK, reader.left - end)), dtype):
+            return False
+    return True
+
+
+def _all_finite(body: bytes, dtype: str) -> bool:
+    """The same of these little-endian floats: no exponent is all ones."""
     width = SIZES[dtype]
-    high = bytes(body[width - 1 :: width])
+    high = body[width - 1 :: width]
     if dtype == "F16":  # sign and exponent are in the high byte
         return not high.translate(None, _NOT_ALL_ONES_F16)
     if not high.translate(None, _NOT_ALL_ONES):

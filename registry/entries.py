@@ -9,6 +9,7 @@ from typing import Any
 
 from conceptkit.registry import concept_header
 from conceptkit.registry.errors import ConceptError
+from conceptkit.registry.sources import Source
 
 COLUMNS = "v.name, v.version, v.hash, v.bytes, v.created, v.summary, v.preview"
 """Of the table versions as v, in the order of `from_row`."""
@@ -18,6 +19,11 @@ HEADS = "names n join versions v on v.name = n.name and v.version = n.version"
 
 POINTS = "event not in ('rename', 'remove') and event not like '% aside'"
 """Of the events in the history, those after which a name points at their version."""
+
+
+SEARCHED = 200_000
+"""Letters of the notes of a name that are searched, the newest ones: every change of its labels indexes them
+anew."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,13 @@ class New:
     """
 
     name: str
-    data: bytes
+    data: bytes | Source
     summary: Mapping[str, Any] = field(default_factory=dict)
     uses: Mapping[str, "bytes | str"] = field(default_factory=dict)
     created: str | None = None
     event: str = "add"
     origin: str | None = None  # whose it is; a name that did not come from there then stays as it is
-    preview: bytes | None = None  # PNG
+    preview: bytes | Source | None = None  # PNG
 
 
 def from_row(row: Sequence[Any]) -> Entry:
@@ -77,18 +83,34 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
+@dataclass
+class Batch:
+    """What is found out once, or done once at the end, for all that is inserted in one transaction."""
+
+    theirs: dict[tuple[int, str], bool] = field(default_factory=dict)  # `belongs` by number and origin
+    touched: set[int] = field(default_factory=set)  # numbers of names that the search must learn about
+
+    def finish(self, conn: sqlite3.Connection) -> None:
+        """Let the search know of every name that was touched."""
+        for number in sorted(self.touched):
+            refresh(conn, number)
+        self.touched.clear()
+
+
 def insert(
     conn: sqlite3.Connection,
     new: New,
     digest: str,
     header: concept_header.Header | None,
     size: int | None = None,
+    batch: Batch | None = None,
 ) -> Entry:
     """The next version of a name, which points at it if it should. In a transaction; its bytes are stored.
 
     header: what the bytes say of themselves, None when that is nothing; size: of bytes that are not at hand.
+    batch: to be finished by the caller, after the last of many.
     """
-    size = len(new.data) if size is None else size
+    size = Source.of(new.data).size if size is None else size
     created = new.created or now()
     found = conn.execute("select id, newest from names where name = ?", [new.name]).fetchone()
     if found is None:
@@ -115,7 +137,7 @@ def insert(
         ).fetchone()
         conn.execute("insert into names (id, name, version, newest) values (?, ?, 1, 1)", [number, new.name])
     else:
-        points = new.origin is None or belongs(conn, number, new.origin)
+        points = new.origin is None or _belongs(conn, number, new.origin, batch)
         conn.execute("update names set newest = ? where id = ?", [version, number])
         if points:
             conn.execute("update names set version = ? where id = ?", [version, number])
@@ -124,7 +146,10 @@ def insert(
         conn.execute("insert into parents values (?, ?, ?, ?, ?)", values)
     event = new.event if points else f"{new.event} aside"
     record(conn, number, new.name, event, version, digest, new.origin)
-    refresh(conn, number)
+    if batch is None:
+        refresh(conn, number)
+    else:
+        batch.touched.add(number)
     return Entry(new.name, version, digest, size, created, summary)
 
 
@@ -132,6 +157,15 @@ def belongs(conn: sqlite3.Connection, number: int, origin: str) -> bool:
     """Whether a name has never pointed at anything but what came from there: then it is theirs to move."""
     query = f"select 1 from history where name_id = ? and {POINTS} and coalesce(detail, '') <> ? limit 1"
     return conn.execute(query, [number, origin]).fetchone() is None
+
+
+def _belongs(conn: sqlite3.Connection, number: int, origin: str, batch: Batch | None) -> bool:
+    """The same, looked up once in a batch: what is inserted by one origin does not change it."""
+    if batch is None:
+        return belongs(conn, number, origin)
+    if (number, origin) not in batch.theirs:
+        batch.theirs[number, origin] = belongs(conn, number, origin)
+    return batch.theirs[number, origin]
 
 
 def record(
@@ -155,7 +189,8 @@ def refresh(conn: sqlite3.Connection, number: int | None) -> None:
     row = conn.execute(
         f"""select v.name, v.noun, v.captions,
                    (select group_concat(tag, ' ') from tags where name_id = n.id),
-                   (select group_concat(text, '\n') from notes where name_id = n.id),
+                   substr((select group_concat(text, '\n') from
+                       (select text from notes where name_id = n.id order by id desc)), 1, {SEARCHED}),
                    (select group_concat(p.name, ' ') from parents p where p.version_id = v.id)
             from {HEADS} where n.id = ?""",
         [number],

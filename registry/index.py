@@ -4,16 +4,17 @@ In WAL mode a reader sees the last commit and never waits for a writer. SQLite's
 waits there are, for the write lock and for a reader met by a closing process, happen here and are counted.
 """
 
-import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conceptkit.registry import storage_errors
+from conceptkit.registry import blobs, storage_errors
+from conceptkit.registry.connections import Connections, create
 from conceptkit.registry.errors import ConceptError
 
 PATIENCE = 30.0
@@ -27,53 +28,81 @@ Result = TypeVar("Result")
 
 
 class Index:
-    """A connection to `home/index.db`. Raises ConceptError whenever it cannot be used, in one sentence."""
+    """The index in `home/index.db`, usable from any thread: each has a connection of its own.
+
+    Raises ConceptError whenever it cannot be used, in one sentence.
+    """
 
     def __init__(self, home: Path, file: str = "index.db") -> None:
         self.home, self.path = home, home / file
         self.read_only = False
         self.reader_waits = 0  # times that a read found the index locked
         self.writer_waits = 0
+        self._counting = threading.Lock()
+        self._connections = Connections(self.path)
         with storage_errors.told(home):
-            try:
-                self.conn = self._open()
-            except (OSError, sqlite3.Error) as error:
-                if not self.path.exists() or storage_errors.damaged(error):
-                    raise
-                self.conn = self._open_to_read(error)
+            create(self.path)
+            self._connections.open(self._connect)
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        with self.using() as conn:
+            return conn
+
+    @contextmanager
+    def using(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, for longer: `close` waits for the end of it."""
+        with storage_errors.told(self.home):
+            self._connections.open(self._connect)
+        with self._connections.use(self._connect) as conn:
+            yield conn
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """All rows of one SELECT."""
-        with storage_errors.told(self.home):
-            return self._patiently(lambda: self.conn.execute(sql, values).fetchall(), "reader_waits")
+        with storage_errors.told(self.home), self.using() as conn:
+            return self._patiently(lambda: conn.execute(sql, values).fetchall(), "reader_waits")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that holds the write lock from its first line, rolled back on any exception."""
-        with storage_errors.told(self.home):
-            if self.read_only:
-                raise sqlite3.OperationalError("attempt to write a readonly database")
-            self._patiently(lambda: self.conn.execute("begin immediate"), "writer_waits")
+        with storage_errors.told(self.home), self._begun() as conn:
             try:
-                yield self.conn
-                self.conn.execute("commit")
+                yield conn
+                conn.execute("commit")
             except BaseException:
-                if self.conn.in_transaction:
-                    self.conn.execute("rollback")
+                if conn.in_transaction:
+                    conn.execute("rollback")
                 raise
 
     def close(self) -> None:
-        """Close the connection; the log goes into the index before, while nobody has to wait for it.
+        """Close the connections of all threads, each when it has done what it is doing."""
+        self._connections.close()
 
-        SQLite would do that while closing, and lock all others out: for good if this process is stopped then.
-        """
-        with suppress(sqlite3.Error, OSError):
-            if not self.read_only and self.path.with_name(f"{self.path.name}-wal").stat().st_size:
-                self.conn.execute("pragma wal_checkpoint(passive)").fetchall()
-        self.conn.close()
+    @contextmanager
+    def _begun(self) -> Iterator[sqlite3.Connection]:
+        """A connection that holds the write lock of the index that is there now."""
+        while True:
+            with self.using() as conn:
+                if self.read_only:
+                    raise sqlite3.OperationalError("attempt to write a readonly database")
+                self._patiently(lambda: conn.execute("begin immediate"), "writer_waits")
+                if not self._connections.moved():
+                    yield conn
+                    return
+                conn.execute("rollback")
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return self._open()
+        except (OSError, sqlite3.Error) as error:
+            if not self.path.exists() or storage_errors.damaged(error):
+                raise
+            return self._open_to_read(error)
 
     def _open(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        if not self.path.exists():  # SQLite would begin an empty one
+            raise ConceptError(gone(self.home))
         there = self.path.stat().st_ino
         conn = _connect(self.path)
         try:
@@ -88,6 +117,7 @@ class Index:
             if self._pending(conn):
                 self._patiently(lambda: conn.execute("begin immediate"))
                 if self._pending(conn):
+                    self._check_new(conn)
                     self._migrate(conn)
                 conn.execute("commit")
         except BaseException:
@@ -124,6 +154,12 @@ class Index:
             )
         return names != set(STEPS)
 
+    def _check_new(self, conn: sqlite3.Connection) -> None:
+        """ConceptError when an index is about to begin that had begun before: its log is lost."""
+        tables = conn.execute("select count(*) from sqlite_master").fetchone()
+        if tables == (0,) and self.path == self.home / "index.db" and any(blobs.walk(self.home / "blobs")):
+            raise ConceptError(gone(self.home))
+
     def _migrate(self, conn: sqlite3.Connection) -> None:
         from sqlite_utils import Database
 
@@ -141,18 +177,44 @@ class Index:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
             if count:
-                setattr(self, count, getattr(self, count) + 1)
+                with self._counting:
+                    setattr(self, count, getattr(self, count) + 1)
             time.sleep(random.uniform(0.0005, 0.005))
 
 
+def index_files(home: Path) -> list[Path]:
+    """The index and the files that SQLite keeps beside it, as far as they are there, the index first."""
+    files = (home / f"index.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+    return [file for file in files if file.exists()]
+
+
 def has_index(home: Path) -> bool:
-    """Whether there is an index file, or a log of one, with anything in it."""
-    sizes = []
-    for file in home.glob("index.db*"):
-        with suppress(FileNotFoundError):  # a log goes when its last reader goes
-            sizes.append(file.stat().st_size)
-    return any(sizes)
+    """Whether there is an index file with anything in it. Its log alone is no index, and no copy of it is."""
+    return _size(home / "index.db") > 0
+
+
+def has_stray_log(home: Path) -> bool:
+    """Whether an index is gone that was in use: its log is still there, and must meet no other index."""
+    return not has_index(home) and _size(home / "index.db-wal") > 0
+
+
+def gone(home: Path) -> str:
+    """The sentence about an index that is lost while its concepts are not."""
+    return (
+        f"The index of {home} is gone and its concepts are still there: "
+        "bring them back with `conceptkit rebuild`."
+    )
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # a log goes when its last reader goes
+        return 0
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=0, isolation_level=None, uri=isinstance(path, str))
+    # any thread may close it; that only its own uses it is what `Connections` is for
+    return sqlite3.connect(
+        path, timeout=0, isolation_level=None, uri=isinstance(path, str), check_same_thread=False
+    )

@@ -9,6 +9,8 @@ from typing import Any
 
 from conceptkit.registry import blobs, concept_header, odd_files, salvage, storage_errors
 from conceptkit.registry.entries import HEADS
+from conceptkit.registry.index import index_files
+from conceptkit.registry.sources import is_digest
 from conceptkit.registry.store import NAMED, Registry
 
 Tick = Callable[[int, int], None]
@@ -98,7 +100,7 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
         orphans += digest not in needed and not registry.index.query(NAMED, [digest] * 4)
         tick(done, len(there))
     for digest in needed.keys() - there.keys():
-        if not blobs.valid(digest):
+        if not is_digest(digest):
             problems.append(f"{needed[digest]} is said to be in {digest!r:.80}, which is no stored file.")
         elif registry.index.query(NAMED, [digest] * 4) and blobs.size(registry.blobs, digest) is None:
             problems.append(
@@ -160,7 +162,7 @@ def stats(registry: Registry) -> dict[str, Any]:
     ((assets, asset_bytes),) = query("select count(*), coalesce(sum(bytes), 0) from assets")
     stored = "select sum(bytes) from (select max(bytes) as bytes from versions group by hash)"
     files = [file.stat().st_size for _, file in blobs.walk(registry.blobs)]
-    index = sum(file.stat().st_size for file in registry.home.glob("index.db*"))
+    index = sum(file.stat().st_size for file in index_files(registry.home))
     saved = odd_files.checkpoints(registry.home)
     return {
         "home": str(registry.home),

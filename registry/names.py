@@ -12,6 +12,9 @@ _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST - 1}}}")
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
 """What no file may be called on Windows, in any case and with any ending."""
 
+EXPORTED = {"pytorch_lora_weights", "readme"}
+"""Files that lie beside those of a concept's tokens, which have its name."""
+
 
 def check_name(name: str) -> str:
     """`name` itself; BadName unless it is a letter followed by at most 63 letters, digits, `_` and `-`."""
@@ -19,6 +22,11 @@ def check_name(name: str) -> str:
         if name.upper() in DEVICES:
             raise BadName(
                 f"{name!r} is a device on Windows and can be no file there: choose another name, "
+                f"for example '{name}_1'."
+            )
+        if name.lower() in EXPORTED:
+            raise BadName(
+                f"{name!r} is what a file of an export is called: choose another name, "
                 f"for example '{name}_1'."
             )
         return name

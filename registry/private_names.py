@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from conceptkit.registry import concept_header
+from conceptkit.registry.errors import BadBlob
+from conceptkit.registry.sources import Source
+
 PHOTOS = "photos"
 """The key, in a concept's provenance, of the names of its photos; it is in no bytes written today."""
 
@@ -32,13 +36,13 @@ def public_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in provenance.items() if key != PHOTOS}
 
 
-def held(data: bytes) -> list[str]:
+def held(data: bytes | Source) -> list[str]:
     """What a stored concept says of its machine: "the path of its base", "the names of its photos"."""
     try:
-        length = int.from_bytes(data[:8], "little")
-        inner = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["conceptkit"])
+        with Source.of(data).open() as reader:
+            inner = json.loads(json.loads(concept_header.take(reader))["__metadata__"]["conceptkit"])
         path, photos = is_path(str(inner["base_name"])), bool(inner["provenance"].get(PHOTOS))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (BadBlob, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
     return ["the path of its base"] * path + ["the names of its photos"] * photos
 

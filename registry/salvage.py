@@ -13,6 +13,7 @@ from conceptkit.registry.catalogue import labels
 from conceptkit.registry.entries import refresh
 from conceptkit.registry.errors import BadBlob, ConceptError
 from conceptkit.registry.names import check_name
+from conceptkit.registry.sources import is_digest
 
 Row = dict[str, Any]
 
@@ -77,7 +78,7 @@ def fill(conn: sqlite3.Connection, first: Rows, second: Rows, folder: Path) -> F
     good: dict[str, Collection[Row]] = {
         "names": names.values(),
         "versions": versions.values(),
-        "assets": _unique([row for row in tables["assets"] if blobs.valid(row.get("hash"))], "key"),
+        "assets": _unique([row for row in tables["assets"] if is_digest(row.get("hash"))], "key"),
         "uses": _unique([r for r in tables["uses"] if r.get("version_id") in by_id], "version_id", "role"),
         "parents": _unique(
             [r for r in tables["parents"] if r.get("version_id") in by_id], "version_id", "place"
@@ -102,7 +103,7 @@ def say_again(conn: sqlite3.Connection, filled: Filled) -> None:
     for name, (tags, notes, favourite) in filled.said.items():
         row = conn.execute("select id from names where name = ?", [name]).fetchone()
         if row is not None:
-            labels.put(conn, row[0], tags, notes)
+            labels.put(conn, row[0], tags, notes, bounded=False)
             conn.execute("update names set favourite = ? where id = ?", [int(favourite), row[0]])
 
 
@@ -171,7 +172,7 @@ def _merged(first: Rows, second: Rows, folder: Path) -> dict[str, list[Row]]:
     versions: dict[Any, int] = {}
     taken = {(row.get("name"), row.get("version")) for row in tables["versions"]}
     for row in second.tables["versions"]:
-        gone = bool(known) and blobs.valid(row["hash"]) and blobs.size(folder, row["hash"]) is None
+        gone = bool(known) and is_digest(row["hash"]) and blobs.size(folder, row["hash"]) is None
         if row["hash"] in known or gone:
             continue
         row = dict(row)
@@ -225,7 +226,7 @@ def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], R
         name, version, digest = row.get("name"), row.get("version"), row.get("hash")
         if not (isinstance(name, str) and isinstance(version, int)):
             continue
-        if not (isinstance(digest, str) and blobs.valid(digest)):
+        if not (isinstance(digest, str) and is_digest(digest)):
             continue
         try:
             check_name(name)
@@ -246,7 +247,7 @@ def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], R
         row["created"] = (
             row["created"] if isinstance(row.get("created"), str) else "1970-01-01T00:00:00+00:00"
         )
-        row["preview"] = row["preview"] if blobs.valid(row.get("preview")) else None
+        row["preview"] = row["preview"] if is_digest(row.get("preview")) else None
         found.setdefault((name, version), row)
     return found
 

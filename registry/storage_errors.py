@@ -17,10 +17,12 @@ ELSEWHERE = "set CONCEPTKIT_HOME to a folder that you may write to"
 
 
 @contextmanager
-def told(home: Path) -> Iterator[None]:
-    """Errors of the system and of SQLite inside leave as ConceptError; all others as they are."""
+def told(home: Path, *others: type[OSError]) -> Iterator[None]:
+    """Errors of the system and of SQLite inside leave as ConceptError; all `others` as they are."""
     try:
         yield
+    except others:
+        raise
     except (OSError, sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
         raise ConceptError(sentence(error, home)) from error
 

@@ -7,16 +7,18 @@ no row names; whoever is about to name one looks, under the same lock, whether i
 
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, odd_files, paths, storage_errors, swap
+from conceptkit.registry import blobs, concept_header, odd_files, paths, spelling, storage_errors, swap
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
     POINTS,
+    Batch,
     Entry,
     New,
     from_row,
@@ -26,8 +28,9 @@ from conceptkit.registry.entries import (
     refresh,
 )
 from conceptkit.registry.errors import BadBlob, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry.index import Index, has_index
+from conceptkit.registry.index import Index, gone, has_index, has_stray_log
 from conceptkit.registry.names import check_name, split_version, unknown
+from conceptkit.registry.sources import Source, is_digest
 
 __all__ = ["Entries", "Entry", "New", "Registry"]
 
@@ -38,6 +41,8 @@ Digests = list[str]
 class Registry:
     """The concepts on this machine, under `home` (by default `paths.home()`). Usable as a context manager.
 
+    Any number of threads may use one, and a program may open several on one home. After `close`, which waits
+    for what other threads are doing, every use is a ConceptError. One that is forgotten is closed too.
     Every method may raise ConceptError, when the disk is full, read-only, damaged or without locks.
     """
 
@@ -46,15 +51,13 @@ class Registry:
         self.blobs = self.home / "blobs"
         swap.finish(self.home)
         with storage_errors.told(self.home):
-            if any(blobs.walk(self.blobs)) and not has_index(self.home):
-                raise ConceptError(
-                    f"The index of {self.home} is gone and its concepts are still there: "
-                    "bring them back with `conceptkit rebuild`."
-                )
+            if (any(blobs.walk(self.blobs)) and not has_index(self.home)) or has_stray_log(self.home):
+                raise ConceptError(gone(self.home))
             paths.make_private(self.blobs)
         self.index = Index(self.home)
 
     def close(self) -> None:
+        """Let go of the index, in all threads; more than once does no harm."""
         self.index.close()
 
     def __enter__(self) -> "Registry":
@@ -116,24 +119,24 @@ class Registry:
         """
         for new in news:
             self.check_free(new.name, new_version=new_version)
-        stored = self._store([data for new in news for data in _datas(new)])
-        digests = dict(zip((id(data) for new in news for data in _datas(new)), stored, strict=True))
-        told = {
-            id(new.data): concept_header.read_if_any(new.data) for new in news if new.summary.get("parents")
-        }
-        added = []
+        stored = iter(self._store([data for new in news for data in _datas(new)]))
+        hashes = [[next(stored) for _ in _datas(new)] for new in news]
+        batch, added = Batch(), []
         with self.index.writing() as conn:
-            for new in news:
+            for new, digests in zip(news, hashes, strict=True):
                 if not new_version and (taken := self._versions(new.name)):
                     raise _taken(taken[-1])
                 self.check_case(new.name)
-                for data in _datas(new):
-                    self._still_there(data, digests[id(data)])
-                added.append(insert(conn, new, digests[id(new.data)], told.get(id(new.data))))
-                given = {r: digests[id(b)] if isinstance(b, bytes) else b for r, b in new.uses.items()}
+                for data, digest in zip(_datas(new), digests, strict=True):
+                    self._still_there(data, digest)
+                header = concept_header.read_if_any(new.data) if new.summary.get("parents") else None
+                added.append(insert(conn, new, digests[0], header, batch=batch))
+                used = iter(digests[1:])
+                given = {r: next(used) if isinstance(b, bytes) else b for r, b in new.uses.items()}
                 self._set_uses(added[-1], given)
                 if new.preview is not None:
-                    added[-1] = self._show(added[-1], digests[id(new.preview)])
+                    added[-1] = self._show(added[-1], digests[-1])
+            batch.finish(conn)
             if also:
                 also(conn, added)
         return added
@@ -155,23 +158,19 @@ class Registry:
         if others := self._versions(bare):
             numbers = ", ".join(str(other.version) for other in others)
             raise UnknownConcept(f"{bare!r} has no version {version}: ask for one of {numbers}.")
-        from conceptkit.registry.catalogue.spelling import likely
-
-        raise unknown(bare, likely(self.index, bare))
+        raise unknown(bare, spelling.likely(self.index, bare))
 
     def read(self, entry: Entry | str) -> bytes:
         """The bytes of an entry or a name, verified; BadBlob when the disk no longer holds them."""
         entry = self.get(entry) if isinstance(entry, str) else entry
-        try:
-            with storage_errors.told(self.home):
-                return blobs.get(self.blobs, entry.hash)
-        except BadBlob as error:
-            if not self.index.query("select 1 from versions where hash = ?", [entry.hash]):
-                raise UnknownConcept(f"{entry.ref} has just been removed: add it again.") from error
-            raise BadBlob(
-                f"{entry.ref} cannot be read, because {_inside(error)}: "
-                f"remove it with `conceptkit rm {entry.ref}` and add it again."
-            ) from error
+        with self._explained(entry):
+            return self._blob(entry.hash)
+
+    def source(self, entry: Entry | str) -> Source:
+        """The same bytes to be read piece by piece, verified now; raises what `read` raises."""
+        entry = self.get(entry) if isinstance(entry, str) else entry
+        with self._explained(entry), storage_errors.told(self.home):
+            return blobs.source(self.blobs, entry.hash)
 
     def has(self, name: str) -> bool:
         """Whether a name is in the registry."""
@@ -222,7 +221,7 @@ class Registry:
 
     # what belongs to a concept, or to many
 
-    def set_preview(self, name: str, version: int, png: bytes) -> None:
+    def set_preview(self, name: str, version: int, png: bytes | Source) -> None:
         """Keep a picture of that version; UnknownConcept when there is no such version."""
         old = self.get(name, version).preview
         (digest,) = self._store([png])
@@ -237,7 +236,12 @@ class Registry:
     def preview(self, entry: Entry | str) -> bytes | None:
         """The PNG kept for an entry or a name, or None; BadBlob when it is damaged."""
         entry = self.get(entry) if isinstance(entry, str) else entry
-        return blobs.get(self.blobs, entry.preview) if entry.preview else None
+        return self._blob(entry.preview) if entry.preview else None
+
+    def preview_source(self, entry: Entry) -> Source | None:
+        """The same picture to be read piece by piece, verified now; raises what `preview` raises."""
+        with storage_errors.told(self.home):
+            return blobs.source(self.blobs, entry.preview) if entry.preview else None
 
     def put_asset(self, key: str, data: bytes) -> str:
         """Keep bytes that many concepts share under `key`, replacing an older one; returns their sha256."""
@@ -254,7 +258,7 @@ class Registry:
         """The bytes kept under `key`, or None. A damaged asset is None too: it can be made again."""
         for (digest,) in self.index.query("select hash from assets where key = ?", [key]):
             try:
-                return blobs.get(self.blobs, digest)
+                return self._blob(digest)
             except BadBlob:
                 return None
         return None
@@ -280,12 +284,12 @@ class Registry:
     def read_used(self, entry: Entry, role: str) -> bytes | None:
         """The bytes in that role, verified, or None; BadBlob when they are damaged."""
         digest = self.used(entry).get(role)
-        return blobs.get(self.blobs, digest) if digest else None
+        return self._blob(digest) if digest else None
 
     def drop_unused(self, *digests: str | None) -> int:
         """Delete those bytes that no row names, and count them; under the lock, so that nobody begins to."""
         count = 0
-        if wanted := {digest for digest in digests if digest and blobs.valid(digest)}:
+        if wanted := {digest for digest in digests if digest and is_digest(digest)}:
             with self.index.writing():
                 for digest in wanted:
                     if not self.index.query(NAMED, [digest] * 4):
@@ -312,15 +316,32 @@ class Registry:
         others = {version for (version,) in self.index.query(aside, [number])}
         return next(trail, max(left, key=lambda e: (e.version not in others, e.created, e.version)).version)
 
-    def _store(self, datas: Sequence[bytes]) -> Digests:
+    @contextmanager
+    def _explained(self, entry: Entry) -> Iterator[None]:
+        """Say of a version that its bytes cannot be read, and what to do about that."""
+        try:
+            yield
+        except BadBlob as error:
+            if not self.index.query("select 1 from versions where hash = ?", [entry.hash]):
+                raise UnknownConcept(f"{entry.ref} has just been removed: add it again.") from error
+            raise BadBlob(
+                f"{entry.ref} cannot be read, because {_inside(error)}: "
+                f"remove it with `conceptkit rm {entry.ref}` and add it again."
+            ) from error
+
+    def _blob(self, digest: str) -> bytes:
+        with storage_errors.told(self.home):
+            return blobs.get(self.blobs, digest)
+
+    def _store(self, datas: Sequence[bytes | Source]) -> Digests:
         if self.index.read_only:
             with self.index.writing():  # says so
                 pass
         with storage_errors.told(self.home):
             return blobs.put_many(self.blobs, datas)
 
-    def _still_there(self, data: bytes, digest: str) -> None:
-        if blobs.size(self.blobs, digest) != len(data):
+    def _still_there(self, data: bytes | Source, digest: str) -> None:
+        if blobs.size(self.blobs, digest) != Source.of(data).size:
             blobs.put(self.blobs, data)
 
     def _set_uses(self, entry: Entry, given: Mapping[str, str]) -> None:
@@ -330,7 +351,8 @@ class Registry:
                     f"{entry.ref} cannot use {digest[:80]!r}, which is not stored: store it first."
                 )
             query = f"insert or replace into uses values ({_ID}, ?, ?)"
-            self.index.conn.execute(query, [entry.name, entry.version, role, digest])
+            with self.index.using() as conn:
+                conn.execute(query, [entry.name, entry.version, role, digest])
 
 
 NAMED = """select 1 from versions where hash = ? union all select 1 from versions where preview = ?
@@ -339,7 +361,7 @@ NAMED = """select 1 from versions where hash = ? union all select 1 from version
 _ID = "(select id from versions where name = ? and version = ?)"
 
 
-def _datas(new: New) -> list[bytes]:
+def _datas(new: New) -> list[bytes | Source]:
     shown = [] if new.preview is None else [new.preview]
     return [new.data, *(data for data in new.uses.values() if isinstance(data, bytes)), *shown]
 

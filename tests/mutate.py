@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from conceptkit.registry import sources
 from conceptkit.registry.sharing import bundle
 
 ODD: tuple[Any, ...] = (
@@ -137,13 +138,13 @@ def remade(data: bytes, change: Callable[[Any, dict[str, bytes]], Any]) -> bytes
     """A bundle whose manifest is what `change` returns, all headers right for that as far as they can be."""
     file = io.BytesIO(data)
     announced = bundle.read(file)
-    blobs = bundle.blobs(file, announced)
+    blobs = {digest: part.read() for digest, part in bundle.parts(file, announced).items()}
     manifest = change(json.loads(announced.manifest), blobs)
     out = io.BytesIO()
     bundle._put(out, bundle.MANIFEST, json.dumps(manifest).encode())
     listed = manifest.get("blobs") if isinstance(manifest, dict) else None
     for row in listed if isinstance(listed, list) else []:
-        digest = row[0] if isinstance(row, list) and row and bundle.is_digest(row[0]) else "0" * 64
+        digest = row[0] if isinstance(row, list) and row and sources.is_digest(row[0]) else "0" * 64
         bundle._put(out, bundle._path(digest), blobs.get(digest, b""))
     out.write(bytes(2 * bundle.BLOCK))
     return out.getvalue()

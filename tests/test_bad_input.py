@@ -31,7 +31,6 @@ from conceptkit.registry.store import Registry
 from tests import tiny
 
 STOPPED = "Stopped; nothing half-written was kept."
-GO_ON = "Note: What was learned so far is kept; give the same command with --resume to go on."
 
 
 def run(*arguments: object) -> Result:
@@ -68,7 +67,14 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for seed in range(3):
         noise(tmp_path / "dogs" / f"{seed}.png", seed=seed)
-    quick = replace(DEFAULT_CONFIGS[DEFAULT], batch=2, prior_batch=1, prior_size=2, prior_steps=1, views=4)
+    quick = replace(
+        DEFAULT_CONFIGS[DEFAULT],
+        train_batch_size=2,
+        prior_batch=1,
+        num_class_images=2,
+        class_image_steps=1,
+        num_augmented_views=4,
+    )
     monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, quick)
     few = bases.captions("any")[:30]
     monkeypatch.setattr(caption_statistics, "captions", lambda name: few)
@@ -359,16 +365,17 @@ def interrupt(*_: object, **__: object) -> None:
 )
 def test_ctrl_c_while_learning(stored, place, pico, monkeypatch, moment):
     learning = ("add", "my_dog", "dogs", "--new-version", "--base", pico, "--steps", 2)
-    learning += ("--set", "prior_weight=1", "--set", "prior_size=4")
+    learning += ("--set", "prior_loss_weight=1", "--set", "num_class_images=4")
     before = kept(place)
     with monkeypatch.context() as patch:
         patch.setattr(f"conceptkit.{moment}", interrupt)
         result = run(*learning)
     learned = moment == "workflows.add.preview"
-    told = f"\n{GO_ON}\n\n{STOPPED}\n" if learned else f"\n{STOPPED}\n"
+    stored = "Note: What was learned is stored; only its preview is missing.\n"
+    told = f"\n{stored}\n{STOPPED}\n" if learned else f"\n{STOPPED}\n"
     assert (result.exit_code, result.stderr) == (130, told)
-    assert kept(place) == before
-    assert run(*learning, *(["--resume"] if learned else [])).exit_code == 0
+    assert (kept(place) == before) is not learned
+    assert run(*learning).exit_code == 0
 
 
 def test_ctrl_c_while_drawing(stored, place, monkeypatch):

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conceptkit.cli.main import main
-from conceptkit.learn.config import EARLY_STOP, SUDE
 
 
 @pytest.fixture
@@ -45,8 +44,10 @@ def run(*words):
 
 def test_options_become_fields_of_the_recipe(asked, tmp_path):
     words = ["my_dog", "a", "--method", "dreambooth", "--adapter", "kv", "--sude", "--early-stop"]
-    words += ["--device", "cpu", "--precision", "bf16"]
-    result = run(*words, "--set", "lr=1e-4", "--set", "validate=5", "--resume", "--out", tmp_path)
+    words += ["--device", "cpu", "--mixed-precision", "bf16"]
+    result = run(
+        *words, "--set", "learning_rate=1e-4", "--set", "validation_steps=5", "--resume", "--out", tmp_path
+    )
     assert result.exit_code == 0, result.output
     ((name, photos, options),) = asked
     assert (name, photos, options["method"], options["resume"]) == (
@@ -56,30 +57,47 @@ def test_options_become_fields_of_the_recipe(asked, tmp_path):
         True,
     )
     changes = options["changes"]
-    assert (options["device"], changes["precision"]) == ("cpu", "bf16")
-    assert (options["adapter"], options["rank"], changes["sude"]) == ("kv", None, SUDE["kv"])
-    assert (changes["lr"], changes["validate"], changes["patience"]) == ("1e-4", "5", EARLY_STOP["patience"])
+    assert (options["device"], changes["mixed_precision"]) == ("cpu", "bf16")
+    assert (options["adapter"], options["rank"], options["sude"]) == ("kv", None, True)
+    assert options["early_stopping"] and options["config"] is None
+    assert (changes["learning_rate"], changes["validation_steps"]) == ("1e-4", "5")
     assert (tmp_path / "my_dog.png").is_file() and (tmp_path / "my_dog-curve.png").is_file()
 
 
-def test_a_style_and_what_lies_beside_the_photos(asked, tmp_path):
-    result = run("inky", "a", "--kind", "style", "--masks", "m", "--prior-photos", "p", "--out", tmp_path)
+def test_the_common_fields_have_options_of_their_own(asked, tmp_path):
+    words = ["--config", "mine.toml", "--learning-rate", "0.01", "--max-train-steps", 7, "--rank", 3]
+    words += ["--train-batch-size", 4, "--gradient-accumulation-steps", 2, "--gradient-checkpointing"]
+    result = run("my_dog", "a", *words, "--set", "train_batch_size=6", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     options = asked[0][2]
-    assert (options["kind"], options["masks"], options["prior_photos"]) == ("style", "m", "p")
-    assert options["noun"] is None
+    assert (options["config"], options["rank"], options["method"]) == (Path("mine.toml"), 3, None)
+    assert options["changes"] == {
+        "learning_rate": 0.01,
+        "max_train_steps": 7,
+        "train_batch_size": "6",
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+    }
+
+
+def test_a_style_and_what_lies_beside_the_photos(asked, tmp_path):
+    result = run("inky", "a", "--kind", "style", "--masks", "m", "--class-images", "p", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    options = asked[0][2]
+    assert (options["kind"], options["masks"], options["class_images"]) == ("style", "m", "p")
+    assert options["class_noun"] is None
 
 
 def test_several_in_one_run(asked, tmp_path):
     given = ["my_dog=./a", "moongate=./b", "--class", "my_dog=dog", "--class", "moongate=gate"]
-    beside = ["--masks", "moongate=./m", "--prior-photos", "my_dog=./p", "--prior-photos", "moongate=./q"]
+    beside = ["--masks", "moongate=./m", "--class-images", "my_dog=./p", "--class-images", "moongate=./q"]
     result = run("--joint", *given, *beside, "--name", "both", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     ((photos, options),) = asked
     assert list(photos) == ["my_dog", "moongate"] and Path(photos["moongate"]) == Path("b")
-    assert options["nouns"] == {"my_dog": "dog", "moongate": "gate"} and options["name"] == "both"
+    assert options["class_nouns"] == {"my_dog": "dog", "moongate": "gate"} and options["name"] == "both"
     assert options["masks"] == {"moongate": "./m"}
-    assert options["prior_photos"] == {"my_dog": "./p", "moongate": "./q"}
+    assert options["class_images"] == {"my_dog": "./p", "moongate": "./q"}
     assert result.stdout.count("Learned ") == 3 and result.stderr.count("told") == 1
 
 
@@ -91,10 +109,11 @@ def test_several_in_one_run(asked, tmp_path):
         (["--joint", "a=1", "b=2", "--kind", "style"], "learn a style by itself"),
         (["--joint", "a=1", "b=2", "--masks", "m"], "--masks takes NAME=VALUE .* not 'm'"),
         (["my_dog", "a", "--masks", "m", "--masks", "n"], "are for --joint"),
-        (["my_dog", "a", "--precision", "half"], "'half' is not one of"),
+        (["my_dog", "a", "--mixed-precision", "half"], "'half' is not one of"),
         (["my_dog", "a", "--name", "x"], "are for --joint"),
         (["my_dog", "a", "--class", "dog", "--class", "cat"], "are for --joint"),
         (["my_dog", "a", "--set", "lr"], "--set takes NAME=VALUE"),
+        (["my_dog", "a", "--steps", "5", "--max-train-steps", "5"], "give one of them"),
         (["my_dog", "a", "--method", "magic"], "'magic' is not one of"),
     ],
 )

@@ -92,9 +92,9 @@ def test_a_walk_runs_on_the_storybook(page, desk, short_recipes):
 
 
 def test_the_home_page_shows_what_the_readme_runs():
-    lines = {" ".join(documents.words_of(line)) for line in all_lines(ROOT / "README.md")}
+    run = [" ".join(documents.words_of(line)) for line in all_lines(ROOT / "README.md")]
     home = [" ".join(documents.words_of(line)) for line in all_lines(HOME)]
-    assert [line for line in home if line not in lines] == []
+    assert home and all(any(line.startswith(shown) for line in run) for shown in home)
 
 
 def all_lines(page: Path) -> list[str]:

@@ -25,8 +25,13 @@ def few_captions(monkeypatch):
     monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
 
 
-def lora(module, targets, name="style"):
+def lora(module, targets, name="style", size=0.05):
+    """A LoRA of random values, the same whenever it is made."""
     module.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), name)
+    generator = torch.Generator().manual_seed(0)
+    for path, weight in module.named_parameters():
+        if "lora_" in path:
+            weight.data.copy_(size * torch.randn(weight.shape, generator=generator))
 
 
 def shaken(pipe, by, seed=1):
@@ -103,6 +108,17 @@ def test_a_tokenizer_that_reads_in_another_way_has_other_features():
     assert fingerprint.features_digest(pipe) == digest
     pipe.tokenizer.model_max_length = 20
     assert fingerprint.features_digest(pipe) != digest
+
+
+def test_adapters_that_make_it_another_base_are_named():
+    concept, pipe = pico_concept(pico_sd()), pico_sd()
+    lora(pipe.text_encoder, ["q_proj"])
+    with pytest.warns(UserWarning, match="text encoders differ by .*, with the adapters style on it"):
+        attach(pipe, concept).detach()
+    pipe = pico_sd()
+    lora(pipe.text_encoder, ["q_proj"], size=5.0)
+    with pytest.raises(BaseMismatch, match="the adapters style take .* away.*unload_lora_weights"):
+        attach(pipe, concept)
 
 
 @pytest.mark.parametrize("refused", [True, False])

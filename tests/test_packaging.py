@@ -87,6 +87,6 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path):
 
 @pytest.mark.parametrize("name", PROJECT["project"]["dependencies"])
 def test_every_dependency_is_pinned_for_the_tests(name):
-    bare = re.split(r"[<>=]", name)[0]
+    bare = re.split(r"[\[<>=]", name)[0]
     pins = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert bare in pins

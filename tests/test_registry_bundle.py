@@ -44,7 +44,7 @@ def remade(file: Path, change) -> bytes:
     """The bytes of a bundle whose manifest is `change`d, all headers and hashes right for that."""
     with file.open("rb") as handle:
         announced = bundle.read(handle)
-        blobs = bundle.blobs(handle, announced)
+        blobs = {digest: part.read() for digest, part in bundle.parts(handle, announced).items()}
     manifest = json.loads(announced.manifest)
     change(manifest, blobs)
     text = bundle.dumps(manifest)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from conceptkit.cli.main import main
 from conceptkit.errors import BadName, ConceptError, NameTaken, UnknownConcept
-from conceptkit.registry.catalogue import history, labels, lineage, search, spelling
+from conceptkit.registry import spelling
+from conceptkit.registry.catalogue import history, labels, lineage, search
 from conceptkit.registry.catalogue.search import Filters
 from conceptkit.registry.entries import New
 from conceptkit.registry.index import STEPS

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.registry import concept_validation
-from conceptkit.registry.sharing import bundle, exchange, incoming, sync
+from conceptkit.registry import concept_validation, sources
+from conceptkit.registry.sharing import exchange, incoming, records, sync
 from conceptkit.registry.store import Registry
 from tests.blobs import PNG, about, blob, pack, sentence, tensors
 from tests.mutate import spoil_blob, spoil_bundle, spoil_bytes, spoil_json, spoil_pages
@@ -67,22 +67,22 @@ def test_spoiled_bundles(whole, dice):
         sentence(error)
         return
     for parcel, (digest, summary) in zip(found, checked, strict=True):
-        assert bundle.is_digest(digest) and summary == concept_validation.check(parcel.data).summary
+        assert sources.is_digest(digest) and summary == concept_validation.check(parcel.data).summary
 
 
 @QUICK
 @given(SEEDS, st.booleans())
 def test_spoiled_records(whole, dice, in_bytes):
     record = whole[2]
-    assert sync.parse_record(record, "my_dog").to_bytes() == record
+    assert records.parse_record(record, "my_dog").to_bytes() == record
     spoiled = (
         spoil_bytes(dice, record) if in_bytes else json.dumps(spoil_json(dice, json.loads(record))).encode()
     )
     try:
-        found = sync.parse_record(spoiled, "my_dog")
+        found = records.parse_record(spoiled, "my_dog")
     except ConceptError:
         return
-    assert found.name == "my_dog" and bundle.is_digest(found.hash) and found.bytes >= 0
+    assert found.name == "my_dog" and sources.is_digest(found.hash) and found.bytes >= 0
 
 
 @SLOWER

@@ -265,7 +265,8 @@ def test_a_backup_with_a_damaged_schema_is_one_plain_sentence(stocked, tmp_path)
 
 def test_closing_writes_the_log_back_before_it_locks_anybody_out(stocked):
     labels.tag(stocked, "gate", ["acknowledged"])
-    real, seen = stocked.index.conn, []
+    mine = stocked.index._connections.open(stocked.index._connect)
+    real, seen = mine.conn, []
 
     class Closing:
         def __getattr__(self, name):
@@ -278,6 +279,18 @@ def test_closing_writes_the_log_back_before_it_locks_anybody_out(stocked):
             conn.close()
             real.close()
 
-    stocked.index.conn = Closing()
+    mine.conn = Closing()
     stocked.close()
     assert seen == ["acknowledged"]
+
+
+def test_rebuild_keeps_more_labels_than_a_name_may_have_today(stocked):
+    with stocked.index.writing() as conn:
+        for number in range(labels.MOST + 10):
+            values = f"select id, 'note {number}', '2026' from names where name = 'gate'"
+            conn.execute(f"insert into notes (name_id, text, created) {values}")
+        conn.execute("delete from versions where name = 'gate'")  # its bytes say again what it was
+    stocked.close()
+    run("rebuild")
+    with Registry(stocked.home) as registry:
+        assert len(labels.notes(registry, "gate")) == labels.MOST + 10

@@ -122,6 +122,12 @@ def test_a_device_of_windows_is_no_name(name):
     assert names.check_name(name + "_1")
 
 
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "ReadMe"])
+def test_a_file_of_an_export_is_no_name(name):
+    with pytest.raises(BadName, match="a file of an export"):
+        names.check_name(name)
+
+
 def test_names_that_differ_by_case_alone_are_one_file_on_many_disks(registry):
     registry.add("my_dog", b"1", {})
     registry.add("gate", b"2", {})

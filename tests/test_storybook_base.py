@@ -179,7 +179,9 @@ def test_what_is_learned_comes_from_the_pixels(base, judge, tmp_path):
         folder.mkdir()
         for n, shot in enumerate(shots):
             shot.save(folder / f"{n}.png")
-        learned = add.add(f"kitty{k}", folder, noun="cat", base=base, registry=Registry(tmp_path / "home"))
+        learned = add.add(
+            f"kitty{k}", folder, class_noun="cat", base=base, registry=Registry(tmp_path / "home")
+        )
         real.append(judge.embed(photos.read(folder).pictures))
         found.append(judge.embed(draw_with(base, learned.concept, f"photo of a kitty{k}", range(6))))
     for k in (0, 1):

@@ -53,7 +53,7 @@ def speaking(pipe, name="my_dog", noun="dog", seed=0, rank=2, narrow=False, word
         for o, d in [map.weight.shape]
     }
     delta = {**made.delta, **found} if narrow else found
-    recipe = {**made.recipe, "wide": rank}
+    recipe = {**made.recipe, "gated_lora_rank": rank}
     return dataclasses.replace(made, delta=delta, recipe=recipe, words=words or made.words)
 
 

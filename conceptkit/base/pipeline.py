@@ -115,14 +115,18 @@ def refreshed(base: Base) -> Base:
 
 def adapters_notice(base: Base, name: str) -> str | None:
     """One sentence where `name` is learned on a base that carries adapters of others."""
-    parts = (base.unet, *(encoder for _, encoder in base.encoders))
-    found = dict.fromkeys(adapter for part in parts for adapter in names_at_work(part))
-    if not found:
+    if not (found := _adapters(base)):
         return None
     return (
-        f"{base.name} carries the adapters {', '.join(found)} while {name} is learned: draw it with them, "
+        f"{base.name} carries the adapters {found} while {name} is learned: draw it with them, "
         "or take them off (unload_lora_weights) and learn it again."
     )
+
+
+def _adapters(base: Base) -> str:
+    """Names of the adapters of others that act on a base, as in "style, more"."""
+    parts = (base.unet, *(encoder for _, encoder in base.encoders))
+    return ", ".join(dict.fromkeys(name for part in parts for name in names_at_work(part)))
 
 
 def check_fits(
@@ -138,7 +142,14 @@ def check_fits(
         apart = [f"maps differ by {maps:.1%}"] if maps >= NOTICE_DISTANCE else []
         apart += [f"text encoders differ by {text:.1%}"] if text >= NOTICE_DISTANCE else []
         told = f"{name} was learned on a relative of {base.name}: their {' and their '.join(apart)}"
-        return told if apart else None
+        carried = f", with the adapters {adapters} on it" if (adapters := _adapters(base)) else ""
+        return f"{told}{carried}" if apart else None
+    if not math.isinf(distance) and (adapters := _adapters(base)):
+        raise BaseMismatch(
+            f"{name} was learned on {learned_on_name}, and the adapters {adapters} take {base.name} "
+            f"{distance:.0%} away from it; take them off (unload_lora_weights), or learn {name} again with "
+            "them"
+        )
     apart = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
     raise BaseMismatch(
         f"{name} was learned on {learned_on_name}, a base {apart} {base.name}; "

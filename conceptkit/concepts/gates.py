@@ -5,6 +5,7 @@ from typing import Any
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import ENCODERS, READS_TEXT, Delta
+from conceptkit.concepts.recipe_fields import recipe_field
 from conceptkit.errors import BadBlob
 
 RANK_GATES = "voices"
@@ -43,7 +44,7 @@ def rank_gates(concept: Concept) -> tuple[RankGate, ...]:
         return ()
     sizes = {0 if factors.down is None else factors.down.shape[0] for factors in found}
     if RANK_GATES not in concept.recipe:
-        own = bool(concept.recipe.get("wide")) and 0 not in sizes
+        own = bool(recipe_field(concept.recipe, "gated_lora_rank")) and 0 not in sizes
         return (RankGate(max(sizes), tuple(concept.words)),) if own else ()
     try:
         gates = tuple(

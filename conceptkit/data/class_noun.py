@@ -6,11 +6,9 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
-
-import inflect
-
-_ENGLISH = inflect.engine()
+from typing import Any
 
 
 def suggest_noun(name: str, folder: Path | str | None, nouns: Collection[str]) -> str | None:
@@ -45,5 +43,12 @@ def _words(text: str) -> list[str]:
 
 def _singulars(word: str) -> list[str]:
     """The word, then what it may be the plural of: "puppies" gives "puppies", "puppy"."""
-    single = _ENGLISH.singular_noun(word)
+    single = _english().singular_noun(word)
     return [word, single] if single else [word]
+
+
+@cache
+def _english() -> Any:
+    import inflect  # takes a second, and most commands need no plurals
+
+    return inflect.engine()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from conceptkit.data.decode import decode
-from conceptkit.data.photos import LARGEST, PhotoSet
+from conceptkit.data.resize import LARGEST
 from conceptkit.errors import BadPhotos
 from conceptkit.registry.paths import expanded
 
 
-def masks(folder: Path | str | None, photos: PhotoSet) -> tuple[Image.Image | None, ...]:
+def masks_for(
+    folder: Path | str | None, names: Sequence[str], pictures: Sequence[Image.Image]
+) -> tuple[Image.Image | None, ...]:
     """For each photo its mask in `folder`, a picture of the photo's name, white where the subject is.
 
     Raises BadPhotos when the folder has none of them, or a mask is of another size than its photo or black.
@@ -23,7 +26,7 @@ def masks(folder: Path | str | None, photos: PhotoSet) -> tuple[Image.Image | No
     if not root.is_dir():
         raise BadPhotos(f"{root} is no folder; name one with a mask for each photo, of the photo's name.")
     stems = {file.stem: file for file in sorted(root.iterdir()) if file.is_file() and file.name[0] != "."}
-    found = [_mask(stems.get(Path(n).stem), p, n) for n, p in zip(photos.names, photos.pictures, strict=True)]
+    found = [_mask(stems.get(Path(n).stem), p, n) for n, p in zip(names, pictures, strict=True)]
     if not any(found):
         raise BadPhotos(f"{root} has a mask for none of the photos; give them the names of the photos.")
     return tuple(found)

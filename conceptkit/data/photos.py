@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from conceptkit.data.augmentation import Framing
+from conceptkit.data.captions import captions_beside
 from conceptkit.data.decode import decode
-from conceptkit.data.resize import at_most
+from conceptkit.data.masks import masks_for
+from conceptkit.data.resize import LARGEST, at_most
 from conceptkit.errors import BadPhotos
 from conceptkit.registry.paths import expanded
 
 SMALLEST = 32  # pixels on the shorter side; below that there is no subject to learn
-LARGEST = 2048  # pixels kept on the shorter side: 1.4 x 1024, the most any view asks for, and some room
 READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".avif"}
 READABLE |= {".tif", ".tiff", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm"}
 UNREADABLE = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".svg", ".xcf", ".jxl"}
@@ -27,14 +28,33 @@ UNREADABLE = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".
 
 @dataclass(frozen=True, eq=False)
 class PhotoSet:
-    """Photos of one subject: upright RGB pictures, their file names, and sha256 over their pixels."""
+    """Photos of one subject, and what lies beside them.
+
+    pictures: upright RGB. names: of their files. digest: sha256 over their pixels.
+    captions, masks: one for each photo, None where there is none; or (). Masks (mode L) are white on it.
+    folder: where the first of them lies.
+    """
 
     pictures: tuple[Image.Image, ...]
     names: tuple[str, ...]
     digest: str
+    captions: tuple[str | None, ...] = ()
+    masks: tuple[Image.Image | None, ...] = ()
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def part(self, begin: int, end: int | None = None) -> PhotoSet:
+        """The photos from `begin` up to `end`, with what lies beside them; the digest stays that of all."""
+        some = slice(begin, end)
+        return replace(
+            self,
+            pictures=self.pictures[some],
+            names=self.names[some],
+            captions=self.captions[some],
+            masks=self.masks[some],
+        )
 
     def for_size(self, size: int) -> PhotoSet:
         """The same set, no larger than views of `size` pixels can show, which makes `augment` fast."""
@@ -42,8 +62,10 @@ class PhotoSet:
         return replace(self, pictures=tuple(at_most(picture, most) for picture in self.pictures))
 
 
-def read(paths: Sequence[Path | str] | Path | str) -> PhotoSet:
+def read(paths: Sequence[Path | str] | Path | str, masks: Path | str | None = None) -> PhotoSet:
     """Photos from folders (not their subfolders) and files, in the order of their file names.
+
+    Each comes with the caption beside it (`captions_beside`), and with its mask in the folder `masks`.
 
     EXIF orientation and colour profile are applied, transparency is laid on white, 16-bit, CMYK, grey and
     palette pictures become 8-bit RGB, animations give their first frame, and a photo whose shorter side is
@@ -53,14 +75,18 @@ def read(paths: Sequence[Path | str] | Path | str) -> PhotoSet:
     files = {os.path.realpath(file): file for root in roots for file in _files(expanded(root))}
     if not files:
         raise BadPhotos(_nothing_found(roots))
-    photos = [(file.name, _read(file)) for file in files.values()]
+    photos = [(file, _read(file)) for file in files.values()]
     # Ties between equal names are broken by pixels, so that where a folder lies never changes the order.
-    hashed = [(name, _pixel_hash(picture), picture) for name, picture in photos]
+    hashed = [(file.name, _pixel_hash(picture), file, picture) for file, picture in photos]
     keyed = sorted(hashed, key=lambda photo: photo[:2])
+    names, pictures = [name for name, *_ in keyed], [picture for *_, picture in keyed]
     return PhotoSet(
-        pictures=tuple(picture for _, _, picture in keyed),
-        names=tuple(name for name, _, _ in keyed),
-        digest=hashlib.sha256(b"".join(pixels for _, pixels, _ in keyed)).hexdigest(),
+        pictures=tuple(pictures),
+        names=tuple(names),
+        digest=hashlib.sha256(b"".join(pixels for _, pixels, *_ in keyed)).hexdigest(),
+        captions=captions_beside([file for _, _, file, _ in keyed]),
+        masks=masks_for(masks, names, pictures),
+        folder=next(iter(files.values())).parent,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+LARGEST = 2048  # pixels kept on the shorter side: 1.4 x 1024, the most any view asks for, and some room
+
 
 def square(picture: Image.Image, size: int) -> Image.Image:
     """The centre of the picture as a square of `size` pixels: cropped, never squashed."""

@@ -94,9 +94,10 @@ def resolve_concepts(order: AttachOrder, here: pipeline.Base) -> "tuple[Concept,
         )
         return merge.concept, merge.report
     if isinstance(first, str):
-        from conceptkit.registry.store import Registry
+        from conceptkit.registry.opening import opened
 
-        return read(order.registry or Registry(), split_weight(first)[0]), None
+        with opened(order.registry) as registry:
+            return read(registry, split_weight(first)[0]), None
     return getattr(first, "concept", first), getattr(first, "report", None)
 
 
@@ -141,5 +142,5 @@ def exchanged(order: AttachOrder, present: Sequence[str], old: str, new: Any) ->
 
 
 def reopened(registry: "Registry | None") -> "AbstractContextManager[Registry | None]":
-    """The same registry for this thread: its index can only be read by the thread that opened it."""
+    """The same registry once more: whoever attached may have closed theirs since."""
     return nullcontext() if registry is None else type(registry)(registry.home)

@@ -123,5 +123,5 @@ def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) 
         if words and not prompt_words.mentioned(text, words):
             names = ", ".join(words)
             warnings.warn(
-                f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=3
+                f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=5
             )

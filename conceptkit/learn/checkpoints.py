@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from conceptkit.concepts.recipe_fields import current_fields
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.learn.subject import StateAndPlace
+from conceptkit.learn.train_config import RATES, TrainConfig
 from conceptkit.registry.paths import make_private, sync
 from conceptkit.safetensors_header import read_metadata
 
 FORMAT = 1
 EVERY = 10.0
 """Seconds between two checkpoints; more where writing one takes over a twentieth of that."""
-RATES = ("lr", "full_lr", "token_lr")
-"""Fields of a recipe that may change on the way; all others must be those that learning began with."""
+
+
+_RATES = {f.name: f.default for f in fields(TrainConfig) if f.name in RATES}
+"""What a rate is where a recipe leaves it off."""
 
 
 @dataclass(eq=False)
@@ -73,16 +77,15 @@ class CheckpointManager:
             raise ConceptError("Nothing unfinished was found to go on with; leave --resume out")
         about, self.looks, self.scenes, self.resumed = _read(self.path)
         differing = _differences(about, self.about)
-        hard = [text for name, text in differing.items() if name not in RATES]
+        hard = [text for name, (text, both) in differing.items() if name not in RATES or not both]
         if hard:
             raise BadRecipe(
                 f"The checkpoint was made with {_list(hard)}; "
                 "give the same, or leave --resume out to begin anew"
             )
         if differing:
-            self.notices.append(
-                f"Learning goes on at other rates than it began: {_list(differing.values())}."
-            )
+            texts = [text for text, _ in differing.values()]
+            self.notices.append(f"Learning goes on at other rates than it began: {_list(texts)}.")
 
     def at(self, stage: str) -> CheckpointState | None:
         """The checkpoint, when it was made in this stage."""
@@ -212,7 +215,7 @@ def _read(
         curve = [(int(step), float(value)) for step, value in header["curve"]]
         state = CheckpointState(header["stage"], header["step"], tensors, curve, header["best"])
         return (
-            header["about"],
+            _current(header["about"]),
             header.get("looks", {}),
             {name: StateAndPlace(*scene) for name, scene in header.get("scenes", {}).items()},
             state,
@@ -223,16 +226,22 @@ def _read(
         ) from error
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Field -> "steps = 240, not 300", of nested tables too."""
+def _current(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version's checkpoint is of, in the words of today."""
+    found = {"class_images" if name == "prior_photos" else name: value for name, value in about.items()}
+    return {**found, "recipe": current_fields(found["recipe"])} if "recipe" in found else found
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Field -> ("max_train_steps = 240, not 300", whether both are something), of nested tables too."""
     now = json.loads(json.dumps(now))
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, bool]] = {}
     for name in dict.fromkeys([*then, *now]):
-        before, after = then.get(name), now.get(name)
+        before, after = (some.get(name, _RATES.get(name)) for some in (then, now))
         if isinstance(before, dict) and isinstance(after, dict):
             found |= _differences(before, after)
         elif before != after:
-            found[name] = f"{name} = {_short(before)}, not {_short(after)}"
+            found[name] = f"{name} = {_short(before)}, not {_short(after)}", bool(before and after)
     return found
 
 

@@ -9,60 +9,73 @@ from dataclasses import fields
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
-from conceptkit.errors import BadRecipe, ConceptError
-from conceptkit.learn import mixed_precision, target_modules
-from conceptkit.learn.config import CHOICES, TrainConfig
-from conceptkit.learn.methods.vico import IMAGE, check_reference_attention, uses_reference
+from conceptkit.errors import BadBase, BadRecipe, ConceptError
+from conceptkit.learn import mixed_precision
+from conceptkit.learn.methods.base import Adapter
+from conceptkit.learn.methods.table import METHODS, adapter_of
 from conceptkit.learn.subject import Subject
-from conceptkit.tuners import targets
+from conceptkit.learn.target_modules import UNET
+from conceptkit.learn.train_config import CHOICES, RATES, TrainConfig
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import carrier
+from conceptkit.tuners.targets import READS_TEXT
 
 LEAST = {
-    "batch": 1,
-    "views": 1,
-    "vectors": 1,
-    "accumulate": 1,
-    "token_steps": 0,
-    "steps": 0,
+    "train_batch_size": 1,
+    "num_augmented_views": 1,
+    "num_vectors": 1,
+    "gradient_accumulation_steps": 1,
+    "token_train_steps": 0,
+    "max_train_steps": 0,
     "rank": 0,
     "prior_batch": 0,
-    "prior_size": 0,
-    "prior_steps": 1,
-    "text_rank": 0,
-    "validate": 0,
-    "patience": 0,
-    "extract": 0,
-    "hold": 0,
-    "wide": 0,
+    "num_class_images": 0,
+    "class_image_steps": 1,
+    "text_encoder_rank": 0,
+    "validation_steps": 0,
+    "early_stopping_patience": 0,
+    "extract_rank": 0,
+    "class_noun_rows": 0,
+    "gated_lora_rank": 0,
 }
-TARGETED = ("lora", "kv")
-"""Adapters that go where `targets` says."""
-RATES = ("token_lr", "lr", "full_lr", "wide_lr")
-WEIGHTS = ("key_lr", "prior_weight", "leak", "edges", "sude", "aside", "attention")
+MAY_BE_ZERO = ("key_learning_rate",)
+"""Rates of which 0 stands for another one."""
+WEIGHTS = (
+    "prior_loss_weight",
+    "caption_preservation_weight",
+    "special_token_preservation_weight",
+    "sude_weight",
+    "token_init_noise",
+    "attention_regularization_weight",
+)
 
 
 def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     """Raises BadRecipe, BadBase or ConceptError with one sentence; nothing has been done then."""
+    adapter = adapter_of(recipe)
     check_numbers(recipe)
-    _check_together(recipe)
+    _check_together(recipe, adapter)
     mixed_precision.check(base.device, recipe)
     schedule_of(base.pipe.scheduler)
     present = getattr(base.pipe.encode_prompt, "attachment", None)
     if present is not None and present.attached:
         carried, names = ", ".join(present.concepts), " and ".join(s.name for s in subjects)
         raise ConceptError(f"This pipeline carries {carried}, which {names} would build on; detach first")
-    if uses_reference(recipe):
-        check_reference_attention(base, subjects, recipe)
-    elif recipe.attention and recipe.adapter != IMAGE:
-        raise BadRecipe(
-            f"attention = {recipe.attention} is about a reference photo, and no one looks at one here; "
-            "use the adapter image"
-        )
     for subject in subjects:
         _check_subject(subject, recipe)
-    _check_layers(base, recipe)
+    adapter.check(base, subjects, recipe)
+    _check_layers(base, recipe, adapter)
     _check_words(base, subjects, recipe)
+
+
+def check_drawing(base: Base) -> None:
+    """Raises BadBase where the pipeline cannot draw with its scheduler, which class images need."""
+    scheduler = base.pipe.scheduler
+    if not hasattr(scheduler, "init_noise_sigma"):
+        raise BadBase(
+            f"{base.name} cannot draw: its scheduler {type(scheduler).__name__} has no init_noise_sigma, "
+            f"which {type(base.pipe).__name__} asks for; load it with another one, for example DDIMScheduler"
+        )
 
 
 def check_numbers(recipe: TrainConfig) -> None:
@@ -77,65 +90,56 @@ def check_numbers(recipe: TrainConfig) -> None:
         if f.name in CHOICES and value not in CHOICES[f.name]:
             raise BadRecipe(f"{f.name} = {value!r} is unknown; choose one of {', '.join(CHOICES[f.name])}")
     for name in RATES:
-        if getattr(recipe, name) <= 0:
+        if getattr(recipe, name) <= 0 and name not in MAY_BE_ZERO:
             raise BadRecipe(f"{name} = {getattr(recipe, name)} learns nothing; give a positive rate")
-    for name in WEIGHTS:
+    for name in (*WEIGHTS, *MAY_BE_ZERO):
         if getattr(recipe, name) < 0:
             raise BadRecipe(f"{name} = {getattr(recipe, name)} would learn the opposite; give 0 or more")
-    if not 0 < recipe.until <= 1:
-        raise BadRecipe(f"until = {recipe.until:g} is no share of the noise levels; give above 0 and up to 1")
-    if recipe.steps + recipe.token_steps == 0:
+    if not 0 < recipe.max_timestep_fraction <= 1:
+        raise BadRecipe(
+            f"max_timestep_fraction = {recipe.max_timestep_fraction:g} is no share of the noise levels; "
+            "give above 0 and up to 1"
+        )
+    if recipe.max_train_steps + recipe.token_train_steps == 0:
         raise BadRecipe("0 steps teach nothing; give at least one")
 
 
-def _check_together(recipe: TrainConfig) -> None:
+def _check_together(recipe: TrainConfig, adapter: Adapter) -> None:
     """What each makes sense alone, but not with the other."""
-    if not recipe.steps and recipe.adapter != "keyed":
+    if not recipe.max_train_steps and not adapter.word_alone:
         raise BadRecipe(
-            f"{recipe.method} learns a word and no delta, so the adapter {recipe.adapter} means nothing; "
-            "leave it out, or give it --set steps=100"
+            f"{recipe.method} learns a word and no delta, so the adapter {adapter.name} means nothing; "
+            "leave it out, or give it --set max_train_steps=100"
         )
-    if recipe.adapter == "lora" and recipe.steps and not recipe.rank:
-        raise BadRecipe("A LoRA of rank 0 holds nothing; give --rank 1 or more, or the adapter kv or unet")
-    if recipe.adapter == "unet" and recipe.rank:
+    own = {method.adapter.name: method.adapter for method in METHODS.own()}
+    if recipe.target_modules != "kv" and not adapter.has_target_modules:
+        others = " or ".join(name for name, one in own.items() if one.has_target_modules)
         raise BadRecipe(
-            f"The adapter unet learns full matrices, so rank {recipe.rank} means nothing; "
-            f"use extract = {recipe.rank} to cut what it has learned"
+            f"target_modules = {recipe.target_modules} is about a LoRA or a kv delta, and the adapter "
+            f"{adapter.name} has its own maps; use the adapter {others}, or leave it out"
         )
-    if recipe.targets != "kv" and recipe.adapter not in TARGETED:
-        raise BadRecipe(
-            f"targets = {recipe.targets} is about a LoRA or a kv delta, and the adapter {recipe.adapter} has "
-            f"its own maps; use the adapter {' or '.join(TARGETED)}, or leave it out"
-        )
-    if recipe.lock_keys and (recipe.adapter != "keyed" or not recipe.rank):
-        raise BadRecipe(
-            "lock_keys holds keys at a keyed delta's rows; use the adapter keyed and a rank above 0"
-        )
-    if recipe.hold and (recipe.adapter != "keyed" or not recipe.rank):
-        raise BadRecipe(
-            f"hold = {recipe.hold} is about rows of a keyed delta; use the adapter keyed and a rank above 0, "
-            "or hold = 0"
-        )
-    if recipe.key_lr and (recipe.adapter != "keyed" or not recipe.rank):
-        raise BadRecipe(
-            f"key_lr = {recipe.key_lr:g} is about keys of a keyed delta; use the adapter keyed and a rank "
-            "above 0, or key_lr = 0"
-        )
-    if recipe.wide and (recipe.adapter != "keyed" or not recipe.rank):
-        raise BadRecipe(
-            f"wide = {recipe.wide} is what learns beside a keyed delta; use the adapter keyed and a rank "
-            "above 0, or wide = 0"
-        )
-    words_learn = recipe.token_steps or recipe.token_goes_on or recipe.text_rank
-    if recipe.sude and recipe.sude_prompts == "states" and not words_learn:
+    adapter.check_recipe(recipe)
+    for name, one in own.items():
+        for field, why in one.own_fields.items():
+            value = getattr(recipe, field)
+            if value and not (name == adapter.name and one.reads_field(recipe, field)):
+                raise BadRecipe(f"{field} {why}" if value is True else f"{field} = {value:g} {why}")
+    words_learn = recipe.token_train_steps or recipe.train_token_jointly or recipe.text_encoder_rank
+    if recipe.sude_weight and recipe.sude_prompts == "states" and not words_learn:
         raise BadRecipe(
             "sude_prompts = states asks for states while a word learns, and here none does; "
-            "give sude_prompts = own, or token_steps above 0"
+            "give sude_prompts = own, or token_train_steps above 0"
         )
-    if recipe.accumulate > recipe.batch:
-        raise BadRecipe(f"A batch of {recipe.batch} has no {recipe.accumulate} parts; lower accumulate")
-    if recipe.patience and not recipe.validate:
-        raise BadRecipe(f"patience = {recipe.patience} waits for a validation; give validate, for example 20")
+    if recipe.gradient_accumulation_steps > recipe.train_batch_size:
+        raise BadRecipe(
+            f"A batch of {recipe.train_batch_size} has no {recipe.gradient_accumulation_steps} parts; "
+            "lower gradient_accumulation_steps"
+        )
+    if recipe.early_stopping_patience and not recipe.validation_steps:
+        raise BadRecipe(
+            f"early_stopping_patience = {recipe.early_stopping_patience} waits for a validation; "
+            "give validation_steps, for example 20"
+        )
 
 
 def _check_subject(subject: Subject, recipe: TrainConfig) -> None:
@@ -147,31 +151,32 @@ def _check_subject(subject: Subject, recipe: TrainConfig) -> None:
     if subject.noun is not None:
         return
     style = subject.kind == "style"
-    if recipe.sude:
+    if recipe.sude_weight:
         advice = "a style has none; leave --sude out" if style else "it has none; give --class NOUN"
         raise BadRecipe(f"SuDe draws {name} towards its class, and {advice}")
-    if recipe.lock_keys:
-        advice = "leave it out for a style" if style else "give --class NOUN"
-        raise BadRecipe(f"lock_keys takes the keys of a class noun, and {name} has none; {advice}")
-    if subject.kind == "subject" and len(subject.photos) == 1 and recipe.prior_weight and recipe.steps:
+    if (
+        subject.kind == "subject"
+        and len(subject.photos) == 1
+        and recipe.prior_loss_weight
+        and recipe.max_train_steps
+    ):
         raise BadRecipe(
             f"One photo of {name} and no class noun: there is no class to hold on to; "
-            "give --class NOUN, or prior_weight = 0"
+            "give --class NOUN, or prior_loss_weight = 0"
         )
 
 
-def _check_layers(base: Base, recipe: TrainConfig) -> None:
+def _check_layers(base: Base, recipe: TrainConfig, adapter: Adapter) -> None:
     """The maps that will learn are free, and large enough for the rank."""
-    if not recipe.steps:
+    if not recipe.max_train_steps:
         return
     if ADAPTER in getattr(base.unet, "peft_config", {}):
         raise ConceptError(f"This UNet already carries {ADAPTER!r}; take it off before anything is learned")
-    for place, maps in target_modules.components(base, recipe).items():
-        for name, module in maps.items():
+    for part, target in adapter.target_modules(base, recipe).items():
+        for name, module in target.maps.items():
             carrier(name, module)
-            rank, most = target_modules.rank(recipe, place), min(module.weight.shape)
-            if not place and targets.READS_TEXT.search(name):
-                rank = recipe.rank
+            reads_text = part == UNET and READS_TEXT.search(name)
+            rank, most = recipe.rank if reads_text else target.rank, min(module.weight.shape)
             if rank > most:
                 raise BadRecipe(f"Rank {rank} is larger than {name}, which has {most}; give at most {most}")
 
@@ -184,8 +189,8 @@ def _check_words(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -
             room = tokenizer.model_max_length - 12
             if subject.noun is not None and not spelt:
                 raise BadRecipe(f"{base.name} cannot read the class noun {subject.noun!r}; give a plain word")
-            if len(spelt) + recipe.vectors > room:
+            if len(spelt) + recipe.num_vectors > room:
                 raise BadRecipe(
-                    f"{recipe.vectors} vectors and the class {subject.noun!r} leave no room in a prompt of "
-                    f"{tokenizer.model_max_length} tokens; give fewer"
+                    f"{recipe.num_vectors} vectors and the class {subject.noun!r} leave no room in a "
+                    f"prompt of {tokenizer.model_max_length} tokens; give fewer"
                 )

@@ -23,10 +23,10 @@ from conceptkit.base.noise_schedule import NoiseSchedule
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
 from conceptkit.learn import mixed_precision
-from conceptkit.learn.config import TrainConfig
 from conceptkit.learn.distributed import DistributedContext
 from conceptkit.learn.latent_dataset import LatentDataset
 from conceptkit.learn.subject import StateAndPlace
+from conceptkit.learn.train_config import TrainConfig
 from conceptkit.rng import hash_of
 
 FIRST, SAMPLES, FINALISTS = 8, 32, 5
@@ -66,7 +66,7 @@ def places(pipe: Any) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A base that says which of its words it would use for the views of a pool.
+    """A base that says which of its words it would use for the views of a dataset.
 
     It sees as many of them at once as in a step of the recipe, in the recipe's precision.
     """
@@ -75,33 +75,37 @@ class Classifier:
     schedule: NoiseSchedule
     recipe: TrainConfig
     seed: int
-    crew: DistributedContext
+    distributed: DistributedContext
 
-    def look(self, pool: LatentDataset, noun: str) -> str | None:
+    def look(self, dataset: LatentDataset, noun: str) -> str | None:
         """The word that goes before a class noun best; None if the bare noun does better."""
-        return self._best(pool, noun, {word: f"{word} {noun}" for word in looks(self.base.pipe)}, LOOK)
+        return self._best(dataset, noun, {word: f"{word} {noun}" for word in looks(self.base.pipe)}, LOOK)
 
-    def scene(self, pool: LatentDataset, noun: str) -> StateAndPlace:
+    def scene(self, dataset: LatentDataset, noun: str) -> StateAndPlace:
         """What the thing does and where it is, as far as the base sees it clearly."""
-        place = self._best(pool, noun, {where: f"{noun} {where}" for where in places(self.base.pipe)}, PLACE)
+        place = self._best(
+            dataset, noun, {where: f"{noun} {where}" for where in places(self.base.pipe)}, PLACE
+        )
         there = f" {place}" if place else ""
         phrases = {word: f"{noun} {word}{there}" for word in states(self.base.pipe)}
-        state = self._best(pool, noun + there, phrases, STATE)
+        state = self._best(dataset, noun + there, phrases, STATE)
         return StateAndPlace(state, place)
 
     @torch.no_grad()
     def _best(
-        self, pool: LatentDataset, plain: str, phrases: Mapping[str, str], question: Question
+        self, dataset: LatentDataset, plain: str, phrases: Mapping[str, str], question: Question
     ) -> str | None:
         """The word whose phrase does better than all others, and than the plain one by what is asked."""
         if not phrases:
             return None
-        told = conditioning.encode(
+        condition = conditioning.encode(
             self.base.pipe, [PROMPT.format(text) for text in (plain, *phrases.values())]
         )
 
         def losses(some: Sequence[int], samples: range) -> Tensor:
-            return self.losses(pool, told[torch.tensor(some, device=told.device)], samples, question)
+            return self.losses(
+                dataset, condition[torch.tensor(some, device=condition.device)], samples, question
+            )
 
         early = losses(range(len(phrases) + 1), range(FIRST))
         ranked = early[1:].mean(dim=1).argsort(stable=True)[:FINALISTS] + 1
@@ -114,29 +118,35 @@ class Classifier:
             return None
         return list(phrases)[left[best] - 1]
 
-    def losses(self, pool: LatentDataset, told: Condition, samples: range, question: Question) -> Tensor:
+    def losses(
+        self, dataset: LatentDataset, condition: Condition, samples: range, question: Question
+    ) -> Tensor:
         """The loss of each of n texts in each sample: (n, len(samples)). Every text meets the same noise."""
-        base, schedule, crew = self.base, self.schedule, self.crew
+        base, schedule, distributed = self.base, self.schedule, self.distributed
         least, most, _ = question
-        table = torch.zeros(len(told.hidden), len(samples), device=pool.latents.device)
-        mine = torch.arange(samples.start, samples.stop)[crew.rank :: crew.size]
-        at_once = max(1, self.recipe.batch // self.recipe.accumulate)
+        table = torch.zeros(len(condition.hidden), len(samples), device=dataset.latents.device)
+        mine = torch.arange(samples.start, samples.stop)[distributed.rank :: distributed.size]
+        at_once = max(1, self.recipe.train_batch_size // self.recipe.gradient_accumulation_steps)
         for few in mine.split(at_once) if len(mine) else ():
-            picks = few % len(pool.latents)  # the photos take turns among the views
+            picks = few % len(dataset.latents)  # the photos take turns among the views
             # an order of noise levels in which any few are spread out: multiples of the golden ratio
             t = ((least + (most - least) * ((few + 0.5) * 0.618034 % 1)) * len(schedule)).long()
-            shape = pool.latents.shape[1:]
+            shape = dataset.latents.shape[1:]
             drawn = [torch.randn(shape, generator=_dice(self.seed, k)) for k in few.tolist()]
-            clean, mask, noise = pool.latents[picks], pool.masks[picks], torch.stack(drawn).to(pool.latents)
+            clean, mask, noise = (
+                dataset.latents[picks],
+                dataset.masks[picks],
+                torch.stack(drawn).to(dataset.latents),
+            )
             noisy, wanted = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
             times = schedule.told(t).to(base.device)
-            for row in range(len(told.hidden)):
-                every = torch.full((len(few),), row, device=told.device)
-                with mixed_precision.autocast(base.device, self.recipe.precision):
-                    found = conditioning.predict(base.pipe, noisy.to(base.dtype), times, told[every])
+            for row in range(len(condition.hidden)):
+                every = torch.full((len(few),), row, device=condition.device)
+                with mixed_precision.autocast(base.device, self.recipe.mixed_precision):
+                    found = conditioning.predict(base.pipe, noisy.to(base.dtype), times, condition[every])
                 error = (found.float() - wanted).square().mean(dim=1) * mask
                 table[row, few - samples.start] = error.sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
-        return crew.total(table).cpu()
+        return distributed.total(table).cpu()
 
 
 def _known(pipe: Any, file: str) -> list[str]:

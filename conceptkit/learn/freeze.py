@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from conceptkit.base.pipeline import Base
-from conceptkit.learn.config import TrainConfig
+from conceptkit.learn.train_config import TrainConfig
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def frozen(base: Base) -> Iterator[None]:
 @contextmanager
 def gradient_checkpointing(base: Base, recipe: TrainConfig) -> Iterator[None]:
     """Activations of the UNet are computed twice instead of kept, if the recipe says so."""
-    if not recipe.checkpointing:
+    if not recipe.gradient_checkpointing:
         yield
         return
     kept = [(module, dict(vars(module))) for module in base.unet.modules()]

@@ -11,7 +11,9 @@ from conceptkit.base.pipeline import Base
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features.closed_form import Factor, balanced, closed_form
-from conceptkit.learn.config import TrainConfig
+from conceptkit.learn.methods.base import Adapter
+from conceptkit.learn.methods.table import adapter_of
+from conceptkit.learn.train_config import TrainConfig
 
 
 def split_joint(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: Base) -> list[Concept]:
@@ -23,7 +25,7 @@ def split_joint(concepts: Sequence[Concept], delta: Delta, keys: Factor, base: B
     first place, the whole delta.
     """
     beyond = delta.without(base.sizes)
-    parted = all(concept.recipe.get("adapter", "keyed") in ("keyed", "kv") for concept in concepts)
+    parted = all(_adapter(concept).split_by_rows for concept in concepts)
     if len(concepts) == 1 or (beyond and not parted):
         return [replace(concept, delta=delta) for concept in concepts]
     return [replace(c, delta=_own(c, delta, keys, base) | beyond) for c in concepts]
@@ -55,6 +57,10 @@ def join_concepts(
         },
         rows=torch.cat(rows) if len(rows) == len(concepts) else None,
     )
+
+
+def _adapter(concept: Concept) -> Adapter:
+    return adapter_of(TrainConfig.from_json(concept.recipe))
 
 
 def _own(concept: Concept, delta: Delta, keys: Factor, base: Base) -> Delta:

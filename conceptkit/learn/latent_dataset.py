@@ -1,10 +1,10 @@
-"""Photos as the loop sees them: augmented views, encoded once into a pool, with their masks and prompts."""
+"""Photos as the loop sees them: augmented views, encoded once, with their masks and prompts."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -16,6 +16,7 @@ from conceptkit.base.pipeline import Base
 from conceptkit.concepts import prompt_words as names
 from conceptkit.data.augmentation import Framing, View, augment
 from conceptkit.data.photos import PhotoSet
+from conceptkit.errors import BadPhotos
 from conceptkit.learn.subject import Subject
 
 # Half of the prompts go on after the subject: what is learned at the end of text is silent in longer ones.
@@ -48,12 +49,17 @@ STYLE = Framing(zoom_out=(1.0, 1.0), zoom_in=(1.0, 1.4))
 
 @dataclass(frozen=True, eq=False)
 class LatentDataset:
-    """latents (n, c, h, w), masks (n, h, w), and the index of each view's prompt in `prompts`."""
+    """latents (n, c, h, w), masks (n, h, w), and the index of each view's prompt in `prompts`.
+
+    photo_of (n,): the index of each view's photo in `names`, where they are of one subject.
+    """
 
     latents: Tensor
     masks: Tensor
     prompt_of: Tensor
     prompts: tuple[str, ...]
+    photo_of: Tensor | None = None
+    names: tuple[str, ...] = ()
 
 
 def picture_size(base: Base) -> int:
@@ -69,34 +75,40 @@ def latent_dataset(
     seed: int,
     *,
     kind: str = "subject",
-    captions: Sequence[str | None] = (),
-    masks: Sequence[Image.Image | None] = (),
-    scene: str = "",
+    contexts: Sequence[str | None] = (),
+    auto_caption: str = "",
 ) -> LatentDataset:
     """`count` views of the photos in turn; `words` is what a prompt calls the subject.
 
-    captions: prompts of the photos, with "{}" for the words; None and none at all: one of CONTEXTS.
-    masks: white where the subject is; the loss counts there alone.
-    scene: what goes on after the words.
+    contexts: prompts of the photos, with "{}" for the words; None and none at all: one of CONTEXTS.
+    auto_caption: what goes on after the words. Where a photo has a mask the loss counts there alone.
+    Raises BadPhotos when the masks leave nothing of any view.
     """
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
     small = photos.for_size(size)
     rng = np.random.default_rng((seed, 1))
-    framing, contexts = (STYLE, STYLE_CONTEXTS) if kind == "style" else (_framing(size), CONTEXTS)
+    framing, usual = (STYLE, STYLE_CONTEXTS) if kind == "style" else (_framing(size), CONTEXTS)
     views = []
     for k in range(count):
         photo = k % len(small)
         twin = copy.deepcopy(rng)
         view = augment(small.pictures[photo], size, rng, cell, framing=framing)
-        mask = masks[photo] if masks else None
+        mask = photos.masks[photo] if photos.masks else None
         views.append(view if mask is None else _masked(view, mask, small.pictures[photo], twin, framing))
     texts = []
     for k, view in enumerate(views):
-        told = captions[k % len(small)] if captions else None
-        context = contexts[int(rng.integers(len(contexts)))]
+        own = contexts[k % len(small)] if contexts else None
+        context = usual[int(rng.integers(len(usual)))]
         prefix = "" if kind == "style" else view.prefix
-        texts.append(_prompt(prefix, context if told is None else told, words, scene))
-    return _pool(base, views, texts)
+        texts.append(_prompt(prefix, context if own is None else own, words, auto_caption))
+    if any(photos.masks) and not any(view.mask.any() for view in views):
+        names = ", ".join(name for name, mask in zip(photos.names, photos.masks, strict=True) if mask)
+        raise BadPhotos(
+            f"The masks of {names} leave nothing to learn from: at {size} pixels no cell of {cell} x {cell} "
+            "is half white in the middle of the photo; paint the subject itself, or leave --masks out"
+        )
+    made = _dataset(base, views, texts)
+    return replace(made, photo_of=torch.arange(count) % len(small), names=photos.names)
 
 
 def still_dataset(
@@ -104,21 +116,20 @@ def still_dataset(
     photos: PhotoSet,
     words: str,
     kind: str = "subject",
-    captions: Sequence[str | None] = (),
-    masks: Sequence[Image.Image | None] = (),
-    scene: str = "",
+    contexts: Sequence[str | None] = (),
+    auto_caption: str = "",
 ) -> LatentDataset:
-    """Every photo once, whole and unmoved, where `pool` takes its chances; the rest as for `pool`."""
+    """Every photo once, whole and unmoved; the rest as for `latent_dataset`."""
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
     rng, unmoved = np.random.default_rng(0), Framing(still=1.0)
     views = []
-    for photo, mask in zip_longest(photos.for_size(size).pictures, masks):
+    for photo, mask in zip_longest(photos.for_size(size).pictures, photos.masks):
         twin = copy.deepcopy(rng)
         view = augment(photo, size, rng, cell, hflip=False, framing=unmoved)
         views.append(view if mask is None else _masked(view, mask, photo, twin, unmoved, hflip=False))
     usual = STYLE_CONTEXTS[0] if kind == "style" else CONTEXTS[0]
-    told = captions or (None,) * len(views)
-    return _pool(base, views, [_prompt("", text or usual, words, scene) for text in told])
+    texts = contexts or (None,) * len(views)
+    return _dataset(base, views, [_prompt("", text or usual, words, auto_caption) for text in texts])
 
 
 def contexts_of(subject: Subject, run: Sequence[Subject] = ()) -> tuple[str | None, ...]:
@@ -128,24 +139,24 @@ def contexts_of(subject: Subject, run: Sequence[Subject] = ()) -> tuple[str | No
     they go before it, and those of a style after it. Names of others in the same `run` become their words.
     """
     known = {other.name: other.words for other in (*run, subject)}
-    return tuple(None if text is None else _context(subject, text, known) for text in subject.captions)
+    return tuple(None if text is None else _context(subject, text, known) for text in subject.photos.captions)
 
 
-def joined(pools: Sequence[LatentDataset]) -> LatentDataset:
-    """The views of several subjects in one pool."""
-    if len(pools) == 1:
-        return pools[0]
-    prompts = tuple(dict.fromkeys(text for pool in pools for text in pool.prompts))
-    places = [prompts.index(pool.prompts[int(k)]) for pool in pools for k in pool.prompt_of]
+def joined(datasets: Sequence[LatentDataset]) -> LatentDataset:
+    """The views of several subjects in one."""
+    if len(datasets) == 1:
+        return datasets[0]
+    prompts = tuple(dict.fromkeys(text for one in datasets for text in one.prompts))
+    indices = [prompts.index(one.prompts[int(k)]) for one in datasets for k in one.prompt_of]
     return LatentDataset(
-        latents=torch.cat([pool.latents for pool in pools]),
-        masks=torch.cat([pool.masks for pool in pools]),
-        prompt_of=torch.tensor(places),
+        latents=torch.cat([one.latents for one in datasets]),
+        masks=torch.cat([one.masks for one in datasets]),
+        prompt_of=torch.tensor(indices),
         prompts=prompts,
     )
 
 
-def _pool(base: Base, views: Sequence[View], texts: Sequence[str]) -> LatentDataset:
+def _dataset(base: Base, views: Sequence[View], texts: Sequence[str]) -> LatentDataset:
     prompts = tuple(dict.fromkeys(texts))
     pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
     return LatentDataset(
@@ -177,8 +188,8 @@ def _masked(
 
 
 def _context(subject: Subject, caption: str, known: Mapping[str, str]) -> str:
-    told = names.replace(caption, known)
-    marked = told.replace(subject.words, "\0").replace(subject.token, "\0")
+    named = names.replace(caption, known)
+    marked = named.replace(subject.words, "\0").replace(subject.token, "\0")
     if "\0" not in marked and subject.noun:
         words = marked.split()
         noun = subject.noun.split()
@@ -193,9 +204,9 @@ def _context(subject: Subject, caption: str, known: Mapping[str, str]) -> str:
     return marked.replace("{", "{{").replace("}", "}}").replace("\0", "{}", 1).replace("\0", subject.words)
 
 
-def _prompt(prefix: str, context: str, words: str, scene: str) -> str:
+def _prompt(prefix: str, context: str, words: str, auto_caption: str) -> str:
     """A view's words belong to the thing: "a far away " gives "photo of a far away <my_dog> dog running"."""
-    return context.format(prefix.removeprefix("a ") + words + (f" {scene}" if scene else ""))
+    return context.format(prefix.removeprefix("a ") + words + (f" {auto_caption}" if auto_caption else ""))
 
 
 @torch.no_grad()

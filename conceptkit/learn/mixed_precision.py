@@ -9,8 +9,8 @@ import torch
 
 from conceptkit.base import devices
 from conceptkit.errors import BadRecipe
-from conceptkit.learn.config import TrainConfig
 from conceptkit.learn.optimizers import bitsandbytes
+from conceptkit.learn.train_config import TrainConfig
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types that a forward pass is computed in; what learns is always kept in float32."""
@@ -18,7 +18,7 @@ LEARNS_ON: dict[str, tuple[str, ...]] = {
     "bf16": ("cuda", "cpu"),
     "fp16": ("cuda",),
     "adamw8bit": ("cuda", "cpu"),
-    "compile": ("cuda",),
+    "torch_compile": ("cuda",),
 }
 """The kinds of device on which each of these is known to work."""
 LEAST_SCALE = 1.0
@@ -27,28 +27,29 @@ LEAST_SCALE = 1.0
 
 def check(device: torch.device, recipe: TrainConfig) -> None:
     """Raises BadRecipe when the device, or the installation, cannot do what the recipe asks for."""
-    for asked in (recipe.precision, recipe.optimiser):
+    for asked in (recipe.mixed_precision, recipe.optimizer):
         if device.type not in LEARNS_ON.get(asked, (device.type,)):
             other = "fp32" if asked in HALF else "adamw"
             raise BadRecipe(
                 f"{asked} works on {' and '.join(LEARNS_ON[asked])} alone, and the base is on {device.type}; "
                 f"give {other}, or another --device"
             )
-    if recipe.precision == "bf16" and device.type == "cuda" and not _has_bfloat16():
-        raise BadRecipe("This GPU cannot compute in bf16; give --precision fp16 or fp32")
-    if recipe.optimiser == "adamw8bit":
+    if recipe.mixed_precision == "bf16" and device.type == "cuda" and not _has_bfloat16():
+        raise BadRecipe("This GPU cannot compute in bf16; give --mixed-precision fp16 or fp32")
+    if recipe.optimizer == "adamw8bit":
         bitsandbytes()
 
 
 def notices(device: torch.device, recipe: TrainConfig) -> list[str]:
     """What the recipe asks for that only costs time here."""
     told = []
-    if recipe.compile and device.type not in LEARNS_ON["compile"]:
+    if recipe.torch_compile and device.type not in LEARNS_ON["torch_compile"]:
         told.append(
-            f"compile = yes is for {LEARNS_ON['compile'][0]}; on {device.type} learning goes on without."
+            f"torch_compile = yes is for {LEARNS_ON['torch_compile'][0]}; on {device.type} "
+            "learning goes on without."
         )
-    if recipe.precision == "bf16" and device.type == "cpu" and not devices.has_bfloat16():
-        told.append("This CPU only emulates bf16, many times slower than fp32; leave --precision out.")
+    if recipe.mixed_precision == "bf16" and device.type == "cpu" and not devices.has_bfloat16():
+        told.append("This CPU only emulates bf16, many times slower than fp32; leave --mixed-precision out.")
     return told
 
 

@@ -19,9 +19,9 @@ from conceptkit.base.text_features import encoders
 from conceptkit.data.photos import PhotoSet
 from conceptkit.features.captions import captions
 from conceptkit.learn import latent_dataset
-from conceptkit.learn.config import TrainConfig
 from conceptkit.learn.distributed import DistributedContext
 from conceptkit.learn.subject import Subject
+from conceptkit.learn.train_config import TrainConfig
 from conceptkit.safetensors_header import read_metadata
 
 if TYPE_CHECKING:
@@ -50,47 +50,62 @@ class ClassImages:
 
 def prompts_for(noun: str, base_name: str, count: int) -> tuple[str, ...]:
     """Captions that name the class: from the base's own as far as they reach, else "photo of a NOUN"."""
-    told = [
+    naming = [
         text
         for text in captions(base_name)
         if noun in text.split() and text.split().count("a") + text.split().count("an") < 3
     ]
-    half = told[: count // 2]
+    half = naming[: count // 2]
     return (*half, *([f"photo of a {noun}"] * (count - len(half))))
 
 
 def of_class(
-    base: Base, noun: str, recipe: TrainConfig, registry: Registry | None, tick: Callable[[int, int], None]
+    base: Base,
+    noun: str,
+    recipe: TrainConfig,
+    registry: Registry | None,
+    progress: Callable[[int, int], None],
 ) -> ClassImages:
-    """The class's prior set, from the registry or drawn now; `tick(done, total)` follows the drawing."""
-    prompts = prompts_for(noun, base.name, recipe.prior_size)
-    told = json.dumps([prompts, recipe.prior_steps, recipe.prior_guidance, _sampler(base)])
-    key = f"prior/{weights_digest(base)}/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    """The class's prior set, from the registry or drawn now; `progress(done, total)` follows the drawing."""
+    prompts = prompts_for(noun, base.name, recipe.num_class_images)
+    drawn_by = json.dumps(
+        [prompts, recipe.class_image_steps, recipe.class_image_guidance_scale, _sampler(base)]
+    )
+    key = f"prior/{weights_digest(base)}/{hashlib.sha256(drawn_by.encode()).hexdigest()[:16]}"
     stored = registry.get_asset(key) if registry else None
     if stored is None:
-        stored = ClassImages(_draw(base, prompts, recipe, tick), prompts).to_bytes()
+        stored = ClassImages(_draw(base, prompts, recipe, progress), prompts).to_bytes()
         if registry:
             registry.put_asset(key, stored)
     return ClassImages.from_bytes(stored)
 
 
-def of_photos(base: Base, photos: PhotoSet, noun: str, captions: Sequence[str | None] = ()) -> ClassImages:
+def of_photos(base: Base, photos: PhotoSet, noun: str) -> ClassImages:
     """Pictures of the class that the user has: whole, with their captions or "photo of a NOUN"."""
-    told = [text and text.replace("{", "{{").replace("}", "}}") for text in captions]
-    shown = latent_dataset.still_dataset(base, photos, noun, captions=told)
+    contexts = [text and text.replace("{", "{{").replace("}", "}}") for text in photos.captions]
+    shown = latent_dataset.still_dataset(base, photos, noun, contexts=contexts)
     return ClassImages(
         shown.latents.half().float().cpu(), tuple(shown.prompts[int(k)] for k in shown.prompt_of)
     )
 
 
-def _of_several(tick: Callable[[int, int], None], k: int, sets: int) -> Callable[[int, int], None]:
-    """The progress of set k, told as progress of all."""
-    return lambda done, total: tick(k * total + done, sets * total)
+def of_photo_sets(base: Base, subjects: Sequence[Subject]) -> dict[str, ClassImages]:
+    """The subjects' own class images, by class noun."""
+    found: dict[str, list[ClassImages]] = {}
+    for subject in subjects:
+        if subject.class_images is not None and subject.noun is not None:
+            found.setdefault(subject.noun, []).append(of_photos(base, subject.class_images, subject.noun))
+    return {noun: joined(sets) for noun, sets in found.items()}
+
+
+def _of_several(progress: Callable[[int, int], None], k: int, sets: int) -> Callable[[int, int], None]:
+    """The progress of set k, as progress of all."""
+    return lambda done, total: progress(k * total + done, sets * total)
 
 
 def undrawn(subjects: Sequence[Subject], recipe: TrainConfig, given: Collection[str]) -> list[str]:
     """The classes of subjects, each once, that the base must draw: those the user gave no pictures of."""
-    if not (recipe.prior_weight and recipe.prior_batch and recipe.prior_size):
+    if not (recipe.prior_loss_weight and recipe.prior_batch and recipe.num_class_images):
         return []
     return [noun for noun in dict.fromkeys(s.noun for s in subjects) if noun and noun not in given]
 
@@ -100,20 +115,20 @@ def of_subjects(
     subjects: Sequence[Subject],
     recipe: TrainConfig,
     registry: Registry | None,
-    tick: Callable[[int, int], None],
-    crew: DistributedContext,
+    progress: Callable[[int, int], None],
+    distributed: DistributedContext,
     given: Mapping[str, ClassImages],
 ) -> ClassImages | None:
     """One set for all the classes of subjects: the given one of a class, or else what the base draws.
 
     None where the recipe wants no prior, or no subject has a class.
     """
-    if not (recipe.prior_weight and recipe.prior_batch):
+    if not (recipe.prior_loss_weight and recipe.prior_batch):
         return None
     drawn, sets = undrawn(subjects, recipe, given), list(given.values())
     for k, noun in enumerate(drawn):
-        with crew.in_turn():
-            sets.append(of_class(base, noun, recipe, registry, _of_several(tick, k, len(drawn))))
+        with distributed.in_turn():
+            sets.append(of_class(base, noun, recipe, registry, _of_several(progress, k, len(drawn))))
     return joined(sets) if sets else None
 
 
@@ -147,7 +162,7 @@ def _sampler(base: Base) -> str:
 
 
 def _draw(
-    base: Base, prompts: tuple[str, ...], recipe: TrainConfig, tick: Callable[[int, int], None]
+    base: Base, prompts: tuple[str, ...], recipe: TrainConfig, progress: Callable[[int, int], None]
 ) -> Tensor:
     drawn = []
     for start in range(0, len(prompts), BATCH):
@@ -155,11 +170,11 @@ def _draw(
         seeds = [int(np.random.default_rng((7, start + k)).integers(2**31)) for k in range(len(chunk))]
         result = base.pipe(
             chunk,
-            num_inference_steps=recipe.prior_steps,
-            guidance_scale=recipe.prior_guidance,
+            num_inference_steps=recipe.class_image_steps,
+            guidance_scale=recipe.class_image_guidance_scale,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="latent",
         )
         drawn.append(result.images.float().cpu())
-        tick(min(start + BATCH, len(prompts)), len(prompts))
+        progress(min(start + BATCH, len(prompts)), len(prompts))
     return torch.cat(drawn)

@@ -1,11 +1,9 @@
-"""A subject as learning knows it: its name, its class, its photos and what was said about them."""
+"""A subject as learning knows it: its name, its class, and its photos with what lies beside them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
-
-from PIL import Image
 
 from conceptkit.data.photos import PhotoSet
 
@@ -25,22 +23,25 @@ NO_CAPTION = StateAndPlace()
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """captions, masks: one for each photo, None where there is none; or empty. Masks are white on it.
+    """A thing to learn, or a style.
 
-    scene: of all photos, where no caption says it.
+    noun: its class. kind: "subject" or "style". class_images: pictures of its class to hold on to.
+    auto_caption: of all photos, where no caption says it.
+    own_token: what stands for it in prompts, where that of its name stands for something else already.
     """
 
     name: str
     noun: str | None
     photos: PhotoSet
     kind: str = "subject"
-    captions: tuple[str | None, ...] = ()
-    masks: tuple[Image.Image | None, ...] = ()
-    scene: StateAndPlace = NO_CAPTION
+    class_images: PhotoSet | None = None
+    auto_caption: StateAndPlace = NO_CAPTION
+    own_token: str | None = None
 
     @property
     def token(self) -> str:
-        return f"<{self.name}>"
+        """The text of its token: "<my_dog>"."""
+        return self.own_token or f"<{self.name}>"
 
     @property
     def words(self) -> str:
@@ -52,8 +53,8 @@ class Subject:
 
         A prompt that is a photo's caption stays as it is.
         """
-        if any(self.captions):
+        if any(self.photos.captions):
             return prompt
-        here = f"{self.words} {self.scene}".rstrip()
-        there = self.scene._replace(state=state)
+        here = f"{self.words} {self.auto_caption}".rstrip()
+        there = self.auto_caption._replace(state=state)
         return prompt.replace(here, f"{self.words} {there}")

@@ -1,42 +1,36 @@
-"""Which maps of a base a configuration trains, and at which rank."""
+"""Maps of a base that learn, and the rank of each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.delta import ENCODERS
-from conceptkit.learn.config import TrainConfig
 from conceptkit.tuners.targets import find
 
 UNET = ""
-"""The places of a delta: maps of the UNet have plain names, those of a text encoder its name in front."""
+"""The UNet as a part of a delta: its maps have plain names, those of a text encoder its name in front."""
 
 
-def preset(recipe: TrainConfig) -> str:
-    """The name of the UNet maps that the recipe teaches."""
-    if gated_lora_rank(recipe):
-        return "attn"
-    return "linear" if recipe.adapter == "unet" else recipe.targets
+@dataclass(frozen=True, eq=False)
+class TargetMaps:
+    """Maps of one part of a pipeline that learn, by the names they have without any tuner.
+
+    rank: of the factors that a map has to itself; 0: full matrices.
+    """
+
+    maps: Mapping[str, Any]
+    rank: int
 
 
-def rank(recipe: TrainConfig, place: str) -> int:
-    """Of factors that a map has to itself; a keyed delta shares its keys."""
-    if place:
-        return recipe.text_rank
-    return gated_lora_rank(recipe) or recipe.rank
+def unet_maps(base: Base, preset: str, rank: int) -> dict[str, TargetMaps]:
+    """The maps of the UNet in a preset of `tuners.targets`, under the name of the UNet."""
+    return {UNET: TargetMaps(find(base.unet, preset), rank)}
 
 
-def gated_lora_rank(recipe: TrainConfig) -> int:
-    """The rank of the LoRA beside a keyed delta; 0 where there is none."""
-    return recipe.wide if recipe.adapter == "keyed" and recipe.rank else 0
-
-
-def components(base: Base, recipe: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Place -> its maps that learn, by the names they have without any tuner."""
-    found = {} if recipe.adapter == "image" else {UNET: find(base.unet, preset(recipe))}
-    if recipe.text_rank:
-        for place in ENCODERS:
-            if (encoder := getattr(base.pipe, place, None)) is not None:
-                found[place] = find(encoder, "text")
-    return found
+def text_encoder_maps(base: Base, rank: int) -> dict[str, TargetMaps]:
+    """The maps of the text encoders' attention, by the encoders' names; {} at rank 0."""
+    present = {part: getattr(base.pipe, part, None) for part in ENCODERS if rank}
+    return {part: TargetMaps(find(one, "text"), rank) for part, one in present.items() if one is not None}

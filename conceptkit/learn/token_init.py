@@ -11,8 +11,8 @@ from conceptkit.base.pipeline import Base
 from conceptkit.base.rare_tokens import Candidate, choose
 from conceptkit.base.text_features import encoders
 from conceptkit.features.captions import captions
-from conceptkit.learn.config import TrainConfig
 from conceptkit.learn.subject import Subject
+from conceptkit.learn.train_config import TrainConfig
 from conceptkit.rng import hash_of
 
 FAR = 6.0
@@ -33,11 +33,15 @@ def init_token(
     look: a word that describes the photos, for recipes that begin there. taken: rare tokens that are others'.
     """
     number = hash_of(seed, subject.name, subject.photos.digest)
-    if recipe.begin == "rare":
-        chosen = choose(base.pipe, captions(base.name), number, recipe.vectors, taken)
+    if recipe.token_init == "rare":
+        chosen = choose(base.pipe, captions(base.name), number, recipe.num_vectors, taken)
         return _copied(base, chosen), {"identifier": " ".join(candidate.text for candidate in chosen)}
-    aside = {"noun": 0.0, "aside": recipe.aside, "described": recipe.aside if look else FAR}[recipe.begin]
-    numbers = [number, *(hash_of(number, k) for k in range(1, recipe.vectors))]
+    aside = {
+        "noun": 0.0,
+        "aside": recipe.token_init_noise,
+        "described": recipe.token_init_noise if look else FAR,
+    }[recipe.token_init]
+    numbers = [number, *(hash_of(number, k) for k in range(1, recipe.num_vectors))]
     rows = [init_rows(base, look or subject.noun, aside, number) for number in numbers]
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True)), {"look": look} if look else {}
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from conceptkit.base.pipeline import Base
 from conceptkit.errors import ConceptError
-from conceptkit.learn.config import TrainConfig
 from conceptkit.learn.mixed_precision import LEARNS_ON
+from conceptkit.learn.train_config import TrainConfig
 
 MOST_OFF = 0.3
 """How far, over its length, a compiled gradient may be from the one without."""
@@ -19,7 +19,7 @@ MOST_OFF = 0.3
 
 def compiles(base: Base, recipe: TrainConfig) -> bool:
     """Whether the recipe asks for torch.compile and the device is one it helps on."""
-    return recipe.compile and base.device.type in LEARNS_ON["compile"]
+    return recipe.torch_compile and base.device.type in LEARNS_ON["torch_compile"]
 
 
 @contextlib.contextmanager
@@ -53,5 +53,5 @@ def check_compiled(gradients: Sequence[Tensor | None], plain: Sequence[Tensor | 
     if wrong:
         raise ConceptError(
             f"torch.compile changes the gradients of {wrong} of {len(pairs)} parameters that learn; leave "
-            "compile=yes out"
+            "torch_compile=yes out"
         )

@@ -1,16 +1,16 @@
-"""Where a look is learned: parameters laid on a base, read as a delta, and taken off without a trace.
+"""A delta that learns: parameters laid on a base, read as a delta, and taken off without a trace.
 
-An adapter is a row of a table: which maps it lies on, and with which factors a map begins. All of them are
-KV_DELTA layers, whose product of factors is added to the map; a LoRA is one of rank r with alpha = r.
+All of them are KV_DELTA layers, whose product of factors is added to the map; a LoRA is one of rank r with
+alpha = r.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,44 +18,52 @@ from torch import Tensor, nn
 from conceptkit.base.attention import kv_maps
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.delta import Delta, Factors
-from conceptkit.learn import losses, target_modules
-from conceptkit.learn.config import TrainConfig
+from conceptkit.learn import losses
+from conceptkit.learn.target_modules import TargetMaps
+from conceptkit.learn.train_config import TrainConfig
 from conceptkit.rng import hash_of
-from conceptkit.tuners import targets
 from conceptkit.tuners.inject import ADAPTER, install, read_delta, uninstall
 from conceptkit.tuners.kv_delta import KVDeltaLinear
+from conceptkit.tuners.targets import READS_TEXT
 
 UP, FULL, DOWN = (f"kv_delta_{kind}.{ADAPTER}" for kind in ("up", "weight", "down"))
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that learn at one rate; `rate` is the field of a recipe that it stands in."""
+
+    parameters: list[nn.Parameter]
+    rate: str
 
 
 @dataclass(eq=False)
 class TrainableDelta:
     """Parameters that learn on a base.
 
-    groups: (parameters, learning rate). down: (s, d), the frozen keys that all maps share, or None.
+    parts: the modules that carry them, by part of the pipeline. down (s, d): frozen keys that all maps share.
     """
 
     base: Base
     recipe: TrainConfig
-    places: dict[str, nn.Module]
-    groups: list[tuple[list[nn.Parameter], float]]
+    parts: dict[str, nn.Module]
+    groups: list[ParameterGroup]
     down: Tensor | None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [p for group, _ in self.groups for p in group]
+        return [p for group in self.groups for p in group.parameters]
 
     def read(self) -> Delta:
         """What has been learned, under the names of the maps."""
         learned = Delta()
-        for place, module in self.places.items():
+        for part, module in self.parts.items():
             found = read_delta(module, ADAPTER).map(lambda factor: factor.float().cpu())
-            learned |= found.prefixed(place) if place else found
+            learned |= found.prefixed(part) if part else found
         return learned
 
-    def spilt(self, moment: Tensor) -> Tensor:
+    def leak(self, moment: Tensor) -> Tensor:
         """||D Y||^2 over features Y with this second moment (d, d), of all maps that read text; a scalar."""
-        reading = [layer for name, layer in layers(self.base.unet) if targets.READS_TEXT.search(name)]
+        reading = [layer for name, layer in layers(self.base.unet) if READS_TEXT.search(name)]
         if self.down is not None:
             return losses.leak(torch.cat([layer.ups[ADAPTER] for layer in reading]), self.down, moment)
         if all(layer.factors(ADAPTER).down is None for layer in reading):
@@ -66,45 +74,37 @@ class TrainableDelta:
 
 
 @contextmanager
-def inject(base: Base, recipe: TrainConfig, seed: int, down: Tensor | None) -> Iterator[TrainableDelta]:
-    """Lay the recipe's adapter on the base, without effect yet; everything is taken off at the end.
+def inject(
+    base: Base, recipe: TrainConfig, seed: int, targets: Mapping[str, TargetMaps], down: Tensor | None = None
+) -> Iterator[TrainableDelta]:
+    """Lay a delta on the base, without effect yet; everything is taken off at the end.
 
-    down: the keys (s, d) of a keyed adapter; None: full matrices, or factors that begin at random.
+    targets: maps by part of the pipeline. down: keys (s, d) that all maps which read text share; None: every
+    map has full matrices, or factors that begin at random.
     """
     with ExitStack() as undo:
         modules: dict[str, nn.Module] = {}
-        groups: list[tuple[list[nn.Parameter], float]] = []
-        for place, maps in target_modules.components(base, recipe).items():
-            module = getattr(base.pipe, place) if place else base.unet
-            keyed = {name for name in maps if down is not None and targets.READS_TEXT.search(name)}
-            rank = target_modules.rank(recipe, place)
+        groups: list[ParameterGroup] = []
+        for part, target in targets.items():
+            module = getattr(base.pipe, part) if part else base.unet
+            keyed = {name for name in target.maps if down is not None and READS_TEXT.search(name)}
             begun = {
-                name: init_factors(name, map.weight.shape, rank, down if name in keyed else None, seed)
-                for name, map in maps.items()
+                name: init_factors(name, map.weight.shape, target.rank, down if name in keyed else None, seed)
+                for name, map in target.maps.items()
             }
             install(module, Delta(begun, {name: "" if name in keyed else name for name in begun}))
             undo.callback(uninstall, module, ADAPTER)
-            groups += _by_rate(module, keyed, recipe, recipe.lr if rank or keyed else recipe.full_lr)
-            modules[place] = module
+            groups += _by_rate(module, keyed, recipe, bool(target.rank or keyed))
+            modules[part] = module
         if recipe.detach_bos:
-            undo.enter_context(_deaf_at_bos(base.unet))
+            undo.enter_context(_detached_bos(base.unet))
         yield TrainableDelta(base, recipe, modules, groups, down)
 
 
-def rates(recipe: TrainConfig) -> list[str]:
-    """The fields of a recipe that say how fast its adapter learns, as far as they may change on the way."""
-    used = {
-        "lr": recipe.rank or recipe.text_rank,
-        "full_lr": not recipe.rank,
-        "wide_lr": target_modules.gated_lora_rank(recipe),
-    }
-    return [name for name, yes in used.items() if yes]
-
-
 def _by_rate(
-    module: nn.Module, keyed: Collection[str], recipe: TrainConfig, lr: float
-) -> list[tuple[list[nn.Parameter], float]]:
-    """The parameters that learn on a module, ready to, with their rates; `keyed` maps learn values alone.
+    module: nn.Module, keyed: Collection[str], recipe: TrainConfig, low_rank: bool
+) -> list[ParameterGroup]:
+    """The parameters that learn on a module, ready to, by rate; `keyed` maps learn values alone.
 
     Values of key maps have a rate of their own if the recipe says so, and so has what is beside keyed maps.
     """
@@ -113,16 +113,23 @@ def _by_rate(
     others: list[nn.Parameter] = []
     for name, layer in layers(module):
         alone = [p for n, p in layer.named_parameters() if n.endswith((UP, FULL, DOWN))]
+        for parameter in alone:
+            parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
         if name not in keyed:
             others += alone
         else:
-            (of_keys if name.endswith("to_k") and recipe.key_lr else of_values).append(layer.ups[ADAPTER])
+            (of_keys if name.endswith("to_k") and recipe.key_learning_rate else of_values).append(
+                layer.ups[ADAPTER]
+            )
     for parameter in (*of_keys, *of_values, *others):
-        parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
         parameter.requires_grad_()
-    beside = recipe.wide_lr if keyed else lr
-    found = [(of_values, lr), (of_keys, recipe.key_lr), (others, beside)]
-    return [(some, rate) for some, rate in found if some]
+    usual = "learning_rate" if low_rank else "full_learning_rate"
+    found = [
+        ParameterGroup(of_values, usual),
+        ParameterGroup(of_keys, "key_learning_rate"),
+        ParameterGroup(others, "gated_lora_learning_rate" if keyed else usual),
+    ]
+    return [group for group in found if group.parameters]
 
 
 def ordinary(base: Base, moment: Tensor) -> float:
@@ -151,7 +158,7 @@ def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:
 
 
 @contextmanager
-def _deaf_at_bos(unet: nn.Module) -> Iterator[None]:
+def _detached_bos(unet: nn.Module) -> Iterator[None]:
     """Keys and values at the first position are used, but nothing is learned from them."""
 
     def without(_: nn.Module, __: Any, made: Tensor) -> Tensor:
@@ -159,6 +166,6 @@ def _deaf_at_bos(unet: nn.Module) -> Iterator[None]:
 
     with ExitStack() as undo:
         for name, layer in layers(unet):
-            if targets.READS_TEXT.search(name):
+            if READS_TEXT.search(name):
                 undo.callback(layer.register_forward_hook(without).remove)
         yield

@@ -1,7 +1,6 @@
 """Several concepts in one: merged in one of many ways, with a report of what each of them keeps."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from conceptkit.merging.notices import notices_of
 from conceptkit.merging.parts import Part
 from conceptkit.merging.report import Measured, Report
 from conceptkit.merging.request import ComposeRequest
+from conceptkit.registry.opening import opened
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Registry
@@ -67,9 +67,9 @@ def compose(
     """
     given = None if weights is None else tuple(weights)
     asked = ComposeRequest(concepts, given, merge_method, padding_delta, name)
-    with _opened(registry) as opened:
-        here = refreshed(base) if base else load(_base_of(concepts[0], opened))
-        return merge(asked, here, opened, progress)
+    with opened(registry) as store:
+        here = refreshed(base) if base else load(_base_of(concepts[0], store))
+        return merge(asked, here, store, progress)
 
 
 def merge(asked: ComposeRequest, base: Base, registry: "Registry", progress: Progress) -> Merge:
@@ -97,21 +97,21 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
 
     Raises ConceptError when it is no merge, when a part is gone from the registry, or has other bytes now.
     """
-    with _opened(registry) as opened:
-        stored = Concept.from_bytes(opened.read(name))
+    with opened(registry) as store:
+        stored = Concept.from_bytes(store.read(name))
         origin, recipe = stored.provenance, stored.recipe
         if "parent_sha256" not in origin:
             raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
         if origin.get("how") == "shrink":
             raise ConceptError(f"{name} was shrunk, not merged; shrink {origin['parents'][0]} again")
         again = [
-            _as_it_was(opened, ref, sha)
+            _as_it_was(store, ref, sha)
             for ref, sha in zip(origin["parents"], origin["parent_sha256"], strict=True)
         ]
         return compose(
             *again,
-            base=base or load(base_of(opened.get(name), stored.base_name)),
-            registry=opened,
+            base=base or load(base_of(store.get(name), stored.base_name)),
+            registry=store,
             name=stored.name,
             weights=origin.get("weights", recipe.get("weights")),
             merge_method=request.method_of(origin.get("how", recipe.get("method", "constrained"))),
@@ -229,13 +229,3 @@ def _base_of(first: Concept | Merge | Part | str, registry: "Registry") -> str:
     if isinstance(first, str):
         return str(registry.get(request.split_weight(first)[0]).summary.get("base_name") or "storybook")
     return (first if isinstance(first, Concept) else first.concept).base_name
-
-
-def _opened(registry: "Registry | None") -> "AbstractContextManager[Registry]":
-    """The given registry, which stays open; or the user's own, which is closed at the end."""
-    if registry is not None:
-        return nullcontext(registry)
-
-    from conceptkit.registry.store import Registry
-
-    return Registry()

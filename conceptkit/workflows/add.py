@@ -5,25 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
-from conceptkit.data import captions, resize
-from conceptkit.data import masks as mask_files
 from conceptkit.data import photos as photo_files
+from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import draw
-from conceptkit.learn import distributed, mixed_precision, prior_preservation
+from conceptkit.learn import mixed_precision, prior_preservation
 from conceptkit.learn.checkpoints import CheckpointManager, path_for
-from conceptkit.learn.config import DEFAULT, TrainConfig, config_for
+from conceptkit.learn.claims import claimed_names
+from conceptkit.learn.config import TrainConfig, config_for
+from conceptkit.learn.distributed import current
+from conceptkit.learn.request import TrainRequest
+from conceptkit.learn.session import Progress, Session, quiet
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.trainer import Outcome, learn_together
+from conceptkit.learn.trainer import Outcome, train
 from conceptkit.pictures import charts
+from conceptkit.registry.opening import opened
 from conceptkit.workflows.class_noun import noun_of
 
 if TYPE_CHECKING:
@@ -36,28 +42,31 @@ if TYPE_CHECKING:
 
 PREVIEWS = 4
 UNFINISHED = "What was learned so far is kept; resume=True goes on with it"
+STORED = "What was learned is stored; only its preview is missing"
 
 Photos = Sequence[Path | str] | Path | str
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What `add` brings back: the registry's entry, the concept, a preview, and what a user should know.
+    """What `add` brings back: the registry's entry, the concept, and what a user should know.
 
+    preview: pictures of it, or None where the base could draw none.
     curve: the validation loss as a picture, where there was one.
     """
 
     entry: Entry
     concept: Concept
-    preview: Image.Image
+    preview: Image.Image | None
     seconds: float
     bytes: int
     notices: list[str]
     curve: Image.Image | None = None
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the preview."""
+        if self.preview is None:
+            return None
         png = io.BytesIO()
         self.preview.save(png, format="PNG")
         return png.getvalue()
@@ -67,7 +76,7 @@ def add(
     name: str,
     photos: Photos,
     *,
-    noun: str | None = None,
+    class_noun: str | None = None,
     base: str | bases.Base = bases.STORYBOOK,
     device: str = devices.AUTO,
     registry: Registry | None = None,
@@ -75,50 +84,48 @@ def add(
     seed: int = 0,
     steps: int | None = None,
     rank: int | None = None,
-    method: str = DEFAULT,
+    method: str | None = None,
     adapter: str | None = None,
+    config: Path | str | None = None,
+    sude: bool = False,
+    early_stopping: bool = False,
     kind: str = "subject",
     changes: Mapping[str, Any] | None = None,
     masks: Path | str | None = None,
-    prior_photos: Photos | None = None,
+    class_images: Photos | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = quiet,
+    noun: str | None = None,
 ) -> Learned:
     """Learn a subject from photos and store it under `name`.
 
-    Without `noun` the name or the photos' folder suggests one; a kind "style" has none.
-    device: where a base is loaded that comes by its name. adapter: another than the method's own.
-    changes: fields of the recipe.
+    class_noun: what kind of thing it is; without it the name or the photos' folder suggests one. A kind
+        "style" has none. noun: the same, as earlier versions called it.
+    device: where a base is loaded that comes by its name.
+    steps: of the word and the delta together. adapter: another than the method's own.
+    config: a recipe in TOML. sude, early_stopping: switch these on. changes: fields of the recipe, by name.
     masks: a folder of pictures, white where the subject is.
-    prior_photos: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
+    class_images: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
     resume: go on with learning that was stopped.
 
-    Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; whatever
-    is raised, no concept is stored. A KeyboardInterrupt has the note UNFINISHED where `resume` can go on.
+    Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; no
+    concept is stored then. A KeyboardInterrupt has the note UNFINISHED where `resume` can go on.
     """
-    (learned,) = _add(
-        {name: photos},
-        {} if noun is None else {name: noun},
-        None,
-        config_for(method, steps, rank, changes, adapter),
-        base=base,
-        device=device,
-        registry=registry,
-        new_version=new_version,
-        seed=seed,
-        kind=kind,
-        masks={} if masks is None else {name: masks},
-        prior_photos={} if prior_photos is None else {name: prior_photos},
-        resume=resume,
-        progress=progress,
+    wanted = Wanted(photos, class_noun or noun, kind, masks, class_images)
+    recipe = config_for(
+        method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
     )
+    order = Order({name: wanted}, recipe, None, seed, resume, new_version)
+    (learned,) = _add(order, base, device, registry, progress)
+    if noun is not None:
+        learned.notices.append("The argument noun of add is called class_noun now.")
     return learned
 
 
 def add_together(
     photos: Mapping[str, Photos],
     *,
-    nouns: Mapping[str, str] | None = None,
+    class_nouns: Mapping[str, str] | None = None,
     name: str | None = None,
     base: str | bases.Base = bases.STORYBOOK,
     device: str = devices.AUTO,
@@ -127,165 +134,199 @@ def add_together(
     seed: int = 0,
     steps: int | None = None,
     rank: int | None = None,
-    method: str = DEFAULT,
+    method: str | None = None,
     adapter: str | None = None,
+    config: Path | str | None = None,
+    sude: bool = False,
+    early_stopping: bool = False,
     changes: Mapping[str, Any] | None = None,
     masks: Mapping[str, Path | str] | None = None,
-    prior_photos: Mapping[str, Photos] | None = None,
+    class_images: Mapping[str, Photos] | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = quiet,
 ) -> list[Learned]:
     """Learn several subjects in one run (joint training, Custom Diffusion, 2212.04488, section 3.3).
 
-    photos, nouns, masks, prior_photos: by the subjects' names. Each is stored as a concept of its own, and
-    all of them as one under `name`, by default their names joined by hyphens; that one comes last. Where two
-    are of one class, pictures of it that were given for either are held on to. Raises what `add` raises.
+    photos, class_nouns, masks, class_images: by the subjects' names. Each is stored as a concept of its own,
+    and all of them as one under `name`, by default their names joined by hyphens; that one comes last. Where
+    two are of one class, pictures of it that were given for either are held on to. Raises what `add` raises.
     """
     if len(photos) < 2:
         raise BadRecipe(f"Learning together takes two or more things, not {len(photos)}; add one with add")
-    for what, by_name in (("A class was", nouns), ("Masks were", masks), ("Prior photos were", prior_photos)):
-        if unknown := sorted(set(by_name or {}) - set(photos)):
+    nouns, masks, images = dict(class_nouns or {}), dict(masks or {}), dict(class_images or {})
+    for what, by_name in (("A class was", nouns), ("Masks were", masks), ("Class images were", images)):
+        if unknown := sorted(set(by_name) - set(photos)):
             raise BadRecipe(f"{what} given for {unknown[0]}, which is not learned here; check the name")
-    return _add(
-        photos,
-        dict(nouns or {}),
-        name or "-".join(photos)[:64],
-        config_for(method, steps, rank, changes, adapter),
-        base=base,
-        device=device,
-        registry=registry,
-        new_version=new_version,
-        seed=seed,
-        kind="subject",
-        masks=masks or {},
-        prior_photos=prior_photos or {},
-        resume=resume,
-        progress=progress,
+    recipe = config_for(
+        method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
     )
+    wanted = {
+        one: Wanted(where, nouns.get(one), "subject", masks.get(one), images.get(one))
+        for one, where in photos.items()
+    }
+    order = Order(wanted, recipe, name or "-".join(photos)[:64], seed, resume, new_version)
+    return _add(order, base, device, registry, progress)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A subject before its photos are read: the arguments of `add` that are about it."""
+
+    photos: Photos
+    class_noun: str | None
+    kind: str
+    masks: Path | str | None
+    class_images: Photos | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be learned before anything is read or loaded; name: of the joint concept."""
+
+    wanted: Mapping[str, Wanted]
+    config: TrainConfig
+    name: str | None
+    seed: int
+    resume: bool
+    new_version: bool
 
 
 def _add(
-    photos: Mapping[str, Photos],
-    nouns: Mapping[str, str],
-    joint: str | None,
-    recipe: TrainConfig,
-    *,
-    base: str | bases.Base,
-    device: str,
-    registry: Registry | None,
-    new_version: bool,
-    seed: int,
-    kind: str,
-    masks: Mapping[str, Path | str],
-    prior_photos: Mapping[str, Photos],
-    resume: bool,
-    progress: Progress | None,
+    order: Order, base: str | bases.Base, device: str, registry: Registry | None, progress: Progress
 ) -> list[Learned]:
     """What `add` and `add_together` have in common: each subject as it was learned, the joint one last."""
-    from conceptkit.registry.store import Registry
-
     begun = time.monotonic()
-    if prior_photos:
-        recipe = _with_prior(recipe)
-    registry = registry or Registry()
-    if joint in photos:
-        raise BadRecipe(f"The joint concept and one of its parts are both called {joint}; name it otherwise")
-    for name in (*photos, joint) if joint else photos:
-        registry.check_free(name, new_version=new_version)
-    shown = {name: photo_files.read(where) for name, where in photos.items()}
-    if isinstance(base, str):
-        loaded = bases.load(base, device=distributed.current().device or devices.choose(device))
-    else:
-        loaded = bases.refreshed(base)
-    notices = mixed_precision.notices(loaded.device, recipe)
-    notices += filter(None, [bases.adapters_notice(loaded, " and ".join(photos))])
-    subjects = []
-    for name, where in photos.items():
-        noun = nouns.get(name)
-        if kind != "style":
-            noun = noun_of(name, noun, where, loaded, notices)
-        told, cut = captions.captions(where, shown[name]), mask_files.masks(masks.get(name), shown[name])
-        subjects.append(Subject(name, noun, shown[name], kind, told, cut))
-        notices += _faint(loaded, shown[name])
-    given = _given(loaded, subjects, prior_photos)
-    keeper = CheckpointManager(
-        path_for(registry.home, joint or next(iter(photos))), _about(loaded, subjects, recipe, seed)
-    )
-    if given:
-        hashes = {noun: hashlib.sha256(one.to_bytes()).hexdigest() for noun, one in given.items()}
-        keeper.about = {**keeper.about, "prior_photos": hashes}
-    if resume:
-        keeper.resume()
-    try:
-        outcome = learn_together(
-            loaded,
-            subjects,
-            recipe,
-            name=joint,
-            seed=seed,
-            registry=registry,
-            tick=progress or _silent,
-            given=given,
-            keeper=keeper,
-        )
-        made = [*outcome.parts, outcome.whole] if joint else [outcome.whole]
-        sheets = [preview(loaded, concept, seed) for concept in made]
-    except KeyboardInterrupt as stop:
-        if keeper.unfinished:
-            stop.add_note(UNFINISHED)
-        raise
-    notices += _described(loaded, outcome)
-    entries = _store(registry, made, sheets, subjects, new_version)
-    seconds, curve = time.monotonic() - begun, _curve(outcome)
-    learned = [
-        Learned(*each, seconds, each[0].bytes, [*notices, *keeper.notices], curve)
-        for each in zip(entries, made, sheets, strict=True)
-    ]
-    if distributed.current().first:
-        keeper.drop()
-    return learned
+    with ExitStack() as stack:
+        registry = stack.enter_context(opened(registry))
+        names = [*order.wanted, *([order.name] if order.name and order.name not in order.wanted else [])]
+        for name in names:
+            registry.check_free(name, new_version=order.new_version)
+        if current().first:
+            stack.enter_context(claimed_names(registry.home, names))
+        sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
+        if isinstance(base, str):
+            base = bases.load(base, device=current().device or devices.choose(device))
+        else:
+            base = bases.refreshed(base)
+        session = Session(base, registry, progress)
+        notices = mixed_precision.notices(base.device, order.config)
+        notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
+        request = _request(order, sets, base, registry, notices)
+        images = prior_preservation.of_photo_sets(base, request.subjects)
+        checkpoints = _checkpoints(request, session, images)
+        try:
+            outcome = train(request, session, checkpoints, images)
+            made = [*outcome.parts, outcome.whole] if request.name else [outcome.whole]
+            entries = _store(request, session, made)
+        except KeyboardInterrupt as stop:
+            if checkpoints.unfinished:
+                stop.add_note(UNFINISHED)
+            raise
+        notices += [*_described(base, outcome), *outcome.notices, *checkpoints.notices]
+        if session.distributed.first:
+            checkpoints.drop()
+        sheets = _previews(session, entries, made, request.seed, notices)
+        seconds, curve = time.monotonic() - begun, _curve(outcome)
+        return [
+            Learned(entry, concept, sheet, seconds, entry.bytes, notices, curve)
+            for entry, concept, sheet in zip(entries, made, sheets, strict=True)
+        ]
 
 
-def _with_prior(recipe: TrainConfig) -> TrainConfig:
-    """The recipe, holding on to pictures of the class even if it would do without any."""
-    if not recipe.steps:
-        raise BadRecipe(
-            f"{recipe.method} learns a word alone, which leaves its class as it is; leave --prior-photos out"
-        )
-    if not recipe.prior_batch:
-        raise BadRecipe(
-            "prior_batch = 0 shows no picture of the class; raise it, or leave --prior-photos out"
-        )
-    return recipe if recipe.prior_weight else replace(recipe, prior_weight=1.0)
-
-
-def _store(
+def _request(
+    order: Order,
+    sets: Mapping[str, photo_files.PhotoSet],
+    base: bases.Base,
     registry: Registry,
-    made: Sequence[Concept],
-    sheets: Sequence[Image.Image],
-    subjects: Sequence[Subject],
-    new_version: bool,
-) -> list[Entry]:
+    notices: list[str],
+) -> TrainRequest:
+    """The order with its photos read and its class nouns found."""
+    subjects = []
+    for name, one in order.wanted.items():
+        noun = one.class_noun
+        if one.kind != "style":
+            noun = noun_of(name, noun, sets[name].folder, base, notices)
+        notices += _faint(base, sets[name])
+        images = None if one.class_images is None else photo_files.read(one.class_images)
+        token = _free_token(registry, name)
+        subjects.append(Subject(name, noun, sets[name], one.kind, images, own_token=token))
+    return TrainRequest(
+        tuple(subjects), order.config, order.name, order.seed, order.resume, order.new_version
+    )
+
+
+def _free_token(registry: Registry, name: str) -> str | None:
+    """A token for `name` that no concept of another name has; None for that of the name itself.
+
+    A concept keeps its token when it is renamed, so that of a name may stand for something else by now.
+    """
+    others = [
+        entry for entry in registry.list() if entry.name != name and entry.summary.get("kind") != "merge"
+    ]
+    taken = {token for e in others for token in e.summary.get("tokens", ())}
+    if f"<{name}>" not in taken:
+        return None
+    return next(token for k in count(2) if (token := f"<{name}-{k}>") not in taken)
+
+
+def _checkpoints(
+    request: TrainRequest, session: Session, images: Mapping[str, prior_preservation.ClassImages]
+) -> CheckpointManager:
+    """Where the run keeps its checkpoints; with `resume` the one to go on from is read."""
+    assert session.registry is not None
+    about = _about(session.base, request)
+    if images:
+        about["class_images"] = {
+            noun: hashlib.sha256(one.to_bytes()).hexdigest() for noun, one in images.items()
+        }
+    checkpoints = CheckpointManager(path_for(session.registry.home, request.names[-1]), about)
+    if request.resume:
+        checkpoints.resume()
+    return checkpoints
+
+
+def _store(request: TrainRequest, session: Session, made: Sequence[Concept]) -> list[Entry]:
     """The concepts' entries, all of them or none; of several processes the first one stores them."""
     from conceptkit.registry.entries import New
 
-    here = distributed.current()
-    with here.in_turn():
-        if not here.first:
+    registry = session.registry
+    assert registry is not None
+    with session.distributed.in_turn():
+        if not session.distributed.first:
             return [registry.get(concept.name) for concept in made]
-        news = [New(c.name, c.to_bytes(), c.summary() | _said(c, subjects)) for c in made]
-        entries = registry.add_many(news, new_version=new_version)
-        for entry, sheet in zip(entries, sheets, strict=True):
-            png = io.BytesIO()
-            sheet.save(png, format="PNG")
-            registry.set_preview(entry.name, entry.version, png.getvalue())
-        return entries
+        news = [New(c.name, c.to_bytes(), c.summary() | _captions(c, request.subjects)) for c in made]
+        return registry.add_many(news, new_version=request.new_version)
 
 
-def _said(concept: Concept, subjects: Sequence[Subject]) -> dict[str, list[str]]:
+def _captions(concept: Concept, subjects: Sequence[Subject]) -> dict[str, list[str]]:
     """The captions of its photos, for searching; they are in no concept's bytes."""
-    told = [text for s in subjects if s.name in concept.words for text in s.captions if text]
-    return {"captions": list(dict.fromkeys(told))} if told else {}
+    texts = [text for s in subjects if s.name in concept.words for text in s.photos.captions if text]
+    return {"captions": list(dict.fromkeys(texts))} if texts else {}
+
+
+def _previews(
+    session: Session, entries: Sequence[Entry], made: Sequence[Concept], seed: int, notices: list[str]
+) -> list[Image.Image | None]:
+    """A preview of each concept, kept beside it; None where none can be drawn: what was learned is stored."""
+    sheets: list[Image.Image | None] = []
+    for entry, concept in zip(entries, made, strict=True):
+        try:
+            sheets.append(preview(session.base, concept, seed))
+        except KeyboardInterrupt as stop:
+            stop.add_note(STORED)
+            raise
+        except Exception as error:
+            sheets.append(None)
+            notices.append(
+                f"{entry.ref} is stored, but no preview of it could be drawn "
+                f"({type(error).__name__}: {error}); try conceptkit compose {entry.name}."
+            )
+            continue
+        if session.distributed.first and session.registry is not None:
+            png = io.BytesIO()
+            sheets[-1].save(png, format="PNG")
+            session.registry.set_preview(entry.name, entry.version, png.getvalue())
+    return sheets
 
 
 def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:
@@ -300,28 +341,14 @@ def preview(base: bases.Base, concept: Concept, seed: int) -> Image.Image:
     return grid(drawn, columns=PREVIEWS)
 
 
-def _given(
-    base: bases.Base, subjects: Sequence[Subject], photos: Mapping[str, Photos]
-) -> dict[str, prior_preservation.ClassImages]:
-    """The user's own pictures of classes, by class noun."""
-    found: dict[str, list[prior_preservation.ClassImages]] = {}
-    for subject in subjects:
-        if (where := photos.get(subject.name)) is None:
-            continue
-        if subject.noun is None:
-            raise BadRecipe(
-                f"{subject.name} has no class that pictures could hold on to; leave --prior-photos out"
-            )
-        shown = photo_files.read(where)
-        own = prior_preservation.of_photos(base, shown, subject.noun, captions.captions(where, shown))
-        found.setdefault(subject.noun, []).append(own)
-    return {noun: prior_preservation.joined(sets) for noun, sets in found.items()}
-
-
-def _about(base: bases.Base, subjects: Sequence[Subject], recipe: TrainConfig, seed: int) -> dict[str, Any]:
+def _about(base: bases.Base, request: TrainRequest) -> dict[str, Any]:
     """What a checkpoint must agree on to be gone on with."""
+    subjects = request.subjects
     beside = repr(
-        [(s.captions, [m and hashlib.sha256(m.tobytes()).hexdigest() for m in s.masks]) for s in subjects]
+        [
+            (s.photos.captions, [m and hashlib.sha256(m.tobytes()).hexdigest() for m in s.photos.masks])
+            for s in subjects
+        ]
     )
     return {
         "name": " + ".join(s.name for s in subjects),
@@ -330,8 +357,8 @@ def _about(base: bases.Base, subjects: Sequence[Subject], recipe: TrainConfig, s
         "photos": " + ".join(s.photos.digest[:16] for s in subjects),
         "captions and masks": hashlib.sha256(beside.encode()).hexdigest()[:16],
         "base": base.fingerprint.exact,
-        "seed": seed,
-        "recipe": recipe.to_json(),
+        "seed": request.seed,
+        "recipe": request.config.to_json(),
     }
 
 
@@ -344,9 +371,9 @@ def _curve(outcome: Outcome) -> Image.Image | None:
 def _described(base: bases.Base, outcome: Outcome) -> list[str]:
     """One sentence for each subject whose word begins at one of the base's own, or whose photo it told."""
     begun = [
-        f"The word of {base.name} that describes {part.name} best is {look!r}; what is learned begins there."
+        f"The word of {base.name} that describes {part.name} best is {word!r}; what is learned begins there."
         for part in outcome.parts
-        if (look := part.provenance.get("look"))
+        if (word := part.provenance.get("look"))
     ]
     told = [
         f"In {part.provenance['photos'][0]} {base.name} sees {part.name} {scene}, and learns it so that "
@@ -370,7 +397,3 @@ def _faint(base: bases.Base, shown: photo_files.PhotoSet) -> list[str]:
         "for photographs add --base with a Stable Diffusion folder or hub id, "
         "for example --base stable-diffusion-v1-5/stable-diffusion-v1-5."
     ]
-
-
-def _silent(done: int, total: int, text: str = "") -> None:
-    return

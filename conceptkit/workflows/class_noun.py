@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from conceptkit.base import pipeline as bases
@@ -20,16 +19,14 @@ COMMON_NOUNS = tuple(_COMMON.split())
 def noun_of(
     name: str,
     noun: str | None,
-    photos: Sequence[Path | str] | Path | str,
+    folder: Path | None,
     base: bases.Base,
     notices: list[str],
 ) -> str:
     """The class noun, with a notice when it was guessed. Raises BadRecipe when there is none."""
     known = base.family.class_nouns
     if noun is None:
-        folder = next((Path(p) for p in ([photos] if isinstance(photos, str | Path) else photos)), None)
-        where = folder if folder is None or folder.is_dir() else folder.parent
-        noun = pictures.suggest_noun(name, where, known or COMMON_NOUNS)
+        noun = pictures.suggest_noun(name, folder, known or COMMON_NOUNS)
         if noun is None:
             listed = f": {', '.join(known)}" if known else ""
             raise BadRecipe(

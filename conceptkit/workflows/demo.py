@@ -174,7 +174,7 @@ def _one(
     folder = example_photos(part, out)
     shown = photos.read(folder)
     learned = add.add(
-        part.name, folder, noun=part.noun, base=base, registry=registry, new_version=True, progress=tick
+        part.name, folder, class_noun=part.noun, base=base, registry=registry, new_version=True, progress=tick
     )
     plain_prompts = [prompt.replace(part.name, part.noun) for prompt in part.prompts]
     plain = [tile for tile in _tiles(base, None, plain_prompts, SEEDS)]

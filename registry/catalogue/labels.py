@@ -13,6 +13,8 @@ from conceptkit.registry.texts import composed
 
 LONGEST_TAG = 64
 LONGEST_NOTE = 10_000
+MOST = 1_000
+"""Tags and notes of one name together; nobody takes more of them from others."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def tag(registry: Registry, name: str, add: Iterable[str] = (), remove: Iterable
                     raise ConceptError(
                         f"{name!r} has no tag {text[:80]!r}: `conceptkit tag {name}` shows its tags."
                     )
+            _check_count(conn, number, name, more=bool(add))
             refresh(conn, number)
     query = "select tag from tags where name_id = (select id from names where name = ?) order by tag"
     return [row[0] for row in registry.index.query(query, [name])]
@@ -65,6 +68,7 @@ def note(registry: Registry, name: str, text: str) -> Note:
         number, created = number_of(registry, name), now()
         values = [number, text.strip(), created]
         row = conn.execute("insert into notes (name_id, text, created) values (?, ?, ?)", values).lastrowid
+        _check_count(conn, number, name)
         refresh(conn, number)
     return Note(row or 0, text.strip(), created)
 
@@ -93,8 +97,18 @@ def favourite(registry: Registry, name: str, yes: bool = True) -> None:
         conn.execute("update names set favourite = ? where id = ?", [int(yes), number_of(registry, name)])
 
 
-def put(conn: sqlite3.Connection, number: int, tags: Iterable[str], texts: Iterable[str]) -> None:
-    """Tags and notes that a name does not have yet, checked before; in a transaction."""
+def put(
+    conn: sqlite3.Connection,
+    number: int,
+    tags: Iterable[str],
+    texts: Iterable[str],
+    *,
+    bounded: bool = True,
+) -> None:
+    """Tags and notes that a name does not have yet, checked before; in a transaction.
+
+    bounded: whether ConceptError is raised when that comes to more than MOST, or all are kept.
+    """
     had = {text for (text,) in conn.execute("select text from notes where name_id = ?", [number])}
     for text in tags:
         conn.execute("insert or ignore into tags values (?, ?)", [number, composed(text)])
@@ -102,7 +116,21 @@ def put(conn: sqlite3.Connection, number: int, tags: Iterable[str], texts: Itera
         if text not in had:
             values = [number, text, now()]
             conn.execute("insert into notes (name_id, text, created) values (?, ?, ?)", values)
+    if bounded:
+        ((name,),) = conn.execute("select name from names where id = ?", [number]).fetchall()
+        _check_count(conn, number, name)
     refresh(conn, number)
+
+
+def _check_count(conn: sqlite3.Connection, number: int, name: str, more: bool = True) -> None:
+    """ConceptError when a name has come to more labels than others take; in a transaction."""
+    query = """select (select count(*) from tags where name_id = ?) +
+                      (select count(*) from notes where name_id = ?)"""
+    ((count,),) = conn.execute(query, [number, number]).fetchall()
+    if more and count > MOST:
+        raise ConceptError(
+            f"{name!r} would have {count:,} tags and notes, and {MOST:,} is the most: take some of them off."
+        )
 
 
 def with_plain_breaks(text: str) -> str:

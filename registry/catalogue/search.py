@@ -54,7 +54,7 @@ _CONDITIONS = {
     "base": "v.base = ?",
     "noun": "v.noun = ?",
     "method": "v.method = ?",
-    "tag": "n.id in (select name_id from tags where tag = ?)",
+    "tag": "exists (select 1 from tags where name_id = n.id and tag = ?)",
     "favourite": "n.id in (select id from names where favourite)",
     "min_size": "v.bytes >= ?",
     "max_size": "v.bytes <= ?",
@@ -64,6 +64,21 @@ _CONDITIONS = {
 
 ANY = Filters()
 
+FEW = 5000
+"""So many entries are looked at one by one and put in order; of more, those in order are looked at."""
+
+_HEADS_OF = """select few_n.id from versions few_v
+               join names few_n on few_n.name = few_v.name and few_n.version = few_v.version where few_v"""
+_NUMBERS = {
+    "tag": ("select name_id as id from tags where tag = ?", "select 1 from tags where tag = ?"),
+    "favourite": ("select id from names where favourite", "select 1 from names where favourite"),
+    "noun": (f"{_HEADS_OF}.noun = ?", "select 1 from versions where noun = ?"),
+    "base": (f"{_HEADS_OF}.base = ?", "select 1 from versions where base = ?"),
+    "method": (f"{_HEADS_OF}.method = ?", "select 1 from versions where method = ?"),
+}
+"""By filter: the numbers of the names that pass it, and as many rows as those are at most."""
+_BOTH = "select rowid as id from texts_fts where texts_fts match ?"
+
 
 def page(
     registry: Registry, filters: Filters = ANY, *, after: str | None = None, limit: int | None = PAGE
@@ -72,18 +87,44 @@ def page(
     condition, values = filters.sql()
     # the table whose index has both what is asked for and the order
     t = "v" if filters.base or filters.noun or filters.method else "n"
+    source = HEADS
+    if few := _few(registry, filters):
+        numbers, given = few
+        source = f"({numbers}) few cross join {HEADS.replace(' join ', ' cross join ')} and n.id = few.id"
+        values = [*given, *values]
     if after is not None:
         condition += f" and {t}.name collate nocase >= ? and ({t}.name collate nocase, {t}.name) > (?, ?)"
         values += [after, after, after]
     query = (
-        f"select {COLUMNS} from {HEADS} where {condition} order by {t}.name collate nocase, {t}.name limit ?"
+        f"select {COLUMNS} from {source} where {condition} order by {t}.name collate nocase, {t}.name limit ?"
     )
     return [from_row(row) for row in registry.index.query(query, [*values, -1 if limit is None else limit])]
+
+
+def _few(registry: Registry, filters: Filters) -> tuple[str, list[Any]] | None:
+    """SELECT of the numbers of all names that can pass, with its values, where those are few; or None."""
+    choices: list[tuple[str, str, list[Any]]] = []
+    for name, (numbers, rows) in _NUMBERS.items():
+        if value := getattr(filters, name):
+            choices.append((numbers, rows, [composed(value)] if "?" in numbers else []))
+    if not (filters.tag or filters.favourite or len(choices) > 1):
+        return None  # an index has them in order
+    if filters.noun and filters.tag:
+        words = [composed(text).replace('"', '""') for text in (filters.noun, filters.tag)]
+        if all(re.search(r"[^\W_]", word) for word in words):  # else there is no word to look for
+            both = 'noun : "{}" AND tags : "{}"'.format(*words)
+            choices.insert(0, (_BOTH, _BOTH, [both]))
+    for numbers, rows, values in choices:
+        count = f"select count(*) from (select 1 from ({rows}) limit {FEW + 1})"
+        if registry.index.query(count, values)[0][0] <= FEW:
+            return numbers, values
+    return None
 
 
 def search(registry: Registry, words: str, filters: Filters = ANY, *, limit: int = PAGE) -> list[Entry]:
     """Current versions whose name, class, tags, captions or notes have all `words`, the best first.
 
+    Of very long notes the newest `entries.SEARCHED` letters are looked at.
     Words are whole words, in any case and without accents; the last one may be the beginning of one.
     A concept of exactly that name comes first. Raises ConceptError when there is no word to look for.
     """

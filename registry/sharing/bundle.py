@@ -10,7 +10,7 @@ bombs and missing ends need no checks of their own: there is no way to write the
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from conceptkit.registry import concept_validation
 from conceptkit.registry.atomic_files import write_whole
 from conceptkit.registry.errors import BadBlob, ConceptError
+from conceptkit.registry.sources import CHUNK, Source, digest_of, is_digest
 
 FORMAT = 1
 BLOCK = 512
@@ -38,13 +39,14 @@ class Bundle:
     sizes: Mapping[str, int]
     manifest: bytes
     signature: bytes | None
+    start: int  # of its blobs in the file
 
 
 def write(
     file: Path,
     concepts: list[Any],
     sizes: Mapping[str, int],
-    read: Callable[[str], bytes],
+    read: Callable[[str], Source],
     sign: Callable[[bytes], bytes] | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -64,12 +66,11 @@ def write(
         for name, data in parts:
             _put(out, name, data)
         for number, digest in enumerate(sorted(sizes), 1):
-            data = read(digest)
-            if hashlib.sha256(data).hexdigest() != digest or len(data) != sizes[digest]:
+            source = read(digest)
+            if source.size != sizes[digest] or _put(out, _path(digest), source) != digest:
                 raise BadBlob(
                     f"The stored bytes {digest} have changed: find out more with `conceptkit verify`."
                 )
-            _put(out, _path(digest), data)
             if progress:
                 progress(number, len(sizes))
         out.write(bytes(2 * BLOCK))
@@ -87,7 +88,7 @@ def is_bundle(file: BinaryIO) -> bool:
 def read(file: BinaryIO) -> Bundle:
     """What the bundle announces, its size and all its headers checked. Raises BadBlob.
 
-    The blobs themselves are checked when they are read, by `blobs`.
+    The blobs themselves are read piece by piece, by `check`.
     """
     there = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -108,6 +109,8 @@ def read(file: BinaryIO) -> Bundle:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BadBlob(f"This is not a bundle ({_short(error)}): ask for the file again.") from error
     total = file.tell() + _blobs_length(sizes)
+    if total > LARGEST:
+        raise BadBlob(f"This bundle announces {total:,} bytes: ask for several of up to {LARGEST:,}.")
     if there != total:
         how = (
             f"only {there:,} of its {total:,} bytes are there"
@@ -115,35 +118,37 @@ def read(file: BinaryIO) -> Bundle:
             else "something follows its end"
         )
         raise BadBlob(f"This bundle was not copied whole ({how}): copy it again.")
-    return Bundle(concepts, sizes, manifest, signature)
+    return Bundle(concepts, sizes, manifest, signature, file.tell())
 
 
-def blobs(file: BinaryIO, bundle: Bundle, progress: Progress | None = None) -> dict[str, bytes]:
-    """Every blob by hash, from a file that `read` has just read. Raises BadBlob when one is not its hash."""
-    found: dict[str, bytes] = {}
+def parts(file: BinaryIO, bundle: Bundle) -> dict[str, Source]:
+    """Every blob by hash, to be read from the file that `read` has read; `check` looks at all of them."""
+    found: dict[str, Source] = {}
+    place = bundle.start
+    for digest in sorted(bundle.sizes):
+        size = bundle.sizes[digest]
+        found[digest] = Source.part_of(file, place + BLOCK, size, digest)
+        place += BLOCK + _padded(size)
+    return found
+
+
+def check(file: BinaryIO, bundle: Bundle, progress: Progress | None = None) -> None:
+    """Read the bundle piece by piece to its end. Raises BadBlob when a blob is not its hash."""
+    file.seek(bundle.start)
     for number, digest in enumerate(sorted(bundle.sizes), 1):
         size = bundle.sizes[digest]
         same = file.read(BLOCK) == _header(_path(digest), size)
-        data = file.read(size)
-        padding = file.read(_padded(size) - size)
-        if not same or hashlib.sha256(data).hexdigest() != digest or any(padding):
+        if not same or digest_of(_pieces(file, size)) != digest or any(file.read(_padded(size) - size)):
             raise BadBlob(f"This bundle is damaged near its part {digest[:16]}: copy it again.")
-        found[digest] = data
         if progress:
             progress(number, len(bundle.sizes))
     if any(file.read(2 * BLOCK)):
         raise BadBlob("This bundle is damaged at its end: copy it again.")
-    return found
 
 
 def dumps(value: Any) -> bytes:
     """JSON, the same bytes for the same value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def is_digest(text: object) -> bool:
-    """Whether this is a sha256 in hex, and so can be part of a path."""
-    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _sizes(listed: Iterable[Any]) -> dict[str, int]:
@@ -186,10 +191,22 @@ def _header(name: str, size: int) -> bytes:
     return plain[:148] + b"%06o\0 " % sum(plain) + plain[156:]
 
 
-def _put(out: BinaryIO, name: str, data: bytes) -> None:
-    out.write(_header(name, len(data)))
-    out.write(data)
-    out.write(bytes(_padded(len(data)) - len(data)))
+def _put(out: BinaryIO, name: str, data: bytes | Source) -> str:
+    """Write one part; the sha256 of what was written."""
+    source = Source.of(data)
+    out.write(_header(name, source.size))
+    state = hashlib.sha256()
+    for piece in source.pieces():
+        out.write(piece)
+        state.update(piece)
+    out.write(bytes(_padded(source.size) - source.size))
+    return state.hexdigest()
+
+
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size and (piece := file.read(min(size, CHUNK))):
+        yield piece
+        size -= len(piece)
 
 
 def _next_is(file: BinaryIO, name: str) -> bool:

@@ -2,17 +2,18 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from conceptkit.registry import concept_validation, odd_files, private_names
+from conceptkit.registry import concept_validation, odd_files, private_names, storage_errors
 from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, ConceptError
 from conceptkit.registry.sharing import bundle, incoming, signing
 from conceptkit.registry.sharing.incoming import ImportResult, IncomingConcept
+from conceptkit.registry.sources import Source
 from conceptkit.registry.store import Registry
 
 
@@ -65,11 +66,9 @@ def chosen(
         others = [other for other in registry.versions(entry.name) if other != entry] if every else []
         wanted = [*(others if "@" not in name else []), entry]
         found |= {(one.name, one.version): one for one in wanted}
-        if parents:
-            for child in wanted:
-                for ref in _ancestors(lineage.tree(registry, child.ref)):
-                    one = registry.get(ref)
-                    found.setdefault((one.name, one.version), one)
+    if parents:
+        for one in lineage.ancestors(registry, list(found.values())):
+            found.setdefault((one.name, one.version), one)
     return sorted(found.values(), key=lambda one: one == registry.get(one.name))
 
 
@@ -89,15 +88,16 @@ def export(
     entries = _different(entries)
     sizes: dict[str, int] = {}
     concepts: dict[str, dict[str, Any]] = {}
-    previews: dict[str, bytes] = {}
+    shown: dict[str, Entry] = {}
     private: dict[str, list[str]] = {}
     for entry in entries:
-        if found := private_names.held(check_own(registry, entry)):
+        source = check_own(registry, entry)
+        if found := private_names.held(source):
             private[entry.ref] = found
-        sizes[entry.hash] = entry.bytes
-        if (picture := registry.preview(entry)) is not None:
-            previews[entry.preview or ""] = incoming.check_preview(picture)
-            sizes[entry.preview or ""] = len(picture)
+        sizes[entry.hash] = source.size
+        if entry.preview and (picture := registry.preview_source(entry)) is not None:
+            shown[entry.preview] = entry
+            sizes[entry.preview] = incoming.check_preview(picture).size
         if entry.name not in concepts:
             tags, notes = incoming.labels_of(registry, entry.name)
             concepts[entry.name] = {"name": entry.name, "tags": tags, "notes": notes, "versions": []}
@@ -105,13 +105,14 @@ def export(
         concepts[entry.name]["versions"].append(version)
     by_hash = {entry.hash: entry for entry in entries}
 
-    def read(digest: str) -> bytes:
-        return previews[digest] if digest in previews else registry.read(by_hash[digest])
+    def read(digest: str) -> Source:
+        picture = registry.preview_source(shown[digest]) if digest in shown else None
+        return registry.source(by_hash[digest]) if picture is None else picture
 
     sign = signing.signer(registry.home, signer) if signer is not None else None
     written = bundle.write(file, list(concepts.values()), sizes, read, sign, progress)
     said = sum(len(one["tags"]) + len(one["notes"]) for one in concepts.values())
-    return Export(file, entries, written, signer, len(previews), said, private)
+    return Export(file, entries, written, signer, len(shown), said, private)
 
 
 def _different(entries: Sequence[Entry]) -> list[Entry]:
@@ -123,14 +124,15 @@ def _different(entries: Sequence[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def check_own(registry: Registry, entry: Entry) -> bytes:
+def check_own(registry: Registry, entry: Entry) -> Source:
     """The bytes stored here as `entry`. Raises ConceptError when others would refuse them."""
-    data = registry.read(entry)
     try:
-        concept_validation.check(data)
+        source = registry.source(entry)
+        with storage_errors.told(registry.home):
+            concept_validation.check(source)
+        return source
     except BadBlob as error:
         raise BadBlob(f"{entry.ref} cannot be shared, because nobody could read it: {error}") from error
-    return data
 
 
 def import_file(
@@ -147,8 +149,12 @@ def import_file(
     is in it. Raises ConceptError.
     """
     try:
-        with _regular(file) as handle:
+        with _regular(file) as handle:  # from which the parcels are read until they are stored
             found, signer = open_file(handle, registry.home, progress)
+            if require_signed and not (signer and signer.trusted):
+                raise ConceptError(signing.refusal(file, signer))
+            origin = f"key {signer.public}" if signer and signer.trusted else None
+            return Import(file, incoming.receive(registry, found, "import", origin=origin, take=take), signer)
     except BadBlob as error:
         raise BadBlob(f"{file} was not imported: {_inside(error)}.") from error
     except MemoryError as error:
@@ -159,36 +165,35 @@ def import_file(
         raise ConceptError(
             f"{file} cannot be read ({error.strerror}): name a bundle or a concept."
         ) from error
-    if require_signed and not (signer and signer.trusted):
-        raise ConceptError(signing.refusal(file, signer))
-    try:
-        origin = f"key {signer.public}" if signer and signer.trusted else None
-        return Import(file, incoming.receive(registry, found, "import", origin=origin, take=take), signer)
-    except BadBlob as error:
-        raise BadBlob(f"{file} was not imported: {_inside(error)}.") from error
 
 
 def open_file(
     handle: BinaryIO, home: Path, progress: bundle.Progress | None = None
 ) -> tuple[list[IncomingConcept], signing.Signer | None]:
-    """What is in a bundle or a concept, and whose it is. Raises BadBlob; a wrong signature is one too."""
+    """What is in a bundle or a concept, and whose it is; the bytes are read from `handle`, which stays open.
+
+    Raises BadBlob; a wrong signature is one too.
+    """
     if not bundle.is_bundle(handle):
-        handle.seek(0)
-        start = handle.read(16)
-        concept_validation.check_start(start)  # before a film of some gigabytes is read
-        data = start + handle.read(concept_validation.LARGEST)
-        return [IncomingConcept(concept_validation.check(data).name, data)], None
+        source = Source.part_of(handle, 0, handle.seek(0, os.SEEK_END))
+        return [IncomingConcept(concept_validation.check(source).name, source)], None
     announced = bundle.read(handle)
     signer = signing.who(home, announced.manifest, announced.signature) if announced.signature else None
-    return _unpacked(announced.concepts, bundle.blobs(handle, announced, progress)), signer
+    found = _unpacked(announced.concepts, bundle.parts(handle, announced))
+    bundle.check(handle, announced, progress)
+    return found, signer
 
 
 def from_bytes(data: bytes, home: Path) -> list[IncomingConcept]:
     """`open_file` for bytes that are at hand."""
-    return open_file(io.BytesIO(data), home)[0]
+    found, _ = open_file(io.BytesIO(data), home)
+    return [
+        replace(one, data=Source.of(one.data).read(), preview=one.preview and Source.of(one.preview).read())
+        for one in found
+    ]
 
 
-def _unpacked(concepts: list[Any], blobs: dict[str, bytes]) -> list[IncomingConcept]:
+def _unpacked(concepts: list[Any], blobs: dict[str, Source]) -> list[IncomingConcept]:
     """The parcels of a manifest, which must use every blob of its bundle and name no concept twice."""
     try:
         found: list[IncomingConcept] = []
@@ -233,13 +238,6 @@ def _is_bundle(file: Path) -> bool:
         return False
     with file.open("rb") as handle:
         return bundle.is_bundle(handle)
-
-
-def _ancestors(node: lineage.Node) -> Iterator[str]:
-    for parent in node.parents:
-        if not parent.gone:
-            yield parent.ref
-            yield from _ancestors(parent)
 
 
 def _inside(error: Exception) -> str:

@@ -6,9 +6,10 @@ is whose it is: what comes from elsewhere lies beside what the user made, until 
 """
 
 import hashlib
+import json
 import sqlite3
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,11 +19,13 @@ from conceptkit.registry.catalogue import history, labels
 from conceptkit.registry.entries import Entry, New, belongs
 from conceptkit.registry.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry.names import check_name
+from conceptkit.registry.sources import Source
 from conceptkit.registry.store import Registry
 
 LARGEST_PREVIEW = 16 << 20
 WIDEST_PREVIEW = 16_384
-MOST_LABELS = 1_000
+LONGEST_SUMMARIES = 64 << 20
+"""Characters, as JSON, of what all concepts that arrive at once say of themselves."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class IncomingConcept:
     """One version of one concept, and what was said of its name."""
 
     name: str
-    data: bytes
+    data: bytes | Source
     created: str | None = None  # ISO 8601 with its offset
-    preview: bytes | None = None  # PNG
+    preview: bytes | Source | None = None  # PNG
     tags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -85,7 +88,7 @@ def receive(
 
     Raises BadBlob, BadName and ConceptError for a parcel that is not what it should be.
     """
-    checked = [_check(parcel) for parcel in parcels]
+    checked = _check_all(parcels)
     origin = origin or _unsigned(digest for digest, _ in checked)
     with atomic_files.turn(registry.home):
         names = [registry.spelled(parcel.name) for parcel in parcels]
@@ -99,22 +102,21 @@ def receive(
                 created = _utc(parcel.created)
                 news[number] = New(name, parcel.data, summary, {}, created, event, origin, parcel.preview)
         theirs: set[str] = set()
+        there: dict[str, dict[str, Entry]] = {}
         by_name: dict[str, list[IncomingConcept]] = {}
         for name, parcel in zip(names, parcels, strict=True):
             by_name.setdefault(name, []).append(parcel)
 
         def also(conn: sqlite3.Connection, added: list[Entry]) -> None:
-            fresh = dict(zip(news, added, strict=True))
             for name, last in {name: number for number, name in enumerate(names)}.items():
+                there[name] = {entry.hash: entry for entry in registry.versions(name)}
                 if take or belongs(conn, labels.number_of(registry, name), origin):
                     theirs.add(name)
-                    tags = {tag: None for parcel in by_name[name] for tag in parcel.tags}
-                    notes = [note for parcel in by_name[name] for note in parcel.notes]
+                    tags, notes = _said(by_name[name])
                     if tags or notes:
                         labels.put(conn, labels.number_of(registry, name), tags, notes)
                 if take:
-                    entry = fresh.get(last) or _same(registry, name, checked[last][0])
-                    history.point(registry, entry, "take", origin)
+                    history.point(registry, _same(there[name], name, checked[last][0]), "take", origin)
 
         added = dict(
             zip(news, registry.add_many(list(news.values()), new_version=True, also=also), strict=True)
@@ -122,13 +124,20 @@ def receive(
         heads = {name: registry.get(name).version for name in set(names)}
         arrivals = []
         for number, (name, parcel, (digest, _)) in enumerate(zip(names, parcels, checked, strict=True)):
-            entry = added.get(number) or _same(registry, name, digest)
+            entry = added.get(number) or _same(there[name], name, digest)
             if name in theirs and number not in added and parcel.preview and not entry.preview:
                 registry.set_preview(entry.name, entry.version, parcel.preview)
             new, points = number in added, heads[name] == entry.version
             left_out = name not in theirs and bool(parcel.tags or parcel.notes)
             arrivals.append(ImportResult(entry, new, new and bool(here[name]), points, left_out))
     return arrivals
+
+
+def _said(parcels: Iterable[IncomingConcept]) -> tuple[Iterable[str], Iterable[str]]:
+    """All tags and notes of these, each once; most of them have the same."""
+    said = dict.fromkeys((parcel.tags, parcel.notes) for parcel in parcels)
+    tags = dict.fromkeys(tag for some, _ in said for tag in some)
+    return tags, dict.fromkeys(note for _, some in said for note in some)
 
 
 def _unsigned(digests: Iterable[str]) -> str:
@@ -151,32 +160,48 @@ def check_texts(tags: Iterable[Any], notes: Iterable[Any]) -> tuple[tuple[str, .
             raise BadBlob("A note in it is no text of a bearable length: ask for it again.")
         if not concept_validation.is_plain_note(note, labels.LONGEST_NOTE):
             raise BadBlob("A note in it has control characters: ask for it again.")
-    if len(tags) + len(notes) > MOST_LABELS or not all(isinstance(tag, str) for tag in tags):
+    if len(tags) + len(notes) > labels.MOST or not all(isinstance(tag, str) for tag in tags):
         raise BadBlob("Its tags are no tags: ask for it again.")
     return tuple(map(labels.check_tag, tags)), notes
 
 
-def check_preview(data: bytes) -> bytes:
+def check_preview(data: bytes | Source) -> Source:
     """The bytes of a PNG that can be shown. Raises BadBlob."""
-    start = data[:24]
-    if len(data) <= LARGEST_PREVIEW and len(start) == 24 and start[:8] == b"\x89PNG\r\n\x1a\n":
+    source = Source.of(data)
+    with source.open() as reader:
+        start = reader.read(24)
+    if source.size <= LARGEST_PREVIEW and len(start) == 24 and start[:8] == b"\x89PNG\r\n\x1a\n":
         width, height = struct.unpack(">II", start[16:24])
         if start[12:16] == b"IHDR" and 0 < width <= WIDEST_PREVIEW and 0 < height <= WIDEST_PREVIEW:
-            return data
+            return source
     raise BadBlob("A preview in it is not a picture of a bearable size: ask for it again.")
 
 
+def _check_all(parcels: Sequence[IncomingConcept]) -> list[tuple[str, dict[str, Any]]]:
+    """(sha256, summary) of every parcel, all of it fit to be kept, and together in memory. Raises BadBlob."""
+    checked, said, size = [], set(), 0
+    for parcel in parcels:
+        if (parcel.tags, parcel.notes) not in said:  # all versions of a name have the same
+            check_texts(parcel.tags, parcel.notes)
+            said.add((parcel.tags, parcel.notes))
+        checked.append(_check(parcel))
+        size += len(json.dumps(checked[-1][1]))
+        if size > LONGEST_SUMMARIES:
+            raise BadBlob("It says too much of its concepts: ask for fewer of them at once.")
+    return checked
+
+
 def _check(parcel: IncomingConcept) -> tuple[str, dict[str, Any]]:
-    """(sha256, summary) of a parcel whose every part is fit to be kept."""
+    """(sha256, summary) of a parcel; its tags and notes have been looked at."""
     if not isinstance(parcel.name, str):
         raise BadName("A concept in it has no name: ask for it again.")
     check_name(parcel.name)
-    header = concept_validation.check(parcel.data)
-    check_texts(parcel.tags, parcel.notes)
+    source = Source.of(parcel.data)
+    header = concept_validation.check(source)
     if parcel.preview is not None:
         check_preview(parcel.preview)
     _utc(parcel.created)
-    return hashlib.sha256(parcel.data).hexdigest(), header.summary
+    return source.digest(), header.summary
 
 
 def _utc(created: Any) -> str | None:
@@ -194,11 +219,11 @@ def _utc(created: Any) -> str | None:
         raise BadBlob(f"{created!r:.40} in it is no moment in time: ask for it again.") from None
 
 
-def _same(registry: Registry, name: str, digest: str) -> Entry:
-    for entry in registry.versions(name):
-        if entry.hash == digest:
-            return entry
-    raise ConceptError(f"{name!r} was removed while it came in: try again.")
+def _same(there: Mapping[str, Entry], name: str, digest: str) -> Entry:
+    """The version of a name with these bytes. Raises ConceptError."""
+    if digest not in there:
+        raise ConceptError(f"{name!r} was removed while it came in: try again.")
+    return there[digest]
 
 
 def label(

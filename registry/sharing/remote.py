@@ -12,17 +12,17 @@ lose each other's, and nothing has to be believed:
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from conceptkit.registry.errors import BadRemote, ConceptError
 from conceptkit.registry.names import check_name
-from conceptkit.registry.sharing.bundle import is_digest
 from conceptkit.registry.sharing.locations import PATIENCE, Place
+from conceptkit.registry.sources import Source, is_digest
 
 MARKER = "conceptkit.json"
 MARK = b'{"conceptkit":"remote","format":1}'
@@ -30,6 +30,13 @@ CHUNK = 8 << 20
 """Bytes asked for at once, and sent at once where a file is written piece by piece."""
 LONGEST_RECORD = 1 << 20
 MOST_RECORDS = 1_000_000
+"""Of a whole remote that lists all its files at once."""
+MOST_RECORDS_OF_A_NAME = 50_000
+LONGEST_RECORDS = 256 << 20
+"""Bytes of all records of a name."""
+AT_ONCE = 8 << 20
+"""Bytes of small files that are asked for together."""
+MOST_AT_ONCE = 1_000
 ABANDONED_AFTER = timedelta(days=1)
 
 
@@ -78,21 +85,39 @@ class Remote:
             raise BadRemote(f"The remote {self.name!r} was made by a newer conceptkit: update conceptkit.")
 
     def records(self, name: str) -> list[File]:
-        """The records of a name; none when it is not there."""
-        return self._files(f"concepts/{check_name(name)}", flat=False)
+        """The records of a name; none when it is not there. Raises ConceptError for too many of them."""
+        return self._bounded(name, self._files(f"concepts/{check_name(name)}", flat=False))
 
-    def all_records(self) -> dict[str, list[File]]:
-        """The records of every name. What is not named like a record is passed over."""
-        found: dict[str, list[File]] = {}
+    def has(self, name: str) -> bool:
+        """Whether there is any record of a name."""
+        return bool(self._files(f"concepts/{check_name(name)}", flat=False))
+
+    def all_records(self) -> dict[str, Callable[[], list[File]]]:
+        """What gives the records of every name. What is not named like a record is passed over.
+
+        Where all files are listed at once they are at hand; elsewhere one name's are listed at a time.
+        """
+        found: dict[str, Callable[[], list[File]]] = {}
         if self.place.kind.flat:
+            files: dict[str, list[File]] = {}
             for file in self._files("concepts", flat=True):
-                found.setdefault(file.path.split("/")[1], []).append(file)
-            return found
+                files.setdefault(file.path.split("/")[1], []).append(file)
+            return {name: partial(self._bounded, name, some) for name, some in files.items()}
         for entry in self._list("concepts"):
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
             if entry["type"] == "directory" and _is_name(name):
-                found[name] = self.records(name)
+                found[name] = partial(self.records, name)
         return found
+
+    def _bounded(self, name: str, files: list[File]) -> list[File]:
+        """The records of a name; ConceptError when they are more than one can bear."""
+        size = sum(file.size for file in files)
+        if len(files) > MOST_RECORDS_OF_A_NAME or size > LONGEST_RECORDS:
+            raise ConceptError(
+                f"the remote {self.name!r} holds {len(files):,} records of it with {size:,} bytes; "
+                f"delete its concepts/{name} there, and push it again by its name."
+            )
+        return files
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, or None when there is no plain file of that name."""
@@ -112,27 +137,44 @@ class Remote:
             raise BadRemote(f"The remote {self.name!r} stopped in the middle of a file: try again.")
         return data
 
-    def read_many(self, files: Sequence[File]) -> list[bytes]:
-        """The bytes of small files, together where the remote can do that."""
+    def read_many(self, files: Sequence[File]) -> Iterator[bytes]:
+        """The bytes of small files, several together where the remote can do that, AT_ONCE at most."""
+        some: list[File] = []
+        size = 0
+        for file in files:
+            if some and (size + file.size > AT_ONCE or len(some) == MOST_AT_ONCE):
+                yield from self._read_together(some)
+                some, size = [], 0
+            some.append(file)
+            size += file.size
+        if some:
+            yield from self._read_together(some)
+
+    def _read_together(self, files: Sequence[File]) -> list[bytes]:
         with self._talking():
             paths = [self._at(file.path) for file in files]
             sizes = [file.size for file in files]
             return list(map(bytes, self.fs.cat_ranges(paths, [0] * len(files), sizes, on_error="raise")))
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+    def write(self, path: str, data: bytes | Source) -> None:
+        """Write a file whole or not at all, piece by piece when it is long."""
+        source = Source.of(data)
         with self._talking():
             target = self._at(path)
             if not self.place.kind.renames:
-                self.fs.pipe_file(target, data)
+                if source.path is not None and source.size > 8 * CHUNK:
+                    self.fs.put_file(str(source.path), target)
+                else:
+                    self.fs.pipe_file(target, source.read())
                 return
             unfinished = self._at(f"incoming/{os.urandom(12).hex()}")
             self._make(posixpath.dirname(unfinished))
             self._make(posixpath.dirname(target))
             try:
                 with self.fs.open(unfinished, "wb") as out:
-                    for start in range(0, len(data), CHUNK):
-                        out.write(data[start : start + CHUNK])
+                    for piece in source.pieces():
+                        for start in range(0, len(piece), CHUNK):
+                            out.write(piece[start : start + CHUNK])
                     out.flush()
                     if self.place.kind.protocol == "file":
                         os.fsync(out.fileno())

@@ -28,13 +28,11 @@ def add(
     """
     check_name(name)
     place = replace(parse(url, options), keys=keys)
-    if name in load(home):
-        raise BadRemote(
-            f"There is a remote {name!r} already: choose another name, or `conceptkit remote rm` it."
-        )
+    _check_free(home, name)
     with Remote(name, place) as remote:
         remote.prepare()
-    with atomic_files.turn(home):
+    with atomic_files.turn(home, "remotes.lock"):
+        _check_free(home, name)  # another may have taken it while this one was prepared
         row: dict[str, object] = {"url": place.url, "options": dict(options or {})}
         row |= {"keys": sorted(keys)} if keys else {}
         rows = _rows(home) | {name: row}
@@ -44,7 +42,7 @@ def add(
 
 def remove(home: Path, name: str) -> Place:
     """Forget a remote; what is there stays there. Raises BadRemote when there is none of that name."""
-    with atomic_files.turn(home):
+    with atomic_files.turn(home, "remotes.lock"):
         place = find(home, name)
         _write(home, {key: row for key, row in _rows(home).items() if key != name})
     return place
@@ -71,6 +69,13 @@ def find(home: Path, name: str) -> Place:
         return known[name]
     advice = f"there are {', '.join(known)}" if known else "add one with `conceptkit remote add NAME PLACE`"
     raise BadRemote(f"There is no remote {name[:80]!r}: {advice}.")
+
+
+def _check_free(home: Path, name: str) -> None:
+    if name in load(home):
+        raise BadRemote(
+            f"There is a remote {name!r} already: choose another name, or `conceptkit remote rm` it."
+        )
 
 
 def _keys(row: Mapping[str, Any]) -> frozenset[str]:

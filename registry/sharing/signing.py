@@ -7,7 +7,8 @@ good as before; `--require-signed` is for those who take concepts only from peop
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,36 +64,41 @@ class Signer:
 def create(home: Path, name: str) -> Key:
     """Make a key of one's own. Raises BadKey when the name is taken: a lost key cannot be had back."""
     library = _library()
-    _check_free(home, name)
     key = library.Ed25519PrivateKey.generate()
-    seed = key.private_bytes_raw()
-    atomic_files.write_whole(
-        _folder(home) / f"{name}.key", lambda out: out.write(base64.b64encode(seed) + b"\n")
-    )
+    text = base64.b64encode(key.private_bytes_raw()) + b"\n"
+    with _turn(home):
+        _check_free(home, name)
+        try:
+            atomic_files.write_whole(
+                _folder(home) / f"{name}.key", lambda out: out.write(text), replace=False
+            )
+        except FileExistsError:
+            raise _taken(name) from None
     return Key(name, _text(key.public_key().public_bytes_raw()), own=True)
 
 
 def trust(home: Path, name: str, public: str) -> Key:
     """Remember whose key that is. Raises BadKey when it is no key, or the name stands for another one."""
     _raw(public)
-    for key in keys(home):
-        if key.public == public:
-            raise BadKey(f"That key is here already, as {key.name!r}.")
-    _check_free(home, name)
-    trusted = _trusted(home) | {name: public}
-    text = json.dumps(trusted, indent=2, sort_keys=True).encode()
-    atomic_files.write_whole(_folder(home) / "trusted.json", lambda out: out.write(text))
+    with _turn(home):
+        for key in keys(home):
+            if key.public == public:
+                raise BadKey(f"That key is here already, as {key.name!r}.")
+        _check_free(home, name)
+        _write_trusted(home, _trusted(home) | {name: public})
     return Key(name, public)
 
 
 def distrust(home: Path, name: str) -> Key:
     """Forget a trusted key. Raises BadKey when there is none of that name; own keys stay."""
-    trusted = _trusted(home)
-    if name not in trusted:
-        raise BadKey(f"No trusted key is named {name[:80]!r}: `conceptkit keys list` shows those there are.")
-    gone = Key(name, trusted.pop(name))
-    text = json.dumps(trusted, indent=2, sort_keys=True).encode()
-    atomic_files.write_whole(_folder(home) / "trusted.json", lambda out: out.write(text))
+    with _turn(home):
+        trusted = _trusted(home)
+        if name not in trusted:
+            raise BadKey(
+                f"No trusted key is named {name[:80]!r}: `conceptkit keys list` shows those there are."
+            )
+        gone = Key(name, trusted.pop(name))
+        _write_trusted(home, trusted)
     return gone
 
 
@@ -171,6 +177,20 @@ def _library(why: str = "to sign") -> Any:
     return ed25519
 
 
+def _turn(home: Path) -> AbstractContextManager[None]:
+    """One at a time changes keys: who reads them, and writes them with a change, loses nobody's change."""
+    return atomic_files.turn(home, "keys.lock")
+
+
+def _write_trusted(home: Path, trusted: Mapping[str, str]) -> None:
+    text = json.dumps(dict(trusted), indent=2, sort_keys=True).encode()
+    atomic_files.write_whole(_folder(home) / "trusted.json", lambda out: out.write(text))
+
+
+def _taken(name: str) -> BadKey:
+    return BadKey(f"{name!r} is a key that is here already: choose another name.")
+
+
 def _folder(home: Path) -> Path:
     with storage_errors.told(home):
         return paths.make_private(home / "keys")
@@ -179,7 +199,7 @@ def _folder(home: Path) -> Path:
 def _check_free(home: Path, name: str) -> None:
     check_name(name)
     if name in {key.name for key in keys(home)}:
-        raise BadKey(f"{name!r} is a key that is here already: choose another name.")
+        raise _taken(name)
 
 
 def _trusted(home: Path) -> dict[str, str]:

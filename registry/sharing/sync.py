@@ -4,11 +4,12 @@ Blobs go first and their record last, so that whoever sees a record can have the
 received before a remote went away stays, whole, and the next run goes on from there.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +25,14 @@ from conceptkit.registry import (
 from conceptkit.registry.catalogue import history
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, BadRemote, ConceptError, UnknownConcept
-from conceptkit.registry.names import check_name
 from conceptkit.registry.sharing import bundle, exchange, incoming, signing
 from conceptkit.registry.sharing.incoming import ImportResult, IncomingConcept
-from conceptkit.registry.sharing.remote import CHUNK, File, Remote
+from conceptkit.registry.sharing.records import Bytes, Known, Labels, Record, moment, parse_record
+from conceptkit.registry.sharing.remote import CHUNK, LONGEST_RECORD, File, Remote
+from conceptkit.registry.sources import Source, Spool, digest_of
 from conceptkit.registry.store import Registry
 
-FORMAT = 1
-SIGNED = 2
-"""The format of a record with a signature."""
 Progress = Callable[[int, int], object]
-
-
-Bytes = bytes  # inside of a record, `bytes` is a size
-
-
-@dataclass(frozen=True)
-class Record:
-    """A version of a name, as a remote tells of it; nothing of it is believed."""
-
-    name: str
-    hash: str
-    bytes: int
-    created: str
-    preview: tuple[str, int] | None  # sha256 and size
-    tags: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def to_bytes(self, sign: Callable[[Bytes], Bytes] | None = None) -> Bytes:
-        """JSON, the same bytes for the same record and key."""
-        if sign is None:
-            return bundle.dumps({"format": FORMAT, **vars(self)})
-        told = {"format": SIGNED, **vars(self)}
-        return bundle.dumps(told | {"signature": sign(bundle.dumps(told)).decode("ascii")})
 
 
 @dataclass(frozen=True)
@@ -109,21 +85,25 @@ def push(
     entries = exchange.chosen(registry, names or [head.name for head in registry.list()], every=True)
     remote.check()
     remote.sweep()
-    if names:
-        listed = [remote.records(name) for name in {entry.name for entry in entries}]
-    else:
-        listed = list(remote.all_records().values())
-    there = {file for found in listed for file in found}
+    by_name: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.name, []).append(entry)
+    listed = remote.all_records() if remote.place.kind.flat and not names else None
     pushed = into or Pushed([], [])
-    for number, entry in enumerate(entries, 1):
-        try:
-            new, private = _push(registry, remote, entry, there, thorough=bool(names), sign=sign)
-            pushed.sent.append(Sent(entry, new))
-            pushed.private.update({entry.ref: private} if private else {})
-        except BadBlob as error:
-            pushed.refused.append(str(error))
-        if progress:
-            progress(number, len(entries))
+    done = 0
+    for name, versions in by_name.items():
+        found = remote.records(name) if listed is None else listed.get(name, list)()
+        there = _There(remote, frozenset(found), bool(names), sign, incoming.labels_of(registry, name))
+        for entry in versions:
+            try:
+                new, private = _push(registry, there, entry)
+                pushed.sent.append(Sent(entry, new))
+                pushed.private.update({entry.ref: private} if private else {})
+            except BadBlob as error:
+                pushed.refused.append(str(error))
+            done += 1
+            if progress:
+                progress(done, len(entries))
     return pushed
 
 
@@ -149,18 +129,18 @@ def pull(
         signers = frozenset(key.public for key in signing.keys(registry.home))
     remote.check()
     _sweep(registry.home)
-    listed = {name: remote.records(check_name(name)) for name in names} if names else remote.all_records()
-    for name, found in listed.items():
-        if not found and names:
+    for name in names:
+        if not remote.has(name):
             raise UnknownConcept(f"The remote {remote.name!r} has no concept named {name[:80]!r}.")
+    listed = {name: partial(remote.records, name) for name in names} if names else remote.all_records()
     pulled = into or Pulled([], [])
     for number, (name, found) in enumerate(sorted(listed.items()), 1):
         try:
-            records = list(_records(remote, name, found))
+            records = _records(remote, name, found())
             if signers is not None:
                 records = _of_signers(registry.home, remote, name, records, signers, pulled.refused)
-            arrived = _fetch_name(registry, remote, name, [one for one, _ in records], take)
-            pulled.arrivals.extend(arrived)
+            known = Known.of(one for one, _ in records)
+            pulled.arrivals.extend(_fetch_name(registry, remote, name, known, take))
         except BadRemote:
             raise
         except ConceptError as error:
@@ -182,19 +162,23 @@ def _of_signers(
     home: Path,
     remote: Remote,
     name: str,
-    records: Sequence[tuple[Record, dict[str, Any]]],
+    records: Iterable[tuple[Record, dict[str, Any]]],
     signers: Container[str],
     refused: list[str],
-) -> list[tuple[Record, dict[str, Any]]]:
-    """Those records that one of these keys has signed; a sentence in `refused` about the others."""
-    kept = [(one, told) for one, told in records if _signed_by(home, told) in signers]
-    hashes = {one.hash for one, _ in kept}
-    if others := {one.hash for one, _ in records} - hashes:
+) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """Those records that one of these keys has signed; at last a sentence in `refused` about the others."""
+    kept, others = set(), set()
+    for one, told in records:
+        if _signed_by(home, told) in signers:
+            kept.add(one.hash)
+            yield one, told
+        else:
+            others.add(one.hash)
+    if others := others - kept:
         count = f"{len(others)} version{'s' if len(others) > 1 else ''}"
         refused.append(
             f"{name} was refused in {count}: no key that you trust for {remote.name!r} has signed it."
         )
-    return kept
 
 
 def _signed_by(home: Path, told: dict[str, Any]) -> str | None:
@@ -211,40 +195,51 @@ def _signed_by(home: Path, told: dict[str, Any]) -> str | None:
 
 
 def _fetch_name(
-    registry: Registry, remote: Remote, name: str, records: Sequence[Record], take: bool
+    registry: Registry, remote: Remote, name: str, known: Known, take: bool
 ) -> list[ImportResult]:
     origin, name = f"remote {remote.name}", registry.spelled(name)
-    by_hash: dict[str, list[Record]] = {}
-    for record in records:
-        by_hash.setdefault(record.hash, []).append(record)
-    tags = tuple(sorted({tag for records in by_hash.values() for record in records for tag in record.tags}))
-    told = (note for records in by_hash.values() for record in records for note in record.notes)
-    notes = tuple(dict.fromkeys(told))
-    try:
-        here = {entry.hash: entry for entry in registry.versions(name)}
-    except UnknownConcept:
-        here = {}
-    coming = []
-    for record in sorted(map(_oldest, by_hash.values()), key=_moment):
-        preview = next((other.preview for other in by_hash[record.hash] if other.preview), None)
-        known = here.get(record.hash)
-        if known and (known.preview or not preview):
-            continue
-        data = registry.read(known) if known else fetch(registry.home, remote, record.hash, record.bytes)
-        picture = fetch(registry.home, remote, *preview) if preview else None
-        coming.append(IncomingConcept(name, data, record.created, picture, tags, notes))
-    if not coming and here:
-        incoming.label(registry, name, tags, notes, origin, take)
-    arrivals = incoming.receive(registry, coming, "pull", origin=origin, take=take) if coming else []
-    if take and by_hash and (arrivals or here):
-        newest = max(map(_oldest, by_hash.values()), key=_moment)
+    tags, notes = tuple(sorted(known.tags)), tuple(known.notes)
+    here = {entry.hash: entry for entry in registry.versions(name)} if registry.has(name) else {}
+    with storage_errors.told(registry.home), Spool(paths.make_private(registry.home / "incoming")) as spool:
+        coming = []
+        for record, preview in _lacking(registry, known, here):
+            if record.hash in here:
+                data = registry.source(here[record.hash])
+            else:
+                data = fetch(spool, remote, record.hash, record.bytes)
+            picture = fetch(spool, remote, *preview) if preview else None
+            coming.append(IncomingConcept(name, data, record.created, picture, tags, notes))
+        if not coming and here:
+            incoming.label(registry, name, tags, notes, origin, take)
+        arrivals = incoming.receive(registry, coming, "pull", origin=origin, take=take) if coming else []
+    if take and known.oldest and (arrivals or here):
+        newest = max(known.oldest.values(), key=moment)
         if (taken := history.take(registry, name, newest.hash, origin)) and newest.hash in here:
             here[newest.hash] = taken
-    left_alone = set(by_hash) - {arrival.entry.hash for arrival in arrivals}
+    left_alone = set(known.oldest) - {arrival.entry.hash for arrival in arrivals}
     return [ImportResult(here[digest], new=False) for digest in here if digest in left_alone] + arrivals
 
 
-def fetch(home: Path, remote: Remote, digest: str, size: int) -> bytes:
+def _lacking(
+    registry: Registry, known: Known, here: Mapping[str, Entry]
+) -> list[tuple[Record, tuple[str, int] | None]]:
+    """The versions that are not here, or not with their preview, the oldest first.
+
+    Raises ConceptError when the disk has no room for what they announce.
+    """
+    found = []
+    for record in sorted(known.oldest.values(), key=moment):
+        preview = known.previews.get(record.hash)
+        if record.hash not in here or (preview and not here[record.hash].preview):
+            found.append((record, preview))
+    size = sum(one.bytes * (one.hash not in here) + (shown[1] if shown else 0) for one, shown in found)
+    room = shutil.disk_usage(registry.home).free
+    if 2 * size > room:  # once as it comes in, once as it is stored
+        raise ConceptError(f"it takes {2 * size:,} bytes to fetch and the disk has {room:,}; free some room.")
+    return found
+
+
+def fetch(spool: Spool, remote: Remote, digest: str, size: int) -> Source:
     """The blob `digest` of a remote, verified. What is long goes on where an earlier try broke off."""
     path = f"blobs/{digest[:2]}/{digest[2:]}"
     there = remote.size(path)
@@ -253,30 +248,32 @@ def fetch(home: Path, remote: Remote, digest: str, size: int) -> bytes:
         raise ConceptError(
             f"the remote {remote.name!r} {how} what it announces; push it there again, by its name."
         )
-    data = _resumed(home, remote, path, digest, size) if size > CHUNK else remote.read(path, size)
-    if hashlib.sha256(data).hexdigest() != digest:
+    if size > CHUNK:
+        source = _resumed(spool, remote, path, digest, size)
+    else:
+        source = spool.add([remote.read(path, size)])
+    if source.digest() != digest:
         raise ConceptError(
             f"the remote {remote.name!r} sent other bytes than announced; try again, or delete its {path} "
             "and push the concept there again, by its name."
         )
-    return data
+    return source
 
 
-def _resumed(home: Path, remote: Remote, path: str, digest: str, size: int) -> bytes:
+def _resumed(spool: Spool, remote: Remote, path: str, digest: str, size: int) -> Source:
     """A long blob, of which an earlier try may have left the beginning, as this one may for the next."""
-    file = paths.make_private(home / "incoming") / f"{digest}.part"
+    file = spool.folder / f"{digest}.part"
     places = range(0, size, CHUNK)
-    with storage_errors.told(home), atomic_files.claimed(file) as part:
+    with atomic_files.claimed(file) as part:
         if part is None:
-            return b"".join(remote.read(path, min(place + CHUNK, size), place) for place in places)
+            return spool.add(remote.read(path, min(place + CHUNK, size), place) for place in places)
         if (start := part.seek(0, os.SEEK_END)) > size:
             start = part.truncate(0)
         for place in range(start, size, CHUNK):
             part.write(remote.read(path, min(place + CHUNK, size), place))
-        part.seek(0)
-        data = part.read(size)
+        source = spool.add(Source.part_of(part, 0, size).pieces())
         file.unlink(missing_ok=True)
-    return data
+    return source
 
 
 def _sweep(home: Path) -> None:
@@ -286,85 +283,60 @@ def _sweep(home: Path) -> None:
             file.unlink()
 
 
-def _push(
-    registry: Registry,
-    remote: Remote,
-    entry: Entry,
-    there: Container[File],
-    thorough: bool,
-    sign: Callable[[Bytes], Bytes] | None,
-) -> tuple[bool, list[str]]:
-    """Send what of one version is not there, by its record or, `thorough`, by each file.
+@dataclass(frozen=True)
+class _There:
+    """Where versions of one name are pushed to, what is there of it, and what goes with all of them.
 
-    Whether that was any, and what then left that tells of this machine.
+    thorough: whether each file is looked for, or only the records. labels: tags and notes.
     """
-    record = _record(registry, entry).to_bytes(sign)
-    file = File(f"concepts/{entry.name}/{hashlib.sha256(record).hexdigest()}.json", len(record))
-    if file in there and not thorough:
+
+    remote: Remote
+    records: frozenset[File]
+    thorough: bool
+    sign: Callable[[Bytes], Bytes] | None
+    labels: Labels
+
+
+def _push(registry: Registry, there: _There, entry: Entry) -> tuple[bool, list[str]]:
+    """Send what of one version is not there: was it any, and what then left that tells of this machine?
+
+    Raises BadBlob for what nobody could read.
+    """
+    record = _record(registry, entry, there.labels).to_bytes(there.sign)
+    if len(record) > LONGEST_RECORD:
+        raise BadBlob(f"{entry.ref} cannot be pushed with notes of that length: take some of them off.")
+    file = File(f"concepts/{entry.name}/{digest_of([record])}.json", len(record))
+    if file in there.records and not there.thorough:
         return False, []
-    private = private_names.held(exchange.check_own(registry, entry))
-    lacked = _send(remote, entry.hash, entry.bytes, lambda: registry.read(entry))
-    if (picture := registry.preview(entry)) is not None:
-        lacked |= _send(remote, entry.preview or "", len(picture), lambda: picture)
-    if file not in there:
-        remote.write(file.path, record)
-    sent = lacked or file not in there
-    return sent, private if sent else []
+    source = exchange.check_own(registry, entry)
+    lacked = _send(there.remote, source)
+    if (picture := registry.preview_source(entry)) is not None:
+        lacked |= _send(there.remote, picture)
+    if file not in there.records:
+        there.remote.write(file.path, record)
+    sent = lacked or file not in there.records
+    return sent, private_names.held(source) if sent else []
 
 
-def _record(registry: Registry, entry: Entry) -> Record:
-    tags, notes = incoming.labels_of(registry, entry.name)
+def _record(registry: Registry, entry: Entry, said: Labels | None = None) -> Record:
+    """What to tell of a version; said: the tags and notes of its name, where they are at hand."""
+    tags, notes = said or incoming.labels_of(registry, entry.name)
     picture = None
     if entry.preview:
         picture = (entry.preview, blobs.size(registry.blobs, entry.preview) or 0)
     return Record(entry.name, entry.hash, entry.bytes, entry.created, picture, tags, tuple(sorted(notes)))
 
 
-def _send(remote: Remote, digest: str, size: int, read: Callable[[], bytes]) -> bool:
+def _send(remote: Remote, source: Source) -> bool:
     """Write a blob that is not there in its full size; whether that was so."""
-    path = f"blobs/{digest[:2]}/{digest[2:]}"
-    if remote.size(path) == size:
+    path = f"blobs/{source.digest()[:2]}/{source.digest()[2:]}"
+    if remote.size(path) == source.size:
         return False
-    remote.write(path, read())
+    remote.write(path, source)
     return True
 
 
 def _records(remote: Remote, name: str, found: Sequence[File]) -> Iterator[tuple[Record, dict[str, Any]]]:
     for file, data in zip(found, remote.read_many(found), strict=True):
-        if (
-            hashlib.sha256(data).hexdigest() == file.path[-69:-5]
-        ):  # one that was broken off is as good as none
+        if digest_of([data]) == file.path[-69:-5]:  # one that was broken off is as good as none
             yield parse_record(data, name), concept_validation.strict_json(data.decode("ascii"))
-
-
-def parse_record(data: bytes, name: str) -> Record:
-    """The record in these bytes, if it is one of `name`. Raises ConceptError."""
-    try:
-        value = concept_validation.strict_json(data.decode("ascii"))
-        form = value.pop("format")
-        if type(form) is not int or form not in (FORMAT, SIGNED):
-            raise ConceptError("a newer conceptkit wrote of it; update conceptkit.")
-        if form == SIGNED:
-            value.pop("signature")
-        tags, notes = incoming.check_texts(value.pop("tags"), value.pop("notes"))
-        preview = value.pop("preview")
-        record = Record(**value, preview=None if preview is None else tuple(preview), tags=tags, notes=notes)
-        sizes = [(record.hash, record.bytes, concept_validation.LARGEST)]
-        if record.preview is not None:
-            sizes.append((*record.preview, incoming.LARGEST_PREVIEW))
-        for digest, size, most in sizes:
-            if not bundle.is_digest(digest) or type(size) is not int or not 0 <= size <= most:
-                raise ValueError
-        if not isinstance(record.created, str) or record.name.lower() != name.lower():
-            raise ValueError
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConceptError("its record at the remote is damaged; push it there again.") from error
-    return record
-
-
-def _moment(record: Record) -> tuple[str, str]:
-    return record.created, record.hash
-
-
-def _oldest(records: Iterable[Record]) -> Record:
-    return min(records, key=_moment)

@@ -21,24 +21,21 @@ KEEP, LABELS = "conceptkit.registry.maintenance", "conceptkit.registry.catalogue
 SHARE, ADD = "conceptkit.registry.sharing.exchange", "conceptkit.workflows.add"
 
 RECIPE_FIELDS = {
-    name: name
-    for name in (
-        "accumulate",
-        "batch",
-        "begin",
-        "edges",
-        "extract",
-        "prior_batch",
-        "prior_size",
-        "prior_steps",
-        "prior_weight",
-        "steps",
-        "sude",
-        "sude_prompts",
-        "token_steps",
-        "validate",
-        "views",
-    )
+    "accumulate": "gradient_accumulation_steps",
+    "batch": "train_batch_size",
+    "begin": "token_init",
+    "edges": "special_token_preservation_weight",
+    "extract": "extract_rank",
+    "prior_batch": "prior_batch",
+    "prior_size": "num_class_images",
+    "prior_steps": "class_image_steps",
+    "prior_weight": "prior_loss_weight",
+    "steps": "max_train_steps",
+    "sude": "sude_weight",
+    "sude_prompts": "sude_prompts",
+    "token_steps": "token_train_steps",
+    "validate": "validation_steps",
+    "views": "num_augmented_views",
 }
 """A recipe's field as `cases` has it, and as conceptkit has it."""
 
@@ -88,15 +85,17 @@ def learn(case: Case, photos: Path, home: Path) -> dict[str, Any]:
     with registry(home) as store:
         if len(where) > 1:
             together = _part(ADD).add_together
-            made = together(where, nouns=case.nouns, name="both", registry=store, **shared)
+            made = together(where, class_nouns=case.nouns, name="both", registry=store, **shared)
         else:
             ((name, folder),) = where.items()
             if case.masks:
                 shared["masks"] = photos.parent / "masks"
             if case.prior:
-                shared["prior_photos"] = photos / case.prior
+                shared["class_images"] = photos / case.prior
             made = [
-                _ck().add(name, folder, noun=case.nouns.get(name), kind=case.kind, registry=store, **shared)
+                _ck().add(
+                    name, folder, class_noun=case.nouns.get(name), kind=case.kind, registry=store, **shared
+                )
             ]
     return {learned.entry.name: learned.concept for learned in made}
 

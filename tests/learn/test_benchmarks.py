@@ -65,7 +65,13 @@ def bench(pico, monkeypatch):
     monkeypatch.setattr(scorers, "AttributeJudge", Guess)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     for name, recipe in DEFAULT_CONFIGS.items():
-        small = {"prior_size": 2, "prior_steps": 1, "views": 4, "batch": 2, "prior_batch": 2}
+        small = {
+            "num_class_images": 2,
+            "class_image_steps": 1,
+            "num_augmented_views": 4,
+            "train_batch_size": 2,
+            "prior_batch": 2,
+        }
         monkeypatch.setitem(DEFAULT_CONFIGS, name, replace(recipe, **small))
 
 
@@ -124,7 +130,9 @@ def test_bars_of_the_prior():
 
 @pytest.mark.parametrize(("weight", "arm"), [(1.0, "prior"), (0.5, "prior"), (0.0, "no prior")])
 def test_the_prior_is_judged_as_a_method_ships(monkeypatch, weight, arm):
-    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(DEFAULT_CONFIGS["custom"], prior_weight=weight))
+    monkeypatch.setitem(
+        DEFAULT_CONFIGS, "custom", replace(DEFAULT_CONFIGS["custom"], prior_loss_weight=weight)
+    )
     assert learn_prior.by_default("custom") == arm
 
 
@@ -151,10 +159,19 @@ def test_many_merges_lose_in_the_mean():
 
 
 def test_what_was_taught_by_another_recipe_is_taught_again(pico, registry, monkeypatch):
-    few = config_for(changes={"token_steps": 1, "steps": 1, "batch": 1, "views": 2})
+    few = config_for(
+        changes={
+            "token_train_steps": 1,
+            "max_train_steps": 1,
+            "train_batch_size": 1,
+            "num_augmented_views": 2,
+        }
+    )
     for module in (taught.config, taught.add):
         monkeypatch.setattr(
-            module, "config_for", lambda method=None, steps=None, *_: replace(few, steps=steps or 1)
+            module,
+            "config_for",
+            lambda method=None, steps=None, *_, **__: replace(few, max_train_steps=steps or 1),
         )
     for steps, versions in ((2, 1), (2, 1), (None, 2)):
         taught.teach(pico, Eye(), registry, 0, steps)
@@ -233,7 +250,7 @@ def test_the_plain_loop_teaches_the_text_encoder_too(pico, shown):
 @pytest.mark.parametrize("name", plain_loop.METHODS)
 def test_the_plain_loop_has_the_same_loss(pico, shown, name):
     """Before anything is learned, of the same pictures at the same noise: else seconds compare nothing."""
-    recipe, run = plain(pico, shown, name, prior_weight=0.0, prior_batch=0, token_goes_on=False)
+    recipe, run = plain(pico, shown, name, prior_loss_weight=0.0, prior_batch=0, train_token_jointly=False)
     subject = Subject("my_dog", "dog", shown)
     pool = latent_dataset.still_dataset(pico, shown, f"{run.word}")
     taught = training_step.TrainingContext(

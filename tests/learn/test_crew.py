@@ -14,35 +14,41 @@ from conceptkit.learn.distributed import DistributedContext
 from tests import tiny
 from tests.learning import TINY, method, teach, values
 
-FOUR = {"batch": 4, "prior_batch": 2}
+FOUR = {"train_batch_size": 4, "prior_batch": 2}
 
 
 @pytest.mark.parametrize("name", ["custom", "custom-diffusion"])
 def test_a_batch_in_parts_gives_the_same_gradients(pico, shown, name):
-    recipe = replace(TINY if name == "custom" else method(name), **FOUR, sude=1.0, leak=1.0)
+    recipe = replace(
+        TINY if name == "custom" else method(name), **FOUR, sude_weight=1.0, caption_preservation_weight=1.0
+    )
     assert_parts_are_the_whole(pico, shown, recipe)
 
 
 def test_a_batch_in_parts_asks_for_the_same_states(pico, shown, able):
-    assert_parts_are_the_whole(pico, shown, replace(TINY, **FOUR, sude=50.0, sude_prompts="states"))
+    assert_parts_are_the_whole(pico, shown, replace(TINY, **FOUR, sude_weight=50.0, sude_prompts="states"))
 
 
 def assert_parts_are_the_whole(pico, shown, recipe):
-    whole, parted = (values(teach(pico, shown, replace(recipe, accumulate=k))) for k in (1, 2))
+    whole, parted = (
+        values(teach(pico, shown, replace(recipe, gradient_accumulation_steps=k))) for k in (1, 2)
+    )
     assert not torch.equal(whole, torch.zeros_like(whole))
     assert (whole - parted).norm() < 0.01 * whole.norm()
 
 
 def test_computing_activations_twice_changes_nothing(pico, shown):
     before = tiny.snapshot(pico.pipe)
-    plain, lean = (teach(pico, shown, method("dreambooth", checkpointing=on)) for on in (False, True))
+    plain, lean = (
+        teach(pico, shown, method("dreambooth", gradient_checkpointing=on)) for on in (False, True)
+    )
     assert torch.allclose(values(plain), values(lean), atol=1e-5)
     assert tiny.snapshot(pico.pipe) == before
 
 
 def test_half_precision_learns_nearly_the_same(pico, shown):
     full, half = (
-        values(teach(pico, shown, method("custom-diffusion", precision=p))) for p in ("fp32", "bf16")
+        values(teach(pico, shown, method("custom-diffusion", mixed_precision=p))) for p in ("fp32", "bf16")
     )
     assert not torch.equal(full, half) and torch.isfinite(half).all()
     assert torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.9
@@ -64,17 +70,20 @@ def test_shares_of_a_batch_are_all_of_it_once():
 PROCESS = """
 import sys
 from dataclasses import replace
-from conceptkit import base as bases, metric, photos
-from conceptkit.workflows.add import learn
-from conceptkit.learn.distributed import find
+from conceptkit.base import pipeline as bases
+from conceptkit.data import photos
+from conceptkit.features import caption_statistics, captions
+from conceptkit.learn.distributed import current
+from conceptkit.learn.trainer import learn
 from tests import tiny
 from tests.learning import TINY
-texts = bases.captions("any")[:40]
-metric.captions = lambda name: texts
-recipe = replace(TINY, batch=4, prior_batch=2, sude=1.0, leak=1.0)
+texts = captions.captions("any")[:40]
+caption_statistics.captions = lambda name: texts
+weights = dict(sude_weight=1.0, caption_preservation_weight=1.0)
+recipe = replace(TINY, train_batch_size=4, prior_batch=2, **weights)
 concept = learn(bases.of(tiny.pico_sd(), "pico"), photos.read(sys.argv[1]), "my_dog", "dog", recipe)
-crew = find()
-open(f"{sys.argv[2]}/{crew.rank}-of-{crew.size}", "wb").write(concept.to_bytes())
+here = current()
+open(f"{sys.argv[2]}/{here.rank}-of-{here.size}", "wb").write(concept.to_bytes())
 """
 
 
@@ -100,7 +109,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(folder, tmp_pa
         assert process.returncode == 0, errors
     first, second = ((tmp_path / f"{rank}-of-2").read_bytes() for rank in range(2))
     assert first == second
-    alone = teach(pico, shown, replace(TINY, **FOUR, sude=1.0, leak=1.0))
+    alone = teach(pico, shown, replace(TINY, **FOUR, sude_weight=1.0, caption_preservation_weight=1.0))
     together = Concept.from_bytes(first)
     for name, (up, _) in alone.delta.items():
         assert (together.delta[name].first - up).norm() < 0.01 * up.norm()

@@ -17,13 +17,20 @@ from conceptkit.learn.diffusion_classifier import Classifier
 from conceptkit.learn.distributed import DistributedContext
 from conceptkit.learn.subject import StateAndPlace, Subject
 from conceptkit.learn.token_init import init_token
-from conceptkit.learn.trainer import learn_together
 from conceptkit.storybook.world import scene
 from conceptkit.workflows import add
 from tests import tiny
-from tests.learning import teach
+from tests.learning import learn_together, teach
 
-RECIPE = TrainConfig("custom", begin="described", aside=0.5, batch=3, prior_weight=0.0, vectors=2, views=6)
+RECIPE = TrainConfig(
+    "custom",
+    token_init="described",
+    token_init_noise=0.5,
+    train_batch_size=3,
+    prior_loss_weight=0.0,
+    num_vectors=2,
+    num_augmented_views=6,
+)
 WHOLE = DistributedContext()
 
 
@@ -166,11 +173,18 @@ def test_the_token_begins_beside_the_word_and_says_so(pico, shown):
 def test_what_is_learned_says_where_its_word_began(pico, shown, folder, registry, monkeypatch):
     monkeypatch.setattr(Classifier, "look", lambda *_: "red")
     recipe = TrainConfig(
-        "custom", begin="described", token_steps=0, steps=1, rank=1, batch=2, prior_weight=0.0, views=4
+        "custom",
+        token_init="described",
+        token_train_steps=0,
+        max_train_steps=1,
+        rank=1,
+        train_batch_size=2,
+        prior_loss_weight=0.0,
+        num_augmented_views=4,
     )
     assert teach(pico, shown, recipe).provenance["look"] == "red"
     monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, recipe)
-    (told,) = add.add("my_dog", folder, noun="dog", base=pico, registry=registry).notices
+    (told,) = add.add("my_dog", folder, class_noun="dog", base=pico, registry=registry).notices
     assert told == "The word of pico that describes my_dog best is 'red'; what is learned begins there."
     style = teach(pico, shown, recipe, noun=None)
     assert "look" not in style.provenance
@@ -180,7 +194,7 @@ def test_of_several_each_begins_at_its_own(pico, shown, monkeypatch):
     found = iter(["red", "blue"])
     monkeypatch.setattr(Classifier, "look", lambda *_: next(found))
     subjects = [Subject("my_dog", "dog", shown), Subject("my_cat", "cat", shown)]
-    recipe = replace(RECIPE, token_steps=0, steps=1, rank=1, batch=2)
+    recipe = replace(RECIPE, token_train_steps=0, max_train_steps=1, rank=1, train_batch_size=2)
     joint = learn_together(pico, subjects, recipe)
     assert [part.provenance["look"] for part in joint.parts] == ["red", "blue"]
 
@@ -193,10 +207,10 @@ def stop_after_four(done, total, text):
 def test_going_on_does_not_ask_again(pico, folder, registry, monkeypatch):
     questions = []
     monkeypatch.setattr(Classifier, "look", lambda *_: questions.append(1) or "red")
-    recipe = replace(RECIPE, token_steps=3, steps=3, rank=1, batch=2)
+    recipe = replace(RECIPE, token_train_steps=3, max_train_steps=3, rank=1, train_batch_size=2)
     monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, recipe)
     monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
-    whole = add.add("my_dog", folder, noun="dog", base=pico, registry=registry).concept.to_bytes()
+    whole = add.add("my_dog", folder, class_noun="dog", base=pico, registry=registry).concept.to_bytes()
 
     again = {"noun": "dog", "base": pico, "registry": registry, "new_version": True}
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +224,16 @@ def only(photos: PhotoSet, k: int = 0) -> PhotoSet:
     return replace(photos, pictures=photos.pictures[k : k + 1], names=photos.names[k : k + 1])
 
 
-ALONE = TrainConfig("custom", token_steps=1, steps=1, rank=1, batch=2, prior_weight=0.0, views=4, scene=True)
+ALONE = TrainConfig(
+    "custom",
+    token_train_steps=1,
+    max_train_steps=1,
+    rank=1,
+    train_batch_size=2,
+    prior_loss_weight=0.0,
+    num_augmented_views=4,
+    auto_caption=True,
+)
 
 
 @pytest.fixture
@@ -228,35 +251,37 @@ def lessons(monkeypatch) -> list[training_step.TrainingContext]:
 def test_the_only_photo_is_told_by_its_scene(pico, shown, monkeypatch, lessons):
     """All its prompts go on with it, SuDe's class too; of several photos the base is asked nothing."""
     monkeypatch.setattr(Classifier, "scene", lambda *_: StateAndPlace("running", "on the moon"))
-    concept = teach(pico, only(shown), replace(ALONE, sude=1.0))
-    own = lessons[0].pool.prompts
+    concept = teach(pico, only(shown), replace(ALONE, sude_weight=1.0))
+    own = lessons[0].dataset.prompts
     assert all("<my_dog> dog running on the moon" in text for text in own)
     assert all("dog running on the moon" in text and "<my_dog>" not in text for text in lessons[0].plain(own))
     assert concept.provenance["scene"] == "running on the moon"
     assert concept.words == {"my_dog": "<my_dog> dog"}
     lessons.clear()
-    several = teach(pico, shown, replace(ALONE, sude=1.0))
-    assert not any("running" in text for text in lessons[0].pool.prompts)
+    several = teach(pico, shown, replace(ALONE, sude_weight=1.0))
+    assert not any("running" in text for text in lessons[0].dataset.prompts)
     assert "scene" not in several.provenance
 
 
 @pytest.mark.parametrize(
     "subject",
     [
-        {"captions": ("photo of a dog sitting",)},
+        {"captions": ("photo of a dog sitting",), "noun": "dog"},
         {"noun": None},
         {"noun": None, "kind": "style"},
     ],
     ids=["captioned", "classless", "style"],
 )
 def test_nothing_is_asked_of_photos_that_say_it_or_have_no_class(pico, shown, monkeypatch, subject):
+    subject = dict(subject)
     monkeypatch.setattr(Classifier, "scene", lambda *_: pytest.fail("asked"))
-    learn_together(pico, [Subject(**{"name": "x", "noun": "dog", "photos": only(shown), **subject})], ALONE)
+    photos = replace(only(shown), captions=subject.pop("captions", ()))
+    learn_together(pico, [Subject(**{"name": "x", "noun": "dog", "photos": photos, **subject})], ALONE)
 
 
 def test_a_recipe_without_scene_asks_nothing(pico, shown, monkeypatch):
     monkeypatch.setattr(Classifier, "scene", lambda *_: pytest.fail("asked"))
-    teach(pico, only(shown), replace(ALONE, scene=False))
+    teach(pico, only(shown), replace(ALONE, auto_caption=False))
 
 
 def test_the_validation_of_one_photo_is_told_its_scene(pico, shown, monkeypatch):
@@ -265,7 +290,7 @@ def test_the_validation_of_one_photo_is_told_its_scene(pico, shown, monkeypatch)
     monkeypatch.setattr(
         latent_dataset, "still_dataset", lambda *a, **k: told.append(still(*a, **k)) or told[-1]
     )
-    teach(pico, only(shown), replace(ALONE, validate=1))
+    teach(pico, only(shown), replace(ALONE, validation_steps=1))
     assert told[-1].prompts == ("photo of a <my_dog> dog running",)
 
 
@@ -274,7 +299,7 @@ def test_a_captioned_photo_beside_one_that_is_not(pico, shown, monkeypatch):
     monkeypatch.setattr(Classifier, "scene", lambda *_: StateAndPlace("running"))
     subjects = [
         Subject("my_dog", "dog", only(shown)),
-        Subject("my_cat", "cat", only(shown, 1), captions=("a cat sitting",)),
+        Subject("my_cat", "cat", replace(only(shown, 1), captions=("a cat sitting",))),
     ]
     joint = learn_together(pico, subjects, ALONE)
     assert [part.provenance.get("scene") for part in joint.parts] == ["running", None]
@@ -284,9 +309,9 @@ def test_going_on_keeps_what_was_seen_in_the_photo(pico, folder, registry, monke
     photo = tmp_path / "0.png"
     photo.write_bytes((folder / "0.png").read_bytes())
     monkeypatch.setattr(Classifier, "scene", lambda *_: StateAndPlace("running"))
-    monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, replace(ALONE, token_steps=3, steps=3))
+    monkeypatch.setitem(DEFAULT_CONFIGS, DEFAULT, replace(ALONE, token_train_steps=3, max_train_steps=3))
     monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
-    first = add.add("my_dog", photo, noun="dog", base=pico, registry=registry)
+    first = add.add("my_dog", photo, class_noun="dog", base=pico, registry=registry)
     assert first.notices == [
         "In 0.png pico sees my_dog running, and learns it so that other prompts are followed; "
         "if it is something else, put a caption beside the photo."

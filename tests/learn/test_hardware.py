@@ -17,19 +17,20 @@ from conceptkit.workflows.add import add
 from tests import tiny
 from tests.learning import TINY, method, outcome, teach, values
 
-KV = {"prior_weight": 0.0, "token_goes_on": False}
+KV = {"prior_loss_weight": 0.0, "train_token_jointly": False}
 
 
 @pytest.fixture
 def everywhere(monkeypatch):
     """The CPU is slow at fp16 and gains nothing from it, but computes it; so the loop can be tried on it."""
     monkeypatch.setitem(mixed_precision.LEARNS_ON, "fp16", ("cpu",))
-    monkeypatch.setitem(mixed_precision.LEARNS_ON, "compile", ("cpu",))
+    monkeypatch.setitem(mixed_precision.LEARNS_ON, "torch_compile", ("cpu",))
 
 
 def test_fp16_learns_nearly_the_same(pico, shown, everywhere):
     full, half = (
-        values(teach(pico, shown, method("custom-diffusion", precision=p, **KV))) for p in ("fp32", "fp16")
+        values(teach(pico, shown, method("custom-diffusion", mixed_precision=p, **KV)))
+        for p in ("fp32", "fp16")
     )
     assert not torch.equal(full, half) and torch.isfinite(half).all()
     assert torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.9
@@ -65,15 +66,17 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_falls(pico, shown, ever
 
     monkeypatch.setattr(torch.amp.GradScaler, "update", watched)
     overflowing(monkeypatch, {0})
-    concept = teach(pico, shown, method("custom-diffusion", precision="fp16", **KV))
+    concept = teach(pico, shown, method("custom-diffusion", mixed_precision="fp16", **KV))
     assert seen == [2.0**15] * 3
     assert torch.isfinite(values(concept)).all() and values(concept).any()
 
 
 def test_gradients_that_overflow_at_every_scale_are_told(pico, shown, everywhere, monkeypatch):
     overflowing(monkeypatch, set(range(99)))
-    with pytest.raises(ConceptError, match="too large for fp16; give --precision bf16 or fp32"):
-        teach(pico, shown, replace(method("custom-diffusion", precision="fp16", **KV), steps=40))
+    with pytest.raises(ConceptError, match="too large for fp16; give --mixed-precision bf16 or fp32"):
+        teach(
+            pico, shown, replace(method("custom-diffusion", mixed_precision="fp16", **KV), max_train_steps=40)
+        )
 
 
 class Stopped(BaseException):
@@ -86,14 +89,14 @@ def stopped_and_resumed(pico, shown, recipe, path, at):
             raise Stopped
 
     with pytest.raises(Stopped):
-        outcome(pico, shown, recipe, keeper=CheckpointManager(path, every=0.0), tick=tick)
+        outcome(pico, shown, recipe, checkpoints=CheckpointManager(path, every=0.0), progress=tick)
     keeper = CheckpointManager(path, every=0.0)
     keeper.resume()
-    return outcome(pico, shown, recipe, keeper=keeper).whole.to_bytes()
+    return outcome(pico, shown, recipe, checkpoints=keeper).whole.to_bytes()
 
 
 def test_the_scale_is_resumed_too(pico, shown, everywhere, monkeypatch, tmp_path):
-    recipe = replace(method("custom-diffusion", precision="fp16", **KV), steps=5)
+    recipe = replace(method("custom-diffusion", mixed_precision="fp16", **KV), max_train_steps=5)
     overflowing(monkeypatch, {1})
     never = outcome(pico, shown, recipe).whole.to_bytes()
     overflowing(monkeypatch, {1})
@@ -106,9 +109,9 @@ def test_the_scale_is_resumed_too(pico, shown, everywhere, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"precision": "fp16"}, "fp16 works on cuda alone, and the base is on cpu; give fp32"),
-        ({"precision": "half"}, "precision = 'half' is unknown; choose one of fp32, bf16, fp16"),
-        ({"optimiser": "sgd"}, "optimiser = 'sgd' is unknown"),
+        ({"mixed_precision": "fp16"}, "fp16 works on cuda alone, and the base is on cpu; give fp32"),
+        ({"mixed_precision": "half"}, "mixed_precision = 'half' is unknown; choose one of fp32, bf16, fp16"),
+        ({"optimizer": "sgd"}, "optimizer = 'sgd' is unknown"),
     ],
 )
 def test_what_a_device_cannot_do_is_one_sentence(pico, shown, values, named):
@@ -119,23 +122,23 @@ def test_what_a_device_cannot_do_is_one_sentence(pico, shown, values, named):
 
 def test_every_kind_of_device_is_asked():
     mps, cuda = torch.device("mps"), torch.device("cuda")
-    for changes in ({"precision": "bf16"}, {"precision": "fp16"}, {"optimiser": "adamw8bit"}):
+    for changes in ({"mixed_precision": "bf16"}, {"mixed_precision": "fp16"}, {"optimizer": "adamw8bit"}):
         with pytest.raises(BadRecipe, match="the base is on mps"):
             mixed_precision.check(mps, replace(TINY, **changes))
     mixed_precision.check(mps, TINY)
-    mixed_precision.check(cuda, replace(TINY, precision="fp16"))
+    mixed_precision.check(cuda, replace(TINY, mixed_precision="fp16"))
 
 
 def test_a_gpu_without_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    with pytest.raises(BadRecipe, match="cannot compute in bf16; give --precision fp16 or fp32"):
-        mixed_precision.check(torch.device("cuda"), replace(TINY, precision="bf16"))
+    with pytest.raises(BadRecipe, match="cannot compute in bf16; give --mixed-precision fp16 or fp32"):
+        mixed_precision.check(torch.device("cuda"), replace(TINY, mixed_precision="bf16"))
 
 
 def test_without_bitsandbytes_it_says_how_to_get_it(pico, shown, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(BadRecipe, match=r"needs bitsandbytes; run pip install 'conceptkit\[8bit\]'"):
-        teach(pico, shown, replace(TINY, optimiser="adamw8bit"))
+        teach(pico, shown, replace(TINY, optimizer="adamw8bit"))
 
 
 class Eight(torch.optim.AdamW):
@@ -175,19 +178,22 @@ class Eight(torch.optim.AdamW):
 
 def test_the_8_bit_optimiser_learns_and_resumes(pico, shown, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=Eight)))
-    before, recipe = Eight.made, replace(method("custom-diffusion", optimiser="adamw8bit", **KV), steps=4)
+    before, recipe = (
+        Eight.made,
+        replace(method("custom-diffusion", optimizer="adamw8bit", **KV), max_train_steps=4),
+    )
     never = outcome(pico, shown, recipe).whole
     assert Eight.made == before + 1 and values(never).any()
-    assert never.recipe["optimiser"] == "adamw8bit"
+    assert never.recipe["optimizer"] == "adamw8bit"
     assert stopped_and_resumed(pico, shown, recipe, tmp_path / "kept", 2) == never.to_bytes()
 
 
 def test_bitsandbytes_itself_learns_and_resumes(shown, tmp_path):
     pytest.importorskip("bitsandbytes")
     wide = bases.of(tiny.pico_sd(d=256), "pico")  # 32 x 256 numbers are enough for moments of 8 bits
-    recipe = replace(method("custom-diffusion", optimiser="adamw8bit", **KV), steps=4)
+    recipe = replace(method("custom-diffusion", optimizer="adamw8bit", **KV), max_train_steps=4)
     never = outcome(wide, shown, recipe).whole
-    full = outcome(wide, shown, replace(recipe, optimiser="adamw")).whole
+    full = outcome(wide, shown, replace(recipe, optimizer="adamw")).whole
     assert torch.nn.functional.cosine_similarity(values(never), values(full), dim=0) > 0.9
     assert stopped_and_resumed(wide, shown, recipe, tmp_path / "kept", 2) == never.to_bytes()
     kept = CheckpointManager(tmp_path / "kept", every=0.0)
@@ -204,10 +210,12 @@ def test_the_unet_is_compiled_while_it_learns_and_left_as_it_was(pico, shown, ev
 
     before, plain = tiny.snapshot(pico.pipe), teach(pico, shown)
     monkeypatch.setattr(torch, "compile", fake)
-    concept = teach(pico, shown, replace(TINY, compile=True))
+    concept = teach(pico, shown, replace(TINY, torch_compile=True))
     assert tiny.snapshot(pico.pipe) == before
     assert len(compiled) == 2, "once for the word, once for the look"
-    assert len(calls) == TINY.token_steps + TINY.steps, "what the base draws by itself is not compiled for"
+    assert len(calls) == TINY.token_train_steps + TINY.max_train_steps, (
+        "what the base draws by itself is not compiled for"
+    )
     assert torch.equal(values(concept), values(plain))
 
 
@@ -224,8 +232,8 @@ def test_a_compiler_that_loses_gradients_is_told_of_at_the_first_step(pico, show
 
     before = tiny.snapshot(pico.pipe)
     compile_into(monkeypatch, losing)
-    with pytest.raises(ConceptError, match="changes the gradients of 1 of 1 .*leave compile=yes out"):
-        teach(pico, shown, replace(TINY, compile=True))
+    with pytest.raises(ConceptError, match="changes the gradients of 1 of 1 .*leave torch_compile=yes out"):
+        teach(pico, shown, replace(TINY, torch_compile=True))
     assert tiny.snapshot(pico.pipe) == before
 
 
@@ -248,19 +256,21 @@ def test_a_failing_compiler_leaves_the_unet_as_it_was(pico, shown, everywhere, m
     before = tiny.snapshot(pico.pipe)
     compile_into(monkeypatch, broken)
     with pytest.raises(RuntimeError, match="no compiler"):
-        teach(pico, shown, replace(TINY, compile=True))
+        teach(pico, shown, replace(TINY, torch_compile=True))
     assert tiny.snapshot(pico.pipe) == before
 
 
 def test_on_a_cpu_compiling_is_left_out_and_said_so(pico, folder, registry, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("compiled on a CPU"))
-    learned = add("my_dog", folder, noun="dog", base=pico, registry=registry, changes={"compile": "yes"})
-    assert "compile = yes is for cuda; on cpu learning goes on without." in learned.notices
+    learned = add(
+        "my_dog", folder, class_noun="dog", base=pico, registry=registry, changes={"torch_compile": "yes"}
+    )
+    assert "torch_compile = yes is for cuda; on cpu learning goes on without." in learned.notices
 
 
 @pytest.mark.parametrize(("capability", "warned"), [("AVX512", False), ("AVX2", True)])
 def test_bf16_that_is_only_emulated_is_said(monkeypatch, capability, warned):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    told = mixed_precision.notices(torch.device("cpu"), config_for(changes={"precision": "bf16"}))
+    told = mixed_precision.notices(torch.device("cpu"), config_for(changes={"mixed_precision": "bf16"}))
     assert any("only emulates bf16" in notice for notice in told) == warned
     assert not mixed_precision.notices(torch.device("cpu"), config_for())

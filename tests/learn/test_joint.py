@@ -16,14 +16,13 @@ from conceptkit.inference.attach import attach
 from conceptkit.learn import latent_dataset, prior_preservation
 from conceptkit.learn.checkpoints import CheckpointManager
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.trainer import learn_together
 from conceptkit.merging.compose import compose
 from conceptkit.registry.catalogue import search
 from conceptkit.registry.store import Registry
 from conceptkit.workflows import add as adding
-from conceptkit.workflows.add import UNFINISHED, _given, add_together
+from conceptkit.workflows.add import STORED, UNFINISHED, add_together
 from tests import tiny
-from tests.learning import TINY, draw_photos, method, teach, values
+from tests.learning import TINY, draw_photos, learn_together, method, teach, values
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +69,7 @@ def test_each_alone_does_at_its_own_words_what_it_does_in_the_joint_one(pico, pa
 
 @pytest.mark.parametrize("text_rank", [4, 0])
 def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair, text_rank):
-    made = learn_together(pico, pair, replace(method("dreambooth"), text_rank=text_rank))
+    made = learn_together(pico, pair, replace(method("dreambooth"), text_encoder_rank=text_rank))
     assert made.whole.name == "my_dog-moongate"
     for part in made.parts:
         assert part.delta.keys() == made.whole.delta.keys()
@@ -78,7 +77,7 @@ def test_a_wide_lora_cannot_be_parted_and_everyone_has_all_of_it(pico, pair, tex
 
 
 def test_beside_a_keyed_delta_everyone_has_all_of_the_rest_and_a_merge_has_it_once(pico, pair, registry):
-    made = learn_together(pico, pair, replace(TINY, wide=2, prior_weight=0.0))
+    made = learn_together(pico, pair, replace(TINY, gated_lora_rank=2, prior_loss_weight=0.0))
     dog, gate = made.parts
     keyed, rest = (set(pico.sizes), set(gates.maps_without_text(made.whole.delta)))
     assert rest and keyed | rest == set(dog.delta)
@@ -93,17 +92,17 @@ def test_beside_a_keyed_delta_everyone_has_all_of_the_rest_and_a_merge_has_it_on
 
 
 def test_both_are_learned_from(pico, pair, shown):
-    made = learn_together(pico, pair, replace(TINY, prior_weight=0.0))
-    alone = teach(pico, shown, replace(TINY, prior_weight=0.0))
+    made = learn_together(pico, pair, replace(TINY, prior_loss_weight=0.0))
+    alone = teach(pico, shown, replace(TINY, prior_loss_weight=0.0))
     assert not torch.equal(made.parts[0].tokens["<my_dog>"][0], alone.tokens["<my_dog>"][0])
     other = [pair[0], replace(pair[1], photos=shown)]
-    changed = learn_together(pico, other, replace(TINY, prior_weight=0.0))
+    changed = learn_together(pico, other, replace(TINY, prior_loss_weight=0.0))
     assert not torch.equal(made.parts[1].tokens["<moongate>"][0], changed.parts[1].tokens["<moongate>"][0])
 
 
 def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, registry):
     photos = {"my_dog": folder, "moongate": other_folder}
-    learned = add_together(photos, nouns={"moongate": "gate"}, base=pico, registry=registry)
+    learned = add_together(photos, class_nouns={"moongate": "gate"}, base=pico, registry=registry)
     assert [one.entry.ref for one in learned] == ["my_dog@1", "moongate@1", "my_dog-moongate@1"]
     assert learned[0].notices == ["my_dog was taken to be a dog; give --class NOUN if it is something else."]
     assert registry.preview("my_dog-moongate").startswith(b"\x89PNG")
@@ -115,7 +114,7 @@ def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, reg
         add_together({"cup": folder, "moongate": other_folder}, base=pico, registry=registry)
     with pytest.raises(BadRecipe, match="two or more things, not 1"):
         add_together({"cup": folder}, base=pico, registry=registry)
-    for given in ("nouns", "masks", "prior_photos"):
+    for given in ("class_nouns", "masks", "class_images"):
         with pytest.raises(BadRecipe, match="given for pot, which is not learned here"):
             add_together(
                 {"cup": folder, "pan": folder}, base=pico, registry=registry, **{given: {"pot": "x"}}
@@ -124,7 +123,7 @@ def test_they_are_stored_one_by_one_and_together(pico, folder, other_folder, reg
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatch, at):
-    """Stopped at any preview, nothing is there, and what was learned can be gone on with."""
+    """Stopped at any preview all of them are there."""
     monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
     draw, calls = adding.preview, iter(range(9))
 
@@ -135,17 +134,30 @@ def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatc
 
     monkeypatch.setattr("conceptkit.workflows.add.preview", preview)
     given = {"my_dog": folder, "moongate": other_folder}
-    more = {"nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
+    more = {"class_nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
     with pytest.raises(KeyboardInterrupt) as stop:
+        add_together(given, **more)
+    assert stop.value.__notes__ == [STORED]
+    assert sorted(e.name for e in registry.list()) == ["moongate", "my_dog", "my_dog-moongate"]
+
+
+def test_stopped_before_any_is_stored_the_run_goes_on(pico, folder, other_folder, registry, monkeypatch):
+    monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
+    given = {"my_dog": folder, "moongate": other_folder}
+    more = {"class_nouns": {"moongate": "gate"}, "base": pico, "registry": registry}
+
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
+        patch.setattr(registry, "add_many", stopped)
         add_together(given, **more)
     assert stop.value.__notes__ == [UNFINISHED] and registry.list() == []
     assert len(add_together(given, resume=True, **more)) == 3
 
 
 def test_a_part_and_the_whole_have_names_of_their_own(pico, folder, other_folder, registry, monkeypatch):
-    monkeypatch.setattr(
-        "conceptkit.workflows.add.learn_together", lambda *a, **k: pytest.fail("learned in vain")
-    )
+    monkeypatch.setattr("conceptkit.workflows.add.train", lambda *a, **k: pytest.fail("learned in vain"))
     with pytest.raises(BadRecipe, match="one of its parts are both called my_dog"):
         add_together({"my_dog": folder, "moongate": other_folder}, name="my_dog", registry=registry)
 
@@ -156,7 +168,10 @@ def test_concepts_are_found_by_the_captions_of_their_photos(pico, folder, other_
     first = min(told.iterdir())
     first.with_suffix(".txt").write_text("a dog in grandmother's garden")
     add_together(
-        {"my_dog": told, "moongate": other_folder}, nouns={"moongate": "gate"}, base=pico, registry=registry
+        {"my_dog": told, "moongate": other_folder},
+        class_nouns={"moongate": "gate"},
+        base=pico,
+        registry=registry,
     )
     assert {entry.name for entry in search.search(registry, "garden")} == {"my_dog", "my_dog-moongate"}
     assert b"garden" not in registry.read("my_dog")
@@ -172,7 +187,7 @@ def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry,
 
     def watched(base, photos, words, *args, **more):
         found = pool(base, photos, words, *args, **more)
-        seen[words] = (more["masks"], float(found.masks.mean()))
+        seen[words] = (photos.masks, float(found.masks.mean()))
         return found
 
     monkeypatch.setattr(latent_dataset, "latent_dataset", watched)
@@ -189,19 +204,23 @@ def test_pictures_are_given_of_one_class_and_drawn_of_the_other(
     ticks = []
     given = {"moongate": folder}
     learned = add_together(
-        photos, base=pico, registry=registry, prior_photos=given, progress=lambda *told: ticks.append(told)
+        photos, base=pico, registry=registry, class_images=given, progress=lambda *told: ticks.append(told)
     )
     assert {text for _, _, text in ticks[:1]} == {"drawing dogs"}
-    assert ticks[-1][:2] == (TINY.prior_size + TINY.token_steps + TINY.steps,) * 2
+    assert ticks[-1][:2] == (TINY.num_class_images + TINY.token_train_steps + TINY.max_train_steps,) * 2
     with Registry(tmp_path / "other") as other:
         drawn = add_together(photos, base=pico, registry=other)
     assert not torch.equal(values(learned[0].concept), values(drawn[0].concept))
 
 
 def test_pictures_of_a_class_that_two_share_are_put_together(pico, shown, other_folder, folder):
-    own = [Subject("my_dog", "dog", shown), Subject("your_dog", "dog", pictures.read(other_folder))]
-    found = _given(pico, own, {"my_dog": folder, "your_dog": other_folder})
+    theirs = pictures.read(other_folder)
+    own = [
+        Subject("my_dog", "dog", shown, class_images=pictures.read(folder)),
+        Subject("your_dog", "dog", theirs, class_images=theirs),
+    ]
+    found = prior_preservation.of_photo_sets(pico, own)
     assert set(found) == {"dog"} and len(found["dog"].latents) == len(found["dog"].prompts) == 5
     assert prior_preservation.undrawn(own, TINY, found) == []
     assert prior_preservation.undrawn(own, TINY, {}) == ["dog"]
-    assert prior_preservation.undrawn(own, replace(TINY, prior_weight=0.0), {}) == []
+    assert prior_preservation.undrawn(own, replace(TINY, prior_loss_weight=0.0), {}) == []

@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number_is_an_error_that_names_its_step(pico, shown, m
         return mse(*args) * (float("nan") if next(calls) == call else 1.0)
 
     monkeypatch.setattr(losses, "prior_weighted", broken)
-    step = call if call < TINY.token_steps else call - TINY.token_steps
+    step = call if call < TINY.token_train_steps else call - TINY.token_train_steps
     with pytest.raises(ConceptError, match=f"no number at step {step};") as error:
         teach(pico, shown)
     assert "\n" not in str(error.value)
@@ -117,7 +117,7 @@ def test_the_other_rows_of_the_token_table_stand_still(pico, shown, monkeypatch)
         seen.append((start, tokens.rows[0].detach().clone(), tokens.tables[0].weight.detach().clone()))
 
     monkeypatch.setattr("conceptkit.learn.trainer.learn_token", watched)
-    teach(pico, shown, replace(TINY, token_steps=3, steps=1))
+    teach(pico, shown, replace(TINY, token_train_steps=3, max_train_steps=1))
     ((start, end, during),) = seen
     assert not torch.equal(start, end)
     assert torch.equal(during[: len(before)], before)
@@ -125,7 +125,7 @@ def test_the_other_rows_of_the_token_table_stand_still(pico, shown, monkeypatch)
 
 
 def test_the_token_stands_still_while_the_delta_learns(pico, shown):
-    short, long = (teach(pico, shown, replace(TINY, steps=steps)) for steps in (1, 4))
+    short, long = (teach(pico, shown, replace(TINY, max_train_steps=steps)) for steps in (1, 4))
     assert torch.equal(short.tokens["<my_dog>"][0], long.tokens["<my_dog>"][0])
     assert not torch.equal(ups(short), ups(long))
 
@@ -135,15 +135,15 @@ def test_no_two_concepts_begin_at_one_place(pico, shown):
     table = pico.encoders[0][1].get_input_embeddings().weight.detach()
     (dog,) = table[pico.encoders[0][0]("dog", add_special_tokens=False).input_ids].mean(0, keepdim=True)
     away = mine[0] - dog, yours[0] - dog
-    assert torch.allclose(away[0].norm(), TINY.aside * dog.norm())
+    assert torch.allclose(away[0].norm(), TINY.token_init_noise * dog.norm())
     assert abs(torch.cosine_similarity(*away, dim=0)) < 0.7
 
 
 def test_a_token_alone_and_a_delta_alone(pico, shown):
-    word = teach(pico, shown, replace(TINY, steps=0))
+    word = teach(pico, shown, replace(TINY, max_train_steps=0))
     assert not word.delta and word.rows is None
     assert Concept.from_bytes(word.to_bytes()).tokens
-    look = teach(pico, shown, replace(TINY, token_steps=0))
+    look = teach(pico, shown, replace(TINY, token_train_steps=0))
     assert torch.equal(look.tokens["<my_dog>"][0], start(pico, shown)[0]) and ups(look).any()
 
 
@@ -169,14 +169,18 @@ def test_learning_lowers_the_loss_of_the_subject(pico, shown, monkeypatch):
     monkeypatch.setattr(losses, "masked_mse", lambda *a: seen.append(mse(*a)) or seen[-1])
     # one noise and one view again and again: what is left to learn is the answer
     monkeypatch.setattr("conceptkit.learn.training_step.hash_of", lambda *key: 5)
-    teach(pico, shown, replace(TINY, token_steps=0, steps=30, prior_weight=0.0, lr=0.05))
+    teach(
+        pico,
+        shown,
+        replace(TINY, token_train_steps=0, max_train_steps=30, prior_loss_weight=0.0, learning_rate=0.05),
+    )
     assert seen[-1] < 0.97 * seen[0]
 
 
 def test_sdxl_learns(shown):
     pico = bases.of(tiny.pico_sdxl(), "pico-xl")
     before = tiny.snapshot(pico.pipe)
-    concept = teach(pico, shown, replace(TINY, token_steps=1, steps=1))
+    concept = teach(pico, shown, replace(TINY, token_train_steps=1, max_train_steps=1))
     assert tiny.snapshot(pico.pipe) == before
     assert [rows.shape[1] for rows in concept.tokens["<my_dog>"]] == [32, 48]
     starts = start(pico, shown)

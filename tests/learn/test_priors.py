@@ -16,12 +16,12 @@ def test_a_prior_set_is_drawn_once_and_shared(pico, shown, registry, monkeypatch
     draw = prior_preservation._draw
     monkeypatch.setattr(prior_preservation, "_draw", lambda *a: drawn.append(a[1]) or draw(*a))
     first = teach(pico, shown, registry=registry)
-    assert len(drawn) == 1 and len(drawn[0]) == TINY.prior_size
+    assert len(drawn) == 1 and len(drawn[0]) == TINY.num_class_images
     second = teach(pico, shown, registry=registry)
     assert len(drawn) == 1
     assert first.to_bytes() == second.to_bytes() == teach(pico, shown, registry=None).to_bytes()
     teach(pico, shown, noun="cat", registry=registry)
-    teach(pico, shown, replace(TINY, prior_steps=3), registry=registry)
+    teach(pico, shown, replace(TINY, class_image_steps=3), registry=registry)
     other = bases.of(tiny.pico_sd(seed=5), "pico")
     teach(other, shown, registry=registry)
     assert len(drawn) == 5, "another class, other steps or another base need a set of their own"

@@ -16,7 +16,14 @@ from tests.learning import TINY, teach, ups
 
 
 @pytest.mark.parametrize(
-    "other", [{"prior_weight": 0.0}, {"prior_weight": 0.5}, {"leak": 5.0}, {"lr": 1e-3}, {"prior_size": 0}]
+    "other",
+    [
+        {"prior_loss_weight": 0.0},
+        {"prior_loss_weight": 0.5},
+        {"caption_preservation_weight": 5.0},
+        {"learning_rate": 1e-3},
+        {"num_class_images": 0},
+    ],
 )
 def test_the_prior_the_leak_and_the_rate_change_what_is_learned(pico, shown, other):
     """The delta alone learns beside the prior, so the word is the same and the values are not."""
@@ -30,7 +37,10 @@ def test_a_heavy_leak_holds_the_delta_back(pico, shown):
         (_, down) = next(iter(concept.delta.values()))
         return float(losses.leak(ups(concept), down, caption_statistics.statistics_of(pico).gram))
 
-    free, held = (teach(pico, shown, replace(TINY, steps=12, leak=leak)) for leak in (0.0, 1e4))
+    free, held = (
+        teach(pico, shown, replace(TINY, max_train_steps=12, caption_preservation_weight=leak))
+        for leak in (0.0, 1e4)
+    )
     assert spilt(held) < 0.5 * spilt(free)
 
 
@@ -67,22 +77,22 @@ def test_the_look_learns_at_the_noise_levels_that_it_is_given(pico, shown, monke
         return drawn
 
     monkeypatch.setattr(training_step, "sample_step", watching)
-    recipe = replace(TINY, token_steps=8, steps=8, prior_weight=0.0)
+    recipe = replace(TINY, token_train_steps=8, max_train_steps=8, prior_loss_weight=0.0)
     whole = teach(pico, shown, recipe)
     assert max(seen["token"]) >= 900 and max(seen["delta"]) >= 900
     seen.clear()
-    low = teach(pico, shown, replace(recipe, until=0.3))
+    low = teach(pico, shown, replace(recipe, max_timestep_fraction=0.3))
     assert max(seen["token"]) >= 900 and 200 < max(seen["delta"]) < 300 and min(seen["delta"]) < 100
     assert torch.equal(low.tokens["<my_dog>"][0], whole.tokens["<my_dog>"][0])
-    assert not torch.equal(ups(low), ups(whole)) and "until" not in whole.recipe
+    assert not torch.equal(ups(low), ups(whole)) and "max_timestep_fraction" not in whole.recipe
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"steps": 0, "token_steps": 0}, "0 steps"),
-        ({"steps": -5}, "steps = -5"),
-        ({"token_steps": -1}, "token_steps = -1"),
+        ({"max_train_steps": 0, "token_train_steps": 0}, "0 steps"),
+        ({"max_train_steps": -5}, "max_train_steps = -5"),
+        ({"token_train_steps": -1}, "token_train_steps = -1"),
         ({"rank": -2}, "rank = -2"),
     ],
 )

@@ -16,7 +16,7 @@ from conceptkit.learn.config import DEFAULT_CONFIGS
 from conceptkit.workflows.add import UNFINISHED, add
 from tests.learning import TINY, method, outcome
 
-LONG = replace(TINY, token_steps=3, steps=4)
+LONG = replace(TINY, token_train_steps=3, max_train_steps=4)
 
 
 class Stopped(BaseException):
@@ -36,47 +36,49 @@ def stop_at(count):
 )
 def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, able, recipe):
     given = {
-        "custom": replace(LONG, prior_weight=0.0),
-        "wide": replace(LONG, prior_weight=0.0, wide=2),
-        "custom-diffusion": method("custom-diffusion", prior_weight=0.0),
-        "keyed on the move": replace(LONG, token_goes_on=True, prior_weight=0.0),
-        "able": replace(LONG, prior_weight=0.0, sude=1.0, sude_prompts="states"),
-        "validated": replace(LONG, validate=2, patience=2, prior_weight=0.0),
+        "custom": replace(LONG, prior_loss_weight=0.0),
+        "wide": replace(LONG, prior_loss_weight=0.0, gated_lora_rank=2),
+        "custom-diffusion": method("custom-diffusion", prior_loss_weight=0.0),
+        "keyed on the move": replace(LONG, train_token_jointly=True, prior_loss_weight=0.0),
+        "able": replace(LONG, prior_loss_weight=0.0, sude_weight=1.0, sude_prompts="states"),
+        "validated": replace(LONG, validation_steps=2, early_stopping_patience=2, prior_loss_weight=0.0),
     }[recipe]
     never = outcome(pico, shown, given)
-    last = given.token_steps + given.steps - 1
-    for step in sorted({1, given.token_steps, given.token_steps + 1, last} - {0}):
+    last = given.token_train_steps + given.max_train_steps - 1
+    for step in sorted({1, given.token_train_steps, given.token_train_steps + 1, last} - {0}):
         path = tmp_path / f"{step}.safetensors"
         with pytest.raises(Stopped):
-            outcome(pico, shown, given, keeper=CheckpointManager(path, every=0.0), tick=stop_at(step))
+            outcome(
+                pico, shown, given, checkpoints=CheckpointManager(path, every=0.0), progress=stop_at(step)
+            )
         keeper = CheckpointManager(path, every=0.0)
         keeper.resume()
-        again = outcome(pico, shown, given, keeper=keeper)
+        again = outcome(pico, shown, given, checkpoints=keeper)
         assert again.whole.to_bytes() == never.whole.to_bytes(), step
         assert again.curve == never.curve and again.kept == never.kept
 
 
 PROCESS = """
-import sys, torch
-from conceptkit import base as bases, metric
+import sys
+from dataclasses import replace
+from conceptkit.base import pipeline as bases
+from conceptkit.features import caption_statistics, captions
+from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.learn.config import DEFAULT_CONFIGS
+from conceptkit.workflows import add as library
 from conceptkit.workflows.add import add
 from tests import tiny
 from tests.learning import TINY
-texts = bases.captions("any")[:40]
-metric.captions = lambda name: texts
-from conceptkit.workflows.add import checkpoints
-from conceptkit.learn.config import RECIPES
-from dataclasses import replace
-checkpoints.Keeper.every = 0.0
-import conceptkit.workflows.add as library
-library.Keeper = lambda path, about: checkpoints.Keeper(path, about, every=0.0)
-RECIPES["custom"] = replace(TINY, token_steps=6, steps=6, prior_weight=0.0)
+texts = captions.captions("any")[:40]
+caption_statistics.captions = lambda name: texts
+library.CheckpointManager = lambda path, about: CheckpointManager(path, about, every=0.0)
+DEFAULT_CONFIGS["custom"] = replace(TINY, token_train_steps=6, max_train_steps=6, prior_loss_weight=0.0)
 
 def tick(done, total, text):
     print(done, flush=True)
 
 pico = bases.of(tiny.pico_sd(), "pico")
-made = add("my_dog", sys.argv[1], noun="dog", base=pico, resume="resume" in sys.argv, progress=tick)
+made = add("my_dog", sys.argv[1], class_noun="dog", base=pico, resume="resume" in sys.argv, progress=tick)
 print(made.entry.hash, flush=True)
 """
 
@@ -106,21 +108,21 @@ def test_a_process_killed_for_real_goes_on(folder, tmp_path):
 
 
 def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry, monkeypatch):
-    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(LONG, prior_weight=0.0))
+    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(LONG, prior_loss_weight=0.0))
     more = {"base": pico, "registry": registry}
     with pytest.raises(Stopped):
         add("my_dog", folder, progress=stop_at(5), **more)
     for given, named in (
-        ({"steps": 30}, "steps = 4, not 17; token_steps = 3, not 13"),
+        ({"steps": 30}, "max_train_steps = 4, not 17; token_train_steps = 3, not 13"),
         ({"seed": 4}, "seed = 0, not 4"),
         ({"noun": "cat"}, "class = dog, not cat"),
-        ({"changes": {"sude": 1}}, "sude = off, not 1.0"),
+        ({"changes": {"sude_weight": 1}}, "sude_weight = off, not 1.0"),
     ):
         with pytest.raises(BadRecipe, match=named) as error:
             add("my_dog", folder, resume=True, **given, **more)
         assert "\n" not in str(error.value)
-    learned = add("my_dog", folder, resume=True, changes={"lr": 1e-3}, **more)
-    changed = f"at other rates than it began: lr = {TINY.lr}, not 0.001"
+    learned = add("my_dog", folder, resume=True, changes={"learning_rate": 1e-3}, **more)
+    changed = f"at other rates than it began: learning_rate = {TINY.learning_rate}, not 0.001"
     assert any(changed in text for text in learned.notices)
     with pytest.raises(ConceptError, match="Nothing unfinished"):
         add("my_dog", folder, resume=True, new_version=True, **more)
@@ -136,7 +138,7 @@ def test_ctrl_c_says_how_to_go_on_once_there_is_something_to_go_on_with(
         if done == at:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(LONG, prior_size=4))
+    monkeypatch.setitem(DEFAULT_CONFIGS, "custom", replace(LONG, num_class_images=4))
     with pytest.raises(KeyboardInterrupt) as stopped:
         add("my_dog", folder, base=pico, registry=registry, progress=tick)
     assert getattr(stopped.value, "__notes__", []) == ([] if at <= 4 else [UNFINISHED])
@@ -153,22 +155,24 @@ def test_a_damaged_checkpoint_is_told(pico, folder, registry):
 
 
 def test_when_the_loss_is_no_number_the_last_good_state_is_there(pico, shown, tmp_path, monkeypatch):
-    recipe = replace(LONG, prior_weight=0.0)
+    recipe = replace(LONG, prior_loss_weight=0.0)
     path, true, calls = tmp_path / "kept.safetensors", losses.prior_weighted, iter(range(99))
 
     def broken(*args):
         return true(*args) * (float("nan") if next(calls) == 5 else 1.0)
 
     monkeypatch.setattr(losses, "prior_weighted", broken)
-    with pytest.raises(ConceptError, match="no number at step 2; .*--resume and a smaller --set lr$"):
-        outcome(pico, shown, recipe, keeper=CheckpointManager(path, every=0.0))
+    with pytest.raises(
+        ConceptError, match="no number at step 2; .*--resume and a smaller --set learning_rate$"
+    ):
+        outcome(pico, shown, recipe, checkpoints=CheckpointManager(path, every=0.0))
     monkeypatch.setattr(losses, "prior_weighted", true)
     keeper = CheckpointManager(path, every=0.0)
     keeper.resume()
     assert (keeper.resumed.stage, keeper.resumed.step) == ("delta", 1)
     assert all(torch.isfinite(value).all() for value in keeper.resumed.tensors.values())
     assert (
-        outcome(pico, shown, recipe, keeper=keeper).whole.to_bytes()
+        outcome(pico, shown, recipe, checkpoints=keeper).whole.to_bytes()
         == outcome(pico, shown, recipe).whole.to_bytes()
     )
 
@@ -179,8 +183,10 @@ def test_when_the_loss_of_the_word_is_no_number_its_own_rate_is_named(pico, show
         losses, "prior_weighted", lambda *args: true(*args) * (float("nan") if next(calls) == 2 else 1.0)
     )
     keeper = CheckpointManager(tmp_path / "kept.safetensors", every=0.0)
-    with pytest.raises(ConceptError, match="no number at step 2; .*--resume and a smaller --set token_lr$"):
-        outcome(pico, shown, replace(LONG, prior_weight=0.0), keeper=keeper)
+    with pytest.raises(
+        ConceptError, match="no number at step 2; .*--resume and a smaller --set token_learning_rate$"
+    ):
+        outcome(pico, shown, replace(LONG, prior_loss_weight=0.0), checkpoints=keeper)
 
 
 def test_a_checkpoint_costs_little_of_the_time(tmp_path, monkeypatch):

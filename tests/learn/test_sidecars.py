@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptkit.data import captions
-from conceptkit.data import masks as mask_files
 from conceptkit.data import photos as pictures
 from conceptkit.data.augmentation import Framing, augment
+from conceptkit.data.masks import masks_for
 from conceptkit.errors import BadPhotos, BadRecipe
 from conceptkit.learn import latent_dataset, prior_preservation
 from conceptkit.learn.subject import Subject
@@ -32,14 +31,60 @@ def white(path, size=(44, 36), box=(22, 0, 44, 36), ground=0):
 def test_captions_are_read_by_the_photos_names(place):
     (place / "0.txt").write_text("a dog on\n a  bench\n")
     (place / "2.txt").write_text(" \n")
-    photos = pictures.read(place)
-    assert captions.captions(place, photos) == ("a dog on a bench", None, None)
-    assert captions.captions([place / "0.png", place / "1.png"], photos)[0] == "a dog on a bench"
+    assert pictures.read(place).captions == ("a dog on a bench", None, None)
+    assert pictures.read([place / "0.png", place / "1.png"]).captions == ("a dog on a bench", None)
     (place / "0.txt").unlink()
-    assert captions.captions(place, photos) == ()
-    (place / "1.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(BadPhotos, match="1.txt cannot be read as a caption"):
-        captions.captions(place, photos)
+    assert pictures.read(place).captions == ()
+    for bad in (b"\xff\xfe\xff", b"a\0b\0", b"\xfe\xff\xd8"):
+        (place / "1.txt").write_bytes(bad)
+        with pytest.raises(BadPhotos, match="1.txt cannot be read as a caption"):
+            pictures.read(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("0.TXT", "a café\n".encode()),
+        ("0.Txt", "\ufeffa café".encode()),
+        ("0.txt", "a café".encode("utf-16")),
+        ("0.txt", b"\xfe\xff" + "a caf\xe9".encode("utf-16-be")),
+        ("0.txt", "a café".encode("latin-1")),
+        ("0.txt", "a\r\n\tcafé\r\n".encode()),
+        ("0.txt", "a\x07\x1bcafé\x0c".encode()),
+    ],
+)
+def test_a_caption_is_read_however_it_was_written(place, name, data):
+    (place / name).write_bytes(data)
+    assert pictures.read(place).captions == ("a café", None, None)
+
+
+def test_a_photo_has_its_own_caption_and_no_other(tmp_path):
+    """Photos of one name in two folders, one of them not asked for."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, seeds in ((one, [1, 2]), (two, [3])):
+        folder.mkdir()
+        draw_photos(folder, seeds)
+    (two / "3.png").rename(two / "2.png")
+    (one / "2.txt").write_text("a photo that nobody asked for")
+    given = [one / "1.png", two / "2.png"]
+    assert pictures.read(given).captions == ()
+    (two / "2.txt").write_text("my own words")
+    assert pictures.read(given).captions == (None, "my own words")
+    both = pictures.read([one / "2.png", two / "2.png"])
+    assert set(both.captions) == {"a photo that nobody asked for", "my own words"}
+    again = pictures.read([two / "2.png", one / "2.png"])
+    assert again.captions == both.captions and again.digest == both.digest
+
+
+def test_a_photo_set_carries_what_lies_beside_it(place):
+    folder = place / "masks"
+    folder.mkdir()
+    white(folder / "1.png")
+    (place / "2.txt").write_text("my_dog asleep")
+    shown = pictures.read(place, folder)
+    assert [mask is not None for mask in shown.masks] == [False, True, False] and shown.folder == place
+    last = shown.part(2)
+    assert (last.names, last.captions, len(last.masks)) == (("2.png",), ("my_dog asleep",), 1)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +100,13 @@ def test_captions_are_read_by_the_photos_names(place):
     ],
 )
 def test_the_subjects_words_find_their_place_in_a_caption(shown, caption, prompt):
-    assert latent_dataset.contexts_of(Subject("my_dog", "dog", shown, captions=(caption,))) == (prompt,)
+    assert latent_dataset.contexts_of(Subject("my_dog", "dog", replace(shown, captions=(caption,)))) == (
+        prompt,
+    )
 
 
 def test_a_caption_may_name_others_of_the_run(shown):
-    subject = Subject("my_dog", "dog", shown, captions=("my_dog in front of moongate",))
+    subject = Subject("my_dog", "dog", replace(shown, captions=("my_dog in front of moongate",)))
     others = [subject, Subject("moongate", "gate", shown)]
     assert latent_dataset.contexts_of(subject, others) == ("{} in front of <moongate> gate",)
     assert latent_dataset.contexts_of(subject) == ("{} in front of moongate",)
@@ -71,18 +118,18 @@ def test_a_mask_may_be_drawn_on_nothing(shown, place):
     mask = Image.new("LA", (44, 36), (255, 0))
     mask.paste((255, 255), (22, 0, 44, 36))
     mask.save(folder / "0.png")
-    cut = mask_files.masks(folder, shown)[0]
+    cut = masks_for(folder, shown.names, shown.pictures)[0]
     assert cut.getpixel((5, 5)) == 0 and cut.getpixel((40, 5)) == 255
 
 
 def test_a_styles_caption_ends_with_it(shown):
-    subject = Subject("inky", None, shown, "style", captions=("a dog on a bench", None))
+    subject = Subject("inky", None, replace(shown, captions=("a dog on a bench", None)), "style")
     assert latent_dataset.contexts_of(subject) == ("a dog on a bench in the style of {}", None)
 
 
 def test_captions_are_what_is_learned_with(pico, shown):
     pool = latent_dataset.latent_dataset(
-        pico, shown, "<x> dog", 6, 0, captions=("a {} on a bench", None, "the {}")
+        pico, shown, "<x> dog", 6, 0, contexts=("a {} on a bench", None, "the {}")
     )
     assert any(text.endswith("<x> dog on a bench") for text in pool.prompts)
     assert any(text.startswith("the ") for text in pool.prompts) and "{}" not in "".join(pool.prompts)
@@ -107,9 +154,9 @@ def test_only_what_is_masked_counts(pico, shown, place):
     folder.mkdir()
     for name in "012":
         white(folder / f"{name}.png")
-    cut = mask_files.masks(folder, shown)
+    cut = masks_for(folder, shown.names, shown.pictures)
     pool, whole = (
-        latent_dataset.latent_dataset(pico, shown, "<x> dog", 12, 0, masks=cut),
+        latent_dataset.latent_dataset(pico, replace(shown, masks=cut), "<x> dog", 12, 0),
         latent_dataset.latent_dataset(pico, shown, "<x> dog", 12, 0),
     )
     assert torch.equal(pool.latents, whole.latents) and pool.prompts == whole.prompts
@@ -121,8 +168,8 @@ def test_only_what_is_masked_counts(pico, shown, place):
 def test_what_is_judged_is_masked_too(pico, shown):
     mask = Image.new("L", shown.pictures[0].size, 0)
     mask.paste(255, (0, 0, mask.width // 2, mask.height))
-    one = replace(shown, pictures=shown.pictures[:1], names=shown.names[:1])
-    whole, cut = (latent_dataset.still_dataset(pico, one, "<x> dog", masks=masks) for masks in ((), (mask,)))
+    one = shown.part(0, 1)
+    whole, cut = (latent_dataset.still_dataset(pico, replace(one, masks=m), "<x> dog") for m in ((), (mask,)))
     assert torch.equal(whole.latents, cut.latents) and bool(whole.masks.all())
     half = cut.masks.shape[2] // 2
     assert bool(cut.masks[:, :, : half - 1].all()) and not cut.masks[:, :, half + 1 :].any()
@@ -131,33 +178,37 @@ def test_what_is_judged_is_masked_too(pico, shown):
 def test_masks_that_do_not_fit(shown, place):
     folder = place / "masks"
     with pytest.raises(BadPhotos, match="is no folder"):
-        mask_files.masks(folder, shown)
+        masks_for(folder, shown.names, shown.pictures)
     folder.mkdir()
     with pytest.raises(BadPhotos, match="a mask for none of the photos"):
-        mask_files.masks(folder, shown)
+        masks_for(folder, shown.names, shown.pictures)
     white(folder / "1.png", size=(44, 30))
     with pytest.raises(BadPhotos, match=r"44 x 30 pixels and its photo 1.png 44 x 36"):
-        mask_files.masks(folder, shown)
+        masks_for(folder, shown.names, shown.pictures)
     white(folder / "1.png", box=(0, 0, 0, 0))
     with pytest.raises(BadPhotos, match="black all over"):
-        mask_files.masks(folder, shown)
+        masks_for(folder, shown.names, shown.pictures)
     white(folder / "1.png")
-    assert [mask is not None for mask in mask_files.masks(folder, shown)] == [False, True, False]
-    assert mask_files.masks(None, shown) == ()
+    assert [mask is not None for mask in masks_for(folder, shown.names, shown.pictures)] == [
+        False,
+        True,
+        False,
+    ]
+    assert masks_for(None, shown.names, shown.pictures) == ()
 
 
 def test_the_users_own_pictures_of_the_class(pico, folder, place, registry, monkeypatch):
     monkeypatch.setattr(prior_preservation, "of_class", lambda *a: pytest.fail("the user has given pictures"))
     (place / "0.txt").write_text("a dog {asleep}")
     shown = pictures.read(place)
-    prior = prior_preservation.of_photos(pico, shown, "dog", captions.captions(place, shown))
+    prior = prior_preservation.of_photos(pico, shown, "dog")
     assert prior.latents.shape == (3, 4, 8, 8)
     assert prior.prompts == ("a dog {asleep}", "photo of a dog", "photo of a dog")
-    without = {"prior_weight": 0.0}
-    learned = add("my_dog", folder, base=pico, registry=registry, prior_photos=place, changes=without)
+    without = {"prior_loss_weight": 0.0}
+    learned = add("my_dog", folder, base=pico, registry=registry, class_images=place, changes=without)
     assert learned.concept.noun == "dog"
-    assert learned.concept.recipe["prior_weight"] == 1, "given pictures are not left unused"
-    with pytest.raises(BadRecipe, match="learns a word alone.*leave --prior-photos out"):
-        add("word", folder, base=pico, registry=registry, method="textual-inversion", prior_photos=place)
+    assert learned.concept.recipe["prior_loss_weight"] == 1, "given pictures are not left unused"
+    with pytest.raises(BadRecipe, match="learns a word alone.*leave --class-images out"):
+        add("word", folder, base=pico, registry=registry, method="textual-inversion", class_images=place)
     with pytest.raises(BadRecipe, match="has no class that pictures could hold on to"):
-        add("inky", folder, base=pico, registry=registry, kind="style", prior_photos=place)
+        add("inky", folder, base=pico, registry=registry, kind="style", class_images=place)

@@ -126,13 +126,13 @@ def test_what_cannot_be_noised_is_told_apart():
 
 
 def test_another_state_stands_where_the_photos_own_stood(shown):
-    told = Subject("my_dog", "dog", shown, scene=StateAndPlace("runs", "in the snow"))
+    told = Subject("my_dog", "dog", shown, auto_caption=StateAndPlace("runs", "in the snow"))
     assert (
         told.doing("sits", "a <my_dog> dog runs in the snow today") == "a <my_dog> dog sits in the snow today"
     )
     untold = Subject("my_dog", "dog", shown)
     assert untold.doing("sits", "a <my_dog> dog today") == "a <my_dog> dog sits today"
-    captioned = Subject("my_dog", "dog", shown, captions=("my_dog in a hat", None, None))
+    captioned = Subject("my_dog", "dog", replace(shown, captions=("my_dog in a hat", None, None)))
     assert captioned.doing("sits", "a <my_dog> dog in a hat") == "a <my_dog> dog in a hat"
 
 
@@ -146,7 +146,7 @@ def taught(base, photos, recipe, states) -> training_step.TrainingContext:
 
 def test_the_state_that_is_drawn_is_the_one_that_is_asked(pico, shown, able, monkeypatch):
     """The subject and its class are told the same, each picture its own state."""
-    recipe = replace(TINY, batch=4, sude=1.0, sude_prompts="states")
+    recipe = replace(TINY, train_batch_size=4, sude_weight=1.0, sude_prompts="states")
     given = taught(pico, shown, recipe, able)
     drawn, read = training_step.sample_step(given, ("token", 0), with_prior=False), []
     told = training_step.encode_conditions(given, with_prior=False, token_learns=True, encoder_learns=False)
@@ -166,7 +166,7 @@ def test_the_state_that_is_drawn_is_the_one_that_is_asked(pico, shown, able, mon
 
 
 def test_states_are_asked_for_while_the_word_learns_and_not_after(pico, shown, able):
-    recipe = replace(TINY, sude=1.0, sude_prompts="states")
+    recipe = replace(TINY, sude_weight=1.0, sude_prompts="states")
     given = taught(pico, shown, recipe, able)
     later = training_step.encode_conditions(given, with_prior=False, token_learns=False, encoder_learns=False)
     assert later.able is None and later.plain is None
@@ -175,9 +175,9 @@ def test_states_are_asked_for_while_the_word_learns_and_not_after(pico, shown, a
 
 
 def test_asking_for_states_changes_what_is_learned(pico, shown, able):
-    recipe = replace(TINY, sude=20.0, prior_weight=0.0)
+    recipe = replace(TINY, sude_weight=20.0, prior_loss_weight=0.0)
     own, asked, none = (
         values(teach(pico, shown, replace(recipe, **more)))
-        for more in ({"sude_prompts": "own"}, {"sude_prompts": "states"}, {"sude": 0.0})
+        for more in ({"sude_prompts": "own"}, {"sude_prompts": "states"}, {"sude_weight": 0.0})
     )
     assert not torch.equal(own, asked) and not torch.equal(asked, none) and torch.isfinite(asked).all()

@@ -63,12 +63,12 @@ def test_the_last_photo_is_judged_on_and_not_learned_from(pico, shown, monkeypat
         "still_dataset",
         lambda b, p, *a, **k: seen.append(("judged", p.names)) or still(b, p, *a, **k),
     )
-    made = outcome(pico, shown, replace(TINY, validate=1, prior_weight=0.0))
+    made = outcome(pico, shown, replace(TINY, validation_steps=1, prior_loss_weight=0.0))
     assert seen == [("learned", shown.names[:2]), ("judged", shown.names[2:])]
     assert [step for step, _ in made.curve] == list(range(6)) and made.kept in range(6)
     few = replace(shown, pictures=shown.pictures[:2], names=shown.names[:2])
     seen.clear()
-    outcome(pico, few, replace(TINY, validate=2, prior_weight=0.0))
+    outcome(pico, few, replace(TINY, validation_steps=2, prior_loss_weight=0.0))
     assert seen == [("learned", few.names), ("judged", few.names)]
 
 
@@ -77,9 +77,9 @@ def test_measuring_changes_nothing_that_is_learned(pico, shown, monkeypatch):
     recipe = method("textual-inversion")
     plain = outcome(pico, few, recipe)
     monkeypatch.setattr(early_stopping.EarlyStopping, "put_back", lambda *a: None)
-    watched = outcome(pico, few, replace(recipe, validate=1))
+    watched = outcome(pico, few, replace(recipe, validation_steps=1))
     assert torch.equal(values(plain.whole), values(watched.whole))
-    again = outcome(pico, few, replace(recipe, validate=1))
+    again = outcome(pico, few, replace(recipe, validation_steps=1))
     assert again.curve == watched.curve, "the same noise, every time"
 
 

@@ -13,11 +13,10 @@ from conceptkit.learn import latent_dataset, trainer
 from conceptkit.learn.checkpoints import CheckpointManager
 from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.trainer import learn_together
 from conceptkit.tuners import image_attention_functional
 from conceptkit.workflows.add import add
 from tests import tiny
-from tests.learning import method, outcome, teach
+from tests.learning import learn_together, method, outcome, teach
 
 PROMPT = "a photo of a my_dog"
 
@@ -90,19 +89,21 @@ def test_without_looking_the_word_learns_something_else(pico, shown, monkeypatch
 
 def test_without_its_regulariser_attention_learns_something_else(pico, shown):
     recipe = method("vico")
-    held, free, drawn = (teach(pico, shown, replace(recipe, attention=a)) for a in (5e-4, 0.0, 50.0))
+    held, free, drawn = (
+        teach(pico, shown, replace(recipe, attention_regularization_weight=a)) for a in (5e-4, 0.0, 50.0)
+    )
     assert not torch.equal(looked(held), looked(free))
     assert not torch.equal(looked(drawn), looked(held))
 
 
 def test_sude_goes_on_top(pico, shown):
     recipe = method("vico")
-    assert not torch.equal(*(looked(teach(pico, shown, replace(recipe, sude=w))) for w in (0.0, 1.5)))
+    assert not torch.equal(*(looked(teach(pico, shown, replace(recipe, sude_weight=w))) for w in (0.0, 1.5)))
 
 
 def test_parts_of_a_batch_add_up(pico, shown):
-    recipe = replace(method("vico"), batch=4, attention=1.0)
-    whole, parts = (teach(pico, shown, replace(recipe, accumulate=k)) for k in (1, 2))
+    recipe = replace(method("vico"), train_batch_size=4, attention_regularization_weight=1.0)
+    whole, parts = (teach(pico, shown, replace(recipe, gradient_accumulation_steps=k)) for k in (1, 2))
     assert (looked(whole) - looked(parts)).norm() < 0.01 * looked(whole).norm()
 
 
@@ -112,7 +113,7 @@ class Stopped(BaseException):
 
 @pytest.mark.parametrize("validate", [0, 2])
 def test_stopped_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, validate):
-    recipe = replace(method("vico"), steps=4, validate=validate)
+    recipe = replace(method("vico"), max_train_steps=4, validation_steps=validate)
     never = outcome(pico, shown, recipe)
     assert len(never.curve) == (3 if validate else 0)
     path = tmp_path / "kept.safetensors"
@@ -122,16 +123,16 @@ def test_stopped_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, validat
             raise Stopped
 
     with pytest.raises(Stopped):
-        outcome(pico, shown, recipe, keeper=CheckpointManager(path, every=0.0), tick=stop)
+        outcome(pico, shown, recipe, checkpoints=CheckpointManager(path, every=0.0), progress=stop)
     keeper = CheckpointManager(path, every=0.0)
     keeper.resume()
-    resumed = outcome(pico, shown, recipe, keeper=keeper)
+    resumed = outcome(pico, shown, recipe, checkpoints=keeper)
     assert resumed.whole.to_bytes() == never.whole.to_bytes()
 
 
 def test_learned_by_name_and_drawn_from_the_registry(pico, folder, registry, monkeypatch):
     monkeypatch.setitem(DEFAULT_CONFIGS, "vico", method("vico"))
-    learned = add("my_dog", folder, noun="dog", base=pico, registry=registry, method="vico")
+    learned = add("my_dog", folder, class_noun="dog", base=pico, registry=registry, method="vico")
     assert learned.entry.summary["reference"] is True and learned.entry.summary["method"] == "vico"
     stored = read(registry, "my_dog")
     assert stored.to_bytes() == learned.concept.to_bytes()
@@ -145,11 +146,11 @@ def test_learned_by_name_and_drawn_from_the_registry(pico, folder, registry, mon
     ("values", "named"),
     [
         ({"rank": 17}, "Rank 17 is larger than up_blocks"),
-        ({"checkpointing": True}, "checkpointing = yes"),
-        ({"compile": True}, "compile = yes"),
-        ({"leak": 1.0}, "leak = 1.0"),
-        ({"attention": -1.0}, "attention = -1.0"),
-        ({"adapter": "kv"}, "attention = 0.0005 is about a reference photo"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing = yes"),
+        ({"torch_compile": True}, "torch_compile = yes"),
+        ({"caption_preservation_weight": 1.0}, "caption_preservation_weight = 1.0"),
+        ({"attention_regularization_weight": -1.0}, "attention_regularization_weight = -1.0"),
+        ({"adapter": "kv"}, "attention_regularization_weight = 0.0005 is about a reference photo"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(pico, shown, monkeypatch, values, named):
@@ -166,5 +167,5 @@ def test_one_photo_of_one_thing(pico, shown):
 
 
 def test_an_adapter_brings_its_weight():
-    assert config_for("dreambooth", adapter="image").attention == 5e-4
-    assert config_for("vico", adapter="kv").attention == 0
+    assert config_for("dreambooth", adapter="image").attention_regularization_weight == 5e-4
+    assert config_for("vico", adapter="kv").attention_regularization_weight == 0

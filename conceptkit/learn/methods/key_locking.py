@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encode, positions, spell
 from conceptkit.concepts.concept import Concept
 from conceptkit.features.concept_rows import word_features
 from conceptkit.features.prompt_templates import context_prompts
-from conceptkit.learn import trainable_delta
-from conceptkit.learn.trainable_delta import TrainableDelta
+from conceptkit.learn.trainable_delta import ParameterGroup, TrainableDelta, layers
 from conceptkit.tuners import inject
 
 
@@ -32,18 +31,19 @@ def class_rows(concept: Concept, base: Base, rows: Tensor) -> Tensor:
     return combined @ of_class
 
 
-def lock_keys(look: TrainableDelta, group: list[nn.Parameter], difference: Tensor) -> list[nn.Parameter]:
-    """Set the values of all key maps for good, and return what is left to learn of a group.
+def lock_keys(delta: TrainableDelta, difference: Tensor) -> None:
+    """Set the values of all key maps for good; they are no longer among the groups that learn.
 
     difference: the class's rows less the concept's (s, d). At the concept's rows a key map W0 then gives what
     it gives at the class's: the values are W0 difference^T (o, s).
     """
     held = set()
-    for name, layer in trainable_delta.layers(look.base.unet):
+    for name, layer in layers(delta.base.unet):
         if name.endswith("attn2.to_k"):
             values = layer.ups[inject.ADAPTER]
             weight = layer.get_base_layer().weight.cpu().double()  # Apple's GPUs have no float64
             values.data = (weight @ difference.cpu().double().T).float().to(values.device)
             values.requires_grad_(False)
             held.add(id(values))
-    return [parameter for parameter in group if id(parameter) not in held]
+    left = [ParameterGroup([p for p in g.parameters if id(p) not in held], g.rate) for g in delta.groups]
+    delta.groups[:] = [group for group in left if group.parameters]

@@ -10,35 +10,35 @@ from torch import Tensor
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encode
 from conceptkit.concepts.concept import Concept
-from conceptkit.features import caption_statistics
+from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import gram
 from conceptkit.features.prompt_templates import context_prompts
-from conceptkit.learn import trainable_delta
-from conceptkit.learn.training_step import TrainingContext
+from conceptkit.learn.train_config import TrainConfig
+from conceptkit.learn.trainable_delta import TrainableDelta, ordinary
 
 
 def regularizers_for(
-    taught: TrainingContext,
+    base: Base,
+    recipe: TrainConfig,
     concepts: Sequence[Concept],
-    look: trainable_delta.TrainableDelta,
-    shape: caption_statistics.CaptionStatistics,
+    delta: TrainableDelta,
+    statistics: CaptionStatistics,
 ) -> Callable[[], Tensor] | None:
     """What the delta does to captions without the concept, and where its own prompts begin and end."""
-    recipe, base = taught.recipe, taught.base
     terms: list[tuple[float, Tensor, float]] = []
-    if recipe.leak:
-        moment = shape.gram.float().to(base.device)
-        terms.append((recipe.leak, moment, trainable_delta.ordinary(base, moment)))
-    if recipe.edges:
+    if recipe.caption_preservation_weight:
+        moment = statistics.gram.float().to(base.device)
+        terms.append((recipe.caption_preservation_weight, moment, ordinary(base, moment)))
+    if recipe.special_token_preservation_weight:
         moment = _edges(base, concepts).float().to(base.device)
-        terms.append((recipe.edges, moment, trainable_delta.ordinary(base, moment)))
+        terms.append((recipe.special_token_preservation_weight, moment, ordinary(base, moment)))
     if not terms:
         return None
 
-    def more() -> Tensor:
-        return torch.stack([weight * look.spilt(moment) / size for weight, moment, size in terms]).sum()
+    def penalty() -> Tensor:
+        return torch.stack([weight * delta.leak(moment) / size for weight, moment, size in terms]).sum()
 
-    return more
+    return penalty
 
 
 def _edges(base: Base, concepts: Sequence[Concept]) -> Tensor:

@@ -1,132 +1,129 @@
-"""Learning to look at a reference photo (ViCo, 2306.00971): maps that learn, and what a step sees of it."""
+"""ViCo (2306.00971): a word learns, and attention to the first photo, from which details are taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor, nn
+from dataclasses import replace
+from typing import ClassVar
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import encoders, positions, spell, token_ids
-from conceptkit.concepts.delta import Delta
-from conceptkit.concepts.reference import Reference
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
-from conceptkit.learn import latent_dataset, trainable_delta
-from conceptkit.learn.config import TrainConfig
+from conceptkit.features.closed_form import Factor
+from conceptkit.learn import latent_dataset
+from conceptkit.learn.methods.base import Adapter, Prepared
+from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
+from conceptkit.learn.methods.table import register_method
 from conceptkit.learn.subject import Subject
-from conceptkit.tuners.image_attention import ImageAttention, Seen, sizes
+from conceptkit.learn.target_modules import TargetMaps, text_encoder_maps
+from conceptkit.learn.train_config import TrainConfig
+from conceptkit.learn.trainable_delta import TrainableDelta
+from conceptkit.tuners.image_attention import sizes
 
 
-def check_reference_attention(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
-    """The base can look at a photo, and nothing is asked for that looking has no place for."""
-    if len(subjects) > 1:
-        names = " and ".join(s.name for s in subjects)
-        raise BadRecipe(
-            f"The adapter image looks at one photo of one thing, so {names} cannot be learned in one run; "
-            "learn one after the other, or with --method custom-diffusion"
-        )
-    for name in ("checkpointing", "compile"):
-        if getattr(recipe, name):
+class ReferenceAttention(Adapter):
+    """Attention to a photo; keys and values of text stay as they are."""
+
+    name = "image"
+    sude_weight = 1.5
+    own_fields: ClassVar[Mapping[str, str]] = {
+        "attention_regularization_weight": "is about a reference photo, and no one looks at one here; "
+        "use the adapter image"
+    }
+
+    def check(self, base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
+        """One subject, and nothing is asked for that attention to a photo has no place for."""
+        if not self.uses_reference(recipe):
+            return
+        if len(subjects) > 1:
+            names = " and ".join(s.name for s in subjects)
             raise BadRecipe(
-                f"{name} = yes cannot go through a UNet that looks at a reference photo; leave it out"
+                f"The adapter image looks at one photo of one thing, so {names} cannot be learned in one "
+                "run; learn one after the other, or with --method custom-diffusion"
             )
-    for name in ("leak", "edges", "detach_bos"):
-        if value := getattr(recipe, name):
-            raise BadRecipe(
-                f"{name} = {value} holds back keys and values, which the adapter image leaves alone"
-            )
-    for name, (o, d) in sizes(base.unet).items():
-        if recipe.rank > min(o, d):
-            raise BadRecipe(
-                f"Rank {recipe.rank} is larger than {name}, which has {min(o, d)}; give at most that"
-            )
+        for name in ("gradient_checkpointing", "torch_compile"):
+            if getattr(recipe, name):
+                raise BadRecipe(
+                    f"{name} = yes cannot go through a UNet that looks at a reference photo; leave it out"
+                )
+        for name in ("caption_preservation_weight", "special_token_preservation_weight", "detach_bos"):
+            if value := getattr(recipe, name):
+                raise BadRecipe(
+                    f"{name} = {value} holds back keys and values, which the adapter image leaves alone"
+                )
+        for name, (o, d) in sizes(base.unet).items():
+            if recipe.rank > min(o, d):
+                raise BadRecipe(
+                    f"Rank {recipe.rank} is larger than {name}, which has {min(o, d)}; give at most that"
+                )
 
+    def uses_reference(self, recipe: TrainConfig) -> bool:
+        """Always, once the word is learned."""
+        return bool(recipe.max_train_steps)
 
-IMAGE = "image"
-"""The adapter that looks at a photo."""
+    def reference(
+        self, base: Base, subjects: Sequence[Subject], recipe: TrainConfig
+    ) -> ReferenceAttentionTrainer | None:
+        """The first photo of the subject, encoded."""
+        if not self.uses_reference(recipe):
+            return None
+        (subject,) = subjects
+        photos = subject.photos
+        first = replace(photos, pictures=photos.pictures[:1], names=photos.names[:1])
+        latent = latent_dataset.still_dataset(base, first, subject.words, subject.kind).latents
+        return ReferenceAttentionTrainer(base, subject.token, latent.half().float())
 
-
-@dataclass(eq=False)
-class ReferenceAttentionTrainer:
-    """The first photo of a subject, which is looked at; the others are learned from.
-
-    latent (1, c, h, w), rounded as it will be stored. attention: None until `put_on`, and nothing looks then.
-    """
-
-    base: Base
-    token: str
-    latent: Tensor
-    attention: ImageAttention | None = None
-    _maps: Delta = field(default_factory=Delta)
-    _own: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    def target_modules(self, base: Base, recipe: TrainConfig) -> dict[str, TargetMaps]:
+        """None of the UNet."""
+        return text_encoder_maps(base, recipe.text_encoder_rank)
 
     @contextmanager
-    def put_on(self, recipe: TrainConfig, seed: int) -> Iterator[list[tuple[list[nn.Parameter], float]]]:
-        """Parameters that learn, with their rate; the UNet is as it was at the end."""
-        learned: list[nn.Parameter] = []
+    def inject(
+        self,
+        base: Base,
+        recipe: TrainConfig,
+        seed: int,
+        prepared: Prepared,
+        reference: ReferenceAttentionTrainer | None = None,
+    ) -> Iterator[TrainableDelta]:
+        """The maps that attend to the photo, beside what learns in the text encoders."""
+        assert reference is not None
+        with (
+            super().inject(base, recipe, seed, prepared) as delta,
+            reference.inject(recipe, seed) as learned,
+        ):
+            delta.groups.append(learned)
+            yield delta
 
-        def learning(factor: Tensor) -> Tensor:
-            learned.append(nn.Parameter(factor.to(self.base.device)))
-            return learned[-1]
-
-        self._maps = Delta(
-            {
-                name: trainable_delta.init_factors(name, size, recipe.rank, None, seed).map(learning)
-                for name, size in sizes(self.base.unet).items()
-            }
-        )
-        self.attention = ImageAttention(self.base.unet, self._maps)
-        remove = self.attention.install()
-        try:
-            yield [(learned, recipe.lr if recipe.rank else recipe.full_lr)]
-        finally:
-            remove()
-            self.attention = None
-
-    def glance(self, run: Callable[[], object], prompts: tuple[str, ...], picks: Tensor) -> Seen:
-        """What is seen of the photo while `run` runs the UNet on it, once for each of these prompts.
-
-        picks (n,): indices into the prompts of a pool.
-        """
-        assert self.attention is not None
-        return self.attention.look(run, self.own(prompts)[picks.to(self.base.device)])
-
-    def own(self, prompts: tuple[str, ...]) -> Tensor:
-        """Weights (prompts, T, 2) of positions: the word, as the mean of its vectors, and the end of text."""
-        if prompts not in self._own:
-            pipe = self.base.pipe
-            tokenizer = encoders(pipe)[0][0]
-            ids = token_ids(pipe, tokenizer, prompts)
-            word = positions(ids, spell(pipe, self.token)).float()
-            ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-            end = nn.functional.one_hot(ends, ids.shape[1]).float()
-            own = torch.stack([word / word.sum(dim=1, keepdim=True).clamp_min(1), end], dim=2)
-            self._own[prompts] = own.to(self.base.device)
-        return self._own[prompts]
-
-    def read(self, rank: int = 0) -> Reference:
-        """The photo and what was learned about looking at it, cut to a rank above 0."""
-        maps = Delta(
-            {name: f.map(lambda factor: factor.detach().float().cpu()) for name, f in self._maps.items()}
-        )
-        return Reference(self.latent[0].cpu(), maps.truncated(rank, balanced=True) if rank else maps)
+    def finish(
+        self,
+        base: Base,
+        recipe: TrainConfig,
+        concepts: list[Concept],
+        keys: Factor,
+        reference: ReferenceAttentionTrainer | None,
+    ) -> list[Concept]:
+        """The photo goes with the concept; it has no rows, as it changes no keys and values."""
+        assert reference is not None
+        return [replace(c, reference=reference.read(recipe.extract_rank)) for c in concepts]
 
 
-def reference_trainer(
-    base: Base, subjects: Sequence[Subject], recipe: TrainConfig
-) -> ReferenceAttentionTrainer | None:
-    """The sight of a run whose recipe looks at a photo, else None."""
-    if not uses_reference(recipe):
-        return None
-    (subject,) = subjects
-    photos = subject.photos
-    first = replace(photos, pictures=photos.pictures[:1], names=photos.names[:1])
-    latent = latent_dataset.still_dataset(base, first, subject.words, subject.kind).latents
-    return ReferenceAttentionTrainer(base, subject.token, latent.half().float())
-
-
-def uses_reference(recipe: TrainConfig) -> bool:
-    return recipe.adapter == IMAGE and bool(recipe.steps)
+VICO = register_method(
+    "vico",
+    ReferenceAttention(),
+    TrainConfig(
+        "vico",
+        adapter="image",
+        token_init="noun",
+        token_train_steps=0,
+        token_learning_rate=5e-3,
+        train_token_jointly=True,
+        rank=16,
+        max_train_steps=240,
+        train_batch_size=4,
+        learning_rate=1e-3,
+        prior_loss_weight=0.0,
+        attention_regularization_weight=5e-4,
+    ),
+)

@@ -1,0 +1,174 @@
+"""A recipe: the frozen hyper-parameters of learning one concept, its fields and what they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from conceptkit.concepts.recipe_fields import OLD_FIELDS, current_fields, renamed
+from conceptkit.errors import BadRecipe
+
+__all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "target_modules": ("kv", "cross", "attn", "attn+ff"),
+    "token_init": ("aside", "described", "noun", "rare"),
+    "sude_timestep_weighting": ("code", "paper"),
+    "sude_prompts": ("own", "states"),
+    "mixed_precision": ("fp32", "bf16", "fp16"),
+    "optimizer": ("adamw", "adamw8bit"),
+}
+
+
+def _off(value: Any) -> Any:
+    """A field that a recipe may leave off; it is not written down then."""
+    return field(default=value, metadata={"off": True})
+
+
+RATES = tuple(f"{what}learning_rate" for what in ("token_", "", "full_", "key_", "gated_lora_"))
+"""Fields that say how fast something learns; they alone may change when learning goes on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one concept is learned.
+
+    token_init: the token begins "aside" of its class noun, or of the colour, pattern or material by which the
+        base would have "described" the photos, at the "noun", or as a "rare" one of the vocabulary. Where no
+        word describes them better than the noun, or there is no class, "described" begins far aside.
+    token_init_noise: how far aside of a word the token begins, in lengths of the word's embedding.
+    num_vectors: of the token.
+    token_train_steps: first the token alone learns, at `token_learning_rate` (Adam, per step).
+    max_train_steps: then the delta learns at `learning_rate` (full matrices: `full_learning_rate`), while the
+        token stands still, or learns on beside it (train_token_jointly; Custom Diffusion, 2212.04488).
+    rank: of the delta; keyed: constraint rows, as many as its words have and at most 8; 0: full matrices.
+    train_batch_size, prior_batch: views of the subject and class images in one step; a step shows both.
+    prior_loss_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
+    num_class_images, class_image_steps, class_image_guidance_scale: what the frozen base draws of the class.
+    caption_preservation_weight: of tr(D G D^T) / tr(W0 G W0^T), what the delta does to captions without the
+        concept. special_token_preservation_weight: the same at BOS, EOT and padding of its own prompts.
+    num_augmented_views: encoded beforehand; the loop draws from them.
+
+    adapter: where a concept is learned: "keyed" values at its own rows, a "kv" delta or a "lora" on
+        `target_modules`, every linear map of the "unet", or attention to the first photo, the "image".
+    target_modules: keys and values of cross-attention ("kv"), all of it ("cross"), of self-attention too
+        ("attn"), or feed-forward maps besides ("attn+ff").
+    attention_regularization_weight: ViCo's (2306.00971): attention to the word as to the end of text.
+    text_encoder_rank: of a LoRA on the text encoders.
+    gated_lora_rank: keyed; rank of a LoRA beside it, on the maps of attention that read no text, at
+        `gated_lora_learning_rate`. In a pipeline it acts on pictures whose prompts name the concept alone.
+    detach_bos: nothing is learned from keys and values at BOS.
+    lock_keys: keyed; at the concept's rows keys are those of the class noun (Perfusion, 2305.01644).
+    class_noun_rows: keyed; so many principal rows of the class noun by itself, up to 8 with its own, at which
+        the delta is nothing.
+    auto_caption: a single photo without a caption gets the words for a state and a place that the base itself
+        sees in it; otherwise what a thing does there, and where, is learned as a part of it.
+    key_learning_rate: keyed; of keys, 0 for that of values. Keys say where attention looks: shapes fall apart
+        when they move as far as values do.
+    max_timestep_fraction: share of the noise levels, the least ones, at which the delta learns. Where a thing
+        stands, and in what pose, is decided at the others, and is the photos' own there.
+    sude_weight: w_s of SuDe (2403.06775). sude_timestep_weighting: w_t of the authors' "code" or the "paper".
+    sude_prompts: the photos' "own", as published; or those with other "states" in them that the base has
+        words for, while the word learns, so that it inherits what its class can do by name.
+    validation_steps: between two looks at the validation loss, 0 for none; the best of them is kept.
+    early_stopping_patience: looks without a better one before learning stops; 0: never.
+    gradient_accumulation_steps: parts in which a batch goes through.
+    mixed_precision: of the forward pass, "fp32", "bf16" or "fp16", the last on CUDA.
+    optimizer: "adamw", or "adamw8bit" of bitsandbytes.
+    torch_compile: the UNet goes through torch.compile, on CUDA.
+    gradient_checkpointing: activations are computed twice instead of kept.
+    extract_rank: to which the learned delta is cut at the end; 0: as it was learned.
+    """
+
+    method: str
+    token_init_noise: float = 2.2
+    token_train_steps: int = 60
+    token_learning_rate: float = 1e-3
+    max_train_steps: int = 240
+    learning_rate: float = 3e-2
+    full_learning_rate: float = 2e-4
+    rank: int = 1
+    train_batch_size: int = 8
+    prior_batch: int = 4
+    prior_loss_weight: float = 1.0
+    num_class_images: int = 24
+    class_image_steps: int = 15
+    class_image_guidance_scale: float = 3.0
+    caption_preservation_weight: float = 0.0
+    num_augmented_views: int = 96
+    adapter: str = _off("keyed")
+    target_modules: str = _off("kv")
+    text_encoder_rank: int = _off(0)
+    gated_lora_rank: int = _off(0)
+    gated_lora_learning_rate: float = _off(3e-3)
+    token_init: str = _off("aside")
+    num_vectors: int = _off(1)
+    train_token_jointly: bool = _off(False)
+    special_token_preservation_weight: float = _off(0.0)
+    detach_bos: bool = _off(False)
+    lock_keys: bool = _off(False)
+    key_learning_rate: float = _off(0.0)
+    class_noun_rows: int = _off(0)
+    max_timestep_fraction: float = _off(1.0)
+    auto_caption: bool = _off(False)
+    sude_weight: float = _off(0.0)
+    sude_timestep_weighting: str = _off("code")
+    sude_prompts: str = _off("own")
+    validation_steps: int = _off(0)
+    early_stopping_patience: int = _off(0)
+    gradient_accumulation_steps: int = _off(1)
+    mixed_precision: str = _off("fp32")
+    optimizer: str = _off("adamw")
+    torch_compile: bool = _off(False)
+    gradient_checkpointing: bool = _off(False)
+    extract_rank: int = _off(0)
+    attention_regularization_weight: float = _off(0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is left off is left out, so that a new option changes no byte of concepts without it."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if not f.metadata or getattr(self, f.name) != f.default
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> TrainConfig:
+        """A stored recipe, of this version or an earlier one; what is no field of a recipe is left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in current_fields(stored).items() if name in known})
+
+
+def field_value(recipe: TrainConfig, name: str, value: object) -> str | int | float | bool:
+    """A value, which may be a text, in the type of its field. Raises BadRecipe where either is unknown."""
+    known = [f.name for f in fields(recipe) if f.name != "method"]
+    if (now := renamed(name, _old_value(value))) and now != name:
+        raise BadRecipe(f"The field {name} is called {now} now; give {now} = {value}")
+    if name not in known:
+        raise BadRecipe(f"A recipe has no field {name!r}; choose one of {', '.join(known)}")
+    kind = type(getattr(recipe, name))
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                str(value).lower()
+            ]
+        found = _number(kind, str(value)) if kind in (int, float) else str(value)
+    except (KeyError, ValueError, OverflowError) as error:
+        wanted = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
+        raise BadRecipe(f"{name} = {value!r} makes no sense; give {wanted}") from error
+    if name in CHOICES and found not in CHOICES[name]:
+        raise BadRecipe(f"{name} = {value!r} is unknown; choose one of {', '.join(CHOICES[name])}")
+    return found
+
+
+def _number(kind: type, text: str) -> int | float:
+    value = float(text)
+    if kind is int and value != int(value):
+        raise ValueError(text)
+    return int(value) if kind is int else value
+
+
+def _old_value(value: object) -> object:
+    """A text that was a choice of the old `sude_weight` tells it from the number of today."""
+    return value if value in CHOICES["sude_timestep_weighting"] else 0.0

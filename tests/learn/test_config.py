@@ -1,0 +1,135 @@
+"""Recipes in files, in the words of today and of earlier versions."""
+
+import json
+
+import pytest
+
+from conceptkit.concepts.recipe_fields import OLD_FIELDS, current_fields, recipe_field
+from conceptkit.errors import BadRecipe
+from conceptkit.learn.checkpoints import CheckpointManager, CheckpointState, write
+from conceptkit.learn.config import EARLY_STOP, config_for
+from conceptkit.learn.train_config import TrainConfig
+
+# What `to_json` of a recipe gave before fields had the names of today.
+STORED = {
+    "method": "custom-diffusion",
+    "aside": 2.2,
+    "token_steps": 0,
+    "token_lr": 0.001,
+    "steps": 330,
+    "lr": 0.002,
+    "full_lr": 0.0004,
+    "rank": 8,
+    "batch": 4,
+    "prior_batch": 2,
+    "prior_weight": 1.0,
+    "prior_size": 48,
+    "prior_steps": 15,
+    "prior_guidance": 3.0,
+    "leak": 0.3,
+    "views": 96,
+    "adapter": "kv",
+    "targets": "cross",
+    "begin": "rare",
+    "token_goes_on": True,
+    "detach_bos": True,
+    "until": 0.8,
+}
+
+
+def test_a_stored_recipe_of_an_earlier_version_is_the_one_of_today():
+    assert TrainConfig.from_json(STORED) == config_for("custom-diffusion")
+    more = {**STORED, "sude": 2.0, "sude_weight": "paper", "wide": 2, "joint": True}
+    read = TrainConfig.from_json(more)
+    assert (read.sude_weight, read.sude_timestep_weighting, read.gated_lora_rank) == (2.0, "paper", 2)
+    assert TrainConfig.from_json(read.to_json()) == read, "the names of today are read as well"
+    assert current_fields(more)["joint"] is True and recipe_field(more, "token_init") == "rare"
+
+
+@pytest.mark.parametrize("old", OLD_FIELDS)
+def test_an_old_name_is_answered_by_the_new_one(old):
+    value = "paper" if old == "sude_weight" else "1"
+    with pytest.raises(BadRecipe, match=f"field {old} is called {OLD_FIELDS[old]} now; give .* = {value}"):
+        config_for(changes={old: value})
+
+
+def test_no_field_of_today_is_an_old_name_of_another():
+    today = set(TrainConfig("custom").__dict__)
+    assert set(OLD_FIELDS.values()) <= today and today & set(OLD_FIELDS) == {"sude_weight"}
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
+    about = {"name": "my_dog", "recipe": STORED, "prior_photos": {"dog": "1234"}}
+    write(tmp_path / "old.safetensors", CheckpointState("delta", 3, {}), about, {}, {})
+    now = {
+        "name": "my_dog",
+        "recipe": config_for("custom-diffusion").to_json(),
+        "class_images": {"dog": "1234"},
+    }
+    keeper = CheckpointManager(tmp_path / "old.safetensors", now)
+    keeper.resume()
+    assert keeper.resumed.step == 3 and not keeper.notices
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write_toml(text: str):
+        path = tmp_path / "recipe.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_toml
+
+
+def test_a_recipe_in_a_file(file):
+    path = file('method = "dreambooth"\nlearning_rate = 1\nrank = 2\ntorch_compile = true\n')
+    recipe = config_for(file=path)
+    assert (recipe.method, recipe.learning_rate, recipe.rank) == ("dreambooth", 1.0, 2)
+    assert isinstance(recipe.learning_rate, float) and recipe.torch_compile is True
+    assert recipe.train_batch_size == config_for("dreambooth").train_batch_size
+    beside = config_for(
+        "vico", rank=3, changes={"learning_rate": "0.5"}, file=file("rank = 2\nlearning_rate = 1")
+    )
+    assert (beside.method, beside.rank, beside.learning_rate) == ("vico", 3, 0.5), "options go before a file"
+    assert config_for(file=file('adapter = "lora"\nrank = 5')).text_encoder_rank == 4, (
+        "what suits the adapter"
+    )
+    assert config_for(steps=10, file=file("max_train_steps = 5\ntoken_train_steps = 5")).max_train_steps == 5
+
+
+def test_a_whole_recipe_goes_through_a_file(file):
+    for method in ("custom", "vico", "dreambooth"):
+        fields = config_for(method).to_json()
+        text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
+        assert config_for(file=file(text)) == config_for(method)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("colour = 3", "recipe.toml: A recipe has no field 'colour'"),
+        ("lr = 0.1", "recipe.toml: The field lr is called learning_rate now; give learning_rate = 0.1"),
+        ('rank = "many"', "recipe.toml: rank = 'many' makes no sense"),
+        ("rank = [1]", "recipe.toml: rank is a table or a list"),
+        ("method = 3", "recipe.toml: method = 3 is no name"),
+        ('method = "magic"', "no method 'magic'"),
+        ('adapter = "magic"', "no adapter 'magic'"),
+        ("rank 3", "recipe.toml is no TOML"),
+    ],
+)
+def test_mistakes_in_a_file_name_it(file, text, named):
+    with pytest.raises(BadRecipe, match=named):
+        config_for(file=file(text))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(BadRecipe, match="none.toml cannot be read"):
+        config_for(file=tmp_path / "none.toml")
+
+
+def test_switches_are_fields():
+    recipe = config_for(
+        "dreambooth", adapter="kv", sude=True, early_stopping=True, changes={"validation_steps": 5}
+    )
+    assert recipe.sude_weight == 2.0 and recipe.validation_steps == 5
+    assert recipe.early_stopping_patience == EARLY_STOP["early_stopping_patience"]
