@@ -22,6 +22,7 @@ class Event:
     detail: str | None = None
 
     def to_json(self) -> dict[str, object]:
+        """All of it as JSON."""
         return asdict(self)
 
 
