@@ -261,7 +261,6 @@ def _set_aside(home: Path, why: str, until_then: ExitStack) -> Path | None:
             copied = kept
             kept.touch(mode=0o600)
     return copied
-    return kept
 
 
 def _copy_file(data: BinaryIO, target: Path) -> None:

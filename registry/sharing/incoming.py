@@ -94,7 +94,8 @@ def receive(
     origin = origin or _unsigned(digest for digest, _ in checked)
     with atomic_files.turn(registry.home):
         names = [registry.spelled(parcel.name) for parcel in parcels]
-        names = [{name.lower(): name for name in reversed(names)}[name.lower()] for name in names]
+        first = {name.lower(): name for name in reversed(names)}
+        names = [first[name.lower()] for name in names]
         here = {name: registry.versions(name) if registry.has(name) else [] for name in set(names)}
         news: dict[int, New] = {}
         known = {name: {entry.hash for entry in entries} for name, entries in here.items()}
