@@ -28,7 +28,7 @@ def tokens(base: str | None, count: int, as_json: bool) -> None:
     from conceptkit.features.captions import captions
 
     loaded = bases.load(base or bases.STORYBOOK)
-    found = candidates(loaded.pipe, captions(loaded.name))[:count]
+    found = candidates(loaded.pipe, captions(loaded.family.name))[:count]
     if as_json:
         echo_json([asdict(one) for one in found])
         return

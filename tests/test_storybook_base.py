@@ -1,5 +1,7 @@
 """The weights in the package: they load in plain libraries, fit their world, and learn from pixels."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,17 @@ from transformers import AutoModel, AutoModelForImageClassification, CLIPTokeniz
 
 from conceptkit import storybook
 from conceptkit.base import pipeline as bases
+from conceptkit.base.families import FAMILIES
+from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.data import photos
 from conceptkit.evaluate import metrics, scorers
+from conceptkit.features.captions import captions
 from conceptkit.inference.generate import draw_with
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.training import autoencoder, data, unet
 from conceptkit.storybook.world import scene
 from conceptkit.workflows import add
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,36 @@ def test_plain_diffusers_loads_the_pipeline_and_draws():
     picture = pipe("photo of a dog", num_inference_steps=2).images[0]
     assert picture.size == (64, 64)
     assert np.asarray(picture).std() > 5
+
+
+def test_the_storybook_is_known_by_what_it_is(tmp_path):
+    """By another path to it, as a copy, as parts without a path, and with weights that moved a little."""
+    source = storybook.path()
+    (tmp_path / "link").symlink_to(source)
+    shutil.copytree(source, tmp_path / "copy")
+    whole = StableDiffusionPipeline.from_pretrained(source)
+    parts = StableDiffusionPipeline(**whole.components, requires_safety_checker=False)
+    copy = StableDiffusionPipeline.from_pretrained(str(tmp_path / "copy"))
+    row = FAMILIES[bases.STORYBOOK]
+    for pipe in (whole, parts):
+        known = bases.of(pipe)
+        assert (known.name, known.family) == (bases.STORYBOOK, row)
+    for path in (f"{source}/", str(tmp_path / "link")):
+        assert bases.of(StableDiffusionPipeline.from_pretrained(path)).name == bases.STORYBOOK
+    assert bases.of(copy).family is bases.load(str(tmp_path / "copy")).family is row
+    assert bases.of(copy).name == str(tmp_path / "copy"), "what is elsewhere is found there again"
+    assert captions(bases.of(copy).family.name) == row.captions.read_text("utf-8").splitlines()
+    with torch.no_grad():
+        for weight in parts.unet.parameters():
+            weight += 0.1 * weight.std(correction=0) * torch.randn(weight.shape)
+    tuned = bases.of(parts)
+    assert tuned.family is row and tuned.name == "StableDiffusionPipeline", "a relative has its defaults"
+
+
+def test_what_is_stored_of_the_storybook_is_of_its_weights(base):
+    stored = FAMILIES[bases.STORYBOOK].fingerprint
+    assert Fingerprint.from_json(json.loads(stored.read_text("utf-8"))) == fingerprint_of(base.pipe)
+    assert bases.of(tiny.pico_sd()).family is FAMILIES["stable-diffusion"]
 
 
 def test_the_tokenizer_reads_every_letter_and_says_where_text_ends(base):

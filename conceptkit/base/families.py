@@ -25,6 +25,8 @@ class Family:
     captions: the file of captions for regularisation.
     flatness: drawings in flat colours are all that it knows; mean flatness of photos below which it says so.
     weights: the folder of the pipeline, for a base that comes with the package.
+    fingerprint: a file with the `Fingerprint` of its base; a pipeline that is this base, or a relative of it,
+        is of the family whatever it is called.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Family:
     captions: Path = PACKAGE / "wordlists" / "general.txt"
     flatness: float = 0.0
     weights: Path | None = None
+    fingerprint: Path | None = None
 
 
 FAMILIES: ExtensionTable[Family] = ExtensionTable("family of bases", "conceptkit.families")
@@ -54,6 +57,7 @@ FAMILIES.register(
         captions=PACKAGE / "storybook" / "captions.txt",
         flatness=0.65,  # photographs lie between 0.3 and 0.6, the storybook's drawings above 0.7
         weights=PACKAGE / "storybook" / "weights" / "pipeline",
+        fingerprint=PACKAGE / "storybook" / "weights" / "fingerprint.json",
     ),
 )
 

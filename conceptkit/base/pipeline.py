@@ -1,11 +1,12 @@
 """A base: a diffusers pipeline, seen as text features and its cross-attention key and value maps."""
 
 import contextlib
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,9 @@ def of(pipe: Any, name: str | None = None) -> Base:
             f"The weights of this {type(pipe).__name__} are put away, as enable_sequential_cpu_offload() "
             "does it, and cannot be read; use enable_model_cpu_offload() or enable_group_offload() instead"
         )
-    name = name or _name_of(pipe)
-    return Base(name, pipe, fingerprint_of(pipe), family_of(name))
+    fingerprint = fingerprint_of(pipe)
+    name = name or _name_of(pipe, fingerprint)
+    return Base(name, pipe, fingerprint, _family_by_weights(fingerprint) or family_of(name))
 
 
 def refreshed(base: Base) -> Base:
@@ -173,10 +175,32 @@ def _locate(name: str) -> tuple[str, bool]:
     raise BadBase(f"There is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
 
 
-def _name_of(pipe: Any) -> str:
+def _name_of(pipe: Any, fingerprint: Fingerprint) -> str:
+    """By where it was loaded from, else by what it is: parts put together by hand come from nowhere."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path") or "")
-    embedded = (family.name for family in FAMILIES.values() if source and source == str(family.weights))
-    return next(embedded, source or type(pipe).__name__)
+    for family in FAMILIES.values():
+        if family.weights is None:
+            continue
+        here = bool(source) and expanded(source).resolve() == family.weights.resolve()
+        known = _stored_fingerprint(family.fingerprint)
+        if here or (not source and known is not None and known.same(fingerprint)):
+            return family.name
+    return source or type(pipe).__name__
+
+
+def _family_by_weights(fingerprint: Fingerprint) -> Family | None:
+    """The family whose base this is, or is a relative of."""
+    for family in FAMILIES.values():
+        known = _stored_fingerprint(family.fingerprint)
+        if known is not None and known.distance(fingerprint) <= MISMATCH_DISTANCE:
+            return family
+    return None
+
+
+@cache
+def _stored_fingerprint(file: Path | None) -> Fingerprint | None:
+    """What a file says of a base."""
+    return None if file is None else Fingerprint.from_json(json.loads(file.read_text(encoding="utf-8")))
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def statistics_of(
     base: Base, registry: "Registry | None" = None, texts: list[str] | None = None
 ) -> CaptionStatistics:
     """The base's metric over its captions (or `texts`), made once and kept in the registry."""
-    texts = captions(base.name) if texts is None else texts
+    texts = captions(base.family.name) if texts is None else texts
     key = f"gram/{features_digest(base.pipe)}/{_digest(texts)}"
     stored = registry.get_asset(key) if registry else None
     if stored is None:

@@ -1,8 +1,8 @@
 """Captions for regularisation, a file for each family of bases."""
 
-from conceptkit.base.families import family_of
+from conceptkit.base.families import DEFAULT, FAMILIES
 
 
-def captions(base_name: str) -> list[str]:
-    """The captions of the family of the base of that name, a line each."""
-    return family_of(base_name).captions.read_text(encoding="utf-8").splitlines()
+def captions(family: str) -> list[str]:
+    """The captions of the family of bases of that name, a line each; of an unknown one the default's."""
+    return FAMILIES.get(family, DEFAULT).captions.read_text(encoding="utf-8").splitlines()

@@ -10,7 +10,7 @@ from typing import Any
 
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.methods.table import METHODS, adapter_of, find_method, method_of_adapter
-from conceptkit.learn.train_config import CHOICES, OLD_FIELDS, TrainConfig, field_value
+from conceptkit.learn.train_config import CHOICES, OLD_FIELDS, TrainConfig, field_value, todays_fields
 from conceptkit.registry.paths import expanded
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "OLD_FIELDS",
     "TrainConfig",
     "config_for",
+    "old_name_notices",
 ]
 
 DEFAULT = "custom"
@@ -88,7 +89,7 @@ def config_for(
     sude: bool = False,
     early_stopping: bool = False,
 ) -> TrainConfig:
-    """The recipe of a method with the caller's fields in it; texts become numbers.
+    """The recipe of a method with the caller's fields in it; texts become numbers, old names those of today.
 
     method: by default the file's, else `DEFAULT`. adapter: another than the method's own, with what suits it.
     file: TOML, field = value; what is given here beside it goes before it.
@@ -112,11 +113,29 @@ def config_for(
         recipe = _with_rank(recipe, rank, adapter)
     switched: dict[str, Any] = {"sude_weight": adapter_of(recipe).sude_weight} if sude else {}
     switched |= EARLY_STOP if early_stopping else {}
-    return _changed(recipe, {**switched, **(changes or {})})
+    return _changed(recipe, {**switched, **todays_fields(changes or {})[0]})
+
+
+def old_name_notices(changes: Mapping[str, Any] | None, file: Path | str | None = None) -> list[str]:
+    """A sentence for each field that `config_for` takes under the name that an earlier version gave it."""
+    in_file = [] if file is None else todays_fields(_parsed(file))[1]
+    return list(dict.fromkeys([*in_file, *todays_fields(changes or {})[1]]))
 
 
 def read_config(file: Path | str) -> dict[str, Any]:
-    """The fields of a recipe in a TOML file. Raises BadRecipe that names the file and the field."""
+    """The fields of a recipe in a TOML file, under the names of today.
+
+    Raises BadRecipe that names the file and the field.
+    """
+    found = _parsed(file)
+    try:
+        return todays_fields(found)[0]
+    except BadRecipe as error:
+        raise BadRecipe(f"{file}: {error}") from error
+
+
+def _parsed(file: Path | str) -> dict[str, Any]:
+    """The fields of a recipe in a TOML file, as they are called there."""
     path = expanded(file)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))

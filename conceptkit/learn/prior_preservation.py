@@ -50,11 +50,11 @@ class ClassImages:
         return cls(safetensors.torch.load(data)["latents"].float(), tuple(header["prompts"]))
 
 
-def prompts_for(noun: str, base_name: str, count: int) -> tuple[str, ...]:
-    """Captions that name the class: from the base's own as far as they reach, else "photo of a NOUN"."""
+def prompts_for(noun: str, family: str, count: int) -> tuple[str, ...]:
+    """Captions that name the class: from the family's own as far as they reach, else "photo of a NOUN"."""
     naming = [
         text
-        for text in captions(base_name)
+        for text in captions(family)
         if noun in text.split() and text.split().count("a") + text.split().count("an") < 3
     ]
     half = naming[: count // 2]
@@ -69,7 +69,7 @@ def of_class(
     progress: Callable[[int, int], None],
 ) -> ClassImages:
     """The class's prior set, from the registry or drawn now; `progress(done, total)` follows the drawing."""
-    prompts = prompts_for(noun, base.name, recipe.num_class_images)
+    prompts = prompts_for(noun, base.family.name, recipe.num_class_images)
     drawn_by = json.dumps(
         [prompts, recipe.class_image_steps, recipe.class_image_guidance_scale, _sampler(base)]
     )

@@ -34,7 +34,7 @@ def init_token(
     """
     number = hash_of(seed, subject.name, subject.photos.digest)
     if recipe.token_init == "rare":
-        chosen = choose(base.pipe, captions(base.name), number, recipe.num_vectors, taken)
+        chosen = choose(base.pipe, captions(base.family.name), number, recipe.num_vectors, taken)
         return _copied(base, chosen), {"identifier": " ".join(candidate.text for candidate in chosen)}
     aside = {
         "noun": 0.0,

@@ -9,7 +9,7 @@ from typing import Any
 from conceptkit.concepts.recipe_fields import OLD_FIELDS, current_fields, renamed
 from conceptkit.errors import BadRecipe
 
-__all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value"]
+__all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value", "todays_fields"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "target_modules": ("kv", "cross", "attn", "attn+ff"),
@@ -140,11 +140,29 @@ class TrainConfig:
         return cls(**{name: value for name, value in current_fields(stored).items() if name in known})
 
 
+def todays_fields(given: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
+    """Fields under the names of today, and a sentence for each that was given under an old one.
+
+    Raises BadRecipe where a field is given under both of its names.
+    """
+    found: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
+    notices = []
+    for name, value in given.items():
+        # A text that was a choice of the old `sude_weight` tells it from the number of today.
+        kind = value if value in CHOICES["sude_timestep_weighting"] else 0.0
+        now = renamed(name, kind) or name
+        if now in found:
+            raise BadRecipe(f"{given_as[now]} and {name} are one field of a recipe; give {now} alone")
+        if now != name:
+            notices.append(f"The field {name} of a recipe is called {now} now; it was taken as {now}.")
+        found[now], given_as[now] = value, name
+    return found, notices
+
+
 def field_value(recipe: TrainConfig, name: str, value: object) -> str | int | float | bool:
     """A value, which may be a text, in the type of its field. Raises BadRecipe where either is unknown."""
     known = [f.name for f in fields(recipe) if f.name != "method"]
-    if (now := renamed(name, _old_value(value))) and now != name:
-        raise BadRecipe(f"The field {name} is called {now} now; give {now} = {value}")
     if name not in known:
         raise BadRecipe(f"A recipe has no field {name!r}; choose one of {', '.join(known)}")
     kind = type(getattr(recipe, name))
@@ -167,8 +185,3 @@ def _number(kind: type, text: str) -> int | float:
     if kind is int and value != int(value):
         raise ValueError(text)
     return int(value) if kind is int else value
-
-
-def _old_value(value: object) -> object:
-    """A text that was a choice of the old `sude_weight` tells it from the number of today."""
-    return value if value in CHOICES["sude_timestep_weighting"] else 0.0

@@ -23,7 +23,7 @@ from conceptkit.inference.generate import draw
 from conceptkit.learn import mixed_precision, prior_preservation
 from conceptkit.learn.checkpoints import CheckpointManager, path_for
 from conceptkit.learn.claims import claimed_names
-from conceptkit.learn.config import TrainConfig, config_for
+from conceptkit.learn.config import TrainConfig, config_for, old_name_notices
 from conceptkit.learn.distributed import current
 from conceptkit.learn.request import TrainRequest
 from conceptkit.learn.session import Progress, Session, quiet
@@ -153,9 +153,18 @@ def add(
 ) -> Learned:
     """Learn a subject from photos and store it under `name`.
 
+<<<<<<< HEAD
     photos: a folder, files, or several of them.
     class_noun: what kind of thing it is; None: the name or the photos' folder suggests one.
     kind: "subject" or "style"; a style has no class.
+=======
+    class_noun: what kind of thing it is; without it the name or the photos' folder suggests one. A kind
+        "style" has none. noun: the same, as earlier versions called it.
+    device: where a base is loaded that comes by its name.
+    steps: of the word and the delta together. adapter: another than the method's own.
+    config: a recipe in TOML. sude, early_stopping: switch these on. changes: fields of the recipe, by name;
+        names of earlier versions are taken.
+>>>>>>> fixlearn
     masks: a folder of pictures, white where the subject is.
     class_images: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
     options: fields of `AddSettings`.
@@ -163,9 +172,21 @@ def add(
     Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; no
     concept is stored then. A KeyboardInterrupt has the note UNFINISHED where `resume` can go on.
     """
+<<<<<<< HEAD
     settings = AddSettings(**options)
     wanted = {name: Wanted(photos, class_noun, kind, masks, class_images)}
     (learned,) = _add(wanted, None, settings)
+=======
+    wanted = Wanted(photos, class_noun or noun, kind, masks, class_images)
+    recipe = config_for(
+        method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
+    )
+    renamed = tuple(old_name_notices(changes, config))
+    order = Order({name: wanted}, recipe, None, seed, resume, new_version, renamed)
+    (learned,) = _add(order, base, device, registry, progress)
+    if noun is not None:
+        learned.notices.append("The argument noun of add is called class_noun now.")
+>>>>>>> fixlearn
     return learned
 
 
@@ -199,7 +220,13 @@ def add_together(
         one: Wanted(where, nouns.get(one), "subject", masks.get(one), images.get(one))
         for one, where in photos.items()
     }
+<<<<<<< HEAD
     return _add(wanted, name or "-".join(photos)[:64], settings)
+=======
+    renamed = tuple(old_name_notices(changes, config))
+    order = Order(wanted, recipe, name or "-".join(photos)[:64], seed, resume, new_version, renamed)
+    return _add(order, base, device, registry, progress)
+>>>>>>> fixlearn
 
 
 @dataclass(frozen=True)
@@ -215,7 +242,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be learned before anything is read or loaded; name: of the joint concept."""
+    """What is to be learned before anything is read or loaded.
+
+    name: of the joint concept. notices: sentences on how it was asked for.
+    """
 
     wanted: Mapping[str, Wanted]
     config: TrainConfig
@@ -223,6 +253,7 @@ class Order:
     seed: int
     resume: bool
     new_version: bool
+    notices: tuple[str, ...] = ()
 
 
 def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings) -> list[Learned]:
@@ -237,9 +268,18 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         if current().first:
             stack.enter_context(claimed_names(registry.home, names))
         sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
+<<<<<<< HEAD
         base = _loaded(settings)
         session = Session(base, registry, settings.progress)
         notices = mixed_precision.notices(base.device, order.config)
+=======
+        if isinstance(base, str):
+            base = bases.load(base, device=current().device or devices.choose(device))
+        else:
+            base = bases.refreshed(base)
+        session = Session(base, registry, progress)
+        notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
+>>>>>>> fixlearn
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects)

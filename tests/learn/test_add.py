@@ -203,6 +203,15 @@ def test_the_old_name_of_an_argument_is_understood_and_told(pico, folder, regist
     assert "The argument noun of add is called class_noun now." in learned.notices
 
 
+def test_the_old_name_of_a_field_is_taken_and_told(pico, folder, registry):
+    old, now = {"token_steps": "2"}, {"token_train_steps": "2"}
+    learned = add("rex", folder, class_noun="dog", base=pico, registry=registry, changes=old)
+    same = add("max", folder, class_noun="dog", base=pico, registry=registry, changes=now)
+    assert learned.concept.recipe["token_train_steps"] == 2 and learned.concept.recipe == same.concept.recipe
+    (told,) = learned.notices
+    assert "token_steps" in told and "token_train_steps" in told and not same.notices
+
+
 def test_a_name_that_is_free_again_has_a_token_of_its_own(pico, folder, registry):
     """A concept keeps its token when it is renamed; both go into one picture."""
     first = add("my_dog", folder, base=pico, registry=registry)

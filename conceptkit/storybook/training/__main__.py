@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 
 from conceptkit.base import devices
+from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.storybook.training import autoencoder, data, judges, text_encoder, timed_training, tokenizer
 from conceptkit.storybook.training import unet as unets
 from conceptkit.storybook.world import scene
@@ -204,6 +205,8 @@ def save(_: float, cache: Path, out: Path = HERE / "weights") -> None:
         told.pop("_name_or_path", None)  # a folder of this machine
         more = {"dtype": "float32"} if config.parent.name == "text_encoder" else {}
         config.write_text(json.dumps(told | more, indent=2) + "\n")
+    known = json.dumps(fingerprint_of(pipe).to_json())
+    (out / "fingerprint.json").write_text(known + "\n")
     for name in ("subject", "attributes", "clip"):
         if (cache / name).exists():
             judge = judges.load(cache / name)
