@@ -40,8 +40,9 @@ class TrainConfig:
     token_init_noise: how far aside of a word the token begins, in lengths of the word's embedding.
     num_vectors: of the token.
     token_train_steps: first the token alone learns, at `token_learning_rate` (Adam, per step).
-    max_train_steps: then the delta learns at `learning_rate` (full matrices: `full_learning_rate`), while the
-        token stands still, or learns on beside it (train_token_jointly; Custom Diffusion, 2212.04488).
+    max_train_steps: then the delta learns at `learning_rate` (full matrices: `full_learning_rate`).
+    train_token_jointly: the token learns on while the delta does (Custom Diffusion, 2212.04488); else it
+        stays as it is then.
     rank: of the delta; keyed: constraint rows, as many as its words have and at most 8; 0: full matrices.
     train_batch_size, prior_batch: views of the subject and class images in one step; a step shows both.
     prior_loss_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
@@ -64,15 +65,15 @@ class TrainConfig:
         the delta is nothing.
     auto_caption: a single photo without a caption gets the words for a state and a place that the base itself
         sees in it; otherwise what a thing does there, and where, is learned as a part of it.
-    key_learning_rate: keyed; of keys, 0 for that of values. Keys say where attention looks: shapes fall apart
+    key_learning_rate: keyed; of keys, 0 for that of values. Keys say where attention goes: shapes break up
         when they move as far as values do.
     max_timestep_fraction: share of the noise levels, the least ones, at which the delta learns. Where a thing
         stands, and in what pose, is decided at the others, and is the photos' own there.
     sude_weight: w_s of SuDe (2403.06775). sude_timestep_weighting: w_t of the authors' "code" or the "paper".
     sude_prompts: the photos' "own", as published; or those with other "states" in them that the base has
         words for, while the word learns, so that it inherits what its class can do by name.
-    validation_steps: between two looks at the validation loss, 0 for none; the best of them is kept.
-    early_stopping_patience: looks without a better one before learning stops; 0: never.
+    validation_steps: between two measurements of the validation loss, 0 for none; the best step is kept.
+    early_stopping_patience: measurements without a better one before learning stops; 0: never.
     gradient_accumulation_steps: parts in which a batch goes through.
     mixed_precision: of the forward pass, "fp32", "bf16" or "fp16", the last on CUDA.
     optimizer: "adamw", or "adamw8bit" of bitsandbytes.
