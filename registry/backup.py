@@ -46,6 +46,7 @@ class Restored:
     missing: int
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -66,6 +67,7 @@ class Rebuilt:
     rows: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 

@@ -20,12 +20,14 @@ class Condition:
 
     @property
     def device(self) -> torch.device:
+        """Where the features are."""
         return self.hidden.device
 
     def __getitem__(self, picks: Tensor) -> Condition:
         return Condition(self.hidden[picks], None if self.pooled is None else self.pooled[picks])
 
     def detach(self) -> Condition:
+        """The same without a gradient."""
         return Condition(self.hidden.detach(), None if self.pooled is None else self.pooled.detach())
 
 
@@ -63,6 +65,7 @@ def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:
+    """Two conditions as one batch, `first` before `second`."""
     pooled = None
     if first.pooled is not None and second.pooled is not None:
         pooled = torch.cat([first.pooled, second.pooled])

@@ -68,7 +68,7 @@ def _text_encoders(pipe: Any, own: bool) -> tuple[str, tuple[float, ...]]:
             rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
             weight = rows.to("cpu", torch.float16).contiguous()
             exact.update(name.encode())
-            exact.update(weight.numpy())
+            exact.update(weight.numpy().data)
             exact.update(more)
             weight = weight.float()
             sketch += _projected(f"{i} {name}", weight, TEXT_SKETCH_SIZE)

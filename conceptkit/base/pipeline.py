@@ -150,9 +150,9 @@ def check_fits(
             f"{distance:.0%} away from it; take them off (unload_lora_weights), or learn {name} again with "
             "them"
         )
-    apart = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
+    how_far = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
     raise BaseMismatch(
-        f"{name} was learned on {learned_on_name}, a base {apart} {base.name}; "
+        f"{name} was learned on {learned_on_name}, a base {how_far} {base.name}; "
         f"use {learned_on_name}, or learn {name} again on {base.name}"
     )
 

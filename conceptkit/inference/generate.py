@@ -56,7 +56,7 @@ def guided(
 
 def _looks_at_a_photo(pipe: Any) -> str | None:
     """The name of an attached concept that looks at its reference photo."""
-    attachment = getattr(pipe.encode_prompt, "attachment", None)
+    attachment: Any = getattr(pipe.encode_prompt, "attachment", None)
     looking = attachment is not None and attachment.attached and attachment.concept.reference is not None
     return str(attachment.concept.name) if looking else None
 

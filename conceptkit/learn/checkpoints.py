@@ -112,6 +112,7 @@ class CheckpointManager:
 
 
 def path_for(home: Path, name: str) -> Path:
+    """The file of the checkpoint of a run of that name."""
     return home / "checkpoints" / f"{name}.safetensors"
 
 

@@ -134,7 +134,8 @@ def read_config(file: Path | str) -> dict[str, Any]:
 
 def _changed(recipe: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     for name, value in changes.items():
-        recipe = replace(recipe, **{name: field_value(recipe, name, value)})
+        changed: dict[str, Any] = {name: field_value(recipe, name, value)}
+        recipe = replace(recipe, **changed)
     return recipe
 
 

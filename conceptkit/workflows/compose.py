@@ -203,7 +203,7 @@ def _draw(
         metadata |= {
             "guidance_scale": scales["guidance_scale"],
             "pag_scale": scales.get("pag_scale", 0.0),
-            "isolate_concepts": attachment.read_apart,
+            "isolate_concepts": attachment.isolate_concepts,
         }
         if windows:
             metadata["windows"] = list(windows)
@@ -215,14 +215,13 @@ def _draw(
 
 
 def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> Attachment:
-    placement = request.placement
     return attach(
         base.pipe,
         attached,
-        regions=placement.get("regions", ()),
-        separate=placement.get("auto_regions", False),
+        regions=request.regions,
+        auto_regions=request.auto_regions,
         side_by_side=request.side_by_side,
-        read_apart=request.isolate_concepts,
+        isolate_concepts=request.isolate_concepts,
     )
 
 

@@ -54,6 +54,7 @@ class ImportResult:
     left_out: bool = False
 
     def sentence(self) -> str:
+        """What became of it, for a person."""
         name, ref = self.entry.name, self.entry.ref
         if not self.new:
             return f"{ref} is here already."
@@ -67,6 +68,7 @@ class ImportResult:
         return f"{both} still means what it meant{without}: {command} takes theirs."
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         said = {"new": self.new, "diverged": self.diverged, "points": self.points}
         return {**self.entry.to_json(), **said, "left_out": self.left_out}
 
