@@ -105,7 +105,7 @@ class AddSettings:
     steps: of the word and the delta together. rank: of the delta; 0 is full.
     method: a row of the table of methods; None: the default. adapter: another than the method's own.
     config: a recipe in TOML. sude, early_stopping: switch these on.
-    changes: fields of the recipe, by name.
+    changes: fields of the recipe, by name; names of earlier versions are taken.
     resume: go on with learning that was stopped.
     progress: called with steps done, steps in all, and what is being done.
     """
@@ -153,18 +153,9 @@ def add(
 ) -> Learned:
     """Learn a subject from photos and store it under `name`.
 
-<<<<<<< HEAD
     photos: a folder, files, or several of them.
     class_noun: what kind of thing it is; None: the name or the photos' folder suggests one.
     kind: "subject" or "style"; a style has no class.
-=======
-    class_noun: what kind of thing it is; without it the name or the photos' folder suggests one. A kind
-        "style" has none. noun: the same, as earlier versions called it.
-    device: where a base is loaded that comes by its name.
-    steps: of the word and the delta together. adapter: another than the method's own.
-    config: a recipe in TOML. sude, early_stopping: switch these on. changes: fields of the recipe, by name;
-        names of earlier versions are taken.
->>>>>>> fixlearn
     masks: a folder of pictures, white where the subject is.
     class_images: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
     options: fields of `AddSettings`.
@@ -172,21 +163,9 @@ def add(
     Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; no
     concept is stored then. A KeyboardInterrupt has the note UNFINISHED where `resume` can go on.
     """
-<<<<<<< HEAD
     settings = AddSettings(**options)
     wanted = {name: Wanted(photos, class_noun, kind, masks, class_images)}
     (learned,) = _add(wanted, None, settings)
-=======
-    wanted = Wanted(photos, class_noun or noun, kind, masks, class_images)
-    recipe = config_for(
-        method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
-    )
-    renamed = tuple(old_name_notices(changes, config))
-    order = Order({name: wanted}, recipe, None, seed, resume, new_version, renamed)
-    (learned,) = _add(order, base, device, registry, progress)
-    if noun is not None:
-        learned.notices.append("The argument noun of add is called class_noun now.")
->>>>>>> fixlearn
     return learned
 
 
@@ -220,13 +199,7 @@ def add_together(
         one: Wanted(where, nouns.get(one), "subject", masks.get(one), images.get(one))
         for one, where in photos.items()
     }
-<<<<<<< HEAD
     return _add(wanted, name or "-".join(photos)[:64], settings)
-=======
-    renamed = tuple(old_name_notices(changes, config))
-    order = Order(wanted, recipe, name or "-".join(photos)[:64], seed, resume, new_version, renamed)
-    return _add(order, base, device, registry, progress)
->>>>>>> fixlearn
 
 
 @dataclass(frozen=True)
@@ -259,7 +232,9 @@ class Order:
 def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings) -> list[Learned]:
     """What `add` and `add_together` have in common: each subject as it was learned, the joint one last."""
     begun = time.monotonic()
-    order = Order(wanted, settings.recipe(), joint, settings.seed, settings.resume, settings.new_version)
+    renamed = tuple(old_name_notices(settings.changes, settings.config))
+    recipe, seed, resume = settings.recipe(), settings.seed, settings.resume
+    order = Order(wanted, recipe, joint, seed, resume, settings.new_version, renamed)
     with ExitStack() as stack:
         registry = stack.enter_context(opened(settings.registry))
         names = [*order.wanted, *([order.name] if order.name and order.name not in order.wanted else [])]
@@ -268,18 +243,9 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         if current().first:
             stack.enter_context(claimed_names(registry.home, names))
         sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
-<<<<<<< HEAD
         base = _loaded(settings)
         session = Session(base, registry, settings.progress)
-        notices = mixed_precision.notices(base.device, order.config)
-=======
-        if isinstance(base, str):
-            base = bases.load(base, device=current().device or devices.choose(device))
-        else:
-            base = bases.refreshed(base)
-        session = Session(base, registry, progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
->>>>>>> fixlearn
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects)
