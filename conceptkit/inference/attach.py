@@ -1,5 +1,7 @@
 """Concepts living on a diffusers pipeline: their tokens, their delta, and their names as words in prompts."""
 
+from __future__ import annotations
+
 import threading
 import warnings
 from contextlib import ExitStack
@@ -34,6 +36,8 @@ from conceptkit.renamed import renamed_arguments
 from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from conceptkit.inference.attention_masks import Where
     from conceptkit.merging.compose import Merge
     from conceptkit.merging.report import Report
@@ -52,10 +56,10 @@ class Attachment:
     lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     concepts: tuple[str, ...]
     concept: Concept
-    report: "Report | None"
+    report: Report | None
     notice: str | None
     _undo: ExitStack
     _request: AttachRequest
@@ -79,7 +83,7 @@ class Attachment:
         """What each concept's window is told, by name, from left to right; {} where there are no windows."""
         return clause_of_each(prompt, self.concept.words) if self.side_by_side else {}
 
-    def swap(self, old: str, new: "str | Concept | Merge") -> None:
+    def swap(self, old: str, new: str | Concept | Merge) -> None:
         """Put `new` in the place of the concept that is called `old`; the others stay as they are.
 
         Waits for a `draw` that is under way. Raises UnknownConcept when there is no such concept on the
@@ -145,7 +149,7 @@ class Attachment:
             undo.callback(setattr, self, "attached", False)
             self.attached, self._undo = True, undo.pop_all()
 
-    def __enter__(self) -> "Attachment":
+    def __enter__(self) -> Attachment:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,9 +160,9 @@ class Attachment:
     how="merge_method", shared="padding_delta", separate="auto_regions", read_apart="isolate_concepts"
 )
 def attach(
-    pipe: Any,
-    *concepts: "str | Concept | Merge",
-    registry: "Registry | None" = None,
+    pipe: DiffusionPipeline,
+    *concepts: str | Concept | Merge,
+    registry: Registry | None = None,
     **options: Unpack[AttachOptions],
 ) -> Attachment:
     """Put concepts on a pipeline, several of them composed in one call.
@@ -198,7 +202,7 @@ def attach(
     return attachment
 
 
-def _reading(pipe: Any, concept: Concept, request: AttachRequest) -> TokenOwners | None:
+def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) -> TokenOwners | None:
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
     if concept.reference is not None:
         return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
@@ -228,7 +232,7 @@ def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Per
     return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
-def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners | None) -> None:
+def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading: TokenOwners | None) -> None:
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
     unet = pipe.unet

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -23,6 +23,10 @@ from conceptkit.pictures.contact_sheet import Row, Tile, sheet
 from conceptkit.registry import private_names
 from conceptkit.registry.store import Entry, Registry
 from conceptkit.workflows.draw_request import DrawRequest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 Progress = Callable[[int, int, str], None]
 
@@ -226,7 +230,7 @@ def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> At
 
 
 def _pictures(
-    pipe: Any, request: DrawRequest, scales: dict[str, float], progress: Progress
+    pipe: DiffusionPipeline, request: DrawRequest, scales: dict[str, float], progress: Progress
 ) -> Iterator[tuple[int, Image.Image]]:
     """One (seed, picture) after another; each has a seed of its own, so that it can be drawn again alone."""
     steps = request.num_inference_steps
