@@ -1,5 +1,6 @@
 """The package that the documents show adds a row to each table, and every row works."""
 
+import dataclasses
 import json
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from PIL import Image
 
 from conceptkit import extension_table
 from conceptkit.base.families import FAMILIES
-from conceptkit.base.pipeline import load
+from conceptkit.base.pipeline import load, of
 from conceptkit.cli.main import main
 from conceptkit.concepts.concept import read
 from conceptkit.evaluate.scorer_table import SCORERS, load_scorer
@@ -25,6 +26,10 @@ from tests import documents, learning, tiny
 PAGE = documents.ROOT / "docs" / "how-to" / "write-a-method.md"
 TABLES = (METHODS, MERGE_METHODS, DIALECTS, SCORERS, FAMILIES)
 FEW = {"max_train_steps": 2, "train_batch_size": 2, "num_augmented_views": 2, "prior_loss_weight": 0}
+
+
+def files_of_the_package() -> list[documents.Block]:
+    return [block for block in documents.blocks(PAGE, "python") if block.title]
 
 
 def run(*words: object):
@@ -43,7 +48,7 @@ def package(tmp_path, monkeypatch):
     """The page's files as an installed package, in a folder with photos; its base is a small one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for block in documents.blocks(PAGE, "python"):
+    for block in files_of_the_package():
         file = tmp_path / block.title
         file.parent.mkdir(exist_ok=True)
         file.write_text(block.text, encoding="utf-8")
@@ -96,3 +101,12 @@ def test_the_page_says_what_its_method_refuses(package):
     words = ("add", "my_dog", "photos", "--class", "dog", "--method", "values-only", "--set", "blocks=0")
     result = CliRunner().invoke(main, [*words, "--base", "my-base"])
     assert result.exit_code == 2 and "blocks = 0 trains nothing" in result.stderr
+
+
+def test_the_family_of_the_page_is_known_by_its_weights(package, tmp_path, monkeypatch):
+    (block,) = (block for block in documents.blocks(PAGE, "python") if not block.title)
+    documents.run(block, {})
+    assert of(tiny.pico_sd()).family.name == "stable-diffusion"
+    row = dataclasses.replace(FAMILIES["my-base"], fingerprint=tmp_path / "fingerprint.json")
+    monkeypatch.setitem(FAMILIES._rows, "my-base", row)
+    assert of(tiny.pico_sd(), "another name").family is row
