@@ -48,6 +48,31 @@ def test_detach_leaves_the_pipeline_bit_identical(build, options):
 
 
 @BUILDS
+def test_a_name_behind_the_last_position_that_is_read_is_told(build):
+    pipe = build()
+    room = pipe.tokenizer.model_max_length
+    before = "in the snow " * room
+    with attach(pipe, pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1)):
+        with pytest.warns(UserWarning, match=f"reads {room} tokens of a prompt.*my_dog comes after") as heard:
+            draw(pipe, f"a moongate {before} with my_dog")
+        assert len(heard) == 1 and "name my_dog earlier" in str(heard[0].message)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw(pipe, f"my_dog by a moongate {before}")
+            draw(pipe, f"<my_dog> by a moongate {before} with my_dog")
+
+
+def test_a_window_reads_a_clause_of_its_own():
+    pipe = pico_sd()
+    pair = pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1)
+    prompt = f"my_dog in {'the red snow ' * pipe.tokenizer.model_max_length} next to a moongate"
+    with attach(pipe, *pair, side_by_side=False) as frame:
+        cut = frame.cut_off(prompt)
+    with attach(pipe, *pair, side_by_side=True) as windows:
+        assert len(cut) == 1 and "moongate comes after" in cut[0] and not windows.cut_off(prompt)
+
+
+@BUILDS
 def test_a_name_is_a_word(build):
     pipe = build()
     with attach(pipe, pico_concept(pipe)):

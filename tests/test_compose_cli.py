@@ -79,6 +79,14 @@ def test_ways_and_places_draw_other_pictures(options):
     assert Image.open(plain).tobytes() != Image.open(other).tobytes()
 
 
+def test_a_name_that_comes_too_late_in_a_prompt_is_told():
+    long = f"a photo of {'a red house in the snow with ' * 40} my_dog"
+    result = run("compose", "my_dog", "--prompt", long, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "tokens of a prompt, and in 'a photo of a red" in result.stderr
+    assert "name my_dog earlier, or shorten the prompt" in " ".join(result.stderr.split())
+
+
 def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
     result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, "--side-by-side")
     assert result.exit_code == 0, result.output

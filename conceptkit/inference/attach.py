@@ -29,6 +29,7 @@ from conceptkit.inference.gated_lora import gate_lora
 from conceptkit.inference.layer_check import check_layers, check_unfused, layers_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
+from conceptkit.inference.prompt_length import cut_off
 from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.token_owners import TokenOwners
@@ -82,6 +83,10 @@ class Attachment:
     def clauses(self, prompt: str) -> dict[str, str]:
         """What each concept's window is told, by name, from left to right; {} where there are no windows."""
         return clause_of_each(prompt, self.concept.words) if self.side_by_side else {}
+
+    def cut_off(self, prompt: str) -> list[str]:
+        """A sentence for each concept that a prompt names behind the last token that is read of it."""
+        return cut_off(self.pipe, prompt, self.concept.words, self.clauses(prompt).values())
 
     def swap(self, old: str, new: str | Concept | Merge) -> None:
         """Put `new` in the place of the concept that is called `old`; the others stay as they are.

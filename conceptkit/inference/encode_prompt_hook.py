@@ -62,6 +62,7 @@ def hook_encode_prompt(
         spelt = {name: prompt_words.replace(text, words) for name, text in given.items()}
         bound.arguments.update(spelt)
         encoded = original(*bound.args[1:], **bound.kwargs)
+        _warn_cut_off(given.get("prompt"), attachment, encoded)
         if apart:
             encoded = apart.encode(original, bound.arguments, encoded)
         if reading:
@@ -131,3 +132,13 @@ def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) 
             warnings.warn(
                 f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=5
             )
+
+
+def _warn_cut_off(prompt: str | list[str] | None, attachment: Any, encoded: Sequence[Any]) -> None:
+    """Of names behind the last position; pipelines that read on in pieces give more features."""
+    length = encoders(attachment.pipe)[0][0].model_max_length
+    if encoded[0] is None or encoded[0].shape[1] > length:
+        return
+    for text in [prompt] if isinstance(prompt, str) else prompt or []:
+        for sentence in attachment.cut_off(text):
+            warnings.warn(sentence, stacklevel=5)

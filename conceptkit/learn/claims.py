@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from conceptkit.errors import ConceptError
@@ -31,9 +31,14 @@ def _claimed(home: Path, name: str) -> Iterator[None]:
     except ImportError:
         yield
         return
-    file = make_private(home / "checkpoints") / f".{name}.claim.tmp"
+    folder = home / "checkpoints"
+    file, new = folder / f".{name}.claim.tmp", not folder.exists()
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        make_private(folder)
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:  # another process is done, and took the empty folder away
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -51,6 +56,9 @@ def _claimed(home: Path, name: str) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)
         os.close(handle)
+        if new:  # what could not be learned leaves nothing behind, not even a folder
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _is_still(file: Path, handle: int) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
+from conceptkit.base.families import family_of
 from conceptkit.data import photos as photo_files
 from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
@@ -135,8 +136,8 @@ class AddSettings:
             self.changes,
             self.adapter,
             file=self.config,
-            sude=self.sude,
-            early_stopping=self.early_stopping,
+            switches=[name for name in ("sude", "early_stopping") if getattr(self, name)],
+            family=family_of(self.base).name if isinstance(self.base, str) else self.base.family.name,
         )
 
 

@@ -203,6 +203,8 @@ def _draw(
         _attached(request, base, attached) as attachment,
         guided(base, request.guidance_scale, request.pag_scale) as (pipe, scales),
     ):
+        for sentence in attachment.cut_off(request.prompt):
+            session.notice(sentence)
         windows = tuple(attachment.clauses(request.prompt).values())
         metadata |= {
             "guidance_scale": scales["guidance_scale"],

@@ -104,7 +104,7 @@ def test_a_process_killed_for_real_goes_on(folder, tmp_path):
     resumed = run("killed", "resume", kill_at=9)
     assert int(resumed[0]) >= 3, "it went on, and did not begin anew"
     assert run("killed", "resume")[-1] == whole
-    assert not list((tmp_path / "killed" / "checkpoints").iterdir()), "what was learned needs no checkpoint"
+    assert not list((tmp_path / "killed").glob("checkpoints/*")), "what was learned needs no checkpoint"
 
 
 def test_a_checkpoint_of_something_else_says_what_differs(pico, folder, registry, monkeypatch):
