@@ -15,7 +15,10 @@ HEAD = """\
 
 A recipe is the full set of hyper-parameters with which one concept is learned. Each method has a recipe of
 its own, the last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from
-Python with `ck.add(..., changes={"FIELD": VALUE})`. The recipe is stored with the concept.
+Python with `ck.add(..., changes={"FIELD": VALUE})`. `--config FILE.toml` reads a whole recipe. The recipe is
+stored with the concept.
+
+"Keyed" says that a field belongs to the adapter `keyed` alone, that of the method `custom`.
 """
 
 

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -58,14 +58,16 @@ class Mistake(click.ClickException):
 class Root(click.Group):
     """The group at the root: it turns every error into a sentence and an exit code."""
 
-    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
         """The context of a command line; what others wrote in it is shown escaped."""
         try:
-            return super().make_context(*arguments, **extra)
+            return super().make_context(info_name, args, parent, **extra)
         except click.ClickException as error:
             raise _escaped(error) from error
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run the command; see the module for the exit codes."""
         as_json = "--json" in ctx.args
         try:

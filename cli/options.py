@@ -63,7 +63,9 @@ class RowName(click.ParamType):
 class OutFolder(click.Path):
     """A folder that files can be put into, or that can be made: found out before anything is learned."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
         """The folder as a path. Raises ConceptError when no file can be put there."""
         return check_folder(Path(os.fsdecode(super().convert(value, param, ctx))))
 

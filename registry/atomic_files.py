@@ -14,16 +14,22 @@ PATIENCE = 60.0
 """Seconds to wait for another process that imports or pulls."""
 
 
-def write_whole(file: Path, fill: Callable[[BinaryIO], object], *, replace: bool = True) -> None:
+def write_whole(
+    file: Path, fill: Callable[[BinaryIO], object], *, replace: bool = True, private: bool = True
+) -> None:
     """What `fill` writes becomes `file`, durably, or nothing changes. ConceptError for a bad target.
 
     replace: whether it may take the place of a file; else FileExistsError when there is one by then.
+    private: whether only its owner may read it; else as other new files of the user.
     """
     try:
         if file.is_dir():
             raise ConceptError(f"{file} is a folder: name a file in it.")
-        paths.make_private(file.parent)
-        with unfinished(file, replace=replace) as part, part.open("r+b") as out:
+        if private:
+            paths.make_private(file.parent)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(file, replace=replace, private=private) as part, part.open("r+b") as out:
             fill(out)
             out.flush()
             os.fsync(out.fileno())
@@ -35,7 +41,7 @@ def write_whole(file: Path, fill: Callable[[BinaryIO], object], *, replace: bool
 
 
 @contextmanager
-def unfinished(file: Path, *, replace: bool = True) -> Iterator[Path]:
+def unfinished(file: Path, *, replace: bool = True, private: bool = True) -> Iterator[Path]:
     """An empty file of one's own beside `file`, which takes its name at the end of the block, durably.
 
     The caller makes its bytes durable. Whatever goes wrong, nothing is left of it. Raises OSError, and
@@ -43,7 +49,7 @@ def unfinished(file: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     start = file.name.encode()[:64].decode(errors="ignore")
     part = file.with_name(f".{start}.{os.getpid()}-{os.urandom(4).hex()}.part")
-    os.close(create(part))
+    os.close(create(part, private=private))
     try:
         yield part
         rename(part, file, replace=replace)
@@ -53,9 +59,13 @@ def unfinished(file: Path, *, replace: bool = True) -> Iterator[Path]:
             part.with_name(part.name + suffix).unlink(missing_ok=True)
 
 
-def create(file: Path) -> int:
-    """The handle of a new file that only its owner may read. Raises OSError, also when it is there."""
-    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+def create(file: Path, *, private: bool = True) -> int:
+    """The handle of a new file, one that only its owner may read unless not `private`.
+
+    Raises OSError, also when it is there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return os.open(file, flags, 0o600 if private else 0o666)
 
 
 def rename(part: Path, file: Path, *, replace: bool = True) -> None:

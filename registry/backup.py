@@ -46,6 +46,7 @@ class Restored:
     missing: int
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -66,6 +67,7 @@ class Rebuilt:
     rows: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -259,7 +261,6 @@ def _set_aside(home: Path, why: str, until_then: ExitStack) -> Path | None:
             copied = kept
             kept.touch(mode=0o600)
     return copied
-    return kept
 
 
 def _copy_file(data: BinaryIO, target: Path) -> None:

@@ -62,7 +62,7 @@ def read_if_any(data: bytes | Source) -> Header | None:
         return None
 
 
-def parsed(outer: Any, size: int) -> Header:
+def parsed(outer: dict[str, Any], size: int) -> Header:
     """The header whose JSON that is, of so many bytes in all. Raises BadBlob."""
     try:
         inner = json.loads(outer["__metadata__"]["conceptkit"])

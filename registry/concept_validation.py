@@ -118,8 +118,10 @@ def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) ->
     texts += [*about["tokens"], *about["words"], *about["words"].values()]
     for key in ("recipe", "provenance"):
         _expect(isinstance(about[key], dict), f"they have no {key}")
+    for key in ("parents", "parent_sha256", "weights"):
+        listed = about["provenance"].get(key, [])
+        _expect(isinstance(listed, list) and len(listed) <= MOST_TEXTS, f"their {key} are odd")
     parents = about["provenance"].get("parents", [])
-    _expect(isinstance(parents, list) and len(parents) <= MOST_TEXTS, "their parents are odd")
     _expect(all(map(is_plain, [*texts, *parents])), "a name or word in them is no plain text")
     _expect(len(set(about["tokens"])) == len(about["tokens"]), "a token is in them twice")
     _fingerprint(about["base"])

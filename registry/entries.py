@@ -44,6 +44,7 @@ class Entry:
         return f"{self.name}@{self.version}"
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -80,6 +81,7 @@ def from_row(row: Sequence[Any]) -> Entry:
 
 
 def now() -> str:
+    """This moment in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 

@@ -60,6 +60,7 @@ class Check:
     strange: list[str] = field(default_factory=list)  # a sentence for each thing that nobody here made
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -79,6 +80,7 @@ class Garbage:
     )  # indexes put aside, for whose sake no blob is deleted
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 

@@ -40,6 +40,26 @@ def m001_names_versions_assets(db: "Database") -> None:
     )
 
 
+_M002_INDEXES = (
+    "unique index versions_name on versions (name, version)",
+    "index versions_hash on versions (hash)",
+    "index versions_preview on versions (preview) where preview is not null",
+    "index versions_noun on versions (noun, name collate nocase, name)",
+    "index versions_base on versions (base, name collate nocase, name)",
+    "index versions_method on versions (method, name collate nocase, name)",
+    "unique index names_name on names (name)",
+    "index names_order on names (name collate nocase, name)",
+    "index names_favourite on names (favourite) where favourite",
+    "index assets_hash on assets (hash)",
+    "index uses_hash on uses (hash)",
+    "index tags_tag on tags (tag, name_id)",
+    "index notes_name on notes (name_id)",
+    "index parents_hash on parents (hash)",
+    "index history_name_id on history (name_id)",
+    "index history_name on history (name)",
+)
+
+
 @migrations()
 def m002_catalogue(db: "Database") -> None:
     """Numbers that outlive a rename; labels, history, lineage, and further files of a version.
@@ -96,24 +116,7 @@ def m002_catalogue(db: "Database") -> None:
         },
         pk="id",
     )
-    for index in (
-        "unique index versions_name on versions (name, version)",
-        "index versions_hash on versions (hash)",
-        "index versions_preview on versions (preview) where preview is not null",
-        "index versions_noun on versions (noun, name collate nocase, name)",
-        "index versions_base on versions (base, name collate nocase, name)",
-        "index versions_method on versions (method, name collate nocase, name)",
-        "unique index names_name on names (name)",
-        "index names_order on names (name collate nocase, name)",
-        "index names_favourite on names (favourite) where favourite",
-        "index assets_hash on assets (hash)",
-        "index uses_hash on uses (hash)",
-        "index tags_tag on tags (tag, name_id)",
-        "index notes_name on notes (name_id)",
-        "index parents_hash on parents (hash)",
-        "index history_name_id on history (name_id)",
-        "index history_name on history (name)",
-    ):
+    for index in _M002_INDEXES:
         db.execute(f"create {index}")
     _carry_over(db, versions, names)
 

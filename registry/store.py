@@ -75,15 +75,6 @@ class Registry:
         check_name(name)
         if not new_version and (taken := self._versions(name)):
             raise _taken(taken[-1])
-        self.check_case(name)
-
-    def check_case(self, name: str) -> None:
-        """Raise NameTaken when another name differs from this one by case alone."""
-        if (other := self.spelled(name)) != name:
-            raise NameTaken(
-                f"{name!r} and {other!r}, which is in the registry, are one file on many disks: "
-                "choose another name."
-            )
 
     def spelled(self, name: str) -> str:
         """The name in the registry that differs from this one at most by case, or else `name` itself."""
@@ -126,7 +117,6 @@ class Registry:
             for new, digests in zip(news, hashes, strict=True):
                 if not new_version and (taken := self._versions(new.name)):
                     raise _taken(taken[-1])
-                self.check_case(new.name)
                 for data, digest in zip(_datas(new), digests, strict=True):
                     self._still_there(data, digest)
                 header = concept_header.read_if_any(new.data) if new.summary.get("parents") else None

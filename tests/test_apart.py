@@ -44,7 +44,7 @@ def test_each_words_features_are_those_of_the_prompt_without_the_other(build):
     pipe = build()
     before = snapshot(pipe)
     pair = two(pipe)
-    with attach(pipe, *pair, read_apart=False):
+    with attach(pipe, *pair, isolate_concepts=False):
         plain, dog, gate = (
             read(pipe, text)[0][0]
             for text in (
@@ -54,8 +54,8 @@ def test_each_words_features_are_those_of_the_prompt_without_the_other(build):
             )
         )
         together, others = read(pipe, BOTH)
-    with attach(pipe, *pair, read_apart=True) as attachment:
-        assert attachment.read_apart
+    with attach(pipe, *pair, isolate_concepts=True) as attachment:
+        assert attachment.isolate_concepts
         found, same = read(pipe, BOTH)
     # the beginning; <my_dog> dog; in front of a; <moongate> gate; at night; the end and padding
     rows = [plain[0], *dog[1:3], *plain[2:6], *gate[6:8], *plain[7:9], *gate[10:76]]
@@ -71,9 +71,9 @@ def test_prompts_of_a_list_are_read_one_by_one_and_single_concepts_as_ever(build
     pipe = build()
     pair = two(pipe)
     told = [BOTH, "my_dog at night", "a moongate next to my_dog"]
-    with attach(pipe, *pair, read_apart=False):
+    with attach(pipe, *pair, isolate_concepts=False):
         alone = read(pipe, told[1])[0]
-    with attach(pipe, *pair, read_apart=True):
+    with attach(pipe, *pair, isolate_concepts=True):
         found = read(pipe, told, images=2)[0]
         for i, text in enumerate(told):
             one = read(pipe, text)[0][0]
@@ -90,7 +90,7 @@ def test_what_cannot_be_taken_apart_is_read_as_it_is():
     ):
         pair, features = two(pipe), []
         for apart in (False, True):
-            with attach(pipe, *pair, read_apart=apart):
+            with attach(pipe, *pair, isolate_concepts=apart):
                 features.append(
                     pipe.encode_prompt(
                         **said, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
@@ -106,7 +106,7 @@ def test_a_picture_of_two_changes_and_regions_still_know_whose_words_are_where(h
     pictures = []
     for apart in (False, True):
         with attach(
-            pipe, *pair, merge_method=how, read_apart=apart, regions=["my_dog=left", "moongate=right"]
+            pipe, *pair, merge_method=how, isolate_concepts=apart, regions=["my_dog=left", "moongate=right"]
         ):
             pictures.append(draw(pipe, BOTH))
     assert not torch.equal(*pictures)
@@ -120,12 +120,12 @@ def test_who_is_read_apart_unasked():
     assert not pipeline.of(pipe, "pico").family.isolate_concepts
     for attached in ([*pair], [pair[0]], [pair[0], inky]):
         with attach(pipe, *attached) as attachment:
-            assert not attachment.read_apart
+            assert not attachment.isolate_concepts
     for attached in ([pair[0]], [pair[0], inky]):
-        with attach(pipe, *attached, read_apart=True) as attachment:
-            assert not attachment.read_apart, "a style has no noun to read in its place"
-    with attach(pipe, *pair, side_by_side=True, read_apart=True) as attachment:
-        assert attachment.side_by_side and not attachment.read_apart, "a window has one concept anyway"
+        with attach(pipe, *attached, isolate_concepts=True) as attachment:
+            assert not attachment.isolate_concepts, "a style has no noun to read in its place"
+    with attach(pipe, *pair, side_by_side=True, isolate_concepts=True) as attachment:
+        assert attachment.side_by_side and not attachment.isolate_concepts, "a window has one concept anyway"
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=6), st.integers(30, 40))

@@ -207,7 +207,7 @@ def test_outside_its_region_a_concept_is_not_seen(pipe, pair, before):
     with pytest.raises(BadRegion, match="no teapot in this picture"):
         attach(pipe, *pair, regions=["teapot=left"])
     with pytest.raises(BadRegion, match="choose one of them"):
-        attach(pipe, *pair, regions=["my_dog=left"], separate=True)
+        attach(pipe, *pair, regions=["my_dog=left"], auto_regions=True)
     assert snapshot(pipe) == before
 
 
@@ -215,7 +215,7 @@ def test_separating_lets_concepts_split_the_picture(pipe, pair, before):
     with attach(pipe, *pair):
         together, alone = draw(pipe, BOTH, num_inference_steps=8), draw(pipe, "my_dog", num_inference_steps=8)
         short = draw(pipe, BOTH, num_inference_steps=4)
-    with attach(pipe, *pair, separate=True):
+    with attach(pipe, *pair, auto_regions=True):
         apart = draw(pipe, BOTH, num_inference_steps=8)
         assert not torch.equal(apart, together)
         assert torch.equal(draw(pipe, BOTH, num_inference_steps=8), apart), "one drawing forgets the other"

@@ -89,7 +89,7 @@ def rooms(fake):
             sheet_metadata={"seeds": list(request.seeds)},
         )
 
-    def export(what, out, *, base, registry, force, with_names, progress):
+    def export(what, out, *, base, registry, dialect, force, with_names, progress):
         calls["export"] = (what, base)
         return SimpleNamespace(files=[out / "pytorch_lora_weights.safetensors"], notices=["It is smaller."])
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from conceptkit.concepts.delta import Delta
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.formats.dialects import export
+from conceptkit.formats.diffusers import folded
 from conceptkit.formats.peft import LORA, lora
 from conceptkit.formats.textual_inversion import embedding
 from conceptkit.inference.attach import attach
@@ -141,3 +143,16 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "empty").mkdir()
     assert len(export(concept, tmp_path / "empty")) == 3
+
+
+def test_tokens_leave_in_lower_case_because_readers_fold_the_case_of_prompts(tmp_path):
+    concept = pico_concept(pico_sd(), "Rex")
+    names = [path.name for path in export(concept, tmp_path / "one")]
+    assert names == [LORA, "rex.safetensors", "README.md"]
+    assert 'token="<rex>"' in (tmp_path / "one" / "README.md").read_text()
+    twin = pico_concept(pico_sd(), "rex", seed=1)
+    both = replace(concept, tokens={**concept.tokens, **twin.tokens}, words={**concept.words, **twin.words})
+    found = folded(both)
+    assert sorted(found.tokens) == ["<rex-2>", "<rex>"]
+    assert found.words == {"Rex": "<rex> dog", "rex": "<rex-2> dog"}
+    assert torch.equal(found.tokens["<rex-2>"][0], twin.tokens["<rex>"][0])

@@ -68,7 +68,7 @@ def test_a_pipeline_that_is_given_pictures_draws_one_frame_with_regions(kind):
     with attach(pipe, *two(pipe), regions=["my_dog=left", "moongate=right"]):
         parted = draw(pipe, BOTH, **given)
         assert parted.shape == plain.shape == (3, 16, 16) and not torch.equal(parted, plain)
-    with attach(pipe, *two(pipe), separate=True):
+    with attach(pipe, *two(pipe), auto_regions=True):
         draw(pipe, BOTH, **given)
     with pytest.raises(BadRegion, match=f"A {kind.__name__} draws on a picture that it is given, or after"):
         attach(pipe, *two(pipe), side_by_side=True)

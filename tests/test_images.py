@@ -1,6 +1,7 @@
 """PNG files that remember, grids, contact sheets and their lettering."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -46,8 +47,8 @@ def test_pixels_come_back_and_nothing_else_is_left(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_png(plain(), tmp_path / "a.png", seed=1)
 
-    def interrupted(self: Image.Image, target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half")
+    def interrupted(self: Image.Image, target: BinaryIO, **_: object) -> None:
+        target.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image.Image, "save", interrupted)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
@@ -398,3 +399,26 @@ def test_a_list_by_class_and_tag_does_not_go_through_the_class(registry):
     registry.index.conn.set_progress_handler(None, 0)
     assert len(steps) < 20, "not several instructions for each of 500 dogs"
     assert len(search.page(registry, search.Filters(noun="cat", tag=TAG), limit=10)) == 10
+
+
+def test_names_that_arrive_together_are_not_compared_with_each_other(yours):
+    calls = []
+
+    def count(frame, event, called) -> None:
+        if event == "c_call" and called.__name__ == "lower":
+            calls.append(1)
+
+    many = [IncomingConcept(f"c{i}", blob(f"c{i}", i)) for i in range(60)]
+    sys.setprofile(count)
+    try:
+        incoming.receive(yours, many, "import")
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 60 * 10
+
+
+@pytest.mark.parametrize("key", ["parents", "parent_sha256", "weights"])
+def test_the_lists_in_a_header_are_bounded(key):
+    for odd in ([1.0] * 1001, "12"):
+        with pytest.raises(BadBlob, match=f"their {key} are odd"):
+            concept_validation.check(blob(provenance={key: odd}))

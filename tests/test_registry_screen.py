@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from conceptkit.cli.main import main
 from conceptkit.cli.terminal import CELL, clip, echo_table, plain, width
 from conceptkit.concepts.concept import Concept
-from conceptkit.errors import BadBlob, BadName, ConceptError, NameTaken
+from conceptkit.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry import concept_validation, names
 from conceptkit.registry.catalogue import history
 from conceptkit.registry.store import Registry
@@ -128,15 +128,15 @@ def test_a_file_of_an_export_is_no_name(name):
         names.check_name(name)
 
 
-def test_names_that_differ_by_case_alone_are_one_file_on_many_disks(registry):
+def test_names_that_differ_by_case_alone_are_two_concepts(registry):
+    """They lie in the index, not in files; exports tell them apart where programs fold case."""
     registry.add("my_dog", b"1", {})
-    registry.add("gate", b"2", {})
-    with pytest.raises(NameTaken, match="my_dog"):
-        registry.add("My_Dog", b"3", {}, new_version=True)
-    with pytest.raises(NameTaken, match="my_dog"):
-        history.rename(registry, "gate", "MY_DOG")
-    assert history.rename(registry, "gate", "Gate").name == "Gate"
-    assert [entry.name for entry in registry.list()] == ["Gate", "my_dog"]
+    registry.add("My_Dog", b"2", {})
+    assert [registry.read(name) for name in ("my_dog", "My_Dog")] == [b"1", b"2"]
+    registry.add("My_Dog", b"3", {}, new_version=True)
+    assert len(registry.versions("My_Dog")) == 2 and len(registry.versions("my_dog")) == 1
+    assert registry.spelled("my_dog") == "my_dog" and registry.spelled("MY_DOG") in ("my_dog", "My_Dog")
+    assert history.rename(registry, "my_dog", "MY_dog").name == "MY_dog"
 
 
 def test_json_is_whole_when_half_of_it_went_wrong(dog, tmp_path):

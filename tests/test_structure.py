@@ -234,3 +234,7 @@ NAMES = {
 )
 def test_contracts(tmp_path, broken, files):
     assert broken_contracts(tmp_path, files) == {NAMES[name] for name in broken}
+
+
+def test_the_house_holds_its_bars():
+    assert structure.measure(ROOT).broken() == []

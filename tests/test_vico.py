@@ -16,6 +16,7 @@ from conceptkit.cli.concepts import REFERENCE
 from conceptkit.cli.main import main
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.concept import read as read_concept
+from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.reference import Reference
 from conceptkit.errors import BadBase, BadBlob, BadRecipe, BadRegion, BaseMismatch, ConceptError
 from conceptkit.formats.dialects import export
@@ -42,7 +43,7 @@ def seeing(pipe, name: str = "my_dog", seed: int = 0, rank: int = 2, size: float
 
     maps = {map: (size * random(o, rank), size * random(rank, d)) for map, (o, d) in sizes(pipe.unet).items()}
     concept = pico_concept(pipe, name)
-    object.__setattr__(concept, "delta", {})
+    object.__setattr__(concept, "delta", Delta())
     object.__setattr__(concept, "recipe", {"method": "vico"})
     object.__setattr__(concept, "reference", Reference(random(4, 8, 8).half().float(), maps))
     return concept
@@ -99,9 +100,9 @@ def test_looking_at_itself_with_the_output_of_self_attention_is_self_attention(p
     with torch.no_grad():
         wanted = attn(block.norm1(x)) - attn.to_out[0].bias
         assert torch.allclose(
-            image_attention_functional.look(block, x, x, everything, maps), wanted, atol=1e-5
+            image_attention_functional.look(block, x, x, everything, Delta(maps)), wanted, atol=1e-5
         )
-        silent = maps | {"to_out": zero}
+        silent = Delta(maps | {"to_out": zero})
         assert not image_attention_functional.look(block, x, x, everything, silent).any()
 
 
@@ -115,18 +116,18 @@ def test_only_patches_inside_of_the_mask_are_seen(pipe):
     }
     mask = torch.tensor([[True, False, True, True, False, False]])
     with torch.no_grad():
-        seen = image_attention_functional.look(block, cells, patches, mask, maps)
+        seen = image_attention_functional.look(block, cells, patches, mask, Delta(maps))
         other = torch.where(mask.unsqueeze(2), patches, more)
         assert torch.allclose(
-            image_attention_functional.look(block, cells, other, mask, maps), seen, atol=1e-5
+            image_attention_functional.look(block, cells, other, mask, Delta(maps)), seen, atol=1e-5
         )
         few = patches[:, mask[0]]
         every = torch.ones(1, 3, dtype=torch.bool)
         assert torch.allclose(
-            image_attention_functional.look(block, cells, few, every, maps), seen, atol=1e-5
+            image_attention_functional.look(block, cells, few, every, Delta(maps)), seen, atol=1e-5
         )
         assert not torch.allclose(
-            image_attention_functional.look(block, cells, more, mask, maps), seen, atol=1e-2
+            image_attention_functional.look(block, cells, more, mask, Delta(maps)), seen, atol=1e-2
         )
 
 

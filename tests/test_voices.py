@@ -252,7 +252,7 @@ def test_voices_split_the_picture_as_the_words_do(pipe):
     silent = dataclasses.replace(
         gate, delta={n: f for n, f in gate.delta.items() if n in here.sizes}, recipe={}
     )
-    with attach(pipe, compose(dog, silent, base=here), separate=True):
+    with attach(pipe, compose(dog, silent, base=here), auto_regions=True):
         calls = added(pipe, "my_dog by a moongate", num_inference_steps=WATCHED + 2)
     early, late = (calls[k].abs().sum(2) for k in (WATCHED - 1, WATCHED + 1))
     assert (early > 0).all()

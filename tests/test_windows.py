@@ -242,7 +242,7 @@ def test_who_sees_side_by_side_unasked(pipe):
     assert pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
     assert not pipeline.of(pipe, "pico").family.side_by_side
     with pytest.raises(BadRegion, match="choose one of them"):
-        attach(pipe, *pair, side_by_side=True, separate=True)
+        attach(pipe, *pair, side_by_side=True, auto_regions=True)
 
 
 def test_swapping_keeps_the_windows(pipe):

@@ -6,11 +6,13 @@ table over the base's own memory has the new rows behind it, as a parameter of t
 move the rest, and taking the tokens off puts the originals back.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,10 @@ from torch import Tensor, nn
 
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BaseMismatch, ConceptError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 LEGACY_EOS = 2
 
@@ -73,14 +79,14 @@ class Tokens:
         """Put tokenizers and tables back as they were; a second call does nothing."""
         self._undo.close()
 
-    def __enter__(self) -> "Tokens":
+    def __enter__(self) -> Tokens:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
 
 
-def add_tokens(pipe: Any, tokens: Mapping[str, tuple[Tensor, ...]]) -> Tokens:
+def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]) -> Tokens:
     """Add tokens to a pipeline: name -> per text encoder its rows (k, d).
 
     A token of k > 1 vectors occupies "<x>", "<x>_1", ..., the names by which diffusers' own `encode_prompt`

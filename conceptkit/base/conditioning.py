@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +23,14 @@ class Condition:
 
     @property
     def device(self) -> torch.device:
+        """Where the features are."""
         return self.hidden.device
 
     def __getitem__(self, picks: Tensor) -> Condition:
         return Condition(self.hidden[picks], None if self.pooled is None else self.pooled[picks])
 
     def detach(self) -> Condition:
+        """The same without a gradient."""
         return Condition(self.hidden.detach(), None if self.pooled is None else self.pooled.detach())
 
 
@@ -36,7 +41,7 @@ class LiveCondition:
     gradient: whether what is read has one.
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     prompts: Sequence[str]
     gradient: bool = True
 
@@ -51,7 +56,7 @@ class LiveCondition:
             return encode(self.pipe, [self.prompts[k] for k in used.tolist()], self.device)[places]
 
 
-def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Condition:
+def encode(pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | None = None) -> Condition:
     """The conditions of prompts, through a pipeline's own `encode_prompt`; by itself, where that runs."""
     encoded = pipe.encode_prompt(
         prompt=list(prompts),
@@ -63,13 +68,14 @@ def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:
+    """Two conditions as one batch, `first` before `second`."""
     pooled = None
     if first.pooled is not None and second.pooled is not None:
         pooled = torch.cat([first.pooled, second.pooled])
     return Condition(torch.cat([first.hidden, second.hidden]), pooled)
 
 
-def predict(pipe: Any, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
+def predict(pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """The UNet's prediction for latents (n, c, h, w) at timesteps t (n,)."""
     added = None
     if condition.pooled is not None:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from conceptkit.base.attention import kv_maps
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBlob
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-def fingerprint_of(pipe: Any, own: bool = False) -> Fingerprint:
+
+def fingerprint_of(pipe: DiffusionPipeline, own: bool = False) -> Fingerprint:
     """What this base is, with the adapters that others have put on it; tokens added to it do not count.
 
     own: whether to count what attached concepts change in its text encoders too.
@@ -42,7 +45,7 @@ def fingerprint_of(pipe: Any, own: bool = False) -> Fingerprint:
     return Fingerprint(architecture(pipe), exact.hexdigest()[:16], maps, *_text_encoders(pipe, own))
 
 
-def features_digest(pipe: Any) -> str:
+def features_digest(pipe: DiffusionPipeline) -> str:
     """16 hex digits over all that text features and the maps that read them depend on, as they are now: maps,
     text encoders, the adapters at work on them, those of attached concepts too, and the tokenizers."""
     now = fingerprint_of(pipe, own=True)
@@ -56,7 +59,7 @@ def features_digest(pipe: Any) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def _text_encoders(pipe: Any, own: bool) -> tuple[str, tuple[float, ...]]:
+def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float, ...]]:
     """A digest of the text encoders, and random projections of them divided by their size."""
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(TEXT_SKETCH_SIZE), 0.0
@@ -68,7 +71,7 @@ def _text_encoders(pipe: Any, own: bool) -> tuple[str, tuple[float, ...]]:
             rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
             weight = rows.to("cpu", torch.float16).contiguous()
             exact.update(name.encode())
-            exact.update(weight.numpy())
+            exact.update(weight.numpy().data)
             exact.update(more)
             weight = weight.float()
             sketch += _projected(f"{i} {name}", weight, TEXT_SKETCH_SIZE)
@@ -85,7 +88,7 @@ def _projected(label: str, weight: Tensor, count: int) -> Tensor:
     return ((left @ flat) * right).sum(dim=1)
 
 
-def architecture(pipe: Any) -> str:
+def architecture(pipe: DiffusionPipeline) -> str:
     """16 hex digits over map names, shapes and text encoder sizes; works on the meta device."""
     value = {
         "maps": [[name, *linear.weight.shape] for name, linear in kv_maps(pipe.unet).items()],

@@ -1,5 +1,7 @@
 """A base: a diffusers pipeline, seen as text features and its cross-attention key and value maps."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
@@ -8,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +23,10 @@ from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
 from conceptkit.registry.paths import expanded
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -31,7 +37,7 @@ class Base:
     """A loaded pipeline under the name the user gave it."""
 
     name: str
-    pipe: Any
+    pipe: DiffusionPipeline
     fingerprint: Fingerprint
     family: Family
 
@@ -94,7 +100,7 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
     return of(pipe.to(device) if device else pipe, str(Path(source).resolve()) if folder else name)
 
 
-def of(pipe: Any, name: str | None = None) -> Base:
+def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
     """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
@@ -152,9 +158,9 @@ def check_fits(
             f"{distance:.0%} away from it; take them off (unload_lora_weights), or learn {name} again with "
             "them"
         )
-    apart = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
+    how_far = "of another architecture than" if math.isinf(distance) else f"{distance:.0%} away from"
     raise BaseMismatch(
-        f"{name} was learned on {learned_on_name}, a base {apart} {base.name}; "
+        f"{name} was learned on {learned_on_name}, a base {how_far} {base.name}; "
         f"use {learned_on_name}, or learn {name} again on {base.name}"
     )
 
@@ -175,7 +181,7 @@ def _locate(name: str) -> tuple[str, bool]:
     raise BadBase(f"There is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
 
 
-def _name_of(pipe: Any, fingerprint: Fingerprint) -> str:
+def _name_of(pipe: DiffusionPipeline, fingerprint: Fingerprint) -> str:
     """By where it was loaded from, else by what it is: parts put together by hand come from nowhere."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path") or "")
     for family in FAMILIES.values():

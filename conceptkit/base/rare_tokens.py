@@ -11,10 +11,14 @@ import random
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadRecipe
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 LONGEST = 3
 RAREST = 0.25
@@ -34,7 +38,7 @@ class Candidate:
     seen: int
 
 
-def candidates(pipe: Any, captions: Sequence[str], longest: int = LONGEST) -> list[Candidate]:
+def candidates(pipe: DiffusionPipeline, captions: Sequence[str], longest: int = LONGEST) -> list[Candidate]:
     """Whole words of at most `longest` letters that are one token in every tokenizer, the rarest first."""
     tokenizers = [tokenizer for tokenizer, _ in encoders(pipe)]
     first = tokenizers[0]
@@ -54,7 +58,7 @@ def candidates(pipe: Any, captions: Sequence[str], longest: int = LONGEST) -> li
 
 
 def choose(
-    pipe: Any, captions: Sequence[str], seed: int, count: int = 1, taken: Collection[str] = ()
+    pipe: DiffusionPipeline, captions: Sequence[str], seed: int, count: int = 1, taken: Collection[str] = ()
 ) -> list[Candidate]:
     """`count` rare tokens, none of those `taken`, different ones for different seeds.
 

@@ -1,11 +1,16 @@
 """What the denoiser reads of prompts: text features, token ids, and where words stand in them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +23,7 @@ class TextFeatures:
     eot: Tensor
 
 
-def encoders(pipe: Any) -> tuple[tuple[Any, Any], ...]:
+def encoders(pipe: DiffusionPipeline) -> tuple[tuple[Any, Any], ...]:
     """The pipeline's (tokenizer, text encoder) pairs."""
     names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
     pairs = [(getattr(pipe, first, None), getattr(pipe, second, None)) for first, second in names]
@@ -26,7 +31,7 @@ def encoders(pipe: Any) -> tuple[tuple[Any, Any], ...]:
 
 
 @torch.no_grad()
-def encode(pipe: Any, prompts: Sequence[str], batch: int = 32) -> TextFeatures:
+def encode(pipe: DiffusionPipeline, prompts: Sequence[str], batch: int = 32) -> TextFeatures:
     """Text features of prompts through the pipeline's own `encode_prompt`: one road for all architectures."""
     tokenizer = encoders(pipe)[0][0]
     hidden, ids = [], []
@@ -45,7 +50,7 @@ def encode(pipe: Any, prompts: Sequence[str], batch: int = 32) -> TextFeatures:
     return TextFeatures(torch.cat(hidden), tokens, ends.argmax(dim=1))
 
 
-def token_ids(pipe: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def token_ids(pipe: DiffusionPipeline, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """(n, T) ids as the pipeline's `encode_prompt` makes them, tokens of several vectors spelled out."""
     if hasattr(pipe, "maybe_convert_prompt"):
         prompts = pipe.maybe_convert_prompt(list(prompts), tokenizer)
@@ -65,7 +70,7 @@ def positions(ids: Tensor, words: Tensor) -> Tensor:
     return found
 
 
-def spell(pipe: Any, text: str) -> Tensor:
+def spell(pipe: DiffusionPipeline, text: str) -> Tensor:
     """The ids of a text alone, without those of beginning and end."""
     tokenizer = encoders(pipe)[0][0]
     (ids,) = token_ids(pipe, tokenizer, [text])

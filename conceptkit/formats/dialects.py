@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.extension_table import ExtensionTable
@@ -109,8 +109,8 @@ def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
 
 
 def _whole(given: Concept | Merge) -> Concept:
-    whole: Concept = getattr(given, "concept", given)
-    return whole
+    either: Any = given
+    return getattr(either, "concept", either)
 
 
 def _parts(concept: Concept) -> dict[str, bool]:

@@ -1,11 +1,12 @@
 """Concepts living on a diffusers pipeline: their tokens, their delta, and their names as words in prompts."""
 
+from __future__ import annotations
+
 import threading
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import attention, pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
@@ -16,11 +17,11 @@ from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRegion, ConceptError, NoEffect
 from conceptkit.inference.attach_request import (
-    AttachOrder,
+    AttachOptions,
+    AttachRequest,
     Found,
     exchanged,
     find_concepts,
-    read_order,
     reopened,
 )
 from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
@@ -32,10 +33,12 @@ from conceptkit.inference.prompt_length import cut_off
 from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.token_owners import TokenOwners
-from conceptkit.merging.request import MERGE_METHOD, PADDING_DELTA
+from conceptkit.renamed import renamed_arguments
 from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from conceptkit.inference.attention_masks import Where
     from conceptkit.merging.compose import Merge
     from conceptkit.merging.report import Report
@@ -49,21 +52,21 @@ class Attachment:
     concept: the one that was attached, or the merge of several. report: of that merge.
     notice: one sentence when the concept was learned on a near relative of this base.
     side_by_side: whether a prompt of several concepts gives a wide picture, a window for each of them.
-    read_apart: whether in one frame each concept's words are read without the others.
+    isolate_concepts: whether in one frame each concept's words are encoded without the others.
     attached: whether all this is on the pipeline now.
     lock: held while concepts come and go, and by `draw`: whoever draws from several threads holds it too.
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     concepts: tuple[str, ...]
     concept: Concept
-    report: "Report | None"
+    report: Report | None
     notice: str | None
     _undo: ExitStack
-    _order: AttachOrder
+    _request: AttachRequest
     _base: pipeline.Base
     side_by_side: bool = False
-    read_apart: bool = False
+    isolate_concepts: bool = False
     attached: bool = False
     lock: Any = field(default_factory=threading.RLock)
 
@@ -85,7 +88,7 @@ class Attachment:
         """A sentence for each concept that a prompt names behind the last token that is read of it."""
         return cut_off(self.pipe, prompt, self.concept.words, self.clauses(prompt).values())
 
-    def swap(self, old: str, new: "str | Concept | Merge") -> None:
+    def swap(self, old: str, new: str | Concept | Merge) -> None:
         """Put `new` in the place of the concept that is called `old`; the others stay as they are.
 
         Waits for a `draw` that is under way. Raises UnknownConcept when there is no such concept on the
@@ -94,20 +97,20 @@ class Attachment:
         with self.lock:
             if not self.attached:
                 raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
-            order = exchanged(self._order, self.concepts, old, new)
-            before, found = self._order, Found(self.concept, self.report, self.notice)
+            request = exchanged(self._request, self.concepts, old, new)
+            before, found = self._request, Found(self.concept, self.report, self.notice)
             self._undo.close()
             try:
-                with reopened(order.registry) as registry:
-                    after = find_concepts(replace(order, registry=registry), self._base)
-                self._put(order, after)
+                with reopened(request.registry) as registry:
+                    after = find_concepts(replace(request, registry=registry), self._base)
+                self._put(request, after)
             except BaseException:
                 self._put(before, found)
                 raise
         if self.notice:
             warnings.warn(self.notice, stacklevel=2)
 
-    def _put(self, order: AttachOrder, found: Found) -> None:
+    def _put(self, request: AttachRequest, found: Found) -> None:
         """Everything onto a bare pipeline, or nothing."""
         concept = found.concept
         changes = any(all(factor.any() for factor in factors) for factors in concept.delta.values())
@@ -118,7 +121,7 @@ class Attachment:
         unet = self.pipe.unet
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
-            reading = _reading(self.pipe, concept, order)
+            reading = _reading(self.pipe, concept, request)
             if reading:
                 undo.callback(reading.listen(unet).remove)
             if changes:
@@ -128,67 +131,62 @@ class Attachment:
                 from conceptkit.inference import reference_attention
 
                 undo.callback(reference_attention.attend_to_reference(self.pipe, concept.reference, reading))
-            if reading and (order.regions or order.separate):
+            if reading and (request.masks or request.auto_regions):
                 from conceptkit.inference import attention_masks
 
                 where, back = (
                     attention_masks.separate(unet, reading)
-                    if order.separate
-                    else attention_masks.confine(unet, reading, order.regions)
+                    if request.auto_regions
+                    else attention_masks.confine(unet, reading, request.masks)
                 )
                 undo.callback(back)
             if reading and changes and (heard := rank_gates(concept)):
                 gate_lora(unet, heard, reading, where)
-            windows = _windows(self._base, concept, order)
+            windows = _windows(self._base, concept, request)
             if windows:
                 undo.callback(windows.open())
-            apart = None if windows else _apart(self._base, concept, order)
+            apart = None if windows else _apart(self._base, concept, request)
             self.concept, self.report, self.notice = concept, found.report, found.notice
-            self.concepts, self._order = tuple(concept.words), order
-            self.side_by_side, self.read_apart = windows is not None, apart is not None
+            self.concepts, self._request = tuple(concept.words), request
+            self.side_by_side, self.isolate_concepts = windows is not None, apart is not None
             undo.callback(hook_encode_prompt(self, concept.words, tokens, reading, windows, apart))
             undo.callback(refuse_saving(self.pipe, self.concepts or (concept.name,)))
             undo.callback(setattr, self, "attached", False)
             self.attached, self._undo = True, undo.pop_all()
 
-    def __enter__(self) -> "Attachment":
+    def __enter__(self) -> Attachment:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.detach()
 
 
+@renamed_arguments(
+    how="merge_method", shared="padding_delta", separate="auto_regions", read_apart="isolate_concepts"
+)
 def attach(
-    pipe: Any,
-    *concepts: "str | Concept | Merge",
-    registry: "Registry | None" = None,
-    merge_method: str = MERGE_METHOD,
-    weights: Sequence[float] | None = None,
-    padding_delta: str = PADDING_DELTA,
-    regions: Sequence[str] = (),
-    separate: bool = False,
-    side_by_side: bool | None = None,
-    read_apart: bool | None = None,
+    pipe: DiffusionPipeline,
+    *concepts: str | Concept | Merge,
+    registry: Registry | None = None,
+    **options: Unpack[AttachOptions],
 ) -> Attachment:
     """Put concepts on a pipeline, several of them composed in one call.
 
         with attach(pipe, "my_dog:0.8", "moongate", regions=["my_dog=left"]):
             pipe("my_dog in front of a moongate").images[0].save("both.png")
 
-    Strings are names in the registry, with a strength if wanted; `weights`, `merge_method` and
-    `padding_delta` are those of `compose`. `regions` keep concepts in parts of the picture, see
-    `regions.read`; `separate` lets them split it by where they begin to appear; `side_by_side` gives each
-    thing that a prompt names a window in a wide picture, by default on bases that cannot draw two things in
-    one frame; the base's own size counts as none given. `read_apart`: in one frame each concept's words are
-    read without the other concepts in the prompt, by default on storybook.
+    pipe: a diffusers pipeline, loaded.
+    concepts: names in the registry, each with a strength if wanted; concepts; merges.
+    registry: where names are looked up; None: the one of the user.
+    options: merge_method, weights, padding_delta, regions, auto_regions, side_by_side, isolate_concepts; see
+        `AttachRequest`.
 
     Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
     `layer_check`; a pipeline of the same parts knows their tokens, and no names.
     Raises BaseMismatch on another base, BadRegion, NoEffect when nothing would change, ConceptError when the
     pipeline carries concepts already; whatever is raised, the pipeline is as it was.
     """
-    if not concepts:
-        raise ConceptError("There is nothing to attach; name at least one concept")
+    request = AttachRequest(concepts, registry, **options)
     present = getattr(getattr(pipe, "encode_prompt", None), "attachment", None)
     if present is not None and present.attached:
         carried = ", ".join(present.concepts)
@@ -201,48 +199,45 @@ def attach(
             "all in one call"
         )
     here = pipeline.of(pipe)
-    order = read_order(
-        concepts, weights, merge_method, padding_delta, regions, separate, side_by_side, read_apart, registry
-    )
-    found = find_concepts(order, here)
-    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), order, here)
-    attachment._put(order, found)
+    found = find_concepts(request, here)
+    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), request, here)
+    attachment._put(request, found)
     if attachment.notice:
         warnings.warn(attachment.notice, stacklevel=2)
     return attachment
 
 
-def _reading(pipe: Any, concept: Concept, order: AttachOrder) -> TokenOwners | None:
+def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) -> TokenOwners | None:
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
     if concept.reference is not None:
         return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
-    strict = concept.routing is not None or bool(order.regions) or order.separate
+    strict = concept.routing is not None or bool(request.masks) or request.auto_regions
     if not strict and not rank_gates(concept):
         return None
     spelt = {name: [text, *prompt_words.TOKEN.findall(text)] for name, text in concept.words.items()}
     return TokenOwners(pipe, spelt, strict)
 
 
-def _windows(here: pipeline.Base, concept: Concept, order: AttachOrder) -> Windows | None:
+def _windows(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Windows | None:
     """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
-    wanted, able = order.side_by_side, can_have_windows(here.pipe)
+    wanted, able = request.side_by_side, can_have_windows(here.pipe)
     if wanted and not able:
         raise BadRegion(
             f"A {type(here.pipe).__name__} draws on a picture that it is given, or after one, which has no "
             "windows; leave side_by_side out, or use a text-to-image pipeline"
         )
     if wanted is None:
-        wanted = able and here.family.side_by_side and not order.regions and not order.separate
+        wanted = able and here.family.side_by_side and not request.masks and not request.auto_regions
     return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
-def _apart(here: pipeline.Base, concept: Concept, order: AttachOrder) -> PerConceptEncoding | None:
+def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> PerConceptEncoding | None:
     """Each concept's words read without the others, where that was ordered, or suits the base."""
-    wanted = here.family.isolate_concepts if order.read_apart is None else order.read_apart
+    wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
     return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
-def _install(undo: ExitStack, pipe: Any, concept: Concept, reading: TokenOwners | None) -> None:
+def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading: TokenOwners | None) -> None:
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
     unet = pipe.unet

@@ -1,12 +1,14 @@
 """Names as words: `encode_prompt` writes concepts out before it reads, and tells those who listen."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,6 +20,10 @@ from conceptkit.inference.method_override import override
 from conceptkit.inference.multidiffusion import Windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.token_owners import TokenOwners
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
@@ -94,13 +100,13 @@ def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] |
     return told, against if told or negative else None
 
 
-def _parts(pipe: Any) -> dict[str, Any]:
+def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:
     """What carries concepts on a pipeline."""
     names = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     return {name: getattr(pipe, name, None) for name in names}
 
 
-def _check_parts(pipe: Any, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
+def _check_parts(pipe: DiffusionPipeline, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
     """Raises ConceptError when a part that carries concepts was replaced by another; one may be compiled."""
     for name, part in _parts(pipe).items():
         if part is not None and getattr(part, "_orig_mod", part) is not parts[name]:

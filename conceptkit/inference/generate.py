@@ -13,6 +13,7 @@ from conceptkit.errors import BadBase, ConceptError
 from conceptkit.inference.attach import attach
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
     from conceptkit.base.pipeline import Base
@@ -54,9 +55,9 @@ def guided(
         base.pipe.unet.set_attn_processor(before)
 
 
-def _looks_at_a_photo(pipe: Any) -> str | None:
+def _looks_at_a_photo(pipe: DiffusionPipeline) -> str | None:
     """The name of an attached concept that looks at its reference photo."""
-    attachment = getattr(pipe.encode_prompt, "attachment", None)
+    attachment: Any = getattr(pipe.encode_prompt, "attachment", None)
     looking = attachment is not None and attachment.attached and attachment.concept.reference is not None
     return str(attachment.concept.name) if looking else None
 

@@ -35,7 +35,8 @@ def check_layers(
 
     def note(path: str) -> Callable[..., None]:
         def called(*_: Any) -> None:
-            getattr(here, "called", set()).add(path)
+            seen: set[str] = getattr(here, "called", set())
+            seen.add(path)
 
         return called
 

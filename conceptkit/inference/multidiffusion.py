@@ -6,6 +6,8 @@ predictions are blended where windows overlap (MultiDiffusion, 2302.08113, eq. 5
 towards the edges). Nothing is asked of the UNet that it was not trained for.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 import re
@@ -13,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ from torch import Tensor, nn
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.method_override import override
 from conceptkit.inference.prompt_parsing import clause_of_each
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 STRIDE = 3 / 4
 """From one window to the next, in widths of a window: with half of one, neighbours grow into each other."""
@@ -38,7 +44,7 @@ REMEMBERED = 16
 """Prompts whose features are known again when they come back as embeddings."""
 
 
-def can_have_windows(pipe: Any) -> bool:
+def can_have_windows(pipe: DiffusionPipeline) -> bool:
     """Whether a pipeline begins with noise of a size that it is told, its UNet gives what it is given, and
     nothing of a picture's size is given beside: no picture to begin with or to follow, no mask, no boxes."""
     config = pipe.unet.config
@@ -89,7 +95,7 @@ class _Whole:
 class Windows:
     """Side by side on one pipeline: `encode` notes what prompts say, `open` widens what is drawn."""
 
-    def __init__(self, pipe: Any, words: Mapping[str, str]) -> None:
+    def __init__(self, pipe: DiffusionPipeline, words: Mapping[str, str]) -> None:
         self._pipe, self._words = pipe, words
         self._here = threading.local()  # one drawing in each thread
         self._remembered: deque[_WindowPrompts] = deque(maxlen=REMEMBERED)

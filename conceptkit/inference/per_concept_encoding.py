@@ -6,10 +6,12 @@ which its concepts are only class nouns, all or all but one, after the noun phra
 reads by themselves (2212.05032, section 3.2).
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from torch import Tensor
 from conceptkit.base.text_features import encoders, spell
 from conceptkit.concepts import prompt_words
 from conceptkit.inference.prompt_parsing import things
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Piece:
 class PerConceptEncoding:
     """On one pipeline: reads prompts of two concepts or more again, by the pipeline's own encoder."""
 
-    def __init__(self, pipe: Any, words: Mapping[str, str]) -> None:
+    def __init__(self, pipe: DiffusionPipeline, words: Mapping[str, str]) -> None:
         self._pipe, self._words = pipe, things(words)
 
     def encode(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from conceptkit.inference.token_owners import TokenOwners
 from conceptkit.rng import hash_of
 from conceptkit.tuners.image_attention import ImageAttention
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 OF_THE_PICTURE = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
@@ -27,7 +30,9 @@ OF_THE_PICTURE = (
 """What other networks say of the picture that is drawn, and not of the photo."""
 
 
-def attend_to_reference(pipe: Any, reference: Reference, reading: TokenOwners) -> Callable[[], None]:
+def attend_to_reference(
+    pipe: DiffusionPipeline, reference: Reference, reading: TokenOwners
+) -> Callable[[], None]:
     """Let the pipeline's UNet look at a photo in every step; gives the way back.
 
     `reading` listens to the UNet already, for one concept by its tokens. Raises BadBase and BaseMismatch when

@@ -1,15 +1,20 @@
 """A pipeline with concepts on it is not saved: half of it would be the base's, and half the concepts'."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import ConceptError
 from conceptkit.inference.method_override import override
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-def refuse_saving(pipe: Any, names: Sequence[str]) -> Callable[[], None]:
+
+def refuse_saving(pipe: DiffusionPipeline, names: Sequence[str]) -> Callable[[], None]:
     """`save_pretrained` of the pipeline, its UNet and its text encoders is a ConceptError; the way back."""
     whose = " and ".join(names)
 

@@ -4,17 +4,23 @@ Both halves of classifier-free guidance, several prompts and several pictures of
 of the batch are told apart by their bits, which joining and repeating them leaves as they are.
 """
 
+from __future__ import annotations
+
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from conceptkit.base.text_features import encoders, positions, spell, token_ids
 from conceptkit.errors import ConceptError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 OTHER, END, UNKNOWN = -1, -2, -3
 """Owners of positions that are no concept's: words and the beginning; end of text and padding; those of
@@ -48,7 +54,9 @@ class TokenOwners:
     strict: prompts that were encoded elsewhere are a ConceptError; otherwise their owners are UNKNOWN.
     """
 
-    def __init__(self, pipe: Any, texts: Mapping[str, Sequence[str]], strict: bool = True) -> None:
+    def __init__(
+        self, pipe: DiffusionPipeline, texts: Mapping[str, Sequence[str]], strict: bool = True
+    ) -> None:
         self.names, self._strict = tuple(texts), strict
         self._pipe = pipe
         self._spelt = [[spell(pipe, text) for text in written] for written in texts.values()]

@@ -8,8 +8,6 @@ at all, and only for a step whose loss is a number.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,7 +23,7 @@ from conceptkit.concepts.recipe_fields import current_fields
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.learn.subject import StateAndPlace
 from conceptkit.learn.train_config import RATES, TrainConfig
-from conceptkit.registry.paths import make_private, sync
+from conceptkit.registry.atomic_files import write_whole
 from conceptkit.safetensors_header import read_metadata
 
 FORMAT = 1
@@ -112,6 +110,7 @@ class CheckpointManager:
 
 
 def path_for(home: Path, name: str) -> Path:
+    """The file of the checkpoint of a run of that name."""
     return home / "checkpoints" / f"{name}.safetensors"
 
 
@@ -137,18 +136,7 @@ def write(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()},
         {"conceptkit": json.dumps(header, sort_keys=True)},
     )
-    folder = make_private(path.parent)
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync(folder)
+    write_whole(path, lambda out: out.write(data))
 
 
 def capture(

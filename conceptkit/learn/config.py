@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,22 +86,23 @@ def config_for(
     adapter: str | None = None,
     *,
     file: Path | str | None = None,
-    sude: bool = False,
-    early_stopping: bool = False,
+    switches: Collection[str] = (),
+    family: str = "",
 ) -> TrainConfig:
     """The recipe of a method with the caller's fields in it; texts become numbers, old names those of today.
 
     method: by default the file's, else `DEFAULT`. adapter: another than the method's own, with what suits it.
     file: TOML, field = value; what is given here beside it goes before it.
     steps: of the whole run, which the word and the delta share as the recipe has them.
-    sude, early_stopping: the fields that switch these on. changes: fields by name; they come last.
+    switches: "sude" and "early_stopping" set the fields that switch these on.
+    family: of the base; a method may have another recipe for it.
+    changes: fields by name; they come last.
     Raises BadRecipe on a method, an adapter or a field that does not exist, and on odd values.
     """
     stored = {} if file is None else read_config(file)
     method = method or stored.pop("method", None) or DEFAULT
-    find_method(method)
     own = stored.pop("adapter", None)
-    recipe, other = DEFAULT_CONFIGS[method], adapter or own
+    recipe, other = find_method(method).config(family), adapter or own
     recipe = recipe if other is None else _with_adapter(recipe, other)
     try:
         recipe = _changed(recipe, stored)
@@ -111,8 +112,8 @@ def config_for(
         recipe = _with_steps(recipe, steps)
     if rank is not None:
         recipe = _with_rank(recipe, rank, adapter)
-    switched: dict[str, Any] = {"sude_weight": adapter_of(recipe).sude_weight} if sude else {}
-    switched |= EARLY_STOP if early_stopping else {}
+    switched: dict[str, Any] = {"sude_weight": adapter_of(recipe).sude_weight} if "sude" in switches else {}
+    switched |= EARLY_STOP if "early_stopping" in switches else {}
     return _changed(recipe, {**switched, **todays_fields(changes or {})[0]})
 
 
@@ -153,7 +154,8 @@ def _parsed(file: Path | str) -> dict[str, Any]:
 
 def _changed(recipe: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     for name, value in changes.items():
-        recipe = replace(recipe, **{name: field_value(recipe, name, value)})
+        changed: dict[str, Any] = {name: field_value(recipe, name, value)}
+        recipe = replace(recipe, **changed)
     return recipe
 
 

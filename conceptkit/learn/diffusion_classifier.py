@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ from conceptkit.learn.latent_dataset import LatentDataset
 from conceptkit.learn.subject import StateAndPlace
 from conceptkit.learn.train_config import TrainConfig
 from conceptkit.rng import hash_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 FIRST, SAMPLES, FINALISTS = 8, 32, 5
 """All words are judged by the first samples; the best of them and the bare noun by all."""
@@ -49,17 +53,17 @@ class Question(NamedTuple):
 LOOK, PLACE, STATE = Question(0.2, 1.0), Question(0.2, 1.0, 0.01), Question(0.1, 0.7, 0.003)
 
 
-def looks(pipe: Any) -> list[str]:
+def looks(pipe: DiffusionPipeline) -> list[str]:
     """Words for colours, patterns and materials that are one token in every tokenizer of a pipeline."""
     return _known(pipe, "looks.txt")
 
 
-def states(pipe: Any) -> list[str]:
+def states(pipe: DiffusionPipeline) -> list[str]:
     """Words for what a thing does, and for poses and states it can be in, of which the same is true."""
     return _known(pipe, "states.txt")
 
 
-def places(pipe: Any) -> list[str]:
+def places(pipe: DiffusionPipeline) -> list[str]:
     """Where a thing can be: "in a kitchen"; each word of it is one token, as above."""
     return _known(pipe, "places.txt")
 
@@ -149,7 +153,7 @@ class Classifier:
         return distributed.total(table).cpu()
 
 
-def _known(pipe: Any, file: str) -> list[str]:
+def _known(pipe: DiffusionPipeline, file: str) -> list[str]:
     """The lines of a file in which each word is one token."""
     lines = files("conceptkit.wordlists").joinpath(file).read_text(encoding="utf-8").splitlines()
     tokenizers = [tokenizer for tokenizer, _ in encoders(pipe)]

@@ -26,6 +26,7 @@ class DistributedContext:
 
     @property
     def first(self) -> bool:
+        """Whether this process speaks and stores for all."""
         return self.rank == 0
 
     @property

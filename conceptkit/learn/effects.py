@@ -66,7 +66,11 @@ def without_effect(
                 "give more steps, or a higher token_learning_rate."
             )
     looks = any(concept.reference is not None for concept in concepts)
-    if recipe.max_train_steps and not looks and not any(bool(factors.first.any()) for factors in delta.values()):
+    if (
+        recipe.max_train_steps
+        and not looks
+        and not any(bool(factors.first.any()) for factors in delta.values())
+    ):
         names = " and ".join(concept.name for concept in concepts)
         found.append(f"Nothing was learned of {names} beside the word; give more steps, or a higher rate.")
     return found

@@ -38,4 +38,5 @@ def prior_weighted(subject: Tensor, prior: Tensor | None, weight: float) -> Tens
 
 
 def finite(value: Tensor) -> bool:
+    """Whether a loss is a number."""
     return bool(torch.isfinite(value.detach()))

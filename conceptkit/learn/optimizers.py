@@ -26,6 +26,7 @@ def optimizer_for(
 
 
 def bitsandbytes() -> Any:
+    """The library of that name. Raises BadRecipe when it is not installed, or does not work here."""
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:

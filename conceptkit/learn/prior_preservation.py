@@ -39,11 +39,13 @@ class ClassImages:
     prompts: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
+        """Safetensors, in half precision."""
         header = {"conceptkit": json.dumps({"prompts": self.prompts})}
         return safetensors.torch.save({"latents": self.latents.half().contiguous()}, header)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ClassImages:
+        """What `to_bytes` wrote."""
         header = read_metadata(data)
         return cls(safetensors.torch.load(data)["latents"].float(), tuple(header["prompts"]))
 

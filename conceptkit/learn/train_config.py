@@ -32,53 +32,62 @@ RATES = tuple(f"{what}learning_rate" for what in ("token_", "", "full_", "key_",
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How one concept is learned.
+    """How one concept is learned; "keyed" marks fields of that adapter alone.
 
-    token_init: the token begins "aside" of its class noun, or of the colour, pattern or material by which the
-        base would have "described" the photos, at the "noun", or as a "rare" one of the vocabulary. Where no
-        word describes them better than the noun, or there is no class, "described" begins far aside.
-    token_init_noise: how far aside of a word the token begins, in lengths of the word's embedding.
-    num_vectors: of the token.
-    token_train_steps: first the token alone learns, at `token_learning_rate` (Adam, per step).
-    max_train_steps: then the delta learns at `learning_rate` (full matrices: `full_learning_rate`), while the
-        token stands still, or learns on beside it (train_token_jointly; Custom Diffusion, 2212.04488).
-    rank: of the delta; keyed: constraint rows, as many as its words have and at most 8; 0: full matrices.
-    train_batch_size, prior_batch: views of the subject and class images in one step; a step shows both.
+    token_init: where the token's embedding starts: at the class "noun"; in a random direction "aside" of the
+        noun; aside of the colour, pattern or material by which the base would have "described" the photos; or
+        at a "rare" token of the vocabulary. Where no word describes them better than the noun, or there is no
+        class, "described" starts far aside.
+    token_init_noise: the distance from the word at which it starts, in lengths of the word's embedding.
+    num_vectors: how many vectors the token has.
+    token_train_steps: first the embedding is trained alone, at `token_learning_rate` (Adam, per step).
+    max_train_steps: then the delta is trained at `learning_rate` (full matrices: `full_learning_rate`).
+    train_token_jointly: the embedding is trained together with the delta (Custom Diffusion, 2212.04488); else
+        it stays fixed then.
+    rank: the rank of the delta; keyed: the number of constraint rows, as many as its words have and at most
+        8; 0: full matrices.
+    train_batch_size, prior_batch: the number of views of the subject, and of class images, in one step.
     prior_loss_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
-    num_class_images, class_image_steps, class_image_guidance_scale: what the frozen base draws of the class.
-    caption_preservation_weight: of tr(D G D^T) / tr(W0 G W0^T), what the delta does to captions without the
-        concept. special_token_preservation_weight: the same at BOS, EOT and padding of its own prompts.
-    num_augmented_views: encoded beforehand; the loop draws from them.
+    num_class_images: how many pictures of the class the frozen base draws.
+    class_image_steps, class_image_guidance_scale: the denoising steps and the guidance scale of class images.
+    caption_preservation_weight: the weight of tr(D G D^T) / tr(W0 G W0^T), what the delta does to captions
+        without the concept.
+    special_token_preservation_weight: the weight of what the delta does to BOS, EOT and padding of its own
+        prompts.
+    num_augmented_views: how many augmented views are encoded beforehand; each step draws from them.
 
     adapter: where a concept is learned: "keyed" values at its own rows, a "kv" delta or a "lora" on
         `target_modules`, every linear map of the "unet", or attention to the first photo, the "image".
     target_modules: keys and values of cross-attention ("kv"), all of it ("cross"), of self-attention too
         ("attn"), or feed-forward maps besides ("attn+ff").
     attention_regularization_weight: ViCo's (2306.00971): attention to the word as to the end of text.
-    text_encoder_rank: of a LoRA on the text encoders.
-    gated_lora_rank: keyed; rank of a LoRA beside it, on the maps of attention that read no text, at
-        `gated_lora_learning_rate`. In a pipeline it acts on pictures whose prompts name the concept alone.
-    detach_bos: nothing is learned from keys and values at BOS.
-    lock_keys: keyed; at the concept's rows keys are those of the class noun (Perfusion, 2305.01644).
-    class_noun_rows: keyed; so many principal rows of the class noun by itself, up to 8 with its own, at which
-        the delta is nothing.
-    auto_caption: a single photo without a caption gets the words for a state and a place that the base itself
-        sees in it; otherwise what a thing does there, and where, is learned as a part of it.
-    key_learning_rate: keyed; of keys, 0 for that of values. Keys say where attention looks: shapes fall apart
-        when they move as far as values do.
-    max_timestep_fraction: share of the noise levels, the least ones, at which the delta learns. Where a thing
-        stands, and in what pose, is decided at the others, and is the photos' own there.
-    sude_weight: w_s of SuDe (2403.06775). sude_timestep_weighting: w_t of the authors' "code" or the "paper".
+    text_encoder_rank: the rank of a LoRA on the text encoders; 0: none.
+    gated_lora_rank: keyed: the rank of a LoRA beside the delta, on the maps of attention that read no text,
+        trained at `gated_lora_learning_rate`. In a pipeline it acts only on pictures whose prompts name the
+        concept.
+    detach_bos: keys and values at BOS get no gradient.
+    lock_keys: keyed: at the concept's rows keys are those of the class noun (Perfusion, 2305.01644).
+    class_noun_rows: keyed: the number of principal rows of the class noun alone at which the delta is zero,
+        up to 8 together with the concept's own.
+    auto_caption: a single photo without a caption gets the words for a state and a place that the base
+        recognises in it; otherwise what a thing does there, and where, is learned as a part of it.
+    key_learning_rate: keyed: the rate of keys, 0 for that of values. Keys say where attention goes: shapes
+        break up when they move as far as values do.
+    max_timestep_fraction: the share of the noise levels, the lowest ones, at which the delta is trained. At
+        the others the place and the pose of a thing are decided, and would become those of the photos.
+    sude_weight: w_s of SuDe (2403.06775); 0: without it.
+    sude_timestep_weighting: w_t of the authors' "code" or of the "paper".
     sude_prompts: the photos' "own", as published; or those with other "states" in them that the base has
-        words for, while the word learns, so that it inherits what its class can do by name.
-    validation_steps: between two looks at the validation loss, 0 for none; the best of them is kept.
-    early_stopping_patience: looks without a better one before learning stops; 0: never.
-    gradient_accumulation_steps: parts in which a batch goes through.
-    mixed_precision: of the forward pass, "fp32", "bf16" or "fp16", the last on CUDA.
+        words for, while the embedding is trained, so that it inherits what its class can do by name.
+    validation_steps: steps from one measurement of the validation loss to the next, 0 for none; the best step
+        is kept.
+    early_stopping_patience: measurements without a better one before the training stops; 0: never.
+    gradient_accumulation_steps: the number of parts in which a batch goes through.
+    mixed_precision: the precision of the forward pass, "fp32", "bf16" or "fp16", the last on CUDA.
     optimizer: "adamw", or "adamw8bit" of bitsandbytes.
     torch_compile: the UNet goes through torch.compile, on CUDA.
     gradient_checkpointing: activations are computed twice instead of kept.
-    extract_rank: to which the learned delta is cut at the end; 0: as it was learned.
+    extract_rank: the rank to which the learned delta is cut at the end; 0: it stays as it was learned.
     """
 
     method: str

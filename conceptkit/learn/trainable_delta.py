@@ -51,6 +51,7 @@ class TrainableDelta:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """All parameters that learn."""
         return [p for group in self.groups for p in group.parameters]
 
     def read(self) -> Delta:

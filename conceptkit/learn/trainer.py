@@ -270,7 +270,7 @@ class _Run:
             base_name=self.base.name,
             tokens={subject.token: learned[subject.token]},
             words={subject.name: subject.words},
-            delta={},
+            delta=Delta(),
             recipe=self.recipe.to_json(),
             provenance=provenance,
         )

@@ -38,6 +38,7 @@ class TrainingPhase:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """All parameters that learn."""
         return [p for group in self.groups for p in group.parameters]
 
     @property

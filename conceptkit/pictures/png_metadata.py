@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from conceptkit.errors import ConceptError
+from conceptkit.registry.atomic_files import write_whole
 
 METADATA_KEY = "conceptkit"
 
@@ -25,13 +25,7 @@ def save_png(picture: Image.Image, path: Path | str, /, **metadata: Any) -> Path
         )
     if metadata:
         info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False, sort_keys=True, default=str))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        picture.save(part, format="PNG", pnginfo=info)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, lambda out: picture.save(out, format="PNG", pnginfo=info), private=False)
     return path
 
 

@@ -3,9 +3,11 @@
 A delta may also be given as a mapping to tuples, `(weight,)` (o, d) or `(up, down)` (o, r), (r, d).
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Hashable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import inject_adapter_in_model
@@ -16,8 +18,11 @@ from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-def install_on(pipe: Any, delta: Maps, adapter_name: str = ADAPTER) -> None:
+
+def install_on(pipe: DiffusionPipeline, delta: Maps, adapter_name: str = ADAPTER) -> None:
     """Put a delta on all the parts of a pipeline that it has maps of; errors are those of `install`."""
     if not delta:
         raise NoEffect("The delta has no map, so it would change nothing; learn it again")
@@ -37,7 +42,7 @@ def install_on(pipe: Any, delta: Maps, adapter_name: str = ADAPTER) -> None:
         raise
 
 
-def uninstall_from(pipe: Any, adapter_name: str | None = None) -> None:
+def uninstall_from(pipe: DiffusionPipeline, adapter_name: str | None = None) -> None:
     """Take an adapter off every part of a pipeline, or all of them."""
     for place in ("unet", *ENCODERS):
         if (module := getattr(pipe, place, None)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import io
 import time
@@ -10,10 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
+from conceptkit.base.families import family_of
 from conceptkit.data import photos as photo_files
 from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
@@ -30,6 +32,7 @@ from conceptkit.learn.subject import Subject
 from conceptkit.learn.trainer import Outcome, train
 from conceptkit.pictures import charts
 from conceptkit.registry.opening import opened
+from conceptkit.renamed import renamed_arguments
 from conceptkit.workflows.class_noun import noun_of
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ class Learned:
     notices: list[str]
     curve: Image.Image | None = None
 
-    def _repr_png_(self) -> bytes | None:
+    def _repr_png_(self) -> builtins.bytes | None:
         """What a notebook shows: the preview."""
         if self.preview is None:
             return None
@@ -72,103 +75,132 @@ class Learned:
         return png.getvalue()
 
 
+class AddOptions(TypedDict, total=False):
+    """The keyword arguments that `add` and `add_together` share; see `AddSettings`."""
+
+    base: str | bases.Base
+    device: str
+    registry: Registry | None
+    new_version: bool
+    seed: int
+    steps: int | None
+    rank: int | None
+    method: str | None
+    adapter: str | None
+    config: Path | str | None
+    sude: bool
+    early_stopping: bool
+    changes: Mapping[str, Any] | None
+    resume: bool
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class AddSettings:
+    """How subjects are learned, and where they are stored.
+
+    base: a loaded one, or its name. device: where a base is loaded that comes by its name.
+    registry: where the concept is stored; None: the one of the user.
+    new_version: a name that is taken gets another version.
+    seed: the same seed, machine and versions learn the same bytes.
+    steps: of the word and the delta together. rank: of the delta; 0 is full.
+    method: a row of the table of methods; None: the default. adapter: another than the method's own.
+    config: a recipe in TOML. sude, early_stopping: switch these on.
+    changes: fields of the recipe, by name; names of earlier versions are taken.
+    resume: go on with learning that was stopped.
+    progress: called with steps done, steps in all, and what is being done.
+    """
+
+    base: str | bases.Base = bases.STORYBOOK
+    device: str = devices.AUTO
+    registry: Registry | None = None
+    new_version: bool = False
+    seed: int = 0
+    steps: int | None = None
+    rank: int | None = None
+    method: str | None = None
+    adapter: str | None = None
+    config: Path | str | None = None
+    sude: bool = False
+    early_stopping: bool = False
+    changes: Mapping[str, Any] | None = None
+    resume: bool = False
+    progress: Progress = quiet
+
+    def recipe(self) -> TrainConfig:
+        """The method's recipe with everything in it that was asked for. Raises BadRecipe."""
+        return config_for(
+            self.method,
+            self.steps,
+            self.rank,
+            self.changes,
+            self.adapter,
+            file=self.config,
+            switches=[name for name in ("sude", "early_stopping") if getattr(self, name)],
+            family=family_of(self.base).name if isinstance(self.base, str) else self.base.family.name,
+        )
+
+
+@renamed_arguments(noun="class_noun")
 def add(
     name: str,
     photos: Photos,
     *,
     class_noun: str | None = None,
-    base: str | bases.Base = bases.STORYBOOK,
-    device: str = devices.AUTO,
-    registry: Registry | None = None,
-    new_version: bool = False,
-    seed: int = 0,
-    steps: int | None = None,
-    rank: int | None = None,
-    method: str | None = None,
-    adapter: str | None = None,
-    config: Path | str | None = None,
-    sude: bool = False,
-    early_stopping: bool = False,
     kind: str = "subject",
-    changes: Mapping[str, Any] | None = None,
     masks: Path | str | None = None,
     class_images: Photos | None = None,
-    resume: bool = False,
-    progress: Progress = quiet,
-    noun: str | None = None,
+    **options: Unpack[AddOptions],
 ) -> Learned:
     """Learn a subject from photos and store it under `name`.
 
-    class_noun: what kind of thing it is; without it the name or the photos' folder suggests one. A kind
-        "style" has none. noun: the same, as earlier versions called it.
-    device: where a base is loaded that comes by its name.
-    steps: of the word and the delta together. adapter: another than the method's own.
-    config: a recipe in TOML. sude, early_stopping: switch these on. changes: fields of the recipe, by name;
-        names of earlier versions are taken.
+    photos: a folder, files, or several of them.
+    class_noun: what kind of thing it is; None: the name or the photos' folder suggests one.
+    kind: "subject" or "style"; a style has no class.
     masks: a folder of pictures, white where the subject is.
     class_images: pictures of the class to hold on to; methods that hold on to some draw them otherwise.
-    resume: go on with learning that was stopped.
+    options: fields of `AddSettings`.
 
     Raises BadName, NameTaken, BadPhotos, BadBase, BadDevice or BadRecipe before anything is learned; no
     concept is stored then. A KeyboardInterrupt has the note UNFINISHED where `resume` can go on.
     """
-    wanted = Wanted(photos, class_noun or noun, kind, masks, class_images)
-    recipe = config_for(
-        method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
-    )
-    renamed = tuple(old_name_notices(changes, config))
-    order = Order({name: wanted}, recipe, None, seed, resume, new_version, renamed)
-    (learned,) = _add(order, base, device, registry, progress)
-    if noun is not None:
-        learned.notices.append("The argument noun of add is called class_noun now.")
+    settings = AddSettings(**options)
+    wanted = {name: Wanted(photos, class_noun, kind, masks, class_images)}
+    (learned,) = _add(wanted, None, settings)
     return learned
 
 
+@renamed_arguments(nouns="class_nouns")
 def add_together(
     photos: Mapping[str, Photos],
     *,
     class_nouns: Mapping[str, str] | None = None,
     name: str | None = None,
-    base: str | bases.Base = bases.STORYBOOK,
-    device: str = devices.AUTO,
-    registry: Registry | None = None,
-    new_version: bool = False,
-    seed: int = 0,
-    steps: int | None = None,
-    rank: int | None = None,
-    method: str | None = None,
-    adapter: str | None = None,
-    config: Path | str | None = None,
-    sude: bool = False,
-    early_stopping: bool = False,
-    changes: Mapping[str, Any] | None = None,
     masks: Mapping[str, Path | str] | None = None,
     class_images: Mapping[str, Photos] | None = None,
-    resume: bool = False,
-    progress: Progress = quiet,
+    **options: Unpack[AddOptions],
 ) -> list[Learned]:
     """Learn several subjects in one run (joint training, Custom Diffusion, 2212.04488, section 3.3).
 
-    photos, class_nouns, masks, class_images: by the subjects' names. Each is stored as a concept of its own,
-    and all of them as one under `name`, by default their names joined by hyphens; that one comes last. Where
-    two are of one class, pictures of it that were given for either are held on to. Raises what `add` raises.
+    photos, class_nouns, masks, class_images: by the subjects' names.
+    name: of all of them as one concept; None: their names joined by hyphens.
+    options: fields of `AddSettings`.
+
+    Each is stored as a concept of its own, and all of them as one, which comes last. Where two are of one
+    class, pictures of it that were given for either are held on to. Raises what `add` raises.
     """
+    settings = AddSettings(**options)
     if len(photos) < 2:
         raise BadRecipe(f"Learning together takes two or more things, not {len(photos)}; add one with add")
     nouns, masks, images = dict(class_nouns or {}), dict(masks or {}), dict(class_images or {})
     for what, by_name in (("A class was", nouns), ("Masks were", masks), ("Class images were", images)):
         if unknown := sorted(set(by_name) - set(photos)):
             raise BadRecipe(f"{what} given for {unknown[0]}, which is not learned here; check the name")
-    recipe = config_for(
-        method, steps, rank, changes, adapter, file=config, sude=sude, early_stopping=early_stopping
-    )
     wanted = {
         one: Wanted(where, nouns.get(one), "subject", masks.get(one), images.get(one))
         for one, where in photos.items()
     }
-    renamed = tuple(old_name_notices(changes, config))
-    order = Order(wanted, recipe, name or "-".join(photos)[:64], seed, resume, new_version, renamed)
-    return _add(order, base, device, registry, progress)
+    return _add(wanted, name or "-".join(photos)[:64], settings)
 
 
 @dataclass(frozen=True)
@@ -198,24 +230,22 @@ class Order:
     notices: tuple[str, ...] = ()
 
 
-def _add(
-    order: Order, base: str | bases.Base, device: str, registry: Registry | None, progress: Progress
-) -> list[Learned]:
+def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings) -> list[Learned]:
     """What `add` and `add_together` have in common: each subject as it was learned, the joint one last."""
     begun = time.monotonic()
+    renamed = tuple(old_name_notices(settings.changes, settings.config))
+    recipe, seed, resume = settings.recipe(), settings.seed, settings.resume
+    order = Order(wanted, recipe, joint, seed, resume, settings.new_version, renamed)
     with ExitStack() as stack:
-        registry = stack.enter_context(opened(registry))
+        registry = stack.enter_context(opened(settings.registry))
         names = [*order.wanted, *([order.name] if order.name and order.name not in order.wanted else [])]
         for name in names:
             registry.check_free(name, new_version=order.new_version)
         if current().first:
             stack.enter_context(claimed_names(registry.home, names))
         sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
-        if isinstance(base, str):
-            base = bases.load(base, device=current().device or devices.choose(device))
-        else:
-            base = bases.refreshed(base)
-        session = Session(base, registry, progress)
+        base = _loaded(settings)
+        session = Session(base, registry, settings.progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
@@ -238,6 +268,13 @@ def _add(
             Learned(entry, concept, sheet, seconds, entry.bytes, notices, curve)
             for entry, concept, sheet in zip(entries, made, sheets, strict=True)
         ]
+
+
+def _loaded(settings: AddSettings) -> bases.Base:
+    """The base, loaded where it comes by its name."""
+    if isinstance(settings.base, str):
+        return bases.load(settings.base, device=current().device or devices.choose(settings.device))
+    return bases.refreshed(settings.base)
 
 
 def _request(
@@ -318,7 +355,7 @@ def _previews(
     sheets: list[Image.Image | None] = []
     for entry, concept in zip(entries, made, strict=True):
         try:
-            sheets.append(preview(session.base, concept, seed))
+            sheet = preview(session.base, concept, seed)
         except KeyboardInterrupt as stop:
             stop.add_note(STORED)
             raise
@@ -329,9 +366,10 @@ def _previews(
                 f"({type(error).__name__}: {error}); try conceptkit compose {entry.name}."
             )
             continue
+        sheets.append(sheet)
         if session.distributed.first and session.registry is not None:
             png = io.BytesIO()
-            sheets[-1].save(png, format="PNG")
+            sheet.save(png, format="PNG")
             session.registry.set_preview(entry.name, entry.version, png.getvalue())
     return sheets
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -23,6 +23,10 @@ from conceptkit.pictures.contact_sheet import Row, Tile, sheet
 from conceptkit.registry import private_names
 from conceptkit.registry.store import Entry, Registry
 from conceptkit.workflows.draw_request import DrawRequest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 Progress = Callable[[int, int, str], None]
 
@@ -205,7 +209,7 @@ def _draw(
         metadata |= {
             "guidance_scale": scales["guidance_scale"],
             "pag_scale": scales.get("pag_scale", 0.0),
-            "isolate_concepts": attachment.read_apart,
+            "isolate_concepts": attachment.isolate_concepts,
         }
         if windows:
             metadata["windows"] = list(windows)
@@ -217,19 +221,18 @@ def _draw(
 
 
 def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> Attachment:
-    placement = request.placement
     return attach(
         base.pipe,
         attached,
-        regions=placement.get("regions", ()),
-        separate=placement.get("auto_regions", False),
+        regions=request.regions,
+        auto_regions=request.auto_regions,
         side_by_side=request.side_by_side,
-        read_apart=request.isolate_concepts,
+        isolate_concepts=request.isolate_concepts,
     )
 
 
 def _pictures(
-    pipe: Any, request: DrawRequest, scales: dict[str, float], progress: Progress
+    pipe: DiffusionPipeline, request: DrawRequest, scales: dict[str, float], progress: Progress
 ) -> Iterator[tuple[int, Image.Image]]:
     """One (seed, picture) after another; each has a seed of its own, so that it can be drawn again alone."""
     steps = request.num_inference_steps

@@ -22,6 +22,7 @@ class Event:
     detail: str | None = None
 
     def to_json(self) -> dict[str, object]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -91,8 +92,6 @@ def rename(registry: Registry, old: str, new: str) -> Entry:
             raise UnknownConcept(f"All versions are renamed at once: use {head.name!r} without a version.")
         if registry.index.query("select 1 from names where name = ?", [new]):
             raise NameTaken(f"{new!r} is already in the registry: choose another name.")
-        if new.lower() != head.name.lower():
-            registry.check_case(new)
         number = number_of(registry, old)
         conn.execute("update names set name = ? where id = ?", [new, number])
         conn.execute("update versions set name = ? where name = ?", [new, old])

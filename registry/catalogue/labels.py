@@ -26,6 +26,7 @@ class Note:
     created: str  # UTC, ISO 8601
 
     def to_json(self) -> dict[str, object]:
+        """All of it as JSON."""
         return asdict(self)
 
 

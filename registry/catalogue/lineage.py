@@ -28,6 +28,7 @@ class Node:
     parents: "tuple[Node, ...]" = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
+        """The tree as JSON."""
         marks = {mark: True for mark in ("repeated", "deeper") if getattr(self, mark)}
         parents = [parent.to_json() for parent in self.parents]
         return {"ref": self.ref, "hash": self.hash, "gone": self.gone, **marks, "parents": parents}

@@ -30,6 +30,7 @@ class Export:
     private: dict[str, list[str]] = field(default_factory=dict)  # ref -> what it tells of this machine
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         refs = [entry.ref for entry in self.entries]
         told = {"previews": self.previews, "tags_and_notes": self.said, "private": self.private}
         return {"file": str(self.file), "concepts": refs, "bytes": self.bytes, "signer": self.signer} | told
@@ -44,6 +45,7 @@ class Import:
     signer: signing.Signer | None
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         signer = self.signer.to_json() if self.signer else None
         return {
             "file": str(self.file),

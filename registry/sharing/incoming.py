@@ -54,6 +54,7 @@ class ImportResult:
     left_out: bool = False
 
     def sentence(self) -> str:
+        """What became of it, for a person."""
         name, ref = self.entry.name, self.entry.ref
         if not self.new:
             return f"{ref} is here already."
@@ -67,6 +68,7 @@ class ImportResult:
         return f"{both} still means what it meant{without}: {command} takes theirs."
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         said = {"new": self.new, "diverged": self.diverged, "points": self.points}
         return {**self.entry.to_json(), **said, "left_out": self.left_out}
 
@@ -92,7 +94,8 @@ def receive(
     origin = origin or _unsigned(digest for digest, _ in checked)
     with atomic_files.turn(registry.home):
         names = [registry.spelled(parcel.name) for parcel in parcels]
-        names = [{name.lower(): name for name in reversed(names)}[name.lower()] for name in names]
+        first = {name.lower(): name for name in reversed(names)}
+        names = [first[name.lower()] for name in names]
         here = {name: registry.versions(name) if registry.has(name) else [] for name in set(names)}
         news: dict[int, New] = {}
         known = {name: {entry.hash for entry in entries} for name, entries in here.items()}

@@ -204,6 +204,7 @@ class Remote:
 
     @cached_property
     def fs(self) -> Any:
+        """The file system of fsspec, opened on first use."""
         import fsspec
 
         connect = dict(self.place.connect)

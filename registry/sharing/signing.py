@@ -38,6 +38,7 @@ class Key:
     own: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 
@@ -50,14 +51,17 @@ class Signer:
 
     @property
     def trusted(self) -> bool:
+        """Whether the key is one that you trust."""
         return self.name is not None
 
     def sentence(self) -> str:
+        """Who signed, for a person."""
         if self.name is not None:
             return f"It is signed by {self.name}."
         return f"It is signed with a key that you have not trusted: {self.public}."
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return asdict(self)
 
 

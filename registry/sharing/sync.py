@@ -43,6 +43,7 @@ class Sent:
     new: bool
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
         return {**self.entry.to_json(), "new": self.new}
 
 

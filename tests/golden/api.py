@@ -43,6 +43,9 @@ RECIPE_FIELDS = {
 MERGE_METHODS = {"soft": "regmean", "constrained": "closed-form", "average": "linear"}
 """A merge method as `cases` has it, and as conceptkit has it."""
 
+ATTACH_OPTIONS = {"separate": "auto_regions", "read_apart": "isolate_concepts", "how": "merge_method"}
+"""An option of `attach` as `cases` has it, and as conceptkit has it."""
+
 
 def _ck() -> ModuleType:
     return importlib.import_module("conceptkit")
@@ -196,9 +199,10 @@ def _figures(report: Any) -> dict[str, torch.Tensor]:
 def draw(picture: Picture, concepts: Sequence[Any], home: Path) -> Any:
     """The picture (PIL, RGB) of a prompt with these concepts on its base."""
     here = base(picture.base)
+    options = {ATTACH_OPTIONS.get(name, name): value for name, value in picture.options.items()}
     with (
         registry(home) as store,
-        _ck().attach(here.pipe, *concepts, registry=store, **picture.options),
+        _ck().attach(here.pipe, *concepts, registry=store, **options),
     ):
         (drawn,) = _part(DRAWING).draw(here, [picture.prompt], [picture.seed], steps=picture.steps)
     return drawn

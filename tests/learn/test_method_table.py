@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conceptkit.errors import BadRecipe
 from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
 from conceptkit.learn.methods.table import BUILT_IN, GROUP, METHODS, adapter_of, find_method
 from conceptkit.registry.store import Registry
+from conceptkit.workflows.add import AddSettings
 from tests import tiny
 from tests.learning import TINY
 
@@ -106,3 +108,14 @@ def test_nothing_beside_the_methods_asks_which_adapter_it_is():
             if isinstance(node, ast.Compare):
                 text = ast.unparse(node)
                 assert "adapter == '" not in text and "adapter != '" not in text, f"{file.name}: {text}"
+
+
+def test_a_method_may_have_another_recipe_for_a_family_of_bases(monkeypatch):
+    plain = METHODS["dreambooth"]
+    slow = replace(plain.config(), learning_rate=1e-4)
+    both = replace(plain, configs={"": plain.config(), "storybook": slow})
+    monkeypatch.setitem(METHODS._rows, "dreambooth", both)
+    assert config_for("dreambooth", family="storybook") == slow
+    assert config_for("dreambooth") == config_for("dreambooth", family="sdxl") == plain.config()
+    assert AddSettings(method="dreambooth").recipe() == slow
+    assert AddSettings(method="dreambooth", base="someone/model").recipe() == plain.config()
