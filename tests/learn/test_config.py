@@ -47,7 +47,7 @@ def test_a_stored_recipe_of_an_earlier_version_is_the_one_of_today():
 
 
 OLD_TEXTS = {"targets": "attn", "precision": "bf16", "optimiser": "adamw8bit", "begin": "rare"}
-OLD_TEXTS |= dict.fromkeys(("token_goes_on", "scene", "compile", "checkpointing"), "yes")
+OLD_TEXTS |= dict.fromkeys(("token_goes_on", "compile", "checkpointing"), "yes") | {"scene": "no"}
 
 
 @pytest.mark.parametrize("old", OLD_FIELDS)
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_switches_are_fields():
     recipe = config_for(
-        "dreambooth", adapter="kv", sude=True, early_stopping=True, changes={"validation_steps": 5}
+        "dreambooth", adapter="kv", switches=("sude", "early_stopping"), changes={"validation_steps": 5}
     )
     assert recipe.sude_weight == 2.0 and recipe.validation_steps == 5
     assert recipe.early_stopping_patience == EARLY_STOP["early_stopping_patience"]
