@@ -47,7 +47,7 @@ def test_a_stored_recipe_of_an_earlier_version_is_the_one_of_today():
 
 
 OLD_TEXTS = {"targets": "attn", "precision": "bf16", "optimiser": "adamw8bit", "begin": "rare"}
-OLD_TEXTS |= dict.fromkeys(("token_goes_on", "compile", "checkpointing"), "yes") | {"scene": "no"}
+OLD_TEXTS |= dict.fromkeys(("token_goes_on", "scene", "compile", "checkpointing"), "yes")
 
 
 @pytest.mark.parametrize("old", OLD_FIELDS)
