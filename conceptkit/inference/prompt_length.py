@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from conceptkit.base.text_features import encoders, positions, spell, token_ids
 from conceptkit.concepts import prompt_words
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 SHOWN = 40
 """Characters of a prompt in a sentence."""
 
 
-def cut_off(pipe: Any, prompt: str, words: Mapping[str, str], parts: Collection[str] = ()) -> list[str]:
+def cut_off(
+    pipe: DiffusionPipeline, prompt: str, words: Mapping[str, str], parts: Collection[str] = ()
+) -> list[str]:
     """A sentence for each concept that a prompt names, but only behind the last token that is read.
 
     words: name -> the text it stands for, as on the pipeline, which knows their tokens. parts: what is read
