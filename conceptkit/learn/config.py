@@ -49,8 +49,12 @@ class DefaultConfigs(MutableMapping[str, TrainConfig]):
     def __init__(self) -> None:
         self._set: dict[str, TrainConfig] = {}
 
+    def of_family(self, name: str, family: str) -> TrainConfig:
+        """The recipe of a method for a family of bases."""
+        return self._set[name] if name in self._set else METHODS[name].config(family)
+
     def __getitem__(self, name: str) -> TrainConfig:
-        return self._set[name] if name in self._set else METHODS[name].config()
+        return self.of_family(name, "")
 
     def __setitem__(self, name: str, recipe: TrainConfig) -> None:
         self._set[name] = recipe
@@ -102,7 +106,8 @@ def config_for(
     stored = {} if file is None else read_config(file)
     method = method or stored.pop("method", None) or DEFAULT
     own = stored.pop("adapter", None)
-    recipe, other = find_method(method).config(family), adapter or own
+    find_method(method)
+    recipe, other = DEFAULT_CONFIGS.of_family(method, family), adapter or own
     recipe = recipe if other is None else _with_adapter(recipe, other)
     try:
         recipe = _changed(recipe, stored)
