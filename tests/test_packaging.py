@@ -90,3 +90,11 @@ def test_every_dependency_is_pinned_for_the_tests(name):
     bare = re.split(r"[\[<>=]", name)[0]
     pins = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert bare in pins
+
+
+@pytest.mark.parametrize("name", ["tests", "benchmarks", "conceptkit", "examples"])
+def test_what_lies_beside_the_package_is_no_part_of_it(name):
+    """A second conceptkit.conceptkit.errors would have classes that no `except` knows."""
+    code = f"import conceptkit.registry.store, conceptkit.cli.main, conceptkit.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert f"No module named 'conceptkit.{name}'" in done.stderr

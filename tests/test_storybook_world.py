@@ -410,7 +410,8 @@ def test_draw_subject_saves_photos_of_someone_new(noun, tmp_path):
 
 def test_another_seed_is_another_subject_that_the_base_never_saw(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(world, "photos", lambda subject, n, seed: seen.append(subject) or [])
+    shot = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(world, "photos", lambda subject, n, seed: seen.append(subject) or [shot])
     for seed in range(20):
         storybook.draw_subject("dog", seed, 1, tmp_path)
     assert len({subject.traits for subject in seen}) == 20

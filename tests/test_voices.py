@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import add_tokens
+from conceptkit.base.text_features import encode
 from conceptkit.concepts import gates as gating
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import RankGate, rank_gates
-from conceptkit.errors import BadBlob
+from conceptkit.errors import BadBlob, ConceptError
 from conceptkit.features import caption_statistics, captions
 from conceptkit.formats.diffusers import readme
 from conceptkit.inference.attach import attach
 from conceptkit.inference.attention_masks import WATCHED
 from conceptkit.inference.gated_lora import gates
-from conceptkit.inference.token_owners import END, OTHER, UNKNOWN, UNetCall
+from conceptkit.inference.token_owners import END, OTHER, UNKNOWN, TokenOwners, UNetCall
 from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
 from conceptkit.tuners import targets
@@ -361,3 +362,19 @@ def _stored(*concepts: Concept) -> Registry:
     for concept in concepts:
         registry.add(concept.name, concept.to_bytes(), concept.summary())
     return registry
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_prompts_are_known_again_after_a_copy_and_a_cast(dtype):
+    pipe = pico_sd()
+    owners = TokenOwners(pipe, {"my_dog": ["dog"], "moongate": ["gate"]})
+    prompts = ["photo of a dog", "photo of a gate", ""]
+    hidden = encode(pipe, prompts).hidden
+    owners.note([hidden], [prompts])
+    wanted = owners.owners(prompts)
+    for row, owner in zip(hidden, wanted, strict=True):
+        assert torch.equal(owners._find(row.clone())[1], owner)
+        assert torch.equal(owners._find(row.to(dtype))[1], owner)
+        assert torch.equal(owners._find(row.to(dtype).float())[1], owner)
+    with pytest.raises(ConceptError, match="encode the prompt again"):
+        owners._find(encode(pipe, ["a cat in the snow"]).hidden[0])

@@ -1,7 +1,8 @@
 """Whose word is it? What a pipeline encodes is remembered, and found again in what its UNet is given.
 
 Both halves of classifier-free guidance, several prompts and several pictures of each meet in one batch; rows
-of the batch are told apart by their bits, which joining and repeating them leaves as they are.
+of the batch are told apart by their numbers, which joining and repeating them leaves as they are, and a cast
+to another precision nearly so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 OTHER, END, UNKNOWN = -1, -2, -3
 """Owners of positions that are no concept's: words and the beginning; end of text and padding; those of
 prompts that were encoded elsewhere."""
+ROUNDED = 5e-3
+"""How far features may be from remembered ones, by their length: bfloat16 and back is 2e-3 away."""
 REMEMBERED = 32
 """Encoded prompts kept at most when another drawing begins, beside all of its own."""
 
@@ -140,7 +143,12 @@ class TokenOwners:
         )
 
     def _known_as(self, row: Tensor) -> tuple[int, Tensor] | None:
-        for key, known, owner in tuple(self._known):  # another thread may be noting meanwhile
-            if known.shape == row.shape and torch.equal(known.to(row), row):
+        there = tuple(self._known)  # another thread may be noting meanwhile
+        alike = [(key, known.to(row), owner) for key, known, owner in there if known.shape == row.shape]
+        for key, known, owner in alike:
+            if torch.equal(known, row):
                 return key, owner
-        return None
+        if not alike:
+            return None
+        key, known, owner = min(alike, key=lambda each: float((each[1] - row).norm()))
+        return (key, owner) if float((known - row).norm()) <= ROUNDED * float(row.norm()) else None
