@@ -104,7 +104,7 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
     """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
-    parts = (pipe.unet, *(encoder for _, encoder in encoders(pipe)))
+    parts = (*kv_maps(pipe.unet).values(), *(encoder for _, encoder in encoders(pipe)))
     if any(weight.is_meta for part in parts for weight in part.parameters()):
         raise BadBase(
             f"The weights of this {type(pipe).__name__} are put away, as enable_sequential_cpu_offload() "

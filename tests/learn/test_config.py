@@ -47,12 +47,14 @@ def test_a_stored_recipe_of_an_earlier_version_is_the_one_of_today():
 
 
 OLD_TEXTS = {"targets": "attn", "precision": "bf16", "optimiser": "adamw8bit", "begin": "rare"}
-OLD_TEXTS |= dict.fromkeys(("token_goes_on", "compile", "checkpointing"), "yes") | {"scene": "no"}
+OLD_TEXTS |= dict.fromkeys(("token_goes_on", "compile", "checkpointing"), "yes")
 
 
 @pytest.mark.parametrize("old", OLD_FIELDS)
 def test_an_old_name_is_taken_under_the_new_one(old, tmp_path):
     value = "paper" if old == "sude_weight" else OLD_TEXTS.get(old, "7")
+    if old == "scene":  # another than the default, which the tests of this folder exchange
+        value = "no" if config_for().auto_caption else "yes"
     now, said = {OLD_FIELDS[old]: value}, f"The field {old} of a recipe is called {OLD_FIELDS[old]} now"
     assert config_for(changes={old: value}) == config_for(changes=now) != config_for()
     (notice,) = old_name_notices({old: value})
