@@ -31,6 +31,7 @@ from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
 from conceptkit.learn.subject import Subject
 from conceptkit.storybook.training.judges import ATTRIBUTES
 from conceptkit.storybook.world import scene
+from conceptkit.workflows import add_settings
 from tests import tiny
 from tests.learning import method
 
@@ -167,7 +168,7 @@ def test_what_was_taught_by_another_recipe_is_taught_again(pico, registry, monke
             "num_augmented_views": 2,
         }
     )
-    for module in (taught.config, taught.add):
+    for module in (taught.config, add_settings):
         monkeypatch.setattr(
             module,
             "config_for",

@@ -16,7 +16,7 @@ from conceptkit.errors import BadRecipe
 from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
 from conceptkit.learn.methods.table import BUILT_IN, GROUP, METHODS, adapter_of, find_method
 from conceptkit.registry.store import Registry
-from conceptkit.workflows.add import AddSettings
+from conceptkit.workflows.add_settings import AddSettings
 from tests import tiny
 from tests.learning import TINY
 

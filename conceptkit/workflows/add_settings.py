@@ -1,0 +1,112 @@
+"""What `add` is asked for, before anything is read or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from conceptkit.base import devices
+from conceptkit.base import pipeline as bases
+from conceptkit.base.families import family_of
+from conceptkit.learn.config import TrainConfig, config_for
+from conceptkit.learn.session import Progress, quiet
+
+if TYPE_CHECKING:
+    from conceptkit.registry.store import Registry
+
+Photos = Sequence[Path | str] | Path | str
+
+
+class AddOptions(TypedDict, total=False):
+    """The keyword arguments that `add` and `add_together` share; see `AddSettings`."""
+
+    base: str | bases.Base
+    device: str
+    registry: Registry | None
+    new_version: bool
+    seed: int
+    steps: int | None
+    rank: int | None
+    method: str | None
+    adapter: str | None
+    config: Path | str | None
+    sude: bool
+    early_stopping: bool
+    changes: Mapping[str, Any] | None
+    resume: bool
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class AddSettings:
+    """How subjects are learned, and where they are stored.
+
+    base: a loaded one, or its name. device: where a base is loaded that comes by its name.
+    registry: where the concept is stored; None: the one of the user.
+    new_version: a name that is taken gets another version.
+    seed: the same seed, machine and versions learn the same bytes.
+    steps: of the word and the delta together. rank: of the delta; 0 is full.
+    method: a row of the table of methods; None: the default. adapter: another than the method's own.
+    config: a recipe in TOML. sude, early_stopping: switch these on.
+    changes: fields of the recipe, by name; names of earlier versions are taken.
+    resume: go on with learning that was stopped.
+    progress: called with steps done, steps in all, and what is being done.
+    """
+
+    base: str | bases.Base = bases.STORYBOOK
+    device: str = devices.AUTO
+    registry: Registry | None = None
+    new_version: bool = False
+    seed: int = 0
+    steps: int | None = None
+    rank: int | None = None
+    method: str | None = None
+    adapter: str | None = None
+    config: Path | str | None = None
+    sude: bool = False
+    early_stopping: bool = False
+    changes: Mapping[str, Any] | None = None
+    resume: bool = False
+    progress: Progress = quiet
+
+    def recipe(self) -> TrainConfig:
+        """The method's recipe with everything in it that was asked for. Raises BadRecipe."""
+        return config_for(
+            self.method,
+            self.steps,
+            self.rank,
+            self.changes,
+            self.adapter,
+            file=self.config,
+            switches=[name for name in ("sude", "early_stopping") if getattr(self, name)],
+            family=family_of(self.base).name if isinstance(self.base, str) else self.base.family.name,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A subject before its photos are read: the arguments of `add` that are about it."""
+
+    photos: Photos
+    class_noun: str | None
+    kind: str
+    masks: Path | str | None
+    class_images: Photos | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be learned before anything is read or loaded.
+
+    name: of the joint concept. notices: sentences on how it was asked for.
+    """
+
+    wanted: Mapping[str, Wanted]
+    config: TrainConfig
+    name: str | None
+    seed: int
+    resume: bool
+    new_version: bool
+    notices: tuple[str, ...] = ()
