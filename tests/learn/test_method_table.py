@@ -115,6 +115,7 @@ def test_a_method_may_have_another_recipe_for_a_family_of_bases(monkeypatch):
     slow = replace(plain.config(), learning_rate=1e-4)
     both = replace(plain, configs={"": plain.config(), "storybook": slow})
     monkeypatch.setitem(METHODS._rows, "dreambooth", both)
+    monkeypatch.delitem(DEFAULT_CONFIGS._set, "dreambooth", raising=False)
     assert config_for("dreambooth", family="storybook") == slow
     assert config_for("dreambooth") == config_for("dreambooth", family="sdxl") == plain.config()
     assert AddSettings(method="dreambooth").recipe() == slow
