@@ -13,7 +13,7 @@ import pytest
 from conceptkit.errors import ConceptError
 from conceptkit.registry import atomic_files, backup, blobs, index, maintenance
 from conceptkit.registry.catalogue import labels
-from conceptkit.registry.opening import opens_registry
+from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Registry
 from tests.blobs import sentence
 
@@ -303,15 +303,10 @@ def test_every_reading_says_what_a_disk_says(registry, monkeypatch):
 
 
 def test_a_registry_that_was_opened_by_default_is_closed(registry):
-    seen = []
-
-    @opens_registry
-    def use(*, registry: Registry | None = None) -> None:
-        seen.append(registry)
-        registry.list()
-
-    use()
+    with opened() as own:
+        own.list()
     with pytest.raises(ConceptError, match="was closed"):
-        seen[0].list()
-    use(registry=registry)
-    assert seen[1] is registry and registry.list() == []
+        own.list()
+    with opened(registry) as given:
+        assert given is registry
+    assert registry.list() == []

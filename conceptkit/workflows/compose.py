@@ -21,6 +21,7 @@ from conceptkit.inference.generate import guided
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
 from conceptkit.registry import private_names
+from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, Registry
 from conceptkit.workflows.draw_request import DrawRequest
 
@@ -116,10 +117,8 @@ def draw(
     Raises what `DrawRequest`, `compose` and `attach` raise; a merge that cannot be drawn is not kept.
     """
     request = DrawRequest(concepts, prompt, **options)
-    if registry is not None:
-        return carry_out(request, registry, base=base, device=device, progress=progress)
-    with Registry() as opened:
-        return carry_out(request, opened, base=base, device=device, progress=progress)
+    with opened(registry) as store:
+        return carry_out(request, store, base=base, device=device, progress=progress)
 
 
 def carry_out(

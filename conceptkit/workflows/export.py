@@ -12,6 +12,7 @@ from conceptkit.concepts.concept import Concept, read
 from conceptkit.formats import dialects
 from conceptkit.merging import request
 from conceptkit.merging.compose import Merge, compose
+from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Registry
 
 
@@ -57,8 +58,8 @@ def export(
     written: dict[str, Any] = {"dialect": dialect, "force": force, "with_names": with_names}
     names = [what] if isinstance(what, str) else list(what)
     if registry is None:
-        with Registry() as opened:
-            return export(names, out, base=base, registry=opened, progress=progress, **written)
+        with opened() as store:
+            return export(names, out, base=base, registry=store, progress=progress, **written)
     weights = request.read(names)
     entries = [registry.get(name) for name in weights]
     if base is None and list(weights.values()) == [1.0]:

@@ -11,6 +11,7 @@ from conceptkit.concepts.concept import Concept, read
 from conceptkit.errors import NoEffect
 from conceptkit.features import caption_statistics
 from conceptkit.merging.shrink import check_size, shrink_concept
+from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, Registry
 
 
@@ -39,8 +40,8 @@ def shrink(
     """
     check_size(rank, energy)
     if registry is None:
-        with Registry() as opened:
-            return shrink(what, rank=rank, energy=energy, base=base, registry=opened)
+        with opened() as store:
+            return shrink(what, rank=rank, energy=energy, base=base, registry=store)
     if isinstance(what, str):
         entry = registry.get(what)
         concept, source, digest = read(registry, entry.ref), entry.ref, entry.hash
