@@ -189,6 +189,8 @@ def _name_of(pipe: DiffusionPipeline, fingerprint: Fingerprint) -> str:
             continue
         here = bool(source) and expanded(source).resolve() == family.weights.resolve()
         known = _stored_fingerprint(family.fingerprint)
+        if here and known is not None and known.distance(fingerprint) > MISMATCH_DISTANCE:
+            return type(pipe).__name__  # loaded from there with a UNet of another base in it
         if here or (not source and known is not None and known.same(fingerprint)):
             return family.name
     return source or type(pipe).__name__
