@@ -20,8 +20,10 @@ from conceptkit.registry.errors import ConceptError
 PATIENCE = 30.0
 """Seconds to wait for another process that is writing."""
 
-STEPS = ("m001_names_versions_assets", "m002_catalogue", "m003_search")
+STEPS = ("m001_names_versions_assets", "m002_catalogue", "m003_search", "m004_sizes_and_days")
 """The names of all migrations, here so that reading needs no import of sqlite-utils."""
+FASTER = frozenset({"m004_sizes_and_days"})
+"""Of these, the ones that only make searching faster: where nothing can be written it goes without."""
 
 Row = tuple[Any, ...]
 Result = TypeVar("Result")
@@ -132,7 +134,7 @@ class Index:
         for option in options:
             conn = _connect(f"{self.path.as_uri()}?{option}")
             try:
-                if self._pending(conn):
+                if self._pending(conn, FASTER):
                     raise error
                 self.read_only = True
                 return conn
@@ -140,8 +142,11 @@ class Index:
                 conn.close()
         raise error
 
-    def _pending(self, conn: sqlite3.Connection) -> bool:
-        """Whether steps are left to take; ConceptError when steps were taken that are not known here."""
+    def _pending(self, conn: sqlite3.Connection, without: frozenset[str] = frozenset()) -> bool:
+        """Whether steps are left to take; ConceptError when steps were taken that are not known here.
+
+        without: steps that need not be taken.
+        """
         there = "select 1 from sqlite_master where name = '_sqlite_migrations'"
         if not self._patiently(lambda: conn.execute(there).fetchall()):
             return True
@@ -152,7 +157,7 @@ class Index:
                 f"The index {self.path} was written by a newer conceptkit (it has {newer[-1][:80]!r}): "
                 "update conceptkit, or set CONCEPTKIT_HOME to another folder."
             )
-        return names != set(STEPS)
+        return not names >= set(STEPS) - without
 
     def _check_new(self, conn: sqlite3.Connection) -> None:
         """ConceptError when an index is about to begin that had begun before: its log is lost."""

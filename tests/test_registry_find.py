@@ -15,7 +15,7 @@ from conceptkit.registry import spelling
 from conceptkit.registry.catalogue import history, labels, lineage, search
 from conceptkit.registry.catalogue.search import Filters
 from conceptkit.registry.entries import New
-from conceptkit.registry.index import STEPS
+from conceptkit.registry.index import STEPS, Index
 from conceptkit.registry.migrations import migrations
 from conceptkit.registry.store import Registry
 from tests.commands import run
@@ -295,6 +295,53 @@ def test_a_clock_that_goes_backwards_changes_no_order(registry, monkeypatch):
     assert registry.read("my_dog") == b"three"
     assert [event.version for event in history.history(registry, "my_dog")] == [1, 2, 3]
     assert history.rollback(registry, "my_dog").version == 2
+
+
+def test_a_few_of_some_size_or_day_are_found_without_looking_at_all(registry):
+    """However many have the tag: the plan of the listing begins with the few that an index finds."""
+    day = "2026-01-0{}T12:00:00+00:00"
+    for number, name in enumerate(("small", "middle", "large"), 1):
+        registry.add(name, b"x" * 100 * number, DOG)
+        labels.tag(registry, name, ["good"])
+        with registry.index.writing() as conn:
+            conn.execute("update versions set created = ? where name = ?", [day.format(number), name])
+    for filters, found in (
+        (Filters(tag="good", min_size=150), ["large", "middle"]),
+        (Filters(tag="good", min_size=150, max_size=250), ["middle"]),
+        (Filters(tag="good", since="2026-01-02", until="2026-01-02"), ["middle"]),
+        (Filters(max_size=150), ["small"]),
+        (Filters(noun="dog", until="2026-01-02"), ["middle", "small"]),
+    ):
+        seen = []
+        registry.index.conn.set_trace_callback(seen.append)
+        assert [entry.name for entry in search.page(registry, filters)] == found
+        registry.index.conn.set_trace_callback(None)
+        plan = registry.index.query(f"explain query plan {seen[-1]}")
+        assert any("versions_bytes" in row[3] or "versions_created" in row[3] for row in plan)
+        assert not any(row[3].startswith("SCAN") and "few" not in row[3] for row in plan), plan
+
+
+def test_an_index_of_the_version_before_is_read_where_nothing_can_be_written(home):
+    """The step that only makes searching faster is not needed on a read-only disk."""
+    with Registry(home) as registry:
+        registry.add("my_dog", b"x" * 100, DOG)
+        with registry.index.writing() as conn:
+            conn.execute("drop index versions_bytes")
+            conn.execute("drop index versions_created")
+            conn.execute("delete from _sqlite_migrations where name like 'm004%'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Index, "_open", lambda self: _refuse())
+        with Registry(home) as registry:
+            assert (
+                registry.index.read_only and search.page(registry, Filters(min_size=50))[0].name == "my_dog"
+            )
+    with Registry(home) as registry:
+        names = {row[0] for row in registry.index.query("select name from sqlite_master")}
+    assert {"versions_bytes", "versions_created"} <= names
+
+
+def _refuse():
+    raise sqlite3.OperationalError("attempt to write a readonly database")
 
 
 # lineage
