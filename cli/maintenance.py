@@ -92,8 +92,8 @@ def gc(yes: bool, as_json: bool) -> None:
         more = f" and {len(found.checkpoints) - 5:,} more" if len(found.checkpoints) > 5 else ""
         echo(
             f"Kept checkpoints of learning that was stopped and can go on ({names}{more}), "
-            f"{size(found.checkpoint_bytes)}: `conceptkit add NAME --resume` goes on, and `conceptkit gc` takes "
-            f"them {odd_files.CHECKPOINTS_KEPT / odd_files.DAY:.0f} days after the last step."
+            f"{size(found.checkpoint_bytes)}: `conceptkit add NAME --resume` goes on, and gc takes them "
+            f"{odd_files.CHECKPOINTS_KEPT / odd_files.DAY:.0f} days after the last step."
         )
     if not yes and found.concepts:
         echo(
