@@ -166,6 +166,17 @@ def test_layers_that_are_kept_in_less_precision_draw_the_concept(pipe):
     draw(pipe, ONE)
 
 
+def test_a_unet_that_is_compiled_before_or_after_draws_the_concept(pipe):
+    with attach(pipe, pico_concept(pipe)):
+        wanted = draw(pipe, ONE)
+        own, pipe.unet = pipe.unet, torch.compile(pipe.unet, backend="eager")
+        assert torch.equal(draw(pipe, ONE), wanted)
+    with attach(pipe, pico_concept(pipe)):
+        assert torch.equal(draw(pipe, ONE), wanted)
+        pipe.unet = own
+        assert torch.equal(draw(pipe, ONE), wanted)
+
+
 # public calls
 
 

@@ -68,8 +68,9 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that the denoiser is in."""
-        return next(self.unet.parameters()).dtype
+        """The precision that the denoiser computes in; diffusers knows of layers that are kept in less."""
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
 
 
 def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
