@@ -3,6 +3,7 @@
 import json
 import random
 import sqlite3
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -319,6 +320,19 @@ def test_a_few_of_some_size_or_day_are_found_without_looking_at_all(registry):
         plan = registry.index.query(f"explain query plan {seen[-1]}")
         assert any("versions_bytes" in row[3] or "versions_created" in row[3] for row in plan)
         assert not any(row[3].startswith("SCAN") and "few" not in row[3] for row in plan), plan
+
+
+def test_the_first_and_the_last_day_there_are_bound_nothing(stocked, monkeypatch):
+    for zone in ("Etc/GMT-14", "Etc/GMT+12"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert len(search.page(stocked, Filters(since="0001-01-01", until="9999-12-31"))) == 5
+        assert search.page(stocked, Filters(until="0001-01-01")) == []
+        assert search.page(stocked, Filters(since="9999-12-31")) == []
+    monkeypatch.undo()
+    time.tzset()
+    with pytest.raises(ConceptError, match="is no date"):
+        search.page(stocked, Filters(since="9999-12-32"))
 
 
 def test_an_index_of_the_version_before_is_read_where_nothing_can_be_written(home):

@@ -190,9 +190,16 @@ def _given(field: str, value: Any) -> Any:
 
 
 def _midnight(text: str, after: bool) -> str:
-    """The moment at which a day begins here, or ends (`after`), as the index has moments: in UTC."""
+    """The moment at which a day begins here, or ends (`after`), as the index has moments: in UTC.
+
+    What lies before the first moment that there is, or after the last, is that one.
+    """
     try:
-        day = date.fromisoformat(text) + timedelta(days=after)
-        return datetime.combine(day, time()).astimezone(UTC).isoformat(timespec="microseconds")
-    except (ValueError, OverflowError, OSError):
+        day = date.fromisoformat(text)
+    except ValueError:
         raise ConceptError(f"{text[:80]!r} is no date: write it as in '2026-01-31'.") from None
+    try:
+        moment = datetime.combine(day + timedelta(days=after), time()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        moment = (datetime.min if day.year < datetime.max.year // 2 else datetime.max).replace(tzinfo=UTC)
+    return moment.isoformat(timespec="microseconds")
