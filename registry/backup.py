@@ -23,7 +23,7 @@ from conceptkit.registry import (
 )
 from conceptkit.registry.entries import New, insert, now, refresh
 from conceptkit.registry.errors import BadBlob, BadName, ConceptError
-from conceptkit.registry.index import FASTER, PATIENCE, STEPS, Index
+from conceptkit.registry.index import PATIENCE, STEPS, Index
 from conceptkit.registry.maintenance import REFERENCES, wrong_rows
 from conceptkit.registry.names import check_name
 from conceptkit.registry.sources import is_digest
@@ -180,7 +180,7 @@ def state(home: Path) -> str:
         if names - set(STEPS):
             raise ConceptError(f"The index {path} was written by a newer conceptkit: update conceptkit.")
         whole = conn.execute("pragma quick_check").fetchall() == [("ok",)]
-        return "sound" if whole and names >= set(STEPS) - FASTER else "damaged"
+        return "sound" if whole and names == set(STEPS) else "damaged"
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if "locked" in str(error):
             raise ConceptError(storage_errors.sentence(error, home)) from error

@@ -20,10 +20,11 @@ from conceptkit.registry.errors import ConceptError
 PATIENCE = 30.0
 """Seconds to wait for another process that is writing."""
 
-STEPS = ("m001_names_versions_assets", "m002_catalogue", "m003_search", "m004_sizes_and_days")
+STEPS = ("m001_names_versions_assets", "m002_catalogue", "m003_search")
 """The names of all migrations, here so that reading needs no import of sqlite-utils."""
-FASTER = frozenset({"m004_sizes_and_days"})
-"""Of these, the ones that only make searching faster: where nothing can be written it goes without."""
+FASTER = {"versions_bytes": "versions (bytes)", "versions_created": "versions (created)"}
+"""Indexes that only make searching faster. They are no step: without them all is as whole, and a conceptkit
+that does not know them may write beside them."""
 
 Row = tuple[Any, ...]
 Result = TypeVar("Result")
@@ -122,6 +123,7 @@ class Index:
                     self._check_new(conn)
                     self._migrate(conn)
                 conn.execute("commit")
+            _make_faster(conn)
         except BaseException:
             conn.close()
             raise
@@ -134,7 +136,7 @@ class Index:
         for option in options:
             conn = _connect(f"{self.path.as_uri()}?{option}")
             try:
-                if self._pending(conn, FASTER):
+                if self._pending(conn):
                     raise error
                 self.read_only = True
                 return conn
@@ -142,11 +144,8 @@ class Index:
                 conn.close()
         raise error
 
-    def _pending(self, conn: sqlite3.Connection, without: frozenset[str] = frozenset()) -> bool:
-        """Whether steps are left to take; ConceptError when steps were taken that are not known here.
-
-        without: steps that need not be taken.
-        """
+    def _pending(self, conn: sqlite3.Connection) -> bool:
+        """Whether steps are left to take; ConceptError when steps were taken that are not known here."""
         there = "select 1 from sqlite_master where name = '_sqlite_migrations'"
         if not self._patiently(lambda: conn.execute(there).fetchall()):
             return True
@@ -157,7 +156,7 @@ class Index:
                 f"The index {self.path} was written by a newer conceptkit (it has {newer[-1][:80]!r}): "
                 "update conceptkit, or set CONCEPTKIT_HOME to another folder."
             )
-        return not names >= set(STEPS) - without
+        return names != set(STEPS)
 
     def _check_new(self, conn: sqlite3.Connection) -> None:
         """ConceptError when an index is about to begin that had begun before: its log is lost."""
@@ -223,3 +222,18 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     return sqlite3.connect(
         path, timeout=0, isolation_level=None, uri=isinstance(path, str), check_same_thread=False
     )
+
+
+def _make_faster(conn: sqlite3.Connection) -> None:
+    """Make what is missing of FASTER; where somebody writes, or nothing can be written, it goes without."""
+    there = {row[0] for row in conn.execute("select name from sqlite_master where type = 'index'")}
+    if there >= FASTER.keys():
+        return
+    try:
+        conn.execute("begin immediate")
+        for name, columns in FASTER.items():
+            conn.execute(f"create index if not exists {name} on {columns}")
+        conn.execute("commit")
+    except sqlite3.Error:
+        if conn.in_transaction:
+            conn.execute("rollback")

@@ -140,13 +140,6 @@ def m003_search(db: "Database") -> None:
     db.execute(trigger["sql"].replace("AFTER UPDATE ON", "AFTER UPDATE OF name ON"))
 
 
-@migrations()
-def m004_sizes_and_days(db: "Database") -> None:
-    """Finds what is of some size, or was made on some day, without looking at all that is there."""
-    db.execute("create index versions_bytes on versions (bytes)")
-    db.execute("create index versions_created on versions (created)")
-
-
 def _carry_over(db: "Database", versions: list[dict[str, Any]], names: list[dict[str, Any]]) -> None:
     """The rows of the first schema in the tables of the second; when each was added is all the history."""
     numbers = {row["name"]: number for number, row in enumerate(names, 1)}
