@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import attention, pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
+from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
@@ -26,7 +27,7 @@ from conceptkit.inference.attach_request import (
 )
 from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
 from conceptkit.inference.gated_lora import gate_lora
-from conceptkit.inference.layer_check import check_layers, check_unfused, layers_of
+from conceptkit.inference.layer_check import check_layers, layers_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_length import cut_off
@@ -242,7 +243,7 @@ def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading
     delta: Delta = concept.delta
     unet = pipe.unet
     names = tuple(concept.words) or (concept.name,)
-    check_unfused(unet, list(delta), concept.name)
+    check_unfused(unet, list(delta), f"which {concept.name} changes")
     if reading and concept.routing:
         from conceptkit.inference.routed_attention import install_routes
 

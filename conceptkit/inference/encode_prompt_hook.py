@@ -101,15 +101,16 @@ def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] |
 
 
 def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """What carries concepts on a pipeline."""
+    """What carries concepts on a pipeline, whether compiled or not."""
     names = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    return {name: getattr(pipe, name, None) for name in names}
+    parts = {name: getattr(pipe, name, None) for name in names}
+    return {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
 
 
 def _check_parts(pipe: DiffusionPipeline, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
-    """Raises ConceptError when a part that carries concepts was replaced by another; one may be compiled."""
+    """Raises ConceptError when a part that carries concepts was replaced; compiling one is no matter."""
     for name, part in _parts(pipe).items():
-        if part is not None and getattr(part, "_orig_mod", part) is not parts[name]:
+        if part is not None and part is not parts[name]:
             raise ConceptError(
                 f"The {name} of this pipeline was replaced since {' and '.join(words) or 'concepts'} came "
                 "onto it; detach, and attach again"
