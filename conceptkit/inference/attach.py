@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from conceptkit.base import attention, pipeline
+from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
+from conceptkit.base.architectures import denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
@@ -119,12 +120,12 @@ class Attachment:
             raise NoEffect(
                 f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
             )
-        unet = self.pipe.unet
+        denoiser = denoiser_of(self.pipe)
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
             reading = _reading(self.pipe, concept, request)
             if reading:
-                undo.callback(reading.listen(unet).remove)
+                undo.callback(reading.listen(denoiser).remove)
             if changes:
                 _install(undo, self.pipe, concept, reading)
             where: Where | None = None
@@ -136,13 +137,13 @@ class Attachment:
                 from conceptkit.inference import attention_masks
 
                 where, back = (
-                    attention_masks.separate(unet, reading)
+                    attention_masks.separate(denoiser, reading)
                     if request.auto_regions
-                    else attention_masks.confine(unet, reading, request.masks)
+                    else attention_masks.confine(denoiser, reading, request.masks)
                 )
                 undo.callback(back)
             if reading and changes and (heard := rank_gates(concept)):
-                gate_lora(unet, heard, reading, where)
+                gate_lora(denoiser, heard, reading, where)
             windows = _windows(self._base, concept, request)
             if windows:
                 undo.callback(windows.open())
@@ -241,20 +242,20 @@ def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Per
 def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading: TokenOwners | None) -> None:
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
-    unet = pipe.unet
+    denoiser = denoiser_of(pipe)
     names = tuple(concept.words) or (concept.name,)
-    check_unfused(unet, list(delta), f"which {concept.name} changes")
+    check_unfused(denoiser, list(delta), f"which {concept.name} changes")
     if reading and concept.routing:
         from conceptkit.inference.routed_attention import install_routes
 
-        maps = attention.kv_maps(unet)
+        maps = text_site(pipe)
         routed = delta.only(maps)
-        undo.callback(install_routes(unet, routed, concept.routing, reading))
-        undo.callback(check_layers(unet, {name: maps[name] for name in routed}, names))
+        undo.callback(install_routes(denoiser, routed, concept.routing, reading))
+        undo.callback(check_layers(denoiser, {name: maps[name] for name in routed}, names))
         delta = delta.without(maps)
     if delta:
         install_on(pipe, delta)
-        for owner in (unet, *(encoder for _, encoder in encoders(pipe))):
+        for owner in (denoiser, *(encoder for _, encoder in encoders(pipe))):
             undo.callback(uninstall, owner, ADAPTER)
             if layers := layers_of(owner):
                 undo.callback(unmerge, layers.values())

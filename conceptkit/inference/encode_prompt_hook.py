@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from conceptkit.base.added_tokens import Tokens
+from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.errors import ConceptError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+PROMPTS = tuple(f"{kind}prompt{n}" for kind in ("", "negative_") for n in ("", "_2", "_3"))
 
 
 def hook_encode_prompt(
@@ -66,7 +67,8 @@ def hook_encode_prompt(
         if apart:
             encoded = apart.encode(original, bound.arguments, encoded)
         if reading:
-            reading.note(encoded[:2], _both(spelt, encoded))
+            halves = architecture_of(attachment.pipe).halves(encoded)
+            reading.note(halves, _both(spelt, halves))
         if windows:
             windows.encode(original, bound, encoded, note_window)
         return encoded
@@ -102,8 +104,8 @@ def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] |
 
 def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:
     """What carries concepts on a pipeline, whether compiled or not."""
-    names = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    parts = {name: getattr(pipe, name, None) for name in names}
+    names = [f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+    parts = {name: getattr(pipe, name, None) for name in (architecture_of(pipe).denoiser, *names)}
     return {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit.base.text_features import encoders, positions, spell, token_ids
+from conceptkit.base.architectures import architecture_of
+from conceptkit.base.text_features import BEGIN, WORD, positions, roles, spell, token_ids
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
@@ -95,27 +96,24 @@ class TokenOwners:
 
     def owners(self, prompts: Sequence[str]) -> Tensor:
         """(n, T) for prompts as they are encoded, tokens written out."""
-        tokenizer = encoders(self._pipe)[0][0]
-        ids = token_ids(self._pipe, tokenizer, prompts)
-        ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-        place = torch.arange(ids.shape[1]).expand_as(ids)
-        owner = torch.where(place >= ends.unsqueeze(1), END, OTHER)
+        ids = token_ids(self._pipe, prompts)
+        role = roles(self._pipe, ids)
+        owner = torch.where((role == WORD) | (role == BEGIN), OTHER, END)
         for i, spelt in enumerate(self._spelt):
             for word in spelt:
                 owner[positions(ids, word)] = i
         return owner
 
-    def listen(self, unet: nn.Module) -> Any:
-        """Look at every call of the UNet; the handle takes the hook off again."""
+    def listen(self, denoiser: nn.Module) -> Any:
+        """Look at every call of the denoiser; the handle takes the hook off again."""
+        kind = architecture_of(self._pipe)
 
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = kwargs["encoder_hidden_states"] if len(args) < 3 else args[2]
-            sample = args[0] if args else kwargs["sample"]
-            beside = kwargs.get("cross_attention_kwargs") or {}
-            scene = self._scene(hidden, tuple(sample.shape[-2:]))
-            self._here.scene = replace(scene, scale=float(beside.get("scale", 1.0)))
+            call = kind.read_call(args, kwargs)
+            scene = self._scene(call.hidden, call.size)
+            self._here.scene = replace(scene, scale=call.scale)
 
-        return unet.register_forward_pre_hook(look, with_kwargs=True)
+        return denoiser.register_forward_pre_hook(look, with_kwargs=True)
 
     def _scene(self, hidden: Tensor, size: tuple[int, int]) -> UNetCall:
         last = getattr(self._here, "last", None)

@@ -20,7 +20,6 @@ from conceptkit.learn.target_modules import UNET
 from conceptkit.learn.train_config import CHOICES, RATES, TrainConfig
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import carrier
-from conceptkit.tuners.targets import READS_TEXT
 
 LEAST = {
     "train_batch_size": 1,
@@ -187,13 +186,13 @@ def _check_layers(base: Base, recipe: TrainConfig, adapter: Adapter) -> None:
     """The maps that will learn are free, and large enough for the rank."""
     if not recipe.max_train_steps:
         return
-    if ADAPTER in getattr(base.unet, "peft_config", {}):
+    if ADAPTER in getattr(base.denoiser, "peft_config", {}):
         raise ConceptError(f"This UNet already carries {ADAPTER!r}; take it off before anything is learned")
     check_unfused(base.unet, list(kv_maps(base.unet)), "which learns")
     for part, target in adapter.target_modules(base, recipe).items():
         for name, module in target.maps.items():
             carrier(name, module)
-            reads_text = part == UNET and READS_TEXT.search(name)
+            reads_text = part == UNET and base.architecture.reads_text(name)
             rank, most = recipe.rank if reads_text else target.rank, min(module.weight.shape)
             if rank > most:
                 raise BadRecipe(f"Rank {rank} is larger than {name}, which has {most}; give at most {most}")

@@ -148,7 +148,7 @@ def weights_digest(base: Base) -> str:
     for a relative; what it draws is another matter.
     """
     digest = hashlib.sha256()
-    for module in (base.unet, *(encoder for _, encoder in encoders(base.pipe))):
+    for module in (base.denoiser, *(encoder for _, encoder in encoders(base.pipe))):
         for name, tensor in module.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
@@ -176,7 +176,8 @@ def _draw(
             guidance_scale=recipe.class_image_guidance_scale,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="latent",
+            **base.architecture.draw_options(base.pipe),
         )
-        drawn.append(result.images.float().cpu())
+        drawn.append(base.architecture.drawn_latents(base.pipe, result.images).float().cpu())
         progress(min(start + BATCH, len(prompts)), len(prompts))
     return torch.cat(drawn)
