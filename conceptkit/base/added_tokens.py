@@ -42,13 +42,15 @@ class WiderTable(nn.Embedding):
         self.weight.requires_grad_(table.weight.requires_grad)
         self.rows = nn.Parameter(rows.detach().to(table.weight, copy=True), requires_grad=False)
         self.first = first
+        self.scale = getattr(table, "embed_scale", None)  # of Gemma's tables
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., d) of ids (...)."""
         new = (ids >= self.first) & (ids < self.first + len(self.rows))
         known = super().forward(ids.where(~new, 0))
         learned = F.embedding((ids - self.first).where(new, 0), self.rows).to(known.dtype)
-        return torch.where(new.unsqueeze(-1), learned, known)
+        found = torch.where(new.unsqueeze(-1), learned, known)
+        return found if self.scale is None else found * self.scale.to(found.dtype)
 
 
 @dataclass
@@ -147,6 +149,13 @@ def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
 def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTable:
     table = encoder.get_input_embeddings()
     wider = WiderTable(table, rows, first)
+    # T5 has two modules of one weight, and sets both to the same.
+    places = [
+        (parent, name, module)
+        for parent in encoder.modules()
+        for name, module in parent.named_children()
+        if isinstance(module, nn.Embedding) and module.weight is table.weight
+    ]
     encoder.set_input_embeddings(wider)
 
     def restore() -> None:
@@ -157,6 +166,8 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         if not moved.is_meta:  # its values are put away, and the table still has them
             table.weight.data = moved.detach()
         encoder.set_input_embeddings(table)
+        for parent, name, module in places:
+            setattr(parent, name, module)
 
     undo.callback(restore)
     return wider

@@ -64,8 +64,11 @@ def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(TEXT_SKETCH_SIZE), 0.0
     for i, (tokenizer, encoder) in enumerate(encoders(pipe)):
-        table = encoder.get_input_embeddings()
+        table, tied = encoder.get_input_embeddings(), set()
         for name, value, more in own_parameters(encoder, own):
+            if value.data_ptr() in tied:  # T5's token table has two places
+                continue
+            tied.add(value.data_ptr())
             if name.endswith(".rows") and name.split(".")[-2] in TOKEN_TABLES:
                 continue
             rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
@@ -93,8 +96,9 @@ def architecture(pipe: DiffusionPipeline) -> str:
     value = {
         "maps": [[name, *linear.weight.shape] for name, linear in text_site(pipe).items()],
         "encoders": [
-            [tokenizer.vocab_size, encoder.config.hidden_size, encoder.config.num_hidden_layers]
+            [tokenizer.vocab_size, config.hidden_size, config.num_hidden_layers]
             for tokenizer, encoder in encoders(pipe)
+            for config in [getattr(encoder.config, "text_config", encoder.config)]
         ],
     }
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from torch import nn
 
 from conceptkit.base.adapters import names_at_work
 from conceptkit.base.architectures import Architecture, architecture_of
-from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of
+from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of, family_of_pipeline
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
@@ -131,7 +131,12 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
         )
     fingerprint = fingerprint_of(pipe)
     name = name or _name_of(pipe, fingerprint)
-    return Base(name, pipe, fingerprint, _family_by_weights(fingerprint) or family_of(name))
+    denoiser = getattr(pipe, kind.denoiser)
+    by_class = family_of_pipeline(
+        type(pipe).__name__, type(getattr(denoiser, "_orig_mod", denoiser)).__name__
+    )
+    row = _family_by_weights(fingerprint) or by_class or family_of(name)
+    return Base(name, pipe, fingerprint, row)
 
 
 def refreshed(base: Base) -> Base:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 LONGEST = 3
+BEHIND_SPACE = ("▁", "Ġ")
+"""What a whole word begins with in vocabularies other than CLIP's, where it ends with </w>."""
 RAREST = 0.25
 """An identifier is taken from this share of the candidates."""
 
@@ -45,9 +47,9 @@ def candidates(pipe: DiffusionPipeline, captions: Sequence[str], longest: int = 
     counts = Counter(word for text in captions for word in text.lower().split())
     found = []
     for entry, number in first.get_vocab().items():
-        if not entry.endswith("</w>") or number in first.all_special_ids:
+        if not (entry.endswith("</w>") or entry[:1] in BEHIND_SPACE) or number in first.all_special_ids:
             continue
-        text = first.decode([number]).strip()
+        text = first.decode([number]).strip().lstrip("▁")
         if not (0 < len(text) <= longest and text.isalpha() and text == text.lower()):
             continue
         ids = tuple(_one(tokenizer, text) for tokenizer in tokenizers)
@@ -75,5 +77,8 @@ def choose(
 
 
 def _one(tokenizer: Any, text: str) -> int | None:
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    return ids[0] if len(ids) == 1 else None
+    for written in (f" {text}", text):
+        ids = tokenizer(written, add_special_tokens=False).input_ids
+        if len(ids) == 1:
+            return int(ids[0])
+    return None

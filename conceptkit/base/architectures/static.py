@@ -30,7 +30,7 @@ class StaticCrossAttention(Architecture):
 
     def segments(self, pipe: DiffusionPipeline) -> tuple[Segment, ...]:
         """The only tokenizer's."""
-        return (Segment(pipe.tokenizer, LENGTH),)
+        return (Segment(pipe.tokenizer, LENGTH, masked=True),)
 
     def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
         """Features of T5 or Gemma before the projection, with their mask."""
