@@ -6,11 +6,13 @@ import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -19,6 +21,8 @@ from diffusers import (
     Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -196,6 +200,50 @@ def pico_lumina2(seed: int = 0) -> Lumina2Pipeline:
         )
     pipe.vae_scale_factor = 2
     pipe.system_prompt = "a picture of"
+    return _quiet(pipe)
+
+
+def pico_sana(seed: int = 0) -> SanaPipeline:
+    """16 x 16 latents of 4 channels, 2 pixels a cell; Gemma behind an MLP and a norm."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tok = gemma_tokenizer()
+        pipe = SanaPipeline(
+            tokenizer=tok,
+            text_encoder=gemma(tok),
+            vae=AutoencoderDC(
+                latent_channels=4,
+                attention_head_dim=2,
+                encoder_block_types=("ResBlock", "EfficientViTBlock"),
+                decoder_block_types=("ResBlock", "EfficientViTBlock"),
+                encoder_block_out_channels=(8, 8),
+                decoder_block_out_channels=(8, 8),
+                encoder_qkv_multiscales=((), (5,)),
+                decoder_qkv_multiscales=((), (5,)),
+                encoder_layers_per_block=(1, 1),
+                decoder_layers_per_block=[1, 1],
+                downsample_block_type="conv",
+                upsample_block_type="interpolate",
+                decoder_norm_types="rms_norm",
+                decoder_act_fns="silu",
+                scaling_factor=0.41,
+            ),
+            transformer=SanaTransformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=WIDTH,
+                sample_size=16,
+            ),
+            scheduler=DPMSolverMultistepScheduler(
+                use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+            ),
+        )
     return _quiet(pipe)
 
 

@@ -34,6 +34,7 @@ MAKERS = {
     "flux2 klein": made.pico_klein,
     "lumina2": made.pico_lumina2,
     "qwen-image": made.pico_qwen_image,
+    "sana": made.pico_sana,
     "z-image": made.pico_z_image,
 }
 PROMPT = "a photo of a dog in the snow"
@@ -248,7 +249,8 @@ def test_pictures_become_the_latents_that_the_pipeline_takes_apart(family):
     pipe, kind = base_of(family).pipe, base_of(family).architecture
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     framed = pixels.unsqueeze(2) if family == "qwen-image" else pixels
-    mean = pipe.vae.encode(framed).latent_dist.mode()
+    encoded = pipe.vae.encode(framed)
+    mean = encoded.latent if family == "sana" else encoded.latent_dist.mode()
     latents, decoded, real = kind.latents(pipe, pixels), [], pipe.vae.decode
 
     def step(prediction, t, inner, **_):

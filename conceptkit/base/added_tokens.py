@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
+from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BaseMismatch, ConceptError
 
@@ -99,6 +100,11 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
     sizes = {token: _check_rows(token, rows, owners) for token, rows in tokens.items()}
     names = [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
     for name in names:
+        if name != name.lower() and architecture_of(pipe).lower_case:
+            raise ConceptError(
+                f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give it a "
+                "name in lower case"
+            )
         if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
             raise ConceptError(
                 f"The pipeline already has a token {name}; detach or unload what brought it first"

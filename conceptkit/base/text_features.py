@@ -84,6 +84,8 @@ def token_ids(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Tensor:
 
 def _ids(pipe: DiffusionPipeline, segment: Segment, prompts: Sequence[str]) -> Tensor:
     told = spelt_out(pipe, segment.tokenizer, prompts)
+    if architecture_of(pipe).lower_case:
+        told = [text.lower().strip() for text in told]
     ids: Tensor = segment.tokenizer(
         [f"{segment.before}{text}{segment.after}" for text in told],
         padding=True if segment.trimmed else "max_length",

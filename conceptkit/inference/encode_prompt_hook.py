@@ -62,6 +62,8 @@ def hook_encode_prompt(
         _warn_unmentioned(given.get("prompt"), words)
         spelt = {name: written(prompt_words.replace(text, words)) for name, text in given.items()}
         bound.arguments.update(spelt)
+        if bound.arguments.get("clean_caption"):  # which takes tokens for markup
+            bound.arguments["clean_caption"] = False
         encoded = original(*bound.args[1:], **bound.kwargs)
         _warn_cut_off(given.get("prompt"), attachment, encoded)
         if apart:

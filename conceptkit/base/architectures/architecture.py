@@ -116,6 +116,7 @@ class Architecture:
     presets: what `target_modules` may name -> a pattern of the maps that a LoRA learns on.
     has_cross_attention: whether pictures look at text in layers of their own, `attn2`.
     key_ending: how names of key maps of the text site end; "" where it has none.
+    lower_case: whether the pipeline reads prompts in lower case.
     lora_encoders: text encoders that a LoRA may learn on too, as diffusers loads it; T5 and language models
         are none.
     """
@@ -132,6 +133,7 @@ class Architecture:
     }
     has_cross_attention: ClassVar[bool] = True
     key_ending: ClassVar[str] = "attn2.to_k"
+    lower_case: ClassVar[bool] = False
     lora_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def reads_text(self, name: str) -> bool:

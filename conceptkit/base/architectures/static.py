@@ -21,6 +21,8 @@ class StaticCrossAttention(Architecture):
     """Text site: keys and values of `attn2`, behind the projection; the mask says which positions are read."""
 
     denoiser = "transformer"
+    lower_case = True
+    lora_encoders = ()
     label = "transformer"
     presets: ClassVar[Mapping[str, str]] = {
         **Architecture.presets,
