@@ -26,7 +26,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Gemma2Config,
@@ -40,9 +40,11 @@ from transformers import (
 )
 
 from tests.tiny import WORDS, _quiet
-from tests.transformers_tiny import RARE, autoencoder, t5, t5_tokenizer
+from tests.transformers_tiny import autoencoder, t5, t5_tokenizer
 
 WIDTH = 32
+RARE = "sks ohw pll olx wto xjk"
+"""Short words that no caption has."""
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -76,6 +78,7 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
     pieces += [(letter, -12.0) for letter in letters]
     made = Tokenizer(models.Unigram(pieces, unk_id=3))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
     made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     marks = {"eos_token": "<eos>", "bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=512, **marks)
