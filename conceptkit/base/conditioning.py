@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.architectures import Condition, architecture_of
+from conceptkit.base.text_features import encoders, spelt_out
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,6 +41,8 @@ class LiveCondition:
 
 def encode(pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | None = None) -> Condition:
     """The conditions of prompts, through a pipeline's own `encode_prompt`; by itself, where that runs."""
+    if not hasattr(pipe, "maybe_convert_prompt"):
+        prompts = spelt_out(pipe, encoders(pipe)[0][0], prompts)
     return architecture_of(pipe).encode(pipe, prompts, device)
 
 

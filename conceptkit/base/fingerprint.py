@@ -97,8 +97,9 @@ def architecture(pipe: DiffusionPipeline) -> str:
     value = {
         "maps": [[name, *linear.weight.shape] for name, linear in text_site(pipe).items()],
         "encoders": [
-            [tokenizer.vocab_size, encoder.config.hidden_size, encoder.config.num_hidden_layers]
+            [tokenizer.vocab_size, config.hidden_size, config.num_hidden_layers]
             for tokenizer, encoder in encoders(pipe)
+            for config in [getattr(encoder.config, "text_config", encoder.config)]
         ],
     }
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from torch import nn
 
 from conceptkit.base.adapters import names_at_work
 from conceptkit.base.architectures import Architecture, architecture_of
-from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of
+from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of, family_of_pipeline
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
@@ -123,6 +123,13 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
     kind = architecture_of(pipe)
     if not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} reads no prompts; {USABLE}")
+    config = getattr(getattr(pipe, kind.denoiser), "config", {})
+    if config.get("encoder_hid_dim_type") == "text_proj":
+        raise BadBase(
+            f"The UNet of this {type(pipe).__name__} projects the text features of a language model that takes "
+            "no new token, as those of Kolors and DeepFloyd IF do; use Stable Diffusion XL, or another family "
+            "that `conceptkit bases` lists"
+        )
     site = kind.text_site(getattr(pipe, kind.denoiser))
     parts = (*site.values(), *(encoder for _, encoder in encoders(pipe)))
     if any(weight.is_meta for part in parts for weight in part.parameters()):
@@ -132,7 +139,12 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
         )
     fingerprint = fingerprint_of(pipe)
     name = name or _name_of(pipe, fingerprint)
-    return Base(name, pipe, fingerprint, _family_by_weights(fingerprint) or family_of(name))
+    denoiser = getattr(pipe, kind.denoiser)
+    by_class = family_of_pipeline(
+        type(pipe).__name__, type(getattr(denoiser, "_orig_mod", denoiser)).__name__
+    )
+    row = _family_by_weights(fingerprint) or by_class or family_of(name)
+    return Base(name, pipe, fingerprint, row)
 
 
 def refreshed(base: Base) -> Base:

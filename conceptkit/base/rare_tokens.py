@@ -81,5 +81,8 @@ def _whole_word(entry: str) -> bool:
 
 
 def _one(tokenizer: Any, text: str) -> int | None:
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    return ids[0] if len(ids) == 1 else None
+    for written in (f" {text}", text):  # where the two differ, prompts have it behind a space
+        ids = tokenizer(written, add_special_tokens=False).input_ids
+        if len(ids) == 1:
+            return int(ids[0])
+    return None

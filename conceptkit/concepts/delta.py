@@ -19,13 +19,18 @@ from torch import Tensor
 
 from conceptkit.errors import ConceptError
 
-READS_TEXT = ("attn2.to_k", "attn2.to_v", "context_embedder")
+READS_TEXT = (
+    *("attn2.to_k", "attn2.to_v"),
+    *("context_embedder", "txt_in", "cap_embedder.1", "caption_embedder.1"),
+)
 """Endings of the maps that read text features; the others of a wide delta read what the layer before made."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Maps of these parts of a pipeline have the part's name in front; the others are the denoiser's."""
 
 
-UNET = re.compile(r"(?:down_blocks|mid_block|up_blocks|conv_|time_|add_|class_|encoder_hid)")
+UNET = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|conv_|time_embedding|add_embedding|class_embedding|encoder_hid_proj)"
+)
 
 
 def denoiser_attribute(name: str) -> str:

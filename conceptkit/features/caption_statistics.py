@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conceptkit.base.fingerprint import features_digest
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import BEGIN, PADDING, WORD, TextFeatures, encode
+from conceptkit.base.text_features import BEGIN, PADDING, UNREAD, WORD, TextFeatures, encode
 from conceptkit.features.captions import captions
 from conceptkit.features.closed_form import RIDGE, Factor, factor, gram
 from conceptkit.safetensors_header import KEY, read_metadata
@@ -129,6 +129,7 @@ def position_weights(features: TextFeatures) -> Tensor:
     weights = torch.full(features.ids.shape, WORD_WEIGHT)
     weights[features.roles == PADDING] = PADDING_WEIGHT
     weights[features.roles == BEGIN] = BOS_WEIGHT
+    weights[features.roles == UNREAD] = 0.0
     return weights
 
 
@@ -137,7 +138,7 @@ def _mean(base: Base, texts: list[str], even: bool = False, batch: int = 32) -> 
     moment, total = torch.zeros(base.width, base.width, dtype=torch.float64), 0.0
     for start in range(0, len(texts), batch):
         features = encode(base.pipe, texts[start : start + batch])
-        weights = torch.ones(features.ids.shape) if even else position_weights(features)
+        weights = (features.roles != UNREAD).float() if even else position_weights(features)
         moment += float(weights.sum()) * gram(features.hidden, weights)
         total += float(weights.sum())
     return moment / total

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
-from conceptkit.base.architectures import denoiser_of, text_site
+from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
@@ -120,7 +120,12 @@ class Attachment:
             raise NoEffect(
                 f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
             )
-        denoiser = denoiser_of(self.pipe)
+        denoiser, kind = denoiser_of(self.pipe), architecture_of(self.pipe)
+        if (request.masks or request.auto_regions) and kind.denoiser != "unet":
+            raise BadRegion(
+                f"Regions are of a UNet's cross-attention, and {type(denoiser).__name__} has none; leave them "
+                "out, and say in the prompt where things are"
+            )
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
             reading = _reading(self.pipe, concept, request)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conceptkit.base.added_tokens import Tokens
 from conceptkit.base.architectures import architecture_of
-from conceptkit.base.text_features import encoders
+from conceptkit.base.text_features import encoders, spelt_out
 from conceptkit.concepts import prompt_words
 from conceptkit.errors import ConceptError
 from conceptkit.inference.method_override import override
@@ -60,8 +60,10 @@ def hook_encode_prompt(
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         _warn_unmentioned(given.get("prompt"), words)
-        spelt = {name: prompt_words.replace(text, words) for name, text in given.items()}
+        spelt = {name: written(prompt_words.replace(text, words)) for name, text in given.items()}
         bound.arguments.update(spelt)
+        if bound.arguments.get("clean_caption"):  # which takes tokens for markup
+            bound.arguments["clean_caption"] = False
         encoded = original(*bound.args[1:], **bound.kwargs)
         _warn_cut_off(given.get("prompt"), attachment, encoded)
         if apart:
@@ -72,6 +74,14 @@ def hook_encode_prompt(
         if windows:
             windows.encode(original, bound, encoded, note_window)
         return encoded
+
+    def written(text: Any) -> Any:
+        if text is None or hasattr(attachment.pipe, "maybe_convert_prompt"):
+            return text
+        said = spelt_out(
+            attachment.pipe, encoders(attachment.pipe)[0][0], [text] if isinstance(text, str) else text
+        )
+        return said[0] if isinstance(text, str) else said
 
     def note_window(rows: Tensor, said: Sequence[str]) -> None:
         if reading:
@@ -130,7 +140,7 @@ def _warn_elsewhere(words: Mapping[str, str]) -> None:
 
 def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
     for text in [prompt] if isinstance(prompt, str) else prompt or []:
-        if words and not prompt_words.mentioned(text, words):
+        if text and words and not prompt_words.mentioned(text, words):
             names = ", ".join(words)
             warnings.warn(
                 f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=5
@@ -140,7 +150,7 @@ def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) 
 def _warn_cut_off(prompt: str | list[str] | None, attachment: Any, encoded: Sequence[Any]) -> None:
     """Of names behind the last position; pipelines that read on in pieces give more features."""
     length = encoders(attachment.pipe)[0][0].model_max_length
-    if encoded[0] is None or encoded[0].shape[1] > length:
+    if encoded[0] is None or len(encoded[0][0]) > length:
         return
     for text in [prompt] if isinstance(prompt, str) else prompt or []:
         for sentence in attachment.cut_off(text):

@@ -98,7 +98,8 @@ def draw(
         for start in range(0, len(prompts), batch):
             dice = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + batch]]
             told = list(prompts[start : start + batch])
-            drawn += pipe(told, num_inference_steps=steps, generator=dice, **scales, **more).images
+            asked = base.architecture.guided(scales, len(told)) | more
+            drawn += pipe(prompt=told, num_inference_steps=steps, generator=dice, **asked).images
     return drawn
 
 

@@ -172,7 +172,7 @@ def _check_subject(subject: Subject, recipe: TrainConfig) -> None:
 
 def _check_precision(base: Base) -> None:
     """Gradients need the weights as they were in the forward pass; diffusers puts such layers away again."""
-    for part in (base.unet, *(encoder for _, encoder in encoders(base.pipe))):
+    for part in (base.denoiser, *(encoder for _, encoder in encoders(base.pipe))):
         for name, module in part.named_modules():
             hooks = getattr(module, "_diffusers_hook", None)
             if hooks is not None and hooks.get_hook(LAYERWISE_CASTING) is not None:
@@ -188,7 +188,7 @@ def _check_layers(base: Base, recipe: TrainConfig, adapter: Adapter) -> None:
         return
     if ADAPTER in getattr(base.denoiser, "peft_config", {}):
         raise ConceptError(f"This UNet already carries {ADAPTER!r}; take it off before anything is learned")
-    check_unfused(base.unet, list(kv_maps(base.unet)), "which learns")
+    check_unfused(base.denoiser, list(kv_maps(base.denoiser)), "which learns")
     for part, target in adapter.target_modules(base, recipe).items():
         for name, module in target.maps.items():
             carrier(name, module)

@@ -171,9 +171,9 @@ def _draw(
         chunk = list(prompts[start : start + BATCH])
         seeds = [int(np.random.default_rng((7, start + k)).integers(2**31)) for k in range(len(chunk))]
         result = base.pipe(
-            chunk,
+            prompt=chunk,
             num_inference_steps=recipe.class_image_steps,
-            guidance_scale=recipe.class_image_guidance_scale,
+            **base.architecture.guided({"guidance_scale": recipe.class_image_guidance_scale}, len(chunk)),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="latent",
             **base.architecture.draw_options(base.pipe),

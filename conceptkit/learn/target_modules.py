@@ -32,6 +32,7 @@ def unet_maps(base: Base, preset: str, rank: int) -> dict[str, TargetMaps]:
 
 def text_encoder_maps(base: Base, rank: int) -> dict[str, TargetMaps]:
     """The maps of the text encoders' attention, by the encoders' names; {} at rank 0."""
-    present = {part: getattr(base.pipe, part, None) for part in ENCODERS if rank}
+    parts = [part for part in ENCODERS if part in base.architecture.lora_encoders] if rank else []
+    present = {part: getattr(base.pipe, part, None) for part in parts}
     maps = {part: find(one, TEXT_ENCODER) for part, one in present.items() if one is not None}
     return {part: TargetMaps(found, rank) for part, found in maps.items() if found}

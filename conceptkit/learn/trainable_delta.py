@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.base.pipeline import Base
+from conceptkit.base.text_features import has_beginning
 from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.learn import losses
 from conceptkit.learn.target_modules import TargetMaps
@@ -101,7 +102,7 @@ def inject(
             undo.callback(uninstall, module, ADAPTER)
             groups += _by_rate(module, keyed, recipe, bool(target.rank or keyed))
             modules[part] = module
-        if recipe.detach_bos:
+        if recipe.detach_bos and has_beginning(base.pipe):
             undo.enter_context(_detached_bos(base))
         yield TrainableDelta(base, recipe, modules, groups, down)
 

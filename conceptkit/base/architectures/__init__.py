@@ -28,6 +28,12 @@ MODULES = {
     "FluxTransformer2DModel": "flux",
     "PixArtTransformer2DModel": "pixart",
     "SanaTransformer2DModel": "sana",
+    "Flux2Transformer2DModel": "flux2",
+    "QwenImageTransformer2DModel": "qwen_image",
+    "ZImageTransformer2DModel": "z_image",
+    "Lumina2Transformer2DModel": "lumina2",
+    "AuraFlowTransformer2DModel": "auraflow",
+    "ChromaTransformer2DModel": "chroma",
 }
 """Class of the denoiser -> the module beside this one that knows it, whose ARCHITECTURE it is."""
 GUIDE = "docs/how-to/add-a-base.md"

@@ -42,7 +42,7 @@ class Condition:
     def joined(self, other: Condition) -> Condition:
         """Both as one batch, this one before the other."""
         return Condition(
-            torch.cat([self.hidden, other.hidden]),
+            stacked([self.hidden, other.hidden]),
             _both(self.pooled, other.pooled),
             _both(self.mask, other.mask),
         )
@@ -52,8 +52,23 @@ class Condition:
         return Condition(*parts)  # type: ignore[arg-type]
 
 
+def stacked(parts: Sequence[Tensor], value: float = 0) -> Tensor:
+    """Tensors (n, T, ...) as one batch, filled up with `value` to the longest T."""
+    length = max(part.shape[1] for part in parts)
+    return torch.cat(
+        [
+            part
+            if part.shape[1] == length
+            else torch.cat(
+                [part, part.new_full((len(part), length - part.shape[1], *part.shape[2:]), value)], dim=1
+            )
+            for part in parts
+        ]
+    )
+
+
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return None if first is None or second is None else torch.cat([first, second])
+    return None if first is None or second is None else stacked([first, second])
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +76,33 @@ class Segment:
     """A stretch of the features that a denoiser reads, of `length` positions, which one tokenizer spells.
 
     tokenizer: None for positions that are empty, as where a pipeline goes without one of its encoders.
+    before, after: what stands around a prompt when it is tokenized, as a chat template puts it.
+    skipped: so many tokens at the beginning are no positions of the features.
+    trimmed: there are as many positions as the longest prompt of a batch has, at most `length`.
+    masked: nothing reads positions behind the text.
     """
 
     tokenizer: Any
     length: int
+    before: str = ""
+    after: str = ""
+    skipped: int = 0
+    trimmed: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of a denoiser: the text features in it, (B, T, d), the size of the latents, and what scales the
-    adapters."""
+    """A call of a denoiser: the text features in it, (B, T, d) or a list of (T, d), the size of the latents,
+    and what scales the adapters.
 
-    hidden: Tensor
+    time: where both halves of guidance have calls of their own, what these two have in common.
+    """
+
+    hidden: Any
     size: tuple[int, int]
     scale: float = 1.0
+    time: float | None = None
 
 
 _UNET_ATTENTION = r"\battn[12]\.to_(?:q|k|v|out\.0)"
@@ -88,6 +116,9 @@ class Architecture:
     presets: what `target_modules` may name -> a pattern of the maps that a LoRA learns on.
     has_cross_attention: whether pictures look at text in layers of their own, `attn2`.
     key_ending: how names of key maps of the text site end; "" where it has none.
+    lower_case: whether the pipeline reads prompts in lower case.
+    lora_encoders: text encoders that a LoRA may learn on too, as diffusers loads it; T5 and language models
+        are none.
     """
 
     denoiser: ClassVar[str] = "unet"
@@ -102,6 +133,8 @@ class Architecture:
     }
     has_cross_attention: ClassVar[bool] = True
     key_ending: ClassVar[str] = "attn2.to_k"
+    lower_case: ClassVar[bool] = False
+    lora_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def reads_text(self, name: str) -> bool:
         """Whether a map of the denoiser, by its name without tuners, belongs to the text site."""
@@ -123,8 +156,8 @@ class Architecture:
         if len(widths) != 1:
             found = f"text features of {len(widths)} widths" if widths else "no map that reads text"
             raise BadBase(
-                f"{type(denoiser).__name__} has {found}; use a text-to-image pipeline of Stable Diffusion, or "
-                "another that `conceptkit bases` lists"
+                f"{type(denoiser).__name__} has {found}; use a text-to-image pipeline of a family that "
+                "`conceptkit bases` lists"
             )
         return maps
 
@@ -150,6 +183,13 @@ class Architecture:
     def site_input(self, denoiser: nn.Module, hidden: Tensor) -> Tensor:
         """What the text site reads, (n, T, d), of the features (n, T, e) that the denoiser is given."""
         return hidden
+
+    def at_site(self, values: Tensor, present: Tensor) -> Tensor:
+        """Values (B, T, k) of positions, in the shape in which the text site has its outputs.
+
+        present: (B, T), which positions there are.
+        """
+        return values
 
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction (n, c, h, w) for latents (n, c, h, w) at the scheduler's times t (n,)."""
@@ -182,6 +222,10 @@ class Architecture:
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """Pixels on a side of what the base draws."""
         return int(getattr(pipe, self.denoiser).config.sample_size) * int(pipe.vae_scale_factor)
+
+    def guided(self, scales: Mapping[str, float], count: int) -> dict[str, Any]:
+        """Guidance as the pipeline of `count` prompts is called with it."""
+        return dict(scales)
 
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
         """What a pipeline is called with beside prompt, steps, seeds and scales."""

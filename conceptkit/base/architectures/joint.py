@@ -20,8 +20,8 @@ class JointTransformer(Architecture):
     presets: ClassVar[Mapping[str, str]] = {
         "kv": r"context_embedder",
         "cross": r"context_embedder",
-        "attn": rf"(?:context_embedder|{_ATTENTION})",
-        "attn+ff": rf"(?:context_embedder|{_ATTENTION}|{_FEED_FORWARD})",
+        "attn": _ATTENTION,
+        "attn+ff": rf"(?:{_ATTENTION}|{_FEED_FORWARD})",
         "linear": r"",
     }
     has_cross_attention = False
@@ -29,5 +29,13 @@ class JointTransformer(Architecture):
 
     def read_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Pipelines name all arguments; latents are (B, c, h, w)."""
-        scale = (kwargs.get("joint_attention_kwargs") or {}).get("scale", 1.0)
-        return Call(kwargs["encoder_hidden_states"], tuple(kwargs["hidden_states"].shape[-2:]), float(scale))
+        sample = args[0] if args else kwargs["hidden_states"]
+        beside = kwargs.get("joint_attention_kwargs") or kwargs.get("attention_kwargs") or {}
+        return Call(
+            kwargs["encoder_hidden_states"], tuple(sample.shape[-2:]), float(beside.get("scale", 1.0))
+        )
+
+
+def first_time(time: Any) -> float:
+    """Of a batch of equal times (B,)."""
+    return float(time.flatten()[0])

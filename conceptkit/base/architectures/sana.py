@@ -41,8 +41,15 @@ class Sana(StaticCrossAttention):
         return encoded.float() * vae.config.scaling_factor
 
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """No instruction before the prompt: names stand where they are looked for."""
-        return {**super().draw_options(pipe), "complex_human_instruction": None}
+        """No instruction before the prompt: names stand where they are looked for. The size, which the pipeline
+        takes for 1024 whatever its model was made for."""
+        side = self.picture_size(pipe)
+        return {
+            **super().draw_options(pipe),
+            "complex_human_instruction": None,
+            "height": side,
+            "width": side,
+        }
 
 
 ARCHITECTURE = Sana()

@@ -21,6 +21,8 @@ class StaticCrossAttention(Architecture):
     """Text site: keys and values of `attn2`, behind the projection; the mask says which positions are read."""
 
     denoiser = "transformer"
+    lower_case = True
+    lora_encoders = ()
     label = "transformer"
     presets: ClassVar[Mapping[str, str]] = {
         **Architecture.presets,
@@ -30,7 +32,7 @@ class StaticCrossAttention(Architecture):
 
     def segments(self, pipe: DiffusionPipeline) -> tuple[Segment, ...]:
         """The only tokenizer's."""
-        return (Segment(pipe.tokenizer, LENGTH),)
+        return (Segment(pipe.tokenizer, LENGTH, masked=True),)
 
     def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
         """Features of T5 or Gemma before the projection, with their mask."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import WORD, encode
+from conceptkit.base.text_features import UNREAD, WORD, encode
 from conceptkit.concepts.concept import Concept
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import gram
@@ -44,4 +44,4 @@ def regularizers_for(
 def _edges(base: Base, concepts: Sequence[Concept]) -> Tensor:
     """Second moment (d, d) of what stands at BOS, EOT and padding of the concepts' own prompts."""
     features = encode(base.pipe, [text for concept in concepts for text in context_prompts(concept)])
-    return gram(features.hidden, (features.roles != WORD).float())
+    return gram(features.hidden, ((features.roles != WORD) & (features.roles != UNREAD)).float())
