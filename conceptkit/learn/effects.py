@@ -49,10 +49,13 @@ def without_effect(
     """
     found = []
     for subject, dataset in zip(subjects, datasets, strict=True):
-        for name in unseen_photos(subject, dataset):
+        for name, counted, views in seldom_seen(subject, dataset):
             found.append(
                 f"The mask of {name} covers no cell of any view of it, so that nothing was learned from that "
                 "photo; paint the subject itself, in the middle of the photo."
+                if not counted
+                else f"The mask of {name} covers a cell in {counted} of {views} views, so that little was "
+                "learned from that photo; crop the photo until the subject is in its middle."
             )
     for concept in concepts:
         moved = any(
@@ -76,10 +79,14 @@ def without_effect(
     return found
 
 
-def unseen_photos(subject: Subject, dataset: LatentDataset) -> list[str]:
-    """The names of photos of which no view has a cell that counts."""
+def seldom_seen(subject: Subject, dataset: LatentDataset) -> list[tuple[str, int, int]]:
+    """(name, views with a cell that counts, views) of photos in which fewer than half have one."""
     if not any(subject.photos.masks) or dataset.photo_of is None:
         return []
     counted = dataset.masks.flatten(1).any(dim=1).cpu()
-    shown = dataset.photo_of
-    return [dataset.names[k] for k in shown.unique().tolist() if not counted[shown == k].any()]
+    found = []
+    for k in dataset.photo_of.unique().tolist():
+        views = counted[dataset.photo_of == k]
+        if 2 * int(views.sum()) < len(views):
+            found.append((dataset.names[k], int(views.sum()), len(views)))
+    return found

@@ -51,6 +51,24 @@ def test_one_mask_that_leaves_no_cell_is_told(pico, shown):
     assert values(made.whole).any()
 
 
+def test_a_subject_that_few_views_show_is_told(pico, shown, monkeypatch):
+    """As at the end of a wide photo, where few views reach."""
+    made = latent_dataset.latent_dataset
+
+    def few(*args, **more):
+        found = made(*args, **more)
+        first = (found.photo_of == 0).nonzero().flatten()
+        found.masks[first[:-1]] = 0
+        return found
+
+    monkeypatch.setattr(latent_dataset, "latent_dataset", few)
+    size = shown.pictures[0].size
+    masks = (Image.new("L", size, 255), Image.new("L", size, 255), None)
+    recipe = replace(TINY, num_augmented_views=12)
+    (told,) = outcome(pico, shown, recipe, masks=masks).notices
+    assert "The mask of 0.png covers a cell in 1 of 4 views" in told and "crop the photo" in told
+
+
 def test_what_did_not_move_is_told(pico, shown, folder, registry, monkeypatch):
     monkeypatch.setattr(latent_dataset.Framing, "still", 1.0)
     still = {"token_learning_rate": 1e-45, "learning_rate": 1e-45}
