@@ -1,4 +1,4 @@
-"""FLUX.1: features of T5, pooled ones of CLIP; latents packed two by two; a flow with guidance as an input."""
+"""FLUX.1: features of T5, pooled ones of CLIP; latents packed two by two; a flow told its guidance."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Flux(JointTransformer):
 
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity; times are 0 to 1."""
-        n, c, h, w = noisy.shape
+        n, _, h, w = noisy.shape
         guided = pipe.transformer.config.guidance_embeds
         packed: Tensor = pipe.transformer(
             hidden_states=pack(noisy),
