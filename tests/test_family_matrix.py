@@ -1,4 +1,4 @@
-"""Families whose prompts language models read, or T5 alone, and every action: learn, compose, draw, export."""
+"""Families whose prompts language models read, or T5 alone: learn, compose, attach, draw, detach, export."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from conceptkit.learn.checkpoints import CheckpointManager
 from conceptkit.merging.compose import compose
 from conceptkit.merging.method_table import MERGE_METHODS
 from conceptkit.tuners.inject import install_on, uninstall_from
-from tests import tiny
 from tests import language_model_tiny as made
+from tests import tiny
 from tests.learning import TINY, draw_photos, method, outcome, teach
 
 MAKERS = {

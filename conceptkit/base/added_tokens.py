@@ -102,8 +102,8 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
     for name in names:
         if name != name.lower() and architecture_of(pipe).lower_case:
             raise ConceptError(
-                f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give it a "
-                "name in lower case"
+                f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give "
+                "it a name in lower case"
             )
         if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
             raise ConceptError(

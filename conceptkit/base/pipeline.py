@@ -126,9 +126,9 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
     config = getattr(getattr(pipe, kind.denoiser), "config", {})
     if config.get("encoder_hid_dim_type") == "text_proj":
         raise BadBase(
-            f"The UNet of this {type(pipe).__name__} projects the text features of a language model that takes "
-            "no new token, as those of Kolors and DeepFloyd IF do; use Stable Diffusion XL, or another family "
-            "that `conceptkit bases` lists"
+            f"The UNet of this {type(pipe).__name__} projects the text features of a language model that "
+            "takes no new token, as those of Kolors and DeepFloyd IF do; use Stable Diffusion XL, or another "
+            "family that `conceptkit bases` lists"
         )
     site = kind.text_site(getattr(pipe, kind.denoiser))
     parts = (*site.values(), *(encoder for _, encoder in encoders(pipe)))

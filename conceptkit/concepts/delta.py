@@ -258,8 +258,10 @@ class Delta(Mapping[str, Factors]):
         return self.keys() == other.keys() and all(f.equal(other[name]) for name, f in self.items())
 
     def by_component(self) -> dict[str, Delta]:
-        """The delta of each part of a pipeline, "unet", "transformer" or a text encoder, by the names maps have
-        there."""
+        """The delta of each part of a pipeline by the names maps have there.
+
+        A part is "unet", "transformer" or a text encoder.
+        """
         found: dict[str, dict[str, str]] = {}
         for name in self:
             part, _, rest = name.partition(".")

@@ -123,8 +123,8 @@ class Attachment:
         denoiser, kind = denoiser_of(self.pipe), architecture_of(self.pipe)
         if (request.masks or request.auto_regions) and kind.denoiser != "unet":
             raise BadRegion(
-                f"Regions are of a UNet's cross-attention, and {type(denoiser).__name__} has none; leave them "
-                "out, and say in the prompt where things are"
+                f"Regions are of a UNet's cross-attention, and {type(denoiser).__name__} has none; leave "
+                "them out, and say in the prompt where things are"
             )
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
@@ -241,6 +241,11 @@ def _windows(here: pipeline.Base, concept: Concept, request: AttachRequest) -> W
 def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> PerConceptEncoding | None:
     """Each concept's words read without the others, where that was ordered, or suits the base."""
     wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
+    if wanted and here.architecture.denoiser != "unet":
+        raise BadRegion(
+            f"isolate_concepts puts features together as CLIP makes them, and a {type(here.pipe).__name__} "
+            "has others; leave it out"
+        )
     return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 

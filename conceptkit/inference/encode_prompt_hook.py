@@ -60,7 +60,9 @@ def hook_encode_prompt(
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         _warn_unmentioned(given.get("prompt"), words)
-        spelt = {name: written(prompt_words.replace(text, words)) for name, text in given.items()}
+        spelt = {
+            name: _written(attachment.pipe, prompt_words.replace(text, words)) for name, text in given.items()
+        }
         bound.arguments.update(spelt)
         if bound.arguments.get("clean_caption"):  # which takes tokens for markup
             bound.arguments["clean_caption"] = False
@@ -74,14 +76,6 @@ def hook_encode_prompt(
         if windows:
             windows.encode(original, bound, encoded, note_window)
         return encoded
-
-    def written(text: Any) -> Any:
-        if text is None or hasattr(attachment.pipe, "maybe_convert_prompt"):
-            return text
-        said = spelt_out(
-            attachment.pipe, encoders(attachment.pipe)[0][0], [text] if isinstance(text, str) else text
-        )
-        return said[0] if isinstance(text, str) else said
 
     def note_window(rows: Tensor, said: Sequence[str]) -> None:
         if reading:
@@ -100,6 +94,14 @@ def hook_encode_prompt(
             undo.callback(first.register_forward_pre_hook(read_elsewhere).remove)
         undo.callback(override(attachment.pipe, "encode_prompt", encode_prompt))
         return undo.pop_all().close
+
+
+def _written(pipe: DiffusionPipeline, text: str | list[str] | None) -> str | list[str] | None:
+    """Prompts with all vectors of tokens, where the pipeline itself does not write them out."""
+    if text is None or hasattr(pipe, "maybe_convert_prompt"):
+        return text
+    said = spelt_out(pipe, encoders(pipe)[0][0], [text] if isinstance(text, str) else text)
+    return said[0] if isinstance(text, str) else said
 
 
 def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:

@@ -211,6 +211,6 @@ def _prompt(prefix: str, context: str, words: str, auto_caption: str) -> str:
 
 @torch.no_grad()
 def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
-    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's denoiser reads them."""
+    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the denoiser reads them."""
     parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)

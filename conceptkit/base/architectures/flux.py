@@ -1,4 +1,4 @@
-"""FLUX.1: T5's features and CLIP's pooled one; latents packed two by two; a flow whose guidance is an input."""
+"""FLUX.1: features of T5, pooled ones of CLIP; latents packed two by two; a flow told its guidance."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 T5_LENGTH = 512
+_SINGLE = r"\bsingle_transformer_blocks\.\d+\.proj_(?:mlp|out)"
 GUIDANCE = 1.0
 """What a base that takes guidance as an input is told while it learns (README_flux.md of diffusers)."""
 
@@ -24,7 +25,7 @@ class Flux(JointTransformer):
 
     presets: ClassVar[Mapping[str, str]] = {
         **JointTransformer.presets,
-        "attn+ff": rf"(?:{JointTransformer.presets['attn+ff']}|\bsingle_transformer_blocks\.\d+\.proj_(?:mlp|out))",
+        "attn+ff": rf"(?:{JointTransformer.presets['attn+ff']}|{_SINGLE})",
     }
 
     def segments(self, pipe: DiffusionPipeline) -> tuple[Segment, ...]:
@@ -44,7 +45,7 @@ class Flux(JointTransformer):
 
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity; times are 0 to 1."""
-        n, c, h, w = noisy.shape
+        n, _, h, w = noisy.shape
         guided = pipe.transformer.config.guidance_embeds
         packed: Tensor = pipe.transformer(
             hidden_states=pack(noisy),

@@ -1,4 +1,4 @@
-"""What transformers with joint attention have in common: text enters by one map, and is rewritten in blocks."""
+"""What transformers with joint attention share: text enters by one map, and is rewritten in every block."""
 
 from __future__ import annotations
 

@@ -41,8 +41,7 @@ class Sana(StaticCrossAttention):
         return encoded.float() * vae.config.scaling_factor
 
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """No instruction before the prompt: names stand where they are looked for. The size, which the pipeline
-        takes for 1024 whatever its model was made for."""
+        """No instruction before the prompt: names stand where they are looked for. The size of the model."""
         side = self.picture_size(pipe)
         return {
             **super().draw_options(pipe),

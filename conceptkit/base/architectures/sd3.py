@@ -18,7 +18,7 @@ T5_LENGTH = 256
 
 
 class StableDiffusion3(JointTransformer):
-    """Features are CLIP's positions, filled up with zeros to T5's width, then T5's; pooled ones are CLIP's."""
+    """Features are CLIP's positions, filled up with zeros to T5's width, then T5's; CLIP's are pooled too."""
 
     def segments(self, pipe: DiffusionPipeline) -> tuple[Segment, ...]:
         """CLIP's, whose two tokenizers agree, and T5's; without T5 the pipeline puts zeros there."""

@@ -18,7 +18,7 @@ LENGTH = 300
 
 
 class StaticCrossAttention(Architecture):
-    """Text site: keys and values of `attn2`, behind the projection; the mask says which positions are read."""
+    """Text site: keys and values of `attn2`, behind the projection; a mask says which positions are read."""
 
     denoiser = "transformer"
     lower_case = True
@@ -55,5 +55,5 @@ class StaticCrossAttention(Architecture):
         return Call(kwargs["encoder_hidden_states"], tuple(sample.shape[-2:]), float(scale))
 
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """Sizes and captions as they are given: no bins of known sizes, and no cleaning, which eats tokens."""
+        """Sizes and captions as they are given: no bins of known sizes, no cleaning, which eats tokens."""
         return {"use_resolution_binning": False, "clean_caption": False}
