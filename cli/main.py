@@ -25,6 +25,7 @@ from conceptkit.cli import (
     maintenance,
     remotes,
     search,
+    shrink,
     storybook,
     tokens,
 )
@@ -141,6 +142,7 @@ for command in (
     maintenance.backup,
     maintenance.restore,
     maintenance.rebuild,
+    shrink.shrink,
     export.export,
     export.import_,
     remotes.remote,
