@@ -89,6 +89,7 @@ def parsed(outer: dict[str, Any], size: int) -> Header:
             "parents": refs,
             "weights": weights,
             **({"reference": True} if shown else {}),
+            **({"rounded": True} if inner.get("format") == compact_header.FORMAT else {}),
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadBlob(f"{type(error).__name__} in their header") from error

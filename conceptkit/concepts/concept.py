@@ -35,7 +35,7 @@ class Concept:
     recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes. A local base's
         path and the file names of the photos are known to this value and to `summary`, not to the bytes.
     reference: a photo that is looked at in every step of drawing, and how; None for most.
-    coded: the numbers that delta and tokens are stored as, where it was made smaller.
+    coded: the numbers that delta and tokens are stored as, where it was made smaller; None for other tensors.
     """
 
     name: str
@@ -54,6 +54,8 @@ class Concept:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delta", Delta(self.delta))
+        if self.coded is not None and not self.coded.describes(self.delta, self.tokens):
+            object.__setattr__(self, "coded", None)
 
     @cached_property
     def routing(self) -> Routing | None:
@@ -89,6 +91,7 @@ class Concept:
         photos = (
             [name for own in photos.values() for name in own] if isinstance(photos, dict) else list(photos)
         )
+        rounded = {} if self.coded is None else {"rounded": True, PARTS: parts_of(self.coded)}
         beside = 0 if self.reference is None else self.reference.maps.rank
         return {
             "kind": self.kind,
@@ -103,7 +106,7 @@ class Concept:
             "weights": list(self.provenance.get("weights", [])),
             **shown,
             **({private_names.PHOTOS: photos} if photos else {}),
-            **({PARTS: parts_of(self.coded)} if self.coded is not None else {}),
+            **rounded,
         }
 
     def _repr_html_(self) -> str:

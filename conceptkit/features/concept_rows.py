@@ -50,7 +50,8 @@ def constraint_rows(concept: Concept, base: Base, metric: Factor) -> Tensor:
         return principal_rows(rows, metric, energy=ENERGY, most=most)
     features, own = word_features(concept, base)
     found = principal_rows(features.hidden[own], metric, energy=ENERGY, most=most)
-    if concept.coded is None or len(concept.words) != 1:
+    shrunk = concept.recipe.get("shrunk")
+    if not isinstance(shrunk, dict) or "kept" not in shrunk or len(concept.words) != 1:
         return found
     # It has left out the rows that it learned at, to take fewer bytes: its words and noun give them again.
     fields = ("rank", "class_noun_rows")

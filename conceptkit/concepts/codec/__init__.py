@@ -21,7 +21,7 @@ def to_bytes(concept: "Concept") -> bytes:
     wherever that is accurate to 0.1 %.
     """
     numbers = concept.coded
-    if numbers is not None and concept.reference is None and numbers.describes(concept.delta, concept.tokens):
+    if numbers is not None and concept.reference is None:
         return compact.to_bytes(concept, numbers)
     return plain.to_bytes(concept)
 
