@@ -1,5 +1,7 @@
 """A stored concept becomes smaller, as its next version: cut to a rank, or rounded."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,8 +21,10 @@ from conceptkit.features import caption_statistics, captions
 from conceptkit.merging.compose import compose, rebuild
 from conceptkit.registry import store
 from conceptkit.registry.catalogue import lineage
+from conceptkit.workflows import add
 from conceptkit.workflows.shrink import shrink_to
 from tests import tiny
+from tests.commands import run
 
 
 @pytest.fixture(autouse=True)
@@ -255,3 +259,32 @@ def test_measuring_leaves_the_base_as_it_was(pico, few_pictures):
     sensitivity.measure(pico, concept, sensitivity.probes(pico, concept))
     assert (tiny.state_hash(pico.unet), [p.requires_grad for p in pico.unet.parameters()]) == before
     assert all(p.grad is None for p in pico.unet.parameters())
+
+
+def test_the_command_says_what_it_came_to(pico, few_pictures, tmp_path, monkeypatch):
+    folder = tiny.save(pico.pipe, tmp_path / "base")
+    concept = wide(pico)
+    monkeypatch.setenv("CONCEPTKIT_HOME", str(tmp_path / "home"))
+    with store.Registry() as registry:
+        registry.add("my_dog", concept.to_bytes(), concept.summary())
+    said = run("shrink", "my_dog", "--keep", "0.9", "--base", str(folder))
+    assert re.fullmatch(
+        r"my_dog@2 takes \d\.\d kB instead of [\d.]+ kB, and keeps 9\d\.\d% of its effect on unseen "
+        r"noise\.\n",
+        said,
+    )
+    shown = run("show", "my_dog")
+    assert re.search(r"bits a value  other maps \d[\d.]* \([\d,]+ values\), keys and values", shown)
+    told = json.loads(run("shrink", "my_dog@1", "--bytes", "2kB", "--base", str(folder), "--json"))
+    assert told["bytes"] <= 2000 and 0 < told["kept"] < 1
+    assert json.loads(run("stats", "--json"))["bytes"]["concepts made smaller"] > 0
+
+
+def test_what_is_learned_can_be_stored_small_at_once(pico, kept, few_pictures):
+    concept, notices = wide(pico), []
+    made = add._smaller(concept, pico, SizeRequest("tiny"), notices)
+    assert made.coded is not None and len(made.to_bytes()) < len(concept.to_bytes()) / 3
+    assert notices[0].startswith("my_dog is stored tiny: it keeps ")
+    assert add._smaller(concept, pico, SizeRequest("full"), notices) is concept
+    with pytest.raises(BadRecipe, match="no size 'huge'"):
+        add.add("my_cat", "nowhere", base=pico, registry=kept, size="huge")

@@ -175,19 +175,23 @@ def decoded(layout: Layout, numbers: bytes) -> Coded:
 
 
 def _valued(layout: Layout, numbers: bytes, vectors: Sequence[Vector]) -> Coded:
-    rows = iter(vectors)
+    steps = np.array([symbols.worth(vector.step) for vector in vectors], dtype=np.float32)
+    whole = np.concatenate([vector.values for vector in vectors] or [np.zeros(0)]).astype(np.float32)
+    whole *= np.repeat(steps, [len(vector.values) for vector in vectors])
+    sizes, flat = iter([len(vector.values) for vector in vectors]), torch.from_numpy(whole)
+    place = 0
 
     def matrix(count: int) -> Tensor:
-        return torch.from_numpy(np.stack([_values(next(rows)) for _ in range(count)]))
+        """The next so many vectors, which are of one length, as rows."""
+        nonlocal place
+        width = max([next(sizes) for _ in range(count)])
+        place += count * width
+        return flat[place - count * width : place].view(count, width).clone()
 
     downs = {shape.down: matrix(shape.rank) for shape in layout.downs()}
     maps = {s.name: Factors(matrix(s.rank).T.contiguous(), downs[s.down]) for s in layout.maps}
     tokens = {token: tuple(matrix(count) for count, _ in each) for token, each in layout.tokens}
     return Coded(layout, numbers, Delta(maps, {s.name: s.down for s in layout.maps}), tokens)
-
-
-def _values(vector: Vector) -> np.ndarray:
-    return (vector.values.astype(np.float32) * np.float32(symbols.worth(vector.step))).astype(np.float32)
 
 
 def to_bytes(concept: Concept, numbers: Coded) -> bytes:
@@ -270,8 +274,8 @@ def parse(about: Mapping[str, Any], body: bytes) -> dict[str, Any]:
 def parts_of(numbers: Coded) -> dict[str, list[float]]:
     """[values, bits a value] of each part of a concept: keys and values, other maps, text encoders, words."""
     vectors = symbols.decode(numbers.numbers, numbers.layout.lengths())
-    owners = [_part(shape.name) for shape in numbers.layout.downs() for _ in range(shape.rank)]
-    owners += [_part(shape.name) for shape in numbers.layout.maps for _ in range(shape.rank)]
+    owners = [part_of(shape.name) for shape in numbers.layout.downs() for _ in range(shape.rank)]
+    owners += [part_of(shape.name) for shape in numbers.layout.maps for _ in range(shape.rank)]
     owners += ["words"] * (len(vectors) - len(owners))
     bits = symbols.bits(vectors)
     found: dict[str, list[float]] = {}
@@ -282,7 +286,8 @@ def parts_of(numbers: Coded) -> dict[str, list[float]]:
     return found
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """The part of a concept that a map belongs to, as `parts_of` names it."""
     if name.partition(".")[0] in ENCODERS:
         return "text encoders"
     return "keys and values" if name.endswith(READS_TEXT) else "other maps"
