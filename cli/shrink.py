@@ -31,7 +31,7 @@ def shrink(
 
     \b
     Example:
-      conceptkit shrink my_dog --keep 0.97
+      conceptkit shrink my_dog --keep 0.99
     """
     from conceptkit.compression.sizes import SizeRequest
     from conceptkit.registry.store import Registry

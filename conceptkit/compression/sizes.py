@@ -15,7 +15,7 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
 
 FULL = "full"
-PRESETS: dict[str, float | None] = {"tiny": 0.85, "small": 0.97, FULL: None}
+PRESETS: dict[str, float | None] = {"tiny": 0.98, "small": 0.995, FULL: None}
 """Name -> the share of its effect on what the base predicts that a concept keeps; None: stored as learned."""
 SHRUNK = "shrunk"
 """The field of a stored recipe that says how much is left."""

@@ -54,7 +54,7 @@ def shrink(
 
         ck.shrink("my_dog", size="small")
         ck.shrink("my_dog", bytes="8kB")
-        ck.shrink("my_dog", keep=0.97)
+        ck.shrink("my_dog", keep=0.99)
 
     what: a name in the registry, or a concept, which is stored under its own name.
     size: a preset, "tiny" or "small". bytes: of the whole file. keep: the share in (0, 1) of what it does to
