@@ -21,6 +21,8 @@ from conceptkit.errors import BadRecipe
 from conceptkit.learn.config import CHOICES, DEFAULT
 from conceptkit.learn.methods.table import METHODS
 
+SIZES = ("tiny", "small", "full")
+
 
 class MethodName(click.ParamType):
     """A method of the table, which names those of other packages too; none is loaded for the help."""
@@ -95,6 +97,14 @@ class MethodName(click.ParamType):
     type=click.Choice(CHOICES["mixed_precision"]),
     help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
 )
+@click.option(
+    "--size",
+    "stored_size",
+    type=click.Choice(SIZES),
+    default="full",
+    show_default=True,
+    help="How it is stored: every number as learned, or rounded where pictures do not show it.",
+)
 @click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Change any field of the recipe.")
 @out_option("pictures", "Where the preview picture goes.")
 @debug_option
@@ -119,6 +129,7 @@ def add(
     file: Path | None,
     steps: int | None,
     rank: int | None,
+    stored_size: str,
     fields: tuple[str, ...],
     out: Path,
     **common: object,
@@ -162,6 +173,7 @@ def add(
             "early_stopping": early_stop,
             "changes": changes,
             "resume": resume,
+            "size": stored_size,
             "progress": progress,
         }
         if joint:

@@ -26,6 +26,7 @@ from conceptkit.cli import (
     maintenance,
     remotes,
     search,
+    shrink,
     storybook,
     tokens,
 )
@@ -143,6 +144,7 @@ for command in (
     maintenance.backup,
     maintenance.restore,
     maintenance.rebuild,
+    shrink.shrink,
     export.export,
     export.import_,
     remotes.remote,

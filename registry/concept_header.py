@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conceptkit.registry import compact_header
 from conceptkit.registry.errors import BadBlob
 from conceptkit.registry.sources import Reader, Source, is_digest
 
@@ -82,17 +83,26 @@ def parsed(outer: dict[str, Any], size: int) -> Header:
             "base": {"architecture": str(base["architecture"]), "exact": str(base["exact"])},
             "base_name": str(inner["base_name"]),
             "method": recipe.get("method"),
-            "rank": max(_rank(inner["delta"], outer), _rank(shown.get("maps", {}), outer, "reference.")),
+            "rank": _rank_of(inner, outer),
             "bytes": size,
             "tokens": sorted(str(token) for token in tokens),
             "parents": refs,
             "weights": weights,
             **({"reference": True} if shown else {}),
+            **({"rounded": True} if inner.get("format") == compact_header.FORMAT else {}),
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadBlob(f"{type(error).__name__} in their header") from error
     padded = [*hashes, *[None] * len(refs)][: len(refs)]
     return Header(name, summary, tuple(map(str, words)), tuple(zip(refs, padded, strict=True)))
+
+
+def _rank_of(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> int:
+    """The largest rank among all maps; a coded concept says it."""
+    if inner.get("format") == compact_header.FORMAT:
+        return int(inner["rank"])
+    shown = inner.get("reference") or {}
+    return max(_rank(inner["delta"], outer), _rank(shown.get("maps", {}), outer, "reference."))
 
 
 def _rank(layout: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str = "") -> int:

@@ -11,12 +11,12 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from conceptkit.registry import concept_header
+from conceptkit.registry import compact_header, concept_header
 from conceptkit.registry.errors import BadBlob
 from conceptkit.registry.sources import CHUNK, Reader, Source
 
-FORMATS = (1, 2)
-"""2: with a reference photo."""
+FORMATS = (1, 2, compact_header.FORMAT)
+"""2: with a reference photo. 3: with coded numbers."""
 LARGEST = 2 << 30
 """Bytes of one concept; full key and value matrices of SDXL in float32 take 1.4 GB."""
 MOST_TENSORS = 20_000
@@ -25,6 +25,7 @@ LONGEST_TEXT = 1_000
 MOST_TEXTS = 1_000
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+CODED_SIZES = {"U8": 1}
 KINDS = ("subject", "style", "merge")
 
 _NOTE_BREAKS = str.maketrans("", "", "\n\t")
@@ -70,18 +71,29 @@ def _check(source: Source) -> concept_header.Header:
             isinstance(metadata, dict) and all(type(value) is str for value in metadata.values()),
             "their metadata are no texts",
         )
-        shapes, spans = _tensors(outer, reader.left)
-        _concept(strict_json(metadata["conceptkit"]), shapes)
+        about = strict_json(metadata["conceptkit"])
+        _expect(isinstance(about, dict), "their header is odd")
+        if why := compact_header.newer(about):
+            raise BadBlob(why)
+        is_coded = about.get("format") == compact_header.FORMAT
+        shapes, spans = _tensors(outer, reader.left, CODED_SIZES if is_coded else SIZES)
+        _concept(about, shapes)
         header = concept_header.parsed(outer, source.size)
         method = header.summary["method"]
         _expect(method is None or is_plain(method), "their method is no text")
-        for name, size, dtype in spans:
+        if is_coded:
+            body = reader.read(reader.left)
+            _expect(
+                compact_header.checksum(about, body) == about["crc32"],
+                "they are not the bytes that were written",
+            )
+        for name, size, dtype in [] if is_coded else spans:
             _expect(_finite(reader, size, dtype), f"{name[:80]!r} is not finite")
     return header
 
 
 def _tensors(
-    outer: Mapping[str, Any], length: int
+    outer: Mapping[str, Any], length: int, sizes: Mapping[str, int]
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[str, int, str]]]:
     """name -> shape, and (name, bytes, type) one after another: every byte belongs to exactly one tensor."""
     entries = {name: entry for name, entry in outer.items() if name != "__metadata__"}
@@ -93,7 +105,7 @@ def _tensors(
         _expect(all(type(size) is int for size in (*shape, begin, end)), f"{name[:80]!r} has odd sizes")
         _expect(len(shape) == 2 and min(shape) > 0, f"{name[:80]!r} is no matrix")
         _expect(0 <= begin <= end <= length, f"{name[:80]!r} is outside of the file")
-        _expect(end - begin == math.prod(shape) * SIZES[dtype], f"{name[:80]!r} has odd sizes")
+        _expect(end - begin == math.prod(shape) * sizes[dtype], f"{name[:80]!r} has odd sizes")
         shapes[name] = (shape[0], shape[1])
         spans.append((begin, end, dtype, name))
     place = 0
@@ -108,7 +120,7 @@ def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) ->
     form = about["format"]
     _expect(
         type(form) is int and form in FORMATS,
-        f"their format is {form!r:.40}, not {FORMATS[0]} or {FORMATS[-1]}",
+        f"their format is {form!r:.40}, not one of {FORMATS[0]} to {FORMATS[-1]}",
     )
     _expect(about["kind"] in KINDS, f"their kind is {about['kind']!r:.40}")
     texts = [about["name"], about["base_name"], *([] if about["noun"] is None else [about["noun"]])]
@@ -124,8 +136,22 @@ def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) ->
     parents = about["provenance"].get("parents", [])
     _expect(all(map(is_plain, [*texts, *parents])), "a name or word in them is no plain text")
     _expect(len(set(about["tokens"])) == len(about["tokens"]), "a token is in them twice")
+    if form == compact_header.FORMAT:
+        _coded(about, shapes)
+        return
     _fingerprint(about["base"])
     _layout(about, shapes)
+
+
+def _coded(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """The fields of a concept whose numbers are coded, in its one tensor."""
+    _expect(set(about) == compact_header.FIELDS, "their header is odd")
+    _expect(set(shapes) == {compact_header.CODED}, "they hold tensors that nothing names")
+    _expect(set(about["base"]) == {"architecture", "exact"}, "their base has no fingerprint")
+    _expect(all(is_plain(text, 64) for text in about["base"].values()), "their base has no fingerprint")
+    rank, check = about["rank"], about["crc32"]
+    _expect(type(rank) is int and 0 <= rank <= compact_header.MOST_RANK, "their rank is odd")
+    _expect(type(check) is int and 0 <= check < 1 << 32, "their checksum is odd")
 
 
 def _fingerprint(base: Mapping[str, Any]) -> None:

@@ -34,6 +34,9 @@ STALE = """select key, hash from assets where key like 'prepared/%'
     and substr(key, 10, 32) not in (select substr(hash, 1, 32) from versions)"""
 """What concepts brought into merges that are no longer here: composing makes it again."""
 
+ROUNDED = "select distinct hash from versions where json_extract(summary, '$.rounded')"
+PREVIEWS = "select distinct preview from versions where preview is not null"
+
 RULES = {
     f"select name from names where id not in (select n.id from {HEADS})": "points at a missing version",
     "select name || '@' || version from versions where name not in (select name from names)": "has no name",
@@ -169,7 +172,9 @@ def stats(registry: Registry) -> dict[str, Any]:
     ((versions, claimed),) = query("select count(*), coalesce(sum(bytes), 0) from versions")
     ((assets, asset_bytes),) = query("select count(*), coalesce(sum(bytes), 0) from assets")
     stored = "select sum(bytes) from (select max(bytes) as bytes from versions group by hash)"
-    files = [file.stat().st_size for _, file in blobs.walk(registry.blobs)]
+    found = {digest: file.stat() for digest, file in blobs.walk(registry.blobs)}
+    sizes = {digest: status.st_size for digest, status in found.items()}
+    on_disk = [getattr(status, "st_blocks", 0) * 512 or status.st_size for status in found.values()]
     index = sum(file.stat().st_size for file in index_files(registry.home))
     saved = odd_files.checkpoints(registry.home)
     return {
@@ -179,13 +184,16 @@ def stats(registry: Registry) -> dict[str, Any]:
         "favourites": favourites,
         "tags": query("select count(distinct tag) from tags")[0][0],
         "assets": assets,
-        "files": len(files),
+        "files": len(sizes),
         "checkpoints": len(saved),
         "bytes": {
             "concepts": query(stored)[0][0] or 0,
             "saved by storing equal ones once": claimed - (query(stored)[0][0] or 0),
+            "concepts made smaller": sum(sizes.get(digest, 0) for (digest,) in query(ROUNDED)),
+            "previews": sum(sizes.get(digest, 0) for (digest,) in query(PREVIEWS)),
             "assets": asset_bytes,
-            "all files": sum(files),
+            "all files": sum(sizes.values()),
+            "all files on the disk": sum(on_disk),
             "index": index,
             "checkpoints": sum(left.bytes for left in saved),
         },

@@ -16,6 +16,7 @@ from conceptkit.registry import backup, blobs, concept_header, maintenance
 from conceptkit.registry.catalogue import history, labels, lineage, search
 from conceptkit.registry.entries import New
 from conceptkit.registry.store import Registry
+from tests.blobs import PNG, blob
 from tests.commands import run
 
 DOG = {"kind": "subject", "noun": "dog", "base_name": "storybook", "method": "custom"}
@@ -204,6 +205,17 @@ def test_stats(stocked):
         maintenance.stats(stocked)["bytes"]["saved by storing equal ones once"] == stocked.get("both").bytes
     )
     assert "by class" in run("stats")
+
+
+def test_stats_say_where_the_bytes_are(tmp_path):
+    with Registry(tmp_path) as registry:
+        entry = registry.add("my_dog", blob("my_dog"), {"rounded": True})
+        registry.add("gate", blob("gate"), {})
+        registry.set_preview("my_dog", 1, PNG)
+        told = maintenance.stats(registry)["bytes"]
+    assert told["concepts made smaller"] == entry.bytes and told["previews"] == len(PNG)
+    assert told["all files"] == told["concepts"] + len(PNG) and told["concepts"] > entry.bytes
+    assert told["all files on the disk"] > 0
 
 
 # backup, restore, rebuild

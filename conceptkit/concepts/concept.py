@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.concepts.codec import damaged, parse, to_bytes
+from conceptkit.concepts.codec.compact import PARTS, Coded, parts_of
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.reference import Reference
 from conceptkit.concepts.routing import Routing
@@ -33,6 +35,7 @@ class Concept:
     recipe, provenance: JSON without timestamps, so that the same seed gives the same bytes. A local base's
         path and the file names of the photos are known to this value and to `summary`, not to the bytes.
     reference: a photo that is looked at in every step of drawing, and how; None for most.
+    coded: the numbers that delta and tokens are stored as, where it was made smaller; None for other tensors.
     """
 
     name: str
@@ -47,9 +50,12 @@ class Concept:
     provenance: Mapping[str, Any]
     rows: Tensor | None = None
     reference: Reference | None = None
+    coded: Coded | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delta", Delta(self.delta))
+        if self.coded is not None and not self.coded.describes(self.delta, self.tokens):
+            object.__setattr__(self, "coded", None)
 
     @cached_property
     def routing(self) -> Routing | None:
@@ -57,7 +63,7 @@ class Concept:
         return Routing.from_recipe(self.recipe, self.name)
 
     def to_bytes(self) -> bytes:
-        """Safetensors bytes, the same for the same concept: float16 wherever that is accurate to 0.1 %."""
+        """Safetensors bytes, the same for the same concept; see `codec.to_bytes`."""
         return to_bytes(self)
 
     @classmethod
@@ -65,7 +71,15 @@ class Concept:
         """The concept in these bytes, as float32. Raises BadBlob when they are anything else."""
         try:
             return cls(**parse(data))
-        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            SafetensorError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            StructError,
+        ) as error:
             raise BadBlob(damaged(f"{type(error).__name__} while reading it")) from error
         except (RuntimeError, OverflowError, MemoryError) as error:
             raise BadBlob(damaged("its sizes do not fit together")) from error
@@ -77,6 +91,7 @@ class Concept:
         photos = (
             [name for own in photos.values() for name in own] if isinstance(photos, dict) else list(photos)
         )
+        rounded = {} if self.coded is None else {"rounded": True, PARTS: parts_of(self.coded)}
         beside = 0 if self.reference is None else self.reference.maps.rank
         return {
             "kind": self.kind,
@@ -91,6 +106,7 @@ class Concept:
             "weights": list(self.provenance.get("weights", [])),
             **shown,
             **({private_names.PHOTOS: photos} if photos else {}),
+            **rounded,
         }
 
     def _repr_html_(self) -> str:

@@ -10,6 +10,7 @@ from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import TextFeatures, encode, positions, spell
 from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.recipe_fields import recipe_field
 from conceptkit.errors import ConceptError
 from conceptkit.features.closed_form import Factor, principal_rows
 from conceptkit.features.prompt_templates import context_prompts
@@ -45,7 +46,29 @@ def constraint_rows(concept: Concept, base: Base, metric: Factor) -> Tensor:
     most = MOST_ROWS * max(1, len(concept.words))
     if rows is not None and len(rows) <= most:
         return rows.double()
-    if rows is None:
-        features, own = word_features(concept, base)
-        rows = features.hidden[own]
-    return principal_rows(rows, metric, energy=ENERGY, most=most)
+    if rows is not None:
+        return principal_rows(rows, metric, energy=ENERGY, most=most)
+    features, own = word_features(concept, base)
+    found = principal_rows(features.hidden[own], metric, energy=ENERGY, most=most)
+    shrunk = concept.recipe.get("shrunk")
+    if not isinstance(shrunk, dict) or "kept" not in shrunk or len(concept.words) != 1:
+        return found
+    # It has left out the rows that it learned at, to take fewer bytes: its words and noun give them again.
+    fields = ("rank", "class_noun_rows")
+    ranks, wanted = (int(str(recipe_field(concept.recipe, field) or 0)) for field in fields)
+    found = found[:ranks] if ranks and wanted else found
+    held = min(wanted, MOST_ROWS - len(found)) if ranks and concept.noun else 0
+    return torch.cat([found, class_noun_rows(concept, base, metric, held)])
+
+
+def class_noun_rows(concept: Concept, base: Base, metric: Factor, most: int) -> Tensor:
+    """Principal rows (s, d), s <= `most`, of the class noun by itself, in the prompts of the concept.
+
+    A delta that is nothing there leaves pictures of the class alone, without having seen any.
+    """
+    if not most:
+        return torch.zeros(0, base.width, dtype=torch.float64)
+    (words,) = concept.words.values()
+    read = encode(base.pipe, [text.replace(words, concept.noun or "") for text in context_prompts(concept)])
+    there = positions(read.ids, spell(base.pipe, concept.noun or ""))
+    return principal_rows(read.hidden[there], metric, energy=ENERGY, most=most)

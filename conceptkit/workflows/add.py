@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
+from conceptkit.compression.sizes import SizeRequest, compress
 from conceptkit.data import photos as photo_files
 from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
@@ -140,7 +141,8 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
     begun = time.monotonic()
     renamed = tuple(old_name_notices(settings.changes, settings.config))
     recipe, seed, resume = settings.recipe(), settings.seed, settings.resume
-    order = Order(wanted, recipe, joint, seed, resume, settings.new_version, renamed)
+    wish = SizeRequest(settings.size)
+    order = Order(wanted, recipe, joint, seed, resume, settings.new_version, renamed, wish)
     with ExitStack() as stack:
         registry = stack.enter_context(opened(settings.registry))
         names = [*order.wanted, *([order.name] if order.name and order.name not in order.wanted else [])]
@@ -159,6 +161,7 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         try:
             outcome = train(request, session, checkpoints, images)
             made = [*outcome.parts, outcome.whole] if request.name else [outcome.whole]
+            made = [_smaller(concept, base, order.size, notices) for concept in made]
             entries = _store(request, session, made)
         except KeyboardInterrupt as stop:
             if checkpoints.unfinished:
@@ -232,6 +235,18 @@ def _checkpoints(
     if request.resume:
         checkpoints.resume()
     return checkpoints
+
+
+def _smaller(concept: Concept, base: bases.Base, wish: SizeRequest, notices: list[str]) -> Concept:
+    """The concept as it is to be stored, with a sentence on what that costs."""
+    if wish.share is None:
+        return concept
+    made = compress(concept, base, wish)
+    notices.append(
+        f"{concept.name} is stored {wish.size}: it keeps {made.kept:.1%} of its effect on unseen noise; "
+        "learn it with --size full to keep every number."
+    )
+    return made.concept
 
 
 def _store(request: TrainRequest, session: Session, made: Sequence[Concept]) -> list[Entry]:

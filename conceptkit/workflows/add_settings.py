@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
 from conceptkit.base.families import family_of
+from conceptkit.compression.sizes import FULL, SizeRequest
 from conceptkit.learn.config import TrainConfig, config_for
 from conceptkit.learn.session import Progress, quiet
 
@@ -36,6 +37,7 @@ class AddOptions(TypedDict, total=False):
     early_stopping: bool
     changes: Mapping[str, Any] | None
     resume: bool
+    size: str
     progress: Progress
 
 
@@ -52,6 +54,7 @@ class AddSettings:
     config: a recipe in TOML. sude, early_stopping: switch these on.
     changes: fields of the recipe, by name; names of earlier versions are taken.
     resume: go on with learning that was stopped.
+    size: how it is stored, of `compression.sizes.PRESETS`: "full" keeps every number as learned.
     progress: called with steps done, steps in all, and what is being done.
     """
 
@@ -69,6 +72,7 @@ class AddSettings:
     early_stopping: bool = False
     changes: Mapping[str, Any] | None = None
     resume: bool = False
+    size: str = FULL
     progress: Progress = quiet
 
     def recipe(self) -> TrainConfig:
@@ -100,7 +104,7 @@ class Wanted:
 class Order:
     """What is to be learned before anything is read or loaded.
 
-    name: of the joint concept. notices: sentences on how it was asked for.
+    name: of the joint concept. notices: sentences on how it was asked for. size: how it is stored.
     """
 
     wanted: Mapping[str, Wanted]
@@ -110,3 +114,4 @@ class Order:
     resume: bool
     new_version: bool
     notices: tuple[str, ...] = ()
+    size: SizeRequest = field(default_factory=lambda: SizeRequest(FULL))

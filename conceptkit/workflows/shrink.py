@@ -1,18 +1,42 @@
-"""A stored concept becomes smaller: loaded, cut, and kept as its next version."""
+"""A stored concept becomes smaller: loaded, cut or rounded, and kept as its next version."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from conceptkit.base.pipeline import Base, check_fits, load
+from conceptkit.compression.sizes import SHRUNK, SizeRequest, Smaller, compress
 from conceptkit.concepts.concept import Concept, read
-from conceptkit.errors import NoEffect
+from conceptkit.errors import BadRecipe, NoEffect
 from conceptkit.features import caption_statistics
 from conceptkit.merging.shrink import check_size, shrink_concept
+from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """What became of a concept: its new version, and the share of its effect that is left where it was
+    rounded.
+
+    notice: a sentence where there was something to say.
+    """
+
+    entry: Entry
+    concept: Concept
+    kept: float | None = None
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A concept to be made smaller, how it is called, and the sha256 of its bytes."""
+
+    concept: Concept
+    source: str
+    digest: str
 
 
 def shrink(
@@ -20,48 +44,115 @@ def shrink(
     *,
     rank: int | None = None,
     energy: float | None = None,
+    size: str | None = None,
+    bytes: int | str | None = None,
+    keep: float | None = None,
     base: Base | str | None = None,
     registry: Registry | None = None,
 ) -> Entry:
-    """Cut a concept to a smaller rank where its base's text features miss least, as its next version.
+    """Store a concept in fewer bytes, as its next version.
 
-        ck.shrink("my_dog", rank=2)
-        ck.shrink("my_dog", energy=0.99)
+        ck.shrink("my_dog", size="small")
+        ck.shrink("my_dog", bytes="8kB")
+        ck.shrink("my_dog", keep=0.99)
 
     what: a name in the registry, or a concept, which is stored under its own name.
+    size: a preset, "tiny" or "small". bytes: of the whole file. keep: the share in (0, 1) of what it does to
+        the base's predictions that is left; see `compression.sizes`.
     rank: of the result. energy: the share in (0, 1] of what it does to captions that is kept, at the smallest
-        rank that does. One of the two is given.
+        rank that does. Of all five one is given.
     base: loaded, or its name; None: the one that the concept was learned on.
     registry: None: the user's own, which is closed again.
 
     Returns the new version, whose lineage names the one before. Raises BadRecipe on a size that makes no
-    sense and for a concept that cannot be cut, NoEffect when it would be no smaller, BaseMismatch on another
-    base, UnknownConcept.
+    sense or cannot be met and for a concept that cannot be cut, NoEffect when it would be no smaller,
+    BaseMismatch on another base, UnknownConcept.
     """
+    if rank is None and energy is None and (size, bytes, keep) != (None, None, None):
+        return shrink_to(what, SizeRequest(size, bytes, keep), base=base, registry=registry).entry
+    if (size, bytes, keep) != (None, None, None):
+        raise BadRecipe("Give one of rank, energy, size, bytes and keep to shrink to")
     check_size(rank, energy)
-    if registry is None:
-        with opened() as store:
-            return shrink(what, rank=rank, energy=energy, base=base, registry=store)
+    with opened(registry) as store:
+        given = _given(what, store)
+        base = _base(given, base)
+        ordinary = caption_statistics.statistics_of(base, store)
+        small = shrink_concept(given.concept, ordinary.gram, rank=rank, energy=energy)
+        if len(small.to_bytes()) >= len(given.concept.to_bytes()):
+            raise NoEffect(
+                f"{given.source} would be no smaller: its rank is {given.concept.delta.rank}; give a smaller "
+                "rank or energy"
+            )
+        return _stored(replace(small, provenance=_descended(given).provenance), store)
+
+
+def shrink_to(
+    what: Concept | str,
+    wish: SizeRequest,
+    *,
+    base: Base | str | None = None,
+    registry: Registry | None = None,
+) -> Shrunk:
+    """The same by a preset, bytes or a share to keep, with what is left of its effect.
+
+    A concept that was made smaller before is made again from the version before it, while that is stored.
+    """
+    with opened(registry) as store:
+        given = _given(what, store)
+        before, notice = _original(given, store)
+        here = _base(before, base)
+        smaller = compress(_descended(before), here, wish)
+        if smaller.bytes >= len(given.concept.to_bytes()):
+            raise NoEffect(
+                f"{given.source} would be no smaller: it takes {len(given.concept.to_bytes()):,} bytes, and "
+                f"would take {smaller.bytes:,}; ask for less"
+            )
+        entry = _stored(smaller.concept, store)
+        return Shrunk(entry, smaller.concept, smaller.kept, notice and f"{notice} {_left(smaller)}")
+
+
+def _left(smaller: Smaller) -> str:
+    return f"it now keeps {smaller.concept.recipe[SHRUNK]['kept']:.1%} of what was learned."
+
+
+def _given(what: Concept | str, registry: Registry) -> _Given:
     if isinstance(what, str):
         entry = registry.get(what)
-        concept, source, digest = read(registry, entry.ref), entry.ref, entry.hash
-    else:
-        concept, source = what, what.name
-        digest = hashlib.sha256(what.to_bytes()).hexdigest()
-    if base is None or isinstance(base, str):
-        base = load(base or concept.base_name)
-    check_fits(concept.base, base, concept.name, concept.base_name)
-    ordinary = caption_statistics.statistics_of(base, registry)
-    small = shrink_concept(concept, ordinary.gram, rank=rank, energy=energy)
-    if len(small.to_bytes()) >= len(concept.to_bytes()):
-        raise NoEffect(
-            f"{source} would be no smaller: its rank is {concept.delta.rank}; give a smaller rank or energy"
-        )
-    small = replace(small, provenance=_lineage(concept, source, digest))
-    return registry.add(concept.name, small.to_bytes(), small.summary(), new_version=True)
+        return _Given(read(registry, entry.ref), entry.ref, entry.hash)
+    return _Given(what, what.name, hashlib.sha256(what.to_bytes()).hexdigest())
 
 
-def _lineage(concept: Concept, source: str, digest: str) -> dict[str, Any]:
-    """Where it came from, and that one concept alone stands behind it."""
-    kept = {key: value for key, value in concept.provenance.items() if key != "weights"}
-    return {**kept, "how": "shrink", "parents": [source], "parent_sha256": [digest]}
+def _original(given: _Given, registry: Registry) -> tuple[_Given, str | None]:
+    """What `given` was rounded from, where it was and that is still stored; and a sentence about that."""
+    if given.concept.coded is None:
+        return given, None
+    digests = (
+        given.concept.provenance.get("parent_sha256")
+        if given.concept.provenance.get("how") == "shrink"
+        else []
+    )
+    entry = lineage.holder(registry, digests[0]) if digests else None
+    if entry is not None:
+        original = read(registry, entry.ref).called(given.concept.name)
+        if original.coded is None:
+            found = _Given(original, entry.ref, entry.hash)
+            return found, f"{given.source} was made smaller before, so {entry.ref} was taken;"
+    return given, f"{given.source} was made smaller before, and what was learned is not stored here;"
+
+
+def _base(given: _Given, base: Base | str | None) -> Base:
+    """The base it is measured on. Raises BaseMismatch when it is another one's."""
+    here = load(base or given.concept.base_name) if base is None or isinstance(base, str) else base
+    check_fits(given.concept.base, here, given.concept.name, given.concept.base_name)
+    return here
+
+
+def _stored(small: Concept, registry: Registry) -> Entry:
+    return registry.add(small.name, small.to_bytes(), small.summary(), new_version=True)
+
+
+def _descended(given: _Given) -> Concept:
+    """The concept with its lineage: where it came from, and that one concept alone stands behind it."""
+    kept = {key: value for key, value in given.concept.provenance.items() if key != "weights"}
+    origin = {**kept, "how": "shrink", "parents": [given.source], "parent_sha256": [given.digest]}
+    return replace(given.concept, provenance=origin)

@@ -15,13 +15,12 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
 from conceptkit.features import caption_statistics, captions
 from conceptkit.features.closed_form import factor
-from conceptkit.features.concept_rows import MOST_ROWS
+from conceptkit.features.concept_rows import MOST_ROWS, class_noun_rows
 from conceptkit.formats.peft import lora
 from conceptkit.inference.attach import attach
 from conceptkit.learn import losses, trainable_delta
 from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
 from conceptkit.learn.methods.base import Prepared
-from conceptkit.learn.methods.custom import plain_rows
 from conceptkit.learn.methods.table import adapter_of, adapters, method_of_adapter
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.trainer import learn
@@ -317,7 +316,7 @@ def test_at_the_rows_of_its_class_a_keyed_delta_is_nothing_alone_and_in_a_merge(
 
     recipe = replace(TINY, class_noun_rows=2, prior_loss_weight=0.0)
     held, free = (teach(pico, shown, r) for r in (recipe, replace(recipe, class_noun_rows=0)))
-    plain = plain_rows(held, pico, factor(caption_statistics.statistics_of(pico, None).gram), 2).float()
+    plain = class_noun_rows(held, pico, factor(caption_statistics.statistics_of(pico, None).gram), 2).float()
     assert len(plain) == 2 and len(held.rows) == len(free.rows) + 2
     assert torch.allclose(held.rows[-2:], plain, rtol=0.01, atol=1e-3)
     own = held.rows[:-2]

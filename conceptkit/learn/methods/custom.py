@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import encode, positions, spell
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
-from conceptkit.features.closed_form import Factor, closed_form, principal_rows
-from conceptkit.features.concept_rows import ENERGY, MOST_ROWS, constraint_rows
-from conceptkit.features.prompt_templates import context_prompts
+from conceptkit.features.closed_form import Factor, closed_form
+from conceptkit.features.concept_rows import MOST_ROWS, class_noun_rows, constraint_rows
 from conceptkit.learn.methods.base import Adapter, Prepared
 from conceptkit.learn.methods.key_locking import class_rows, lock_keys
 from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
@@ -80,7 +78,7 @@ class Keyed(Adapter):
         rows = [constraint_rows(concept, base, keys) for concept in concepts]
         rows = [own[: recipe.rank] if recipe.rank else own for own in rows]
         of_class = [
-            plain_rows(c, base, keys, class_row_count(recipe, c, own))
+            class_noun_rows(c, base, keys, class_row_count(recipe, c, own))
             for c, own in zip(concepts, rows, strict=True)
         ]
         concepts = [
@@ -122,19 +120,6 @@ class Keyed(Adapter):
     ) -> list[Concept]:
         """Their rows are those they have learned at."""
         return concepts
-
-
-def plain_rows(concept: Concept, base: Base, keys: Factor, most: int) -> Tensor:
-    """Principal rows (s, d), s <= `most`, of the class noun by itself, in the prompts of the concept.
-
-    A delta that is nothing there leaves pictures of the class alone, without having seen any.
-    """
-    if not most:
-        return torch.zeros(0, base.width, dtype=torch.float64)
-    (words,) = concept.words.values()
-    read = encode(base.pipe, [text.replace(words, concept.noun or "") for text in context_prompts(concept)])
-    there = positions(read.ids, spell(base.pipe, concept.noun or ""))
-    return principal_rows(read.hidden[there], keys, energy=ENERGY, most=most)
 
 
 def class_row_count(recipe: TrainConfig, concept: Concept, own: Tensor) -> int:

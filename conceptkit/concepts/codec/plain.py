@@ -1,4 +1,4 @@
-"""A concept as safetensors bytes, and back: one header, checked before anything is believed."""
+"""Formats 1 and 2, lossless but for half precision: a tensor for every factor, and one header."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -130,8 +130,8 @@ def parse(data: bytes) -> dict[str, Any]:
         maps = factors(about["maps"], references.PREFIX)
         reference = references.reference_of(about, maps, take)
     _expect(used == set(tensors), "it holds tensors that nothing names")
-    _check_shapes(delta, tokens, rows)
-    _check_texts(header)
+    check_shapes(delta, tokens, rows)
+    check_texts(header)
     return dict(
         name=header["name"],
         kind=header["kind"],
@@ -155,7 +155,8 @@ def _encoders(
     return tuple(take(f"{prefix}{encoder}") for encoder in range(count))
 
 
-def _check_shapes(delta: Delta, tokens: Mapping[str, tuple[Tensor, ...]], rows: Tensor | None) -> None:
+def check_shapes(delta: Delta, tokens: Mapping[str, tuple[Tensor, ...]], rows: Tensor | None) -> None:
+    """Raises BadBlob where tensors do not fit together."""
     widths = {factors.shape[1] for name, factors in delta.items() if name.endswith(READS_TEXT)}
     widths |= set() if rows is None else {rows.shape[1]}
     _expect(len(widths) <= 1, "its maps read features of different widths")
@@ -164,7 +165,8 @@ def _check_shapes(delta: Delta, tokens: Mapping[str, tuple[Tensor, ...]], rows: 
         _expect(len({len(vector) for vector in vectors}) == 1, f"the token {token} has uneven vectors")
 
 
-def _check_texts(header: Mapping[str, Any]) -> None:
+def check_texts(header: Mapping[str, Any]) -> None:
+    """Raises BadBlob where what a header says is not what it should be."""
     _expect(header["kind"] in KINDS, f"its kind is {header['kind']!r}")
     _expect(header["noun"] is None or isinstance(header["noun"], str), "its noun is no text")
     texts = [header["name"], header["base_name"], *header["tokens"], *header["words"].values()]
