@@ -11,7 +11,9 @@ from conceptkit.cli.options import (
     base_option,
     debug_option,
     device_option,
+    echo_json,
     free_path,
+    json_option,
     note,
     out_option,
     wrote,
@@ -96,6 +98,8 @@ class MethodName(click.ParamType):
     help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
 )
 @click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Change any field of the recipe.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and from where each number comes.")
+@json_option
 @out_option("pictures", "Where the preview picture goes.")
 @debug_option
 def add(
@@ -121,6 +125,8 @@ def add(
     rank: int | None,
     fields: tuple[str, ...],
     out: Path,
+    dry_run: bool,
+    as_json: bool,
     **common: object,
 ) -> None:
     """Learn a thing from photos.
@@ -139,6 +145,18 @@ def add(
     """
     from conceptkit.registry.store import Registry
 
+    if dry_run:
+        options = {
+            "base": base,
+            "device": device,
+            "seed": seed,
+            "steps": steps,
+            "rank": rank,
+            "method": method,
+        }
+        options |= {"adapter": adapter, "config": file, "sude": sude, "early_stopping": early_stop}
+        options |= {"kind": kind, "changes": _changes(steps, common, fields)}
+        return _plan(name, photos, (nouns, priors), joint, as_json, options)
     things = _things(name, photos) if joint else {}
     with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
         for one in things or [name]:
@@ -193,6 +211,39 @@ def add(
                 )
             ]
     _write(learned, out, seed)
+
+
+def _plan(
+    name: str,
+    photos: Sequence[Path],
+    beside: tuple[Sequence[str], Sequence[str]],
+    joint: bool,
+    as_json: bool,
+    options: Mapping[str, Any],
+) -> None:
+    """Print what `add` would do; of nouns and class images the first counts."""
+    if joint:
+        raise BadRecipe("--dry-run plans for one thing; leave --joint out, each is learned as by itself")
+    from conceptkit.workflows.plan import plan
+
+    nouns, priors = beside
+    given = {key: value for key, value in options.items() if value is not None}
+    found = plan(
+        name,
+        photos,
+        class_noun=nouns[0] if nouns else None,
+        class_images=priors[0] if priors else None,
+        **given,
+    )
+    if as_json:
+        echo_json(found.to_json())
+        return
+    from tabulate import tabulate
+
+    rows = [(line.what, line.value, line.source) for line in found.lines]
+    click.echo(tabulate(rows, headers=("what", "value", "from"), disable_numparse=True))
+    for sentence in found.notices:
+        note(sentence)
 
 
 def _write(learned: Sequence[Any], out: Path, seed: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from conceptkit.base.noise_schedule import FLOW, NoiseSchedule
 from conceptkit.errors import BadRecipe
-from conceptkit.learn.optimizers import PRODIGY
-from conceptkit.learn.train_config import TrainConfig
+from conceptkit.learn.train_config import PRODIGY, TrainConfig
 
 LEAST_OF_PRODIGY = 0.1
 """A rate below which Prodigy, whose own is 1, would learn next to nothing; diffusers' scripts warn there."""
@@ -35,9 +34,7 @@ def check_numbers(recipe: TrainConfig) -> None:
             'write {} where its words go, as in "a photo of {}"'
         )
     if recipe.center_crop and recipe.augmentation != "crop":
-        raise BadRecipe(
-            "center_crop is about crops; give augmentation = crop, or leave it out"
-        )
+        raise BadRecipe("center_crop is about crops; give augmentation = crop, or leave it out")
     if recipe.optimizer == PRODIGY:
         _check_prodigy(recipe)
 
@@ -51,8 +48,8 @@ def _check_prodigy(recipe: TrainConfig) -> None:
     for name, learns in used.items():
         if learns and getattr(recipe, name) < LEAST_OF_PRODIGY:
             raise BadRecipe(
-                f"{name} = {getattr(recipe, name):g} is a rate for adamw, and prodigy finds its own, which this "
-                f"multiplies; give {name} = 1, or optimizer = adamw"
+                f"{name} = {getattr(recipe, name):g} is a rate for adamw, by which prodigy would multiply "
+                f"its own; give {name} = 1, or optimizer = adamw"
             )
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.errors import BadRecipe
-from conceptkit.learn.train_config import TrainConfig
+from conceptkit.learn.train_config import PRODIGY, TrainConfig
 
-PRODIGY = "prodigy"
 ESTIMATES = ("d", "d_max", "d_numerator", "k")
 """What Prodigy knows of a group beside its parameters' moments."""
 

@@ -27,6 +27,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+PRODIGY = "prodigy"
+"""The optimizer that finds its rates by itself."""
+
+
 def _off(value: Any) -> Any:
     """A field that a recipe may leave off; it is not written down then."""
     return field(default=value, metadata={"off": True})

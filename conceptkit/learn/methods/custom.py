@@ -24,6 +24,7 @@ from conceptkit.errors import BadRecipe
 from conceptkit.features.closed_form import Factor, closed_form, principal_rows
 from conceptkit.features.concept_rows import ENERGY, MOST_ROWS, constraint_rows
 from conceptkit.features.prompt_templates import context_prompts
+from conceptkit.learn import recipes
 from conceptkit.learn.methods.base import Adapter, Prepared
 from conceptkit.learn.methods.key_locking import class_rows, lock_keys
 from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
@@ -173,4 +174,5 @@ CUSTOM = register_method(
         train_batch_size=4,
         prior_loss_weight=0.0,
     ),
+    recipes.of_method("custom"),
 )
