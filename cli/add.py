@@ -145,18 +145,25 @@ def add(
     """
     from conceptkit.registry.store import Registry
 
+    shared: dict[str, Any] = {
+        "base": base or "storybook",
+        "device": device,
+        "new_version": new_version,
+        "seed": seed,
+        "steps": steps,
+        "rank": rank,
+        "method": method,
+        "adapter": adapter,
+        "config": file,
+        "sude": sude,
+        "early_stopping": early_stop,
+        "changes": _changes(steps, common, fields),
+        "resume": resume,
+    }
     if dry_run:
-        options = {
-            "base": base,
-            "device": device,
-            "seed": seed,
-            "steps": steps,
-            "rank": rank,
-            "method": method,
-        }
-        options |= {"adapter": adapter, "config": file, "sude": sude, "early_stopping": early_stop}
-        options |= {"kind": kind, "changes": _changes(steps, common, fields)}
-        return _plan(name, photos, (nouns, priors), joint, as_json, options)
+        return _plan(name, photos, kind, (nouns, priors), joint, as_json, shared)
+    if as_json:
+        raise BadRecipe("--json is for --dry-run; add it, or leave --json out")
     things = _things(name, photos) if joint else {}
     with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
         for one in things or [name]:
@@ -164,24 +171,7 @@ def add(
 
         from conceptkit.workflows import add as library
 
-        changes = _changes(steps, common, fields)
-        shared: dict[str, Any] = {
-            "base": base or "storybook",
-            "device": device,
-            "registry": registry,
-            "new_version": new_version,
-            "seed": seed,
-            "steps": steps,
-            "rank": rank,
-            "method": method,
-            "adapter": adapter,
-            "config": file,
-            "sude": sude,
-            "early_stopping": early_stop,
-            "changes": changes,
-            "resume": resume,
-            "progress": progress,
-        }
+        shared |= {"registry": registry, "progress": progress}
         if joint:
             if kind == "style":
                 raise BadRecipe("--joint learns things, each with its class; learn a style by itself")
@@ -216,25 +206,19 @@ def add(
 def _plan(
     name: str,
     photos: Sequence[Path],
+    kind: str,
     beside: tuple[Sequence[str], Sequence[str]],
     joint: bool,
     as_json: bool,
-    options: Mapping[str, Any],
+    shared: Mapping[str, Any],
 ) -> None:
-    """Print what `add` would do; of nouns and class images the first counts."""
+    """Print what `add` would do. beside: class nouns and class images, of which there is one at most."""
     if joint:
-        raise BadRecipe("--dry-run plans for one thing; leave --joint out, each is learned as by itself")
+        raise BadRecipe("--dry-run plans for one thing; leave --joint out and ask for each by itself")
     from conceptkit.workflows.plan import plan
 
-    nouns, priors = beside
-    given = {key: value for key, value in options.items() if value is not None}
-    found = plan(
-        name,
-        photos,
-        class_noun=nouns[0] if nouns else None,
-        class_images=priors[0] if priors else None,
-        **given,
-    )
+    noun, images = ((given[0] if given else None) for given in beside)
+    found = plan(name, photos, class_noun=noun, kind=kind, class_images=images, **shared)
     if as_json:
         echo_json(found.to_json())
         return

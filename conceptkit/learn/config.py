@@ -143,7 +143,7 @@ def _with_rates(recipe: TrainConfig, begun: str, given: Collection[str]) -> Trai
     """
     left = [name for name in RATES if name not in given and getattr(recipe, name)]
     if recipe.optimizer == PRODIGY != begun:
-        return replace(recipe, **dict.fromkeys(left, 1.0))
+        return _changed(recipe, dict.fromkeys(left, 1.0))
     if begun == PRODIGY != recipe.optimizer and (lacking := [n for n in left if getattr(recipe, n) == 1.0]):
         raise BadRecipe(
             f"The rates of {recipe.method} here are for prodigy, and {recipe.optimizer} would learn at 1.0; "
@@ -159,9 +159,9 @@ def old_name_notices(changes: Mapping[str, Any] | None, file: Path | str | None 
 
 
 def named_fields(changes: Mapping[str, Any] | None, file: Path | str | None = None) -> dict[str, str]:
-    """The fields that a caller names, under the names of today, and how: "--set", or the file's name."""
+    """The fields that a caller names, under the names of today, and how: "given", or the file's name."""
     in_file = {} if file is None else dict.fromkeys(read_config(file), str(file))
-    return in_file | dict.fromkeys(todays_fields(changes or {})[0], "--set")
+    return in_file | dict.fromkeys(todays_fields(changes or {})[0], "given")
 
 
 def read_config(file: Path | str) -> dict[str, Any]:

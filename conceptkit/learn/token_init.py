@@ -34,10 +34,9 @@ def init_token(
     """
     number = hash_of(seed, subject.name, subject.photos.digest)
     if recipe.initializer_token:
-        rows = init_rows(base, recipe.initializer_token, 0.0, number)
-        return tuple(row.repeat(recipe.num_vectors, 1) for row in rows), {
-            "initializer": recipe.initializer_token
-        }
+        begun = init_rows(base, recipe.initializer_token, 0.0, number)
+        repeated = tuple(row.repeat(recipe.num_vectors, 1) for row in begun)
+        return repeated, {"initializer": recipe.initializer_token}
     if recipe.token_init == "random":
         return _random(base, recipe.num_vectors, number), {}
     if recipe.token_init == "rare":

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from conceptkit.base import pipeline as bases
 from conceptkit.data import photos as photo_files
 from conceptkit.learn import config_checks, latent_dataset
-from conceptkit.learn.config import TrainConfig, named_fields
+from conceptkit.learn.config import TrainConfig, named_fields, old_name_notices
 from conceptkit.learn.costs import Costs, costs_of
 from conceptkit.learn.prior_preservation import undrawn
 from conceptkit.learn.subject import Subject
@@ -85,7 +85,10 @@ def plan(
 
     It loads the base and goes through it once. Raises what `add` raises before it learns.
     """
-    settings, notices = AddSettings(**options), list[str]()
+    settings, notices = (
+        AddSettings(**options),
+        old_name_notices(options.get("changes"), options.get("config")),
+    )
     shown = photo_files.read(photos)
     base = loaded(settings)
     noun = class_noun
@@ -98,7 +101,7 @@ def plan(
     drawn = recipe.num_class_images * len(undrawn([subject], recipe, given))
     costs = costs_of(base, recipe, drawn)
     lines = [
-        Line("base", base.name, "given" if "base" in options else "the default"),
+        Line("base", base.name, "the default" if settings.base == bases.STORYBOOK else "given"),
         Line("family", base.family.name, "the base"),
         Line("photos", len(shown), "counted"),
         Line("method", recipe.method, "given" if settings.method else "the default"),
@@ -115,11 +118,11 @@ def _of_recipe(recipe: TrainConfig, settings: AddSettings, photos: int, base: ba
     """The fields that have an effect, each with its source."""
     row = settings.row
     given = named_fields(settings.changes, settings.config)
-    given |= {"rank": "--rank"} if settings.rank is not None else {}
+    given |= {"rank": "given"} if settings.rank is not None else {}
     source = STORYBOOK if row is None else f"{row.source}{f' ({row.why})' if row.why else ''}"
     steps_by: Mapping[str, str] = {}
     if settings.steps is not None:
-        steps_by = dict.fromkeys(("token_train_steps", "max_train_steps"), "--steps")
+        steps_by = dict.fromkeys(("token_train_steps", "max_train_steps"), "given")
     elif row is not None and row.steps is not None and recipe.max_train_steps == row.steps.steps(photos):
         steps_by = {"max_train_steps": f"{photos} photos: {row.steps.source}"}
     return [
