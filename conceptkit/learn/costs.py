@@ -15,7 +15,6 @@ from conceptkit.learn import latent_dataset
 from conceptkit.learn.freeze import frozen, gradient_checkpointing
 from conceptkit.learn.methods.table import adapter_of
 from conceptkit.learn.train_config import TrainConfig
-from conceptkit.tuners.targets import READS_TEXT
 
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 """Bytes that an optimizer keeps for each number that learns."""
@@ -66,14 +65,7 @@ def learned_numbers(base: Base, recipe: TrainConfig) -> int:
     """How many numbers learn at most at once: those of maps, and the word's."""
     widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in base.encoders]
     found = recipe.num_vectors * sum(widths)
-    for target in adapter_of(recipe).target_modules(base, recipe).values() if recipe.max_train_steps else ():
-        for name, module in target.maps.items():
-            o, d = module.weight.shape
-            if recipe.adapter == "keyed" and recipe.rank and READS_TEXT.search(name):
-                found += recipe.rank * o
-            else:
-                found += target.rank * (o + d) if target.rank else o * d
-    return found
+    return found + (adapter_of(recipe).learned_numbers(base, recipe) if recipe.max_train_steps else 0)
 
 
 def one_pass(base: Base, recipe: TrainConfig) -> tuple[int, float]:

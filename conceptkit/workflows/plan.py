@@ -11,6 +11,7 @@ from conceptkit.data import photos as photo_files
 from conceptkit.learn import config_checks, latent_dataset
 from conceptkit.learn.config import TrainConfig, named_fields, old_name_notices
 from conceptkit.learn.costs import Costs, costs_of
+from conceptkit.learn.methods.table import adapter_of
 from conceptkit.learn.prior_preservation import undrawn
 from conceptkit.learn.subject import Subject
 from conceptkit.workflows.add import loaded
@@ -134,7 +135,8 @@ def _of_recipe(recipe: TrainConfig, settings: AddSettings, photos: int, base: ba
 
 def _has_effect(recipe: TrainConfig, field: str) -> bool:
     """Whether a field says anything in this recipe."""
-    delta, keyed = bool(recipe.max_train_steps), recipe.adapter == "keyed" and bool(recipe.rank)
+    delta, adapter = bool(recipe.max_train_steps), adapter_of(recipe)
+    keyed = "key_learning_rate" in adapter.own_fields and adapter.reads_field(recipe, "key_learning_rate")
     gated = keyed and delta and bool(recipe.gated_lora_rank)
     when = {
         "learning_rate": delta and bool(recipe.rank),

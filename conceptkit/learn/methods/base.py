@@ -83,6 +83,15 @@ class Adapter:
             base, recipe.text_encoder_rank
         )
 
+    def learned_numbers(self, base: Base, recipe: TrainConfig) -> int:
+        """How many numbers learn on its maps."""
+        targets = self.target_modules(base, recipe).values()
+        return sum(
+            target.rank * sum(module.weight.shape) if target.rank else module.weight.numel()
+            for target in targets
+            for module in target.maps.values()
+        )
+
     def prepare(self, base: Base, recipe: TrainConfig, concepts: list[Concept], keys: Factor) -> Prepared:
         """What is worked out before anything is injected; the words of the concepts have learned alone."""
         return Prepared(concepts)
@@ -139,6 +148,6 @@ class Method:
     configs: Mapping[str, TrainConfig]
 
     def config(self, family: str = "") -> TrainConfig:
-        """The recipe for a family of bases; "" is the storybook."""
-        names = (STORYBOOK,) if family in ("", STORYBOOK) else (family, recipes.USUAL)
+        """The recipe for a family of bases; "" is the one that was registered for none."""
+        names = (family,) if family in ("", STORYBOOK) else (family, recipes.USUAL)
         return next((self.configs[name] for name in names if name in self.configs), self.configs[""])

@@ -33,6 +33,7 @@ from conceptkit.learn.subject import Subject
 from conceptkit.learn.target_modules import TargetMaps, text_encoder_maps, unet_maps
 from conceptkit.learn.train_config import TrainConfig
 from conceptkit.learn.trainable_delta import TrainableDelta
+from conceptkit.tuners.targets import READS_TEXT
 
 _KEYED = "use the adapter keyed and a rank above 0"
 
@@ -73,6 +74,18 @@ class Keyed(Adapter):
         preset = "attn" if gated else recipe.target_modules
         return unet_maps(base, preset, gated or recipe.rank) | text_encoder_maps(
             base, recipe.text_encoder_rank
+        )
+
+    def learned_numbers(self, base: Base, recipe: TrainConfig) -> int:
+        """Values alone of keyed maps, at most at as many rows as the rank says."""
+        if not recipe.rank:
+            return super().learned_numbers(base, recipe)
+        return sum(
+            recipe.rank * module.weight.shape[0]
+            if READS_TEXT.search(name)
+            else target.rank * sum(module.weight.shape)
+            for target in self.target_modules(base, recipe).values()
+            for name, module in target.maps.items()
         )
 
     def prepare(self, base: Base, recipe: TrainConfig, concepts: list[Concept], keys: Factor) -> Prepared:
