@@ -179,7 +179,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("dreambooth", "qwen-image"): _dreambooth("README_qwen.md", learning_rate=2e-4),
     ("dreambooth", "z-image"): _dreambooth("README_z_image.md", why=_WARMUP),
     ("dreambooth", "sana"): _dreambooth("README_sana.md"),
-    ("dreambooth", "lumina2"): _dreambooth("README_lumina2.md", adam_weight_decay=1e-4),
+    ("dreambooth", "lumina2"): _dreambooth("README_lumina2.md"),
     ("dreambooth", "chroma"): Row(
         TrainConfig(
             "dreambooth",

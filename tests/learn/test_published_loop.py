@@ -11,12 +11,14 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from PIL import Image
 from torch import nn
 
+from benchmarks import carry_over
 from conceptkit.data.augmentation import augment
 from conceptkit.errors import BadRecipe
 from conceptkit.learn import latent_dataset, losses, lr_schedules, optimizers, training_step
 from conceptkit.learn.checkpoints import capture, restore
 from conceptkit.learn.config import config_for
 from conceptkit.learn.view_options import CROP, ViewOptions
+from tests import tiny
 from tests.learning import TINY, outcome, teach, ups
 
 PUBLISHED = config_for("dreambooth", family="stable-diffusion")
@@ -200,3 +202,26 @@ def test_a_word_stands_still_in_the_end_of_pivotal_tuning(pico, shown):
     whole = replace(recipe, train_text_encoder_ti_frac=1.0)
     rows = [teach(pico, shown, one).tokens["<my_dog>"][0] for one in (recipe, half, whole)]
     assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+
+
+def test_a_rescaled_base_draws_the_same_from_other_weights(pico):
+    again = carry_over.rescaled(pico)
+    picks = [tiny.draw(base.pipe, "a photo of a dog") for base in (pico, again)]
+    assert torch.allclose(*picks, atol=1e-4) and again.family is pico.family
+    for name in ("attn1.to_v", "attn2.to_k", "attn2.to_out.0"):
+        path = f"mid_block.attentions.0.transformer_blocks.0.{name}.weight"
+        weights = [base.unet.get_parameter(path) for base in (pico, again)]
+        assert not torch.allclose(*weights, rtol=0.5)
+
+
+def test_a_copy_is_held_to_what_was_tuned_on_the_storybook():
+    means = {
+        "storybook": {"tuned": 0.8, "carried": 0.76},
+        "storybook-rescaled": {"tuned": 0.1, "carried": 0.6},
+        "another": {"tuned": 0.5, "carried": 0.5},
+    }
+    assert carry_over.shares_of(means) == pytest.approx(
+        {"storybook": 0.95, "storybook-rescaled": 0.75, "another": 1.0}
+    )
+    tuned, carried = carry_over.rows(None).values()
+    assert tuned.max_train_steps == carried.max_train_steps and carried.optimizer == "prodigy"
