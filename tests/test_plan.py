@@ -1,6 +1,7 @@
 """`add --dry-run`: what would be done, from where each number comes, and nothing done."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from conceptkit.base import pipeline
+from conceptkit.base import families, pipeline
 from conceptkit.cli.main import main
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.config import config_for
@@ -89,3 +90,13 @@ def test_dry_run_prints_a_table_or_json_and_stores_nothing(folder):
     assert "my_dog" not in run("list")
     refused = CliRunner().invoke(main, ["add", "my_dog", str(folder), "--class", "dog", "--json"])
     assert refused.exit_code and "--json is for --dry-run" in refused.output
+
+
+def test_a_base_is_known_by_what_it_is_and_not_by_its_name(folder, tmp_path_factory):
+    """A copy of the storybook under another name has the numbers that were tuned on it."""
+    copy = shutil.copytree(
+        families.FAMILIES["storybook"].weights, tmp_path_factory.mktemp("base") / "renamed"
+    )
+    found = {line.what: line for line in plan("my_dog", folder, class_noun="dog", base=str(copy)).lines}
+    assert found["family"].value == "storybook" and found["learning_rate"].value == 0.02
+    assert found["learning_rate"].source == "tuned on the storybook" and found["base"].source == "given"

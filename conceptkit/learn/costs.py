@@ -71,7 +71,7 @@ def learned_numbers(base: Base, recipe: TrainConfig) -> int:
 def one_pass(base: Base, recipe: TrainConfig) -> tuple[int, float]:
     """Bytes that a picture's pass forward keeps for the way back, and the seconds that it takes."""
     side = latent_dataset.picture_size(base)
-    clean = latent_dataset.encode(base, torch.zeros(1, 3, side, side))[0].requires_grad_()
+    clean = latent_dataset.encode(base, torch.zeros(1, 3, side, side)).requires_grad_()
     t = schedule_of(base.pipe.scheduler).told(torch.tensor([0])).to(base.device)
     with torch.no_grad():
         read = conditioning.encode(base.pipe, ["a picture"])

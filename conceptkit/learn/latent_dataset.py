@@ -47,7 +47,7 @@ STYLE_CONTEXTS = (
 class LatentDataset:
     """latents (n, c, h, w), masks (n, h, w), and the index of each view's prompt in `prompts`.
 
-    deviations (n, c, h, w): of what the autoencoder gives, whose means the latents are.
+    deviations (n, c, h, w): of what the autoencoder gives, whose means the latents are; None: means alone.
     photo_of (n,): the index of each view's photo in `names`, where they are of one subject.
     """
 
@@ -112,7 +112,7 @@ def latent_dataset(
             f"The masks of {names} leave nothing to learn from: at {size} pixels no cell of {cell} x {cell} "
             "is half white in the middle of the photo; paint the subject itself, or leave --masks out"
         )
-    made = _dataset(base, views, texts)
+    made = _dataset(base, views, texts, options.sample_latents)
     return replace(made, photo_of=torch.arange(count) % len(small), names=photos.names)
 
 
@@ -164,13 +164,12 @@ def joined(datasets: Sequence[LatentDataset]) -> LatentDataset:
     )
 
 
-def _dataset(base: Base, views: Sequence[View], texts: Sequence[str]) -> LatentDataset:
+def _dataset(base: Base, views: Sequence[View], texts: Sequence[str], sampled: bool = False) -> LatentDataset:
     prompts = tuple(dict.fromkeys(texts))
     pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
-    latents, deviations = encode(base, pixels)
     return LatentDataset(
-        latents=latents,
-        deviations=deviations,
+        latents=encode(base, pixels),
+        deviations=deviations(base, pixels) if sampled else None,
         masks=torch.from_numpy(np.stack([view.mask for view in views])).to(base.device),
         prompt_of=torch.tensor([prompts.index(text) for text in texts]),
         prompts=prompts,
@@ -219,11 +218,17 @@ def _prompt(prefix: str, context: str, words: str, auto_caption: str) -> str:
 
 
 @torch.no_grad()
-def encode(base: Base, pixels: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
-    """Latent means of pictures (n, 3, h, w) in [-1, 1], as the base's UNet reads them, and deviations."""
+def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
+    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's UNet reads them."""
     vae = base.pipe.vae
-    found = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in pixels.split(batch)]
+    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in pixels.split(batch)]
     shift = getattr(vae.config, "shift_factor", None) or 0.0
-    means, deviations = (torch.cat([getattr(one, name) for one in found]).float() for name in ("mean", "std"))
-    scale = vae.config.scaling_factor
-    return ((means - shift) * scale).to(base.device), (deviations * scale).to(base.device)
+    return ((torch.cat(parts).float() - shift) * vae.config.scaling_factor).to(base.device)
+
+
+@torch.no_grad()
+def deviations(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
+    """How far latents of pictures (n, 3, h, w) are spread around the means that `encode` gives."""
+    vae = base.pipe.vae
+    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.std for part in pixels.split(batch)]
+    return (torch.cat(parts).float() * vae.config.scaling_factor).to(base.device)

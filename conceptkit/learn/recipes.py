@@ -175,10 +175,10 @@ ROWS: Mapping[tuple[str, str], Row] = {
         why="AdamW at the script's own rate; its README has Prodigy, optimizer = prodigy",
         steps=_FLUX_STEPS,
     ),
-    ("dreambooth", "flux2"): _dreambooth("README_flux2.md", why=_WARMUP),
+    ("dreambooth", "flux2"): _dreambooth("README_flux2.md", why=_WARMUP, sample_latents=False),
     ("dreambooth", "qwen-image"): _dreambooth("README_qwen.md", learning_rate=2e-4),
-    ("dreambooth", "z-image"): _dreambooth("README_z_image.md", why=_WARMUP),
-    ("dreambooth", "sana"): _dreambooth("README_sana.md"),
+    ("dreambooth", "z-image"): _dreambooth("README_z_image.md", why=_WARMUP, sample_latents=False),
+    ("dreambooth", "sana"): _dreambooth("README_sana.md", sample_latents=False),
     ("dreambooth", "lumina2"): _dreambooth("README_lumina2.md"),
     ("dreambooth", "chroma"): Row(
         TrainConfig(

@@ -18,7 +18,7 @@ CROP = Framing(still=1.0)
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """augmentation, center_crop, random_flip, instance_prompt: as a recipe has them.
+    """augmentation, center_crop, random_flip, instance_prompt, sample_latents: as a recipe has them.
 
     auto_caption: what goes on after the subject's words.
     """
@@ -28,6 +28,7 @@ class ViewOptions:
     random_flip: bool = True
     instance_prompt: str = ""
     auto_caption: str = ""
+    sample_latents: bool = False
 
     @classmethod
     def of(cls, recipe: TrainConfig, auto_caption: str = "") -> ViewOptions:
@@ -38,6 +39,7 @@ class ViewOptions:
             recipe.random_flip,
             recipe.instance_prompt,
             auto_caption,
+            recipe.sample_latents,
         )
 
     def framing(self, size: int, kind: str) -> Framing:

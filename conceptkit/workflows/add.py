@@ -149,8 +149,10 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         if current().first:
             stack.enter_context(claimed_names(registry.home, names))
         sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
-        order = replace(order, config=settings.recipe(sum(map(len, sets.values()))))
         base = loaded(settings)
+        # What family a base is of is known for sure once it is there, and steps once photos are counted.
+        photos = sum(map(len, sets.values()))
+        order = replace(order, config=replace(settings, base=base).recipe(photos))
         session = Session(base, registry, settings.progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
 from conceptkit.base import pipeline as bases
@@ -91,7 +91,9 @@ def plan(
         old_name_notices(options.get("changes"), options.get("config")),
     )
     shown = photo_files.read(photos)
+    named = settings.base == bases.STORYBOOK
     base = loaded(settings)
+    settings = replace(settings, base=base)
     noun = class_noun
     if kind != "style":
         noun = noun_of(name, class_noun, shown.folder, base, notices)
@@ -102,7 +104,7 @@ def plan(
     drawn = recipe.num_class_images * len(undrawn([subject], recipe, given))
     costs = costs_of(base, recipe, drawn)
     lines = [
-        Line("base", base.name, "the default" if settings.base == bases.STORYBOOK else "given"),
+        Line("base", base.name, "the default" if named else "given"),
         Line("family", base.family.name, "the base"),
         Line("photos", len(shown), "counted"),
         Line("method", recipe.method, "given" if settings.method else "the default"),
