@@ -87,7 +87,7 @@ class MethodName(click.ParamType):
 )
 @click.option("--steps", type=click.IntRange(1), help="All steps, shared between the word and the delta.")
 @click.option("--max-train-steps", type=click.IntRange(0), help="Steps of the delta alone.")
-@click.option("--learning-rate", type=float, help="Of the delta.")
+@click.option("--learning-rate", type=float, help="Of what learns: the delta, or the word alone.")
 @click.option("--train-batch-size", type=click.IntRange(1), help="Views of the photos in a step.")
 @click.option("--rank", type=click.IntRange(0), help="Rank of the delta; 0 is full.  [default: the recipe's]")
 @click.option("--gradient-accumulation-steps", type=click.IntRange(1), help="Parts of a batch.")

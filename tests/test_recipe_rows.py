@@ -92,3 +92,23 @@ def test_rates_go_with_the_optimizer():
 def test_steps_follow_the_number_of_photos():
     rule = recipes.ROWS["dreambooth", "stable-diffusion"].steps
     assert [rule.steps(n) for n in (1, 5, 12, 100)] == [500, 500, 1200, 2000]
+
+
+def test_a_learning_rate_is_that_of_what_learns():
+    """As `--learning-rate` is in the scripts of each method."""
+
+    def given(method, **changes):
+        return config_for(method, family="sdxl", changes={"learning_rate": 3e-6, **changes})
+
+    full = given("dreambooth-full")
+    assert full.full_learning_rate == 3e-6 != full.token_learning_rate
+    assert given("textual-inversion").token_learning_rate == 3e-6
+    both = given("custom-diffusion")
+    assert both.full_learning_rate == both.token_learning_rate == 3e-6
+    apart = given("custom-diffusion", token_learning_rate=1e-3)
+    assert (apart.full_learning_rate, apart.token_learning_rate) == (3e-6, 1e-3)
+    lora = given("dreambooth")
+    assert (
+        lora.learning_rate == 3e-6
+        and lora.full_learning_rate == config_for("dreambooth", family="sdxl").full_learning_rate
+    )

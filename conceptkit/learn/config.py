@@ -133,7 +133,25 @@ def config_for(
     switched: dict[str, Any] = {"sude_weight": adapter_of(recipe).sude_weight} if "sude" in switches else {}
     switched |= EARLY_STOP if "early_stopping" in switches else {}
     given = todays_fields(changes or {})[0]
-    return _with_rates(_changed(recipe, {**switched, **given}), before.optimizer, {*stored, *given})
+    recipe = _with_rate_of_what_learns(_changed(recipe, {**switched, **given}), before, {*stored, *given})
+    return _with_rates(recipe, before.optimizer, {*stored, *given})
+
+
+def _with_rate_of_what_learns(
+    recipe: TrainConfig, before: TrainConfig, given: Collection[str]
+) -> TrainConfig:
+    """A `learning_rate` that was given is that of what learns, as it is in the methods' own programs.
+
+    That is the word where it learns alone, full matrices where there is no rank, and both where they learn
+    together at one rate.
+    """
+    if "learning_rate" not in given or (recipe.max_train_steps and recipe.rank):
+        return recipe
+    together = recipe.train_token_jointly and before.token_learning_rate == before.full_learning_rate
+    of_word = not recipe.max_train_steps or together
+    names = ["token_learning_rate"] if of_word else []
+    names += ["full_learning_rate"] if recipe.max_train_steps else []
+    return _changed(recipe, {name: recipe.learning_rate for name in names if name not in given})
 
 
 def _with_rates(recipe: TrainConfig, begun: str, given: Collection[str]) -> TrainConfig:

@@ -54,7 +54,8 @@ class TrainConfig:
     token_init_noise: the distance from the word at which it starts, in lengths of the word's embedding.
     num_vectors: how many vectors the token has.
     token_train_steps: first the embedding is trained alone, at `token_learning_rate` (Adam, per step).
-    max_train_steps: then the delta is trained at `learning_rate` (full matrices: `full_learning_rate`).
+    max_train_steps: then the delta is trained at `learning_rate` (full matrices: `full_learning_rate`). A
+        `learning_rate` given for a recipe in which it says nothing becomes that of what learns there.
     train_token_jointly: the embedding is trained together with the delta (Custom Diffusion, 2212.04488); else
         it stays fixed then.
     train_text_encoder_ti_frac: the share of the delta's steps in which it does (pivotal tuning, 2106.05744).
