@@ -11,7 +11,9 @@ from conceptkit.cli.options import (
     base_option,
     debug_option,
     device_option,
+    echo_json,
     free_path,
+    json_option,
     note,
     out_option,
     wrote,
@@ -87,7 +89,7 @@ class MethodName(click.ParamType):
 )
 @click.option("--steps", type=click.IntRange(1), help="All steps, shared between the word and the delta.")
 @click.option("--max-train-steps", type=click.IntRange(0), help="Steps of the delta alone.")
-@click.option("--learning-rate", type=float, help="Of the delta.")
+@click.option("--learning-rate", type=float, help="Of what learns: the delta, or the word alone.")
 @click.option("--train-batch-size", type=click.IntRange(1), help="Views of the photos in a step.")
 @click.option("--rank", type=click.IntRange(0), help="Rank of the delta; 0 is full.  [default: the recipe's]")
 @click.option("--gradient-accumulation-steps", type=click.IntRange(1), help="Parts of a batch.")
@@ -106,6 +108,8 @@ class MethodName(click.ParamType):
     help="How it is stored: every number as learned, or rounded where pictures do not show it.",
 )
 @click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Change any field of the recipe.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and from where each number comes.")
+@json_option
 @out_option("pictures", "Where the preview picture goes.")
 @debug_option
 def add(
@@ -132,6 +136,8 @@ def add(
     stored_size: str,
     fields: tuple[str, ...],
     out: Path,
+    dry_run: bool,
+    as_json: bool,
     **common: object,
 ) -> None:
     """Learn a thing from photos.
@@ -150,6 +156,26 @@ def add(
     """
     from conceptkit.registry.store import Registry
 
+    shared: dict[str, Any] = {
+        "base": base or "storybook",
+        "device": device,
+        "new_version": new_version,
+        "seed": seed,
+        "steps": steps,
+        "rank": rank,
+        "method": method,
+        "adapter": adapter,
+        "config": file,
+        "sude": sude,
+        "early_stopping": early_stop,
+        "changes": _changes(steps, common, fields),
+        "resume": resume,
+        "size": stored_size,
+    }
+    if dry_run:
+        return _plan(name, photos, kind, (nouns, priors), joint, as_json, shared)
+    if as_json:
+        raise BadRecipe("--json is for --dry-run; add it, or leave --json out")
     things = _things(name, photos) if joint else {}
     with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
         for one in things or [name]:
@@ -157,25 +183,7 @@ def add(
 
         from conceptkit.workflows import add as library
 
-        changes = _changes(steps, common, fields)
-        shared: dict[str, Any] = {
-            "base": base or "storybook",
-            "device": device,
-            "registry": registry,
-            "new_version": new_version,
-            "seed": seed,
-            "steps": steps,
-            "rank": rank,
-            "method": method,
-            "adapter": adapter,
-            "config": file,
-            "sude": sude,
-            "early_stopping": early_stop,
-            "changes": changes,
-            "resume": resume,
-            "size": stored_size,
-            "progress": progress,
-        }
+        shared |= {"registry": registry, "progress": progress}
         if joint:
             if kind == "style":
                 raise BadRecipe("--joint learns things, each with its class; learn a style by itself")
@@ -205,6 +213,33 @@ def add(
                 )
             ]
     _write(learned, out, seed)
+
+
+def _plan(
+    name: str,
+    photos: Sequence[Path],
+    kind: str,
+    beside: tuple[Sequence[str], Sequence[str]],
+    joint: bool,
+    as_json: bool,
+    shared: Mapping[str, Any],
+) -> None:
+    """Print what `add` would do. beside: class nouns and class images, of which there is one at most."""
+    if joint:
+        raise BadRecipe("--dry-run plans for one thing; leave --joint out and ask for each by itself")
+    from conceptkit.workflows.plan import plan
+
+    noun, images = ((given[0] if given else None) for given in beside)
+    found = plan(name, photos, class_noun=noun, kind=kind, class_images=images, **shared)
+    if as_json:
+        echo_json(found.to_json())
+        return
+    from tabulate import tabulate
+
+    rows = [(line.what, line.value, line.source) for line in found.lines]
+    click.echo(tabulate(rows, headers=("what", "value", "from"), disable_numparse=True))
+    for sentence in found.notices:
+        note(sentence)
 
 
 def _write(learned: Sequence[Any], out: Path, seed: int) -> None:

@@ -7,6 +7,8 @@ from inspect import getdoc
 from typing import Any
 
 from conceptkit.learn.config import CHOICES, DEFAULT_CONFIGS, TrainConfig
+from conceptkit.learn.recipes import ROWS
+from conceptkit.learn.train_config import PRODIGY
 
 HEAD = """\
 <!-- Written by `make reference`; change the docstring of TrainConfig instead. -->
@@ -14,11 +16,21 @@ HEAD = """\
 # Configuration
 
 A recipe is the full set of hyper-parameters with which one concept is learned. Each method has a recipe of
-its own, the last table of this page. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from
+its own for each family of bases, the last tables of this page; `conceptkit add ... --dry-run` prints the one
+that would be used. Change a field with `--set FIELD=VALUE` on `conceptkit add`, or from
 Python with `ck.add(..., changes={"FIELD": VALUE})`. `--config FILE.toml` reads a whole recipe. The recipe is
 stored with the concept.
 
 "Keyed" says that a field belongs to the adapter `keyed` alone, that of the method `custom`.
+"""
+
+
+PUBLISHED = """\
+## Published recipes
+
+On other bases a method goes by what was published for it, with the loop of its source: how a LoRA begins, how
+noise levels are drawn, what is clipped and what decays. A family without a row of its own has that of
+`stable-diffusion`. Rates are those that the source's script takes after it has scaled them itself.
 """
 
 
@@ -69,13 +81,33 @@ def method_rows(recipes: Mapping[str, TrainConfig]) -> list[list[str]]:
     return rows
 
 
+def published_rows() -> list[list[str]]:
+    """[method, family, rate, rank, steps, batch, source] of each published recipe."""
+    rows = []
+    for (method, family), row in ROWS.items():
+        recipe = row.config
+        delta = recipe.learning_rate if recipe.rank else recipe.full_learning_rate
+        rate = delta if recipe.max_train_steps else recipe.token_learning_rate
+        steps = f"{recipe.max_train_steps or recipe.token_train_steps}"
+        if row.steps is not None:
+            steps = f"{row.steps.each} a photo, {row.steps.least} to {row.steps.most}"
+        named = "Prodigy" if recipe.optimizer == PRODIGY else f"{rate:g}"
+        source = f"{row.source}; {row.why}" if row.why else row.source
+        rank = f"{recipe.rank or 'full'}" if recipe.max_train_steps else f"{recipe.num_vectors} vector"
+        batch = f"{recipe.train_batch_size}"
+        rows.append([f"`{method}`", f"`{family}`", named, rank, steps, batch, source])
+    return rows
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD, "## Fields\n"]
     for name, kind, default, text in field_rows():
         parts.append(f"### `{name}`\n\n{_sentence(_kind(kind))}, default {default}.\n\n{_sentence(text)}\n")
-    parts.append("## Recipes\n\nAn empty cell is the field's default.\n")
+    parts.append("## Recipes on the storybook\n\nAn empty cell is the field's default.\n")
     parts.append(_table(["field", *(f"`{name}`" for name in DEFAULT_CONFIGS)], method_rows(DEFAULT_CONFIGS)))
+    parts.append(PUBLISHED)
+    parts.append(_table(["method", "family", "rate", "rank", "steps", "batch", "source"], published_rows()))
     return "\n".join(parts)
 
 

@@ -50,19 +50,22 @@ def augment(
     *,
     hflip: bool = True,
     framing: Framing | None = None,
+    centered: bool = False,
 ) -> View:
     """One random view of a photo, with Custom Diffusion's scale augmentation (arXiv 2212.04488, section 3.2).
 
     Two views in three show the picture at 1/3 to 1 of the canvas, the others at 1.2 to 1.4; below 0.6 and
     above 1 the caption gains words that say so. The mask is the picture's box, in whole latent cells, less
     one cell on each side (but never empty); a view without canvas counts everywhere. `latent_cell` is the
-    width of one latent in pixels. Takes exactly seven numbers from `rng`, whatever the picture.
+    width of one latent in pixels. centered: a long photo is cropped in its very middle. Takes exactly seven
+    numbers from `rng`, whatever the picture.
     """
     kind, amount, across, x, y, mirror, word = rng.random(7)
     scale = _scale(framing or Framing(), kind, amount)
     side = max(1, round(scale * size))
     # A long photo is cropped near its middle, where the subject is: at most half of what is spare is moved.
-    patch = np.asarray(resized_crop(picture, side, across=0.25 + 0.5 * across), dtype=np.float32) / 127.5 - 1
+    at = 0.5 if centered else 0.25 + 0.5 * across
+    patch = np.asarray(resized_crop(picture, side, across=at), dtype=np.float32) / 127.5 - 1
     if hflip and mirror < 0.5:
         patch = patch[:, ::-1]
     left, top = (int(spot * (abs(size - side) + 1)) for spot in (x, y))

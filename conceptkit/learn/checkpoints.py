@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from conceptkit.concepts.recipe_fields import current_fields
 from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.learn.optimizers import ESTIMATES
 from conceptkit.learn.subject import StateAndPlace
 from conceptkit.learn.train_config import RATES, TrainConfig
 from conceptkit.registry.atomic_files import write_whole
@@ -151,6 +152,8 @@ def capture(
     for k, parameter in enumerate(places):
         for name, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{k}.{name}"] = _packed(value)
+    for k, group in enumerate(optimiser.param_groups):
+        tensors |= {f"estimate.{k}.{name}": _packed(group[name]) for name in ESTIMATES if name in group}
     tensors |= {f"scaler.{name}": _packed(value) for name, value in scaler.state_dict().items()}
     return tensors | {f"best.{k}": value for k, value in enumerate(best or ())}
 
@@ -174,6 +177,10 @@ def restore(
         elif kind == "scaler":
             scaling[rest] = _unpacked(value)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    for k, group in enumerate(optimiser.param_groups):
+        for name in ESTIMATES:
+            if (kept := tensors.get(f"estimate.{k}.{name}")) is not None:
+                group[name] = _unpacked(kept)
     if scaling:
         scaler.load_state_dict(scaling)
     best = [tensors[f"best.{k}"] for k in range(len(parameters)) if f"best.{k}" in tensors]

@@ -10,7 +10,15 @@ from typing import Any
 
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.methods.table import METHODS, adapter_of, find_method, method_of_adapter
-from conceptkit.learn.train_config import CHOICES, OLD_FIELDS, TrainConfig, field_value, todays_fields
+from conceptkit.learn.train_config import (
+    CHOICES,
+    OLD_FIELDS,
+    PRODIGY,
+    RATES,
+    TrainConfig,
+    field_value,
+    todays_fields,
+)
 from conceptkit.registry.paths import expanded
 
 __all__ = [
@@ -39,6 +47,9 @@ SUITED = (
     "gated_lora_rank",
     "gated_lora_learning_rate",
     "caption_preservation_weight",
+    "optimizer",
+    "init_lora_weights",
+    "masked_loss",
 )
 """Fields that come with an adapter, from the method whose numbers suit it."""
 
@@ -73,12 +84,14 @@ class DefaultConfigs(MutableMapping[str, TrainConfig]):
 DEFAULT_CONFIGS = DefaultConfigs()
 
 
-def _with_adapter(recipe: TrainConfig, adapter: str) -> TrainConfig:
+def _with_adapter(recipe: TrainConfig, adapter: str, family: str) -> TrainConfig:
     """The recipe with another adapter, and the rank, rates, maps and prior that suit that one."""
-    suited = DEFAULT_CONFIGS[method_of_adapter(adapter).name]
+    suited = DEFAULT_CONFIGS.of_family(method_of_adapter(adapter).name, family)
     if recipe.adapter == adapter:
         return recipe
     names = [*SUITED, *(["prior_loss_weight"] if recipe.max_train_steps else [])]
+    if suited.optimizer != recipe.optimizer:
+        names.append("token_learning_rate")  # a rate for one optimizer is none for another
     return replace(recipe, **{name: getattr(suited, name) for name in names})
 
 
@@ -108,7 +121,7 @@ def config_for(
     own = stored.pop("adapter", None)
     find_method(method)
     recipe, other = DEFAULT_CONFIGS.of_family(method, family), adapter or own
-    recipe = recipe if other is None else _with_adapter(recipe, other)
+    recipe = before = recipe if other is None else _with_adapter(recipe, other, family)
     try:
         recipe = _changed(recipe, stored)
     except BadRecipe as error:
@@ -119,13 +132,54 @@ def config_for(
         recipe = _with_rank(recipe, rank, adapter)
     switched: dict[str, Any] = {"sude_weight": adapter_of(recipe).sude_weight} if "sude" in switches else {}
     switched |= EARLY_STOP if "early_stopping" in switches else {}
-    return _changed(recipe, {**switched, **todays_fields(changes or {})[0]})
+    given = todays_fields(changes or {})[0]
+    recipe = _with_rate_of_what_learns(_changed(recipe, {**switched, **given}), before, {*stored, *given})
+    return _with_rates(recipe, before.optimizer, {*stored, *given})
+
+
+def _with_rate_of_what_learns(
+    recipe: TrainConfig, before: TrainConfig, given: Collection[str]
+) -> TrainConfig:
+    """A `learning_rate` that was given is that of what learns, as it is in the methods' own programs.
+
+    That is the word where it learns alone, full matrices where there is no rank, and both where they learn
+    together at one rate.
+    """
+    if "learning_rate" not in given or (recipe.max_train_steps and recipe.rank):
+        return recipe
+    together = recipe.train_token_jointly and before.token_learning_rate == before.full_learning_rate
+    of_word = not recipe.max_train_steps or together
+    names = ["token_learning_rate"] if of_word else []
+    names += ["full_learning_rate"] if recipe.max_train_steps else []
+    return _changed(recipe, {name: recipe.learning_rate for name in names if name not in given})
+
+
+def _with_rates(recipe: TrainConfig, begun: str, given: Collection[str]) -> TrainConfig:
+    """The recipe with rates that suit its optimizer, where that is another than it `begun` with.
+
+    Raises BadRecipe where none are known that do.
+    """
+    left = [name for name in RATES if name not in given and getattr(recipe, name)]
+    if recipe.optimizer == PRODIGY != begun:
+        return _changed(recipe, dict.fromkeys(left, 1.0))
+    if begun == PRODIGY != recipe.optimizer and (lacking := [n for n in left if getattr(recipe, n) == 1.0]):
+        raise BadRecipe(
+            f"The rates of {recipe.method} here are for prodigy, and {recipe.optimizer} would learn at 1.0; "
+            f"give {' and '.join(lacking)} too"
+        )
+    return recipe
 
 
 def old_name_notices(changes: Mapping[str, Any] | None, file: Path | str | None = None) -> list[str]:
     """A sentence for each field that `config_for` takes under the name that an earlier version gave it."""
     in_file = [] if file is None else todays_fields(_parsed(file))[1]
     return list(dict.fromkeys([*in_file, *todays_fields(changes or {})[1]]))
+
+
+def named_fields(changes: Mapping[str, Any] | None, file: Path | str | None = None) -> dict[str, str]:
+    """The fields that a caller names, under the names of today, and how: "given", or the file's name."""
+    in_file = {} if file is None else dict.fromkeys(read_config(file), str(file))
+    return in_file | dict.fromkeys(todays_fields(changes or {})[0], "given")
 
 
 def read_config(file: Path | str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BadRecipe, ConceptError
-from conceptkit.learn import mixed_precision
+from conceptkit.learn import loop_checks, mixed_precision
 from conceptkit.learn.methods.base import Adapter
 from conceptkit.learn.methods.table import METHODS, adapter_of
 from conceptkit.learn.subject import Subject
@@ -38,10 +38,11 @@ LEAST = {
     "extract_rank": 0,
     "class_noun_rows": 0,
     "gated_lora_rank": 0,
+    "lr_warmup_steps": 0,
 }
 LAYERWISE_CASTING = "layerwise_casting"
 """What diffusers calls the hook of layers that are kept in less precision."""
-MAY_BE_ZERO = ("key_learning_rate",)
+MAY_BE_ZERO = ("key_learning_rate", "text_encoder_lr")
 """Rates of which 0 stands for another one."""
 WEIGHTS = (
     "prior_loss_weight",
@@ -50,6 +51,10 @@ WEIGHTS = (
     "sude_weight",
     "token_init_noise",
     "attention_regularization_weight",
+    "adam_weight_decay",
+    "max_grad_norm",
+    "snr_gamma",
+    "logit_std",
 )
 
 
@@ -60,7 +65,7 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     _check_together(recipe, adapter)
     mixed_precision.check(base.device, recipe)
     _check_precision(base)
-    schedule_of(base.pipe.scheduler)
+    loop_checks.check_schedule(recipe, schedule_of(base.pipe.scheduler))
     present = getattr(base.pipe.encode_prompt, "attachment", None)
     if present is not None and present.attached:
         carried, names = ", ".join(present.concepts), " and ".join(s.name for s in subjects)
@@ -104,6 +109,7 @@ def check_numbers(recipe: TrainConfig) -> None:
             f"max_timestep_fraction = {recipe.max_timestep_fraction:g} is no share of the noise levels; "
             "give above 0 and up to 1"
         )
+    loop_checks.check_numbers(recipe)
     if recipe.max_train_steps + recipe.token_train_steps == 0:
         raise BadRecipe("0 steps teach nothing; give at least one")
 

@@ -18,6 +18,7 @@ from conceptkit.data.augmentation import Framing, View, augment
 from conceptkit.data.photos import PhotoSet
 from conceptkit.errors import BadPhotos
 from conceptkit.learn.subject import Subject
+from conceptkit.learn.view_options import USUAL, ViewOptions
 
 # Half of the prompts go on after the subject: what is learned at the end of text is silent in longer ones.
 CONTEXTS = (
@@ -40,17 +41,13 @@ STYLE_CONTEXTS = (
     "something in the style of {} in this picture",
     "art in the style of {} today",
 )
-SMALL = 256
-GENTLE = Framing(zoom_out=(0.7, 1.0), zoom_in=(1.1, 1.3), still=0.4)
-"""For bases of small pictures, where a subject at a third of the canvas is a smudge."""
-STYLE = Framing(zoom_out=(1.0, 1.0), zoom_in=(1.0, 1.4))
-"""A style is all over the picture, and has no size."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentDataset:
     """latents (n, c, h, w), masks (n, h, w), and the index of each view's prompt in `prompts`.
 
+    deviations (n, c, h, w): of what the autoencoder gives, whose means the latents are; None: means alone.
     photo_of (n,): the index of each view's photo in `names`, where they are of one subject.
     """
 
@@ -60,6 +57,7 @@ class LatentDataset:
     prompts: tuple[str, ...]
     photo_of: Tensor | None = None
     names: tuple[str, ...] = ()
+    deviations: Tensor | None = None
 
 
 def picture_size(base: Base) -> int:
@@ -76,38 +74,45 @@ def latent_dataset(
     *,
     kind: str = "subject",
     contexts: Sequence[str | None] = (),
-    auto_caption: str = "",
+    options: ViewOptions = USUAL,
 ) -> LatentDataset:
     """`count` views of the photos in turn; `words` is what a prompt calls the subject.
 
-    contexts: prompts of the photos, with "{}" for the words; None and none at all: one of CONTEXTS.
-    auto_caption: what goes on after the words. Where a photo has a mask the loss counts there alone.
+    contexts: prompts of the photos, with "{}" for the words; None and none at all: that of the options, or
+        one of CONTEXTS. Where a photo has a mask the loss counts there alone.
     Raises BadPhotos when the masks leave nothing of any view.
     """
     size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
     small = photos.for_size(size)
     rng = np.random.default_rng((seed, 1))
-    framing, usual = (STYLE, STYLE_CONTEXTS) if kind == "style" else (_framing(size), CONTEXTS)
+    framing, flip = options.framing(size, kind), options.random_flip
+    usual = STYLE_CONTEXTS if kind == "style" else CONTEXTS
     views = []
     for k in range(count):
         photo = k % len(small)
         twin = copy.deepcopy(rng)
-        view = augment(small.pictures[photo], size, rng, cell, framing=framing)
+        view = augment(
+            small.pictures[photo], size, rng, cell, hflip=flip, framing=framing, centered=options.center_crop
+        )
         mask = photos.masks[photo] if photos.masks else None
-        views.append(view if mask is None else _masked(view, mask, small.pictures[photo], twin, framing))
+        whole = small.pictures[photo]
+        views.append(
+            view if mask is None else _masked(view, mask, whole, twin, framing, flip, options.center_crop)
+        )
     texts = []
     for k, view in enumerate(views):
         own = contexts[k % len(small)] if contexts else None
         context = usual[int(rng.integers(len(usual)))]
         prefix = "" if kind == "style" else view.prefix
-        texts.append(_prompt(prefix, context if own is None else own, words, auto_caption))
+        told = own or options.instance_prompt or context
+        texts.append(_prompt(prefix, told, words, options.auto_caption))
     if any(photos.masks) and not any(view.mask.any() for view in views):
         names = ", ".join(name for name, mask in zip(photos.names, photos.masks, strict=True) if mask)
         raise BadPhotos(
             f"The masks of {names} leave nothing to learn from: at {size} pixels no cell of {cell} x {cell} "
             "is half white in the middle of the photo; paint the subject itself, or leave --masks out"
         )
-    made = _dataset(base, views, texts)
+    made = _dataset(base, views, texts, options.sample_latents)
     return replace(made, photo_of=torch.arange(count) % len(small), names=photos.names)
 
 
@@ -153,22 +158,22 @@ def joined(datasets: Sequence[LatentDataset]) -> LatentDataset:
         masks=torch.cat([one.masks for one in datasets]),
         prompt_of=torch.tensor(indices),
         prompts=prompts,
+        deviations=None
+        if any(one.deviations is None for one in datasets)
+        else torch.cat([one.deviations for one in datasets if one.deviations is not None]),
     )
 
 
-def _dataset(base: Base, views: Sequence[View], texts: Sequence[str]) -> LatentDataset:
+def _dataset(base: Base, views: Sequence[View], texts: Sequence[str], sampled: bool = False) -> LatentDataset:
     prompts = tuple(dict.fromkeys(texts))
     pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
     return LatentDataset(
         latents=encode(base, pixels),
+        deviations=deviations(base, pixels) if sampled else None,
         masks=torch.from_numpy(np.stack([view.mask for view in views])).to(base.device),
         prompt_of=torch.tensor([prompts.index(text) for text in texts]),
         prompts=prompts,
     )
-
-
-def _framing(size: int) -> Framing:
-    return GENTLE if size < SMALL else Framing()
 
 
 def _masked(
@@ -178,11 +183,14 @@ def _masked(
     rng: np.random.Generator,
     framing: Framing,
     hflip: bool = True,
+    centered: bool = False,
 ) -> View:
     """The view with its mask cut to the subject's, by the same dice that placed the photo."""
     size, cells = view.pixels.shape[-1], view.mask.shape[-1]
     shaped = mask.convert("L").resize(photo.size).convert("RGB")
-    moved = augment(shaped, size, rng, size // cells, hflip=hflip, framing=framing).pixels[0]
+    moved = augment(shaped, size, rng, size // cells, hflip=hflip, framing=framing, centered=centered).pixels[
+        0
+    ]
     share = ((moved + 1) / 2).reshape(cells, size // cells, cells, size // cells).mean(axis=(1, 3))
     return View(view.pixels, view.mask * (share >= 0.5).astype(np.float32), view.prefix, view.box)
 
@@ -213,4 +221,11 @@ def _prompt(prefix: str, context: str, words: str, auto_caption: str) -> str:
 def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
     """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the denoiser reads them."""
     parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
+    return torch.cat(parts).to(base.device)
+
+
+@torch.no_grad()
+def deviations(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
+    """How far latents of pictures (n, 3, h, w) are spread around the means that `encode` gives."""
+    parts = [base.architecture.latent_deviations(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)

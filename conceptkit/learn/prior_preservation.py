@@ -107,6 +107,8 @@ def _of_several(progress: Callable[[int, int], None], k: int, sets: int) -> Call
 
 def undrawn(subjects: Sequence[Subject], recipe: TrainConfig, given: Collection[str]) -> list[str]:
     """The classes of subjects, each once, that the base must draw: those the user gave no pictures of."""
+    if recipe.prior_source == "base_prediction":
+        return []
     if not (recipe.prior_loss_weight and recipe.prior_batch and recipe.num_class_images):
         return []
     return [noun for noun in dict.fromkeys(s.noun for s in subjects) if noun and noun not in given]

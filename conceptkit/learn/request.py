@@ -58,6 +58,10 @@ def with_prior(recipe: TrainConfig) -> TrainConfig:
         raise BadRecipe(
             f"{recipe.method} learns a word alone, which leaves its class as it is; leave --class-images out"
         )
+    if recipe.prior_source == "base_prediction":
+        raise BadRecipe(
+            "prior_source = base_prediction holds on to no pictures; leave it or --class-images out"
+        )
     if not recipe.prior_batch:
         raise BadRecipe(
             "prior_batch = 0 shows no picture of the class; raise it, or leave --class-images out"

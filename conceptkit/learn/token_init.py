@@ -33,6 +33,12 @@ def init_token(
     look: a word that describes the photos, for recipes that begin there. taken: rare tokens that are others'.
     """
     number = hash_of(seed, subject.name, subject.photos.digest)
+    if recipe.initializer_token:
+        begun = init_rows(base, recipe.initializer_token, 0.0, number)
+        repeated = tuple(row.repeat(recipe.num_vectors, 1) for row in begun)
+        return repeated, {"initializer": recipe.initializer_token}
+    if recipe.token_init == "random":
+        return _random(base, recipe.num_vectors, number), {}
     if recipe.token_init == "rare":
         chosen = choose(base.pipe, captions(base.family.name), number, recipe.num_vectors, taken)
         return _copied(base, chosen), {"identifier": " ".join(candidate.text for candidate in chosen)}
@@ -59,6 +65,15 @@ def init_rows(base: Base, word: str | None, aside: float, seed: int) -> tuple[Te
         away = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
         near = table[ids].mean(0)
         rows.append((near + aside * near.norm() * away / away.norm()).unsqueeze(0))
+    return tuple(rows)
+
+
+def _random(base: Base, count: int, seed: int) -> tuple[Tensor, ...]:
+    """Rows (count, d) per text encoder, as far from zero as words are spread."""
+    dice, rows = torch.Generator().manual_seed(seed), []
+    for _, encoder in encoders(base.pipe):
+        table = encoder.get_input_embeddings().weight.detach().float().cpu()
+        rows.append(table.std() * torch.randn(count, table.shape[1], generator=dice))
     return tuple(rows)
 
 

@@ -13,12 +13,22 @@ __all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value", "todays_fields
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "target_modules": ("kv", "cross", "attn", "attn+ff"),
-    "token_init": ("aside", "described", "noun", "rare"),
+    "token_init": ("aside", "described", "noun", "rare", "random"),
     "sude_timestep_weighting": ("code", "paper"),
     "sude_prompts": ("own", "states"),
     "mixed_precision": ("fp32", "bf16", "fp16"),
-    "optimizer": ("adamw", "adamw8bit"),
+    "optimizer": ("adamw", "adamw8bit", "prodigy"),
+    "lr_scheduler": ("annealed", "constant", "constant_with_warmup", "linear", "cosine"),
+    "weighting_scheme": ("stratified", "none", "logit_normal", "mode", "sigma_sqrt", "cosmap"),
+    "init_lora_weights": ("unit", "gaussian", "kaiming"),
+    "augmentation": ("zoom", "crop"),
+    "masked_loss": ("mean", "channel_sum"),
+    "prior_source": ("class_images", "base_prediction"),
 }
+
+
+PRODIGY = "prodigy"
+"""The optimizer that finds its rates by itself."""
 
 
 def _off(value: Any) -> Any:
@@ -26,7 +36,10 @@ def _off(value: Any) -> Any:
     return field(default=value, metadata={"off": True})
 
 
-RATES = tuple(f"{what}learning_rate" for what in ("token_", "", "full_", "key_", "gated_lora_"))
+RATES = (
+    *(f"{what}learning_rate" for what in ("token_", "", "full_", "key_", "gated_lora_")),
+    "text_encoder_lr",
+)
 """Fields that say how fast something learns; they alone may change when learning goes on."""
 
 
@@ -41,20 +54,29 @@ class TrainConfig:
     token_init_noise: the distance from the word at which it starts, in lengths of the word's embedding.
     num_vectors: how many vectors the token has.
     token_train_steps: first the embedding is trained alone, at `token_learning_rate` (Adam, per step).
-    max_train_steps: then the delta is trained at `learning_rate` (full matrices: `full_learning_rate`).
+    max_train_steps: then the delta is trained at `learning_rate` (full matrices: `full_learning_rate`). A
+        `learning_rate` given for a recipe in which it says nothing becomes that of what learns there.
     train_token_jointly: the embedding is trained together with the delta (Custom Diffusion, 2212.04488); else
         it stays fixed then.
+    train_text_encoder_ti_frac: the share of the delta's steps in which it does (pivotal tuning, 2106.05744).
     rank: the rank of the delta; keyed: the number of constraint rows, as many as its words have and at most
         8; 0: full matrices.
     train_batch_size, prior_batch: the number of views of the subject, and of class images, in one step.
     prior_loss_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
     num_class_images: how many pictures of the class the frozen base draws.
+    prior_source: the prior is that of "class_images", or a "base_prediction": what the frozen base predicts
+        for the noised photos and their class, which needs no pictures.
     class_image_steps, class_image_guidance_scale: the denoising steps and the guidance scale of class images.
     caption_preservation_weight: the weight of tr(D G D^T) / tr(W0 G W0^T), what the delta does to captions
         without the concept.
     special_token_preservation_weight: the weight of what the delta does to BOS, EOT and padding of its own
         prompts.
     num_augmented_views: how many augmented views are encoded beforehand; each step draws from them.
+    augmentation: views "zoom" in and out, with a mask and words that say so (Custom Diffusion, 2212.04488);
+        or show a "crop" of the whole height or width. center_crop: of its middle. random_flip: every other
+        view is mirrored.
+    sample_latents: each step draws from the distribution that the autoencoder gives, instead of its mean.
+    instance_prompt: of photos without a caption, with {} for the subject's words; without one, eight in turn.
 
     adapter: where a concept is learned: "keyed" values at its own rows, a "kv" delta or a "lora" on
         `target_modules`, every linear map of the "unet", or attention to the first photo, the "image".
@@ -62,6 +84,9 @@ class TrainConfig:
         ("attn"), or feed-forward maps besides ("attn+ff").
     attention_regularization_weight: ViCo's (2306.00971): attention to the word as to the end of text.
     text_encoder_rank: the rank of a LoRA on the text encoders; 0: none.
+    text_encoder_lr: its rate, 0 for `learning_rate`.
+    init_lora_weights: the down factors of a LoRA begin with rows of "unit" length on average; as PEFT's
+        "gaussian" does, of deviation 1/rank, or as its default, "kaiming", uniform within 1/sqrt(inputs).
     gated_lora_rank: keyed: the rank of a LoRA beside the delta, on the maps of attention that read no text,
         trained at `gated_lora_learning_rate`. In a pipeline it acts only on pictures whose prompts name the
         concept.
@@ -79,12 +104,26 @@ class TrainConfig:
     sude_timestep_weighting: w_t of the authors' "code" or of the "paper".
     sude_prompts: the photos' "own", as published; or those with other "states" in them that the base has
         words for, while the embedding is trained, so that it inherits what its class can do by name.
+    weighting_scheme: how noise levels are drawn: "stratified", one in each equal part; uniform with "none";
+        by "logit_normal" of `logit_mean`, `logit_std`, or "mode" of `mode_scale` (SD3, 2403.03206, 3.1); or
+        uniform with the loss weighted by "sigma_sqrt" or "cosmap", which are for flows.
+    snr_gamma: gamma of min-SNR weighting (2303.09556) of the subject's loss; 0: without it.
+    masked_loss: "mean" over the cells of all views and over channels; or "channel_sum", each view by itself
+        and summed over channels, as Custom Diffusion's programs have it: the subject weighs four times more.
     validation_steps: steps from one measurement of the validation loss to the next, 0 for none; the best step
         is kept.
     early_stopping_patience: measurements without a better one before the training stops; 0: never.
     gradient_accumulation_steps: the number of parts in which a batch goes through.
     mixed_precision: the precision of the forward pass, "fp32", "bf16" or "fp16", the last on CUDA.
-    optimizer: "adamw", or "adamw8bit" of bitsandbytes.
+    optimizer: "adamw", "adamw8bit" of bitsandbytes, or "prodigy" (2306.06101), which finds its rates itself,
+        one for each group of parameters, and is given 1.0 for all of them.
+    adam_beta1, adam_beta2, adam_epsilon, adam_weight_decay: of the optimizer. adam_beta2 0: .999 while the
+        token learns alone, .99 afterwards. Decay is of a map's whole weight where that learns in full.
+    max_grad_norm: gradients are clipped at this norm, of all parameters together; 0: they are not.
+    lr_scheduler: "annealed", up over a twentieth of the steps, level to the half and straight down to zero,
+        or as the square root of what is left while the token learns alone; or "constant",
+        "constant_with_warmup", "linear", "cosine" as diffusers has them, over `lr_warmup_steps` where they
+        warm up.
     torch_compile: the UNet goes through torch.compile, on CUDA.
     gradient_checkpointing: activations are computed twice instead of kept.
     extract_rank: the rank to which the learned delta is cut at the end; 0: it stays as it was learned.
@@ -133,6 +172,29 @@ class TrainConfig:
     gradient_checkpointing: bool = _off(False)
     extract_rank: int = _off(0)
     attention_regularization_weight: float = _off(0.0)
+    initializer_token: str = _off("")
+    train_text_encoder_ti_frac: float = _off(1.0)
+    text_encoder_lr: float = _off(0.0)
+    init_lora_weights: str = _off("unit")
+    augmentation: str = _off("zoom")
+    center_crop: bool = _off(False)
+    random_flip: bool = _off(True)
+    sample_latents: bool = _off(False)
+    instance_prompt: str = _off("")
+    weighting_scheme: str = _off("stratified")
+    logit_mean: float = _off(0.0)
+    logit_std: float = _off(1.0)
+    mode_scale: float = _off(1.29)
+    snr_gamma: float = _off(0.0)
+    masked_loss: str = _off("mean")
+    prior_source: str = _off("class_images")
+    adam_beta1: float = _off(0.9)
+    adam_beta2: float = _off(0.0)
+    adam_epsilon: float = _off(1e-8)
+    adam_weight_decay: float = _off(0.0)
+    max_grad_norm: float = _off(0.0)
+    lr_scheduler: str = _off("annealed")
+    lr_warmup_steps: int = _off(0)
 
     def to_json(self) -> dict[str, Any]:
         """What is left off is left out, so that a new option changes no byte of concepts without it."""

@@ -29,10 +29,14 @@ UP, FULL, DOWN = (f"kv_delta_{kind}.{ADAPTER}" for kind in ("up", "weight", "dow
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters that learn at one rate; `rate` is the field of a recipe that it stands in."""
+    """Parameters that learn at one rate; `rate` is the field of a recipe that it stands in.
+
+    below: the weights that they are whole deltas of, where they are.
+    """
 
     parameters: list[nn.Parameter]
     rate: str
+    below: tuple[Tensor, ...] = ()
 
 
 @dataclass(eq=False)
@@ -95,12 +99,21 @@ def inject(
                 if down is not None and not part and base.architecture.reads_text(name)
             }
             begun = {
-                name: init_factors(name, map.weight.shape, target.rank, down if name in keyed else None, seed)
+                name: init_factors(
+                    name,
+                    map.weight.shape,
+                    target.rank,
+                    down if name in keyed else None,
+                    seed,
+                    recipe.init_lora_weights,
+                )
                 for name, map in target.maps.items()
             }
             install(module, Delta(begun, {name: "" if name in keyed else name for name in begun}))
             undo.callback(uninstall, module, ADAPTER)
-            groups += _by_rate(module, keyed, recipe, bool(target.rank or keyed))
+            own_rate = part and recipe.text_encoder_lr
+            rate = "text_encoder_lr" if own_rate else "learning_rate" if target.rank else "full_learning_rate"
+            groups += _by_rate(module, keyed, recipe, rate)
             modules[part] = module
         if recipe.detach_bos and has_beginning(base.pipe):
             undo.enter_context(_detached_bos(base))
@@ -108,32 +121,35 @@ def inject(
 
 
 def _by_rate(
-    module: nn.Module, keyed: Collection[str], recipe: TrainConfig, low_rank: bool
+    module: nn.Module, keyed: Collection[str], recipe: TrainConfig, rate: str
 ) -> list[ParameterGroup]:
     """The parameters that learn on a module, ready to, by rate; `keyed` maps learn values alone.
 
-    Values of key maps have a rate of their own if the recipe says so, and so has what is beside keyed maps.
+    rate: of maps that are not keyed. Values of key maps have a rate of their own if the recipe says so, and
+    so has what is beside keyed maps.
     """
     of_keys: list[nn.Parameter] = []
     of_values: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    below: list[Tensor] = []
     for name, layer in layers(module):
         alone = [p for n, p in layer.named_parameters() if n.endswith((UP, FULL, DOWN))]
         for parameter in alone:
             parameter.data = parameter.data.float()  # a step of 1e-4 would vanish in half precision
         if name not in keyed:
             others += alone
+            if any(n.endswith(FULL) for n, _ in layer.named_parameters()):
+                below.append(layer.get_base_layer().weight)
         else:
             (of_keys if name.endswith("to_k") and recipe.key_learning_rate else of_values).append(
                 layer.ups[ADAPTER]
             )
     for parameter in (*of_keys, *of_values, *others):
         parameter.requires_grad_()
-    usual = "learning_rate" if low_rank else "full_learning_rate"
     found = [
-        ParameterGroup(of_values, usual),
+        ParameterGroup(of_values, "learning_rate"),
         ParameterGroup(of_keys, "key_learning_rate"),
-        ParameterGroup(others, "gated_lora_learning_rate" if keyed else usual),
+        ParameterGroup(others, "gated_lora_learning_rate" if keyed else rate, tuple(below)),
     ]
     return [group for group in found if group.parameters]
 
@@ -143,15 +159,25 @@ def ordinary(base: Base, moment: Tensor) -> float:
     return sum(float(((w.weight.float() @ moment) * w.weight).sum()) for w in base.text_site.values())
 
 
-def init_factors(name: str, shape: Any, rank: int, down: Tensor | None, seed: int) -> Factors:
-    """Factors whose product is zero and has a gradient."""
+def init_factors(
+    name: str, shape: Any, rank: int, down: Tensor | None, seed: int, init: str = "unit"
+) -> Factors:
+    """Factors whose product is zero and has a gradient.
+
+    init: how a down factor (r, d) begins: rows of "unit" length on average, PEFT's "gaussian" of deviation
+        1/r, or its "kaiming", uniform within 1/sqrt(d).
+    """
     o, d = shape
     if down is not None:
         return Factors(torch.zeros(o, len(down)), down)
     if not rank:
         return Factors(weight=torch.zeros(o, d))
     dice = torch.Generator().manual_seed(hash_of(seed, "down", name))
-    return Factors(torch.zeros(o, rank), torch.randn(rank, d, generator=dice) / math.sqrt(d))
+    if init == "kaiming":
+        first = (2 * torch.rand(rank, d, generator=dice) - 1) / math.sqrt(d)
+    else:
+        first = torch.randn(rank, d, generator=dice) / (math.sqrt(d) if init == "unit" else rank)
+    return Factors(torch.zeros(o, rank), first)
 
 
 def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:
@@ -161,6 +187,19 @@ def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:
         for name, layer in module.named_modules()
         if isinstance(layer, KVDeltaLinear) and ADAPTER in layer.scaling
     ]
+
+
+@contextmanager
+def silenced(module: nn.Module) -> Iterator[None]:
+    """The module as it is without what is learned on it."""
+    there = [layer for _, layer in layers(module)]
+    for layer in there:
+        layer._disable_adapters = True  # `enable_adapters` would also decide what learns
+    try:
+        yield
+    finally:
+        for layer in there:
+            layer._disable_adapters = False
 
 
 @contextmanager

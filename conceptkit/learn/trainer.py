@@ -28,6 +28,8 @@ from conceptkit.learn import (
     diffusion_classifier,
     joint_training,
     latent_dataset,
+    lr_schedules,
+    optimizers,
     prior_preservation,
     token_init,
     training_step,
@@ -45,8 +47,9 @@ from conceptkit.learn.session import Progress, Session, quiet
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.train_config import TrainConfig
 from conceptkit.learn.trainable_delta import ParameterGroup
-from conceptkit.learn.training_loop import TrainingPhase, lr_schedule, run
+from conceptkit.learn.training_loop import TrainingPhase, run
 from conceptkit.learn.training_step import TrainingContext
+from conceptkit.learn.view_options import ViewOptions
 from conceptkit.rng import seeded
 
 if TYPE_CHECKING:
@@ -303,8 +306,9 @@ class _Run:
                 name=training_step.DELTA,
                 steps=recipe.max_train_steps,
                 groups=groups,
-                betas=(0.9, 0.99),
-                lr_schedule=lr_schedule,
+                betas=optimizers.betas(recipe, 0.99),
+                lr_schedule=lr_schedules.schedule_of(recipe, lr_schedules.annealed),
+                token_fraction=recipe.train_text_encoder_ti_frac,
                 with_prior=True,
                 conditionings=conditionings or training_step.encode_conditions(context, True, jointly, True),
                 regularizer=adapter.regularizer(base, recipe, concepts, delta, statistics),
@@ -337,8 +341,8 @@ def learn_token(
             name="token",
             steps=recipe.token_train_steps,
             groups=[ParameterGroup(_learning(rows), "token_learning_rate")],
-            betas=(0.9, 0.999),
-            lr_schedule=lambda step, steps: (1 - step / steps) ** 0.5,
+            betas=optimizers.betas(recipe, 0.999),
+            lr_schedule=lr_schedules.schedule_of(recipe, lr_schedules.square_root),
             with_prior=False,
             conditionings=training_step.encode_conditions(
                 context, with_prior=False, token_learns=True, encoder_learns=False
@@ -371,7 +375,7 @@ def _dataset(
         seed,
         kind=subject.kind,
         contexts=contexts[begin:end],
-        auto_caption=str(subject.auto_caption),
+        options=ViewOptions.of(recipe, str(subject.auto_caption)),
     )
 
 

@@ -22,6 +22,7 @@ class TrainingPhase:
 
     name: "token" or "delta", on which random numbers depend.
     groups: what learns, with the fields of the recipe that say how fast.
+    token_fraction: the share of the steps in which the token learns.
     """
 
     name: str
@@ -35,11 +36,23 @@ class TrainingPhase:
     progress: Callable[[int], None]
     before: int = 0
     kept: dict[str, Tensor] = field(default_factory=dict)
+    token_fraction: float = 1.0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that learn."""
         return [p for group in self.groups for p in group.parameters]
+
+    def lr_factor(self, group: ParameterGroup, step: int) -> float:
+        """The share of its rate at which a group learns in a step; a token may stand still in the end."""
+        if group.rate == "token_learning_rate" and step >= self.token_steps:
+            return 0.0
+        return self.lr_schedule(step, self.steps)
+
+    @property
+    def token_steps(self) -> int:
+        """The steps in which the token learns."""
+        return self.steps if self.token_fraction == 1 else round(self.token_fraction * self.steps)
 
     @property
     def rates(self) -> list[str]:
@@ -57,7 +70,7 @@ def run(
     parameters, distributed = phase.parameters, context.distributed
     base, recipe = context.base, context.recipe
     rated = [(group.parameters, float(getattr(recipe, group.rate))) for group in phase.groups]
-    optimiser = optimizers.optimizer_for(rated, phase.betas, recipe.optimizer)
+    optimiser = optimizers.optimizer_for(rated, phase.betas, recipe)
     scaler = mixed_precision.scaler(base.device, recipe.mixed_precision)
     begin = 0
     if (state := checkpoints.at(phase.name)) is not None:
@@ -70,8 +83,11 @@ def run(
         for step in range(begin, phase.steps):
             if early_stopping.look(phase.before + step, parameters):
                 break
-            for group, (_, lr) in zip(optimiser.param_groups, rated, strict=True):
-                group["lr"] = lr * phase.lr_schedule(step, phase.steps)
+            rates = [
+                lr * phase.lr_factor(group, step) for group, (_, lr) in zip(phase.groups, rated, strict=True)
+            ]
+            for group, lr in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = lr
             optimiser.zero_grad()
             loss = _descend(context, phase, step, scaler)
             if not losses.finite(loss):
@@ -85,8 +101,13 @@ def run(
                     CheckpointState(phase.name, step, tensors, early_stopping.curve, early_stopping.best_step)
                 )
             distributed.add_up(parameters)
+            if recipe.max_grad_norm:
+                scaler.unscale_(optimiser)
+                optimizers.clip(parameters, recipe.max_grad_norm)
             scaler.step(optimiser)
             scaler.update()
+            if recipe.adam_weight_decay:
+                _decay_below(phase, rates, recipe.adam_weight_decay)
             if scaler.get_scale() < mixed_precision.LEAST_SCALE:
                 raise ConceptError(
                     f"Gradients at step {step} are too large for fp16; give --mixed-precision bf16 or fp32"
@@ -96,6 +117,13 @@ def run(
             early_stopping.look(phase.before + phase.steps, parameters, last=True)
     early_stopping.put_back(parameters)
     optimiser.zero_grad()
+
+
+def _decay_below(phase: TrainingPhase, rates: Sequence[float], decay: float) -> None:
+    """Weights that learn in full decay with what they were before, as they do where they learn themselves."""
+    for group, lr in zip(phase.groups, rates, strict=True):
+        if group.below:
+            optimizers.decay_towards_zero(group.parameters, group.below, lr * decay)
 
 
 def _gradients(
@@ -132,8 +160,3 @@ def _no_number(step: int, checkpoints: CheckpointManager, precision: str, rates:
         return text
     smaller = " or ".join(f"--set {rate}" for rate in rates)
     return f"{text}, or go on from the last good state with --resume and a smaller {smaller}"
-
-
-def lr_schedule(step: int, steps: int) -> float:
-    """Up over a twentieth of the steps, level to the half, then straight down to zero."""
-    return min(1.0, (step + 1) / max(1, steps // 20), 2 * (1 - step / steps))

@@ -20,6 +20,7 @@ from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrain
 from conceptkit.learn.methods.table import adapter_of
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.train_config import TrainConfig
+from conceptkit.learn.trainable_delta import silenced
 from conceptkit.rng import hash_of
 from conceptkit.tuners.image_attention import Seen, showing
 
@@ -68,6 +69,7 @@ class Conditionings:
     """Conditions of the dataset's prompts and the prior's; for SuDe of the class's and the empty prompt.
 
     able: with states, what SuDe asks instead of the dataset's prompts; plain is then of the class in these.
+    frozen: of the prior's prompts before anything is learned, where the base's own prediction is the prior.
     """
 
     own: Condition | LiveCondition
@@ -75,6 +77,7 @@ class Conditionings:
     plain: Condition | LiveCondition | None = None
     empty: Condition | LiveCondition | None = None
     able: Condition | LiveCondition | None = None
+    frozen: Condition | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,7 @@ class StepSample:
 
     picks (n,), others (m,): indices into dataset and prior; t (n + m,); noise (n + m, c, h, w).
     photo (n, c, h, w): noise for the reference photo, where there is one. states (n,): those SuDe asks about.
+    latent (n, c, h, w): where in the autoencoder's distribution a view's latents are, in deviations.
     """
 
     picks: Tensor
@@ -91,6 +95,7 @@ class StepSample:
     noise: Tensor
     photo: Tensor | None = None
     states: Tensor | None = None
+    latent: Tensor | None = None
 
 
 def sample_step(context: TrainingContext, key: Key, with_prior: bool) -> StepSample:
@@ -99,19 +104,35 @@ def sample_step(context: TrainingContext, key: Key, with_prior: bool) -> StepSam
     dice = torch.Generator().manual_seed(hash_of(context.seed, *key))
     picks = torch.randint(len(dataset.latents), (recipe.train_batch_size,), generator=dice)
     others = torch.zeros(0, dtype=torch.int64)
-    if with_prior and context.prior is not None:
-        others = torch.randint(len(context.prior.latents), (recipe.prior_batch,), generator=dice)
+    if with_prior and (among := _prior_pictures(context)):
+        others = torch.randint(among, (recipe.prior_batch,), generator=dice)
     count = len(picks) + len(others)
     levels = len(context.schedule)
     if key[0] == DELTA:
         levels = max(1, round(recipe.max_timestep_fraction * levels))
-    t = losses.spread(count, levels, dice)
+    if recipe.weighting_scheme == "stratified":
+        t = losses.spread(count, levels, dice)
+    else:
+        t = losses.sample_levels(recipe, count, levels, dice)
     shape = dataset.latents.shape[1:]
     noise = torch.randn((count, *shape), generator=dice)
     referring = adapter_of(recipe).uses_reference(recipe)
     photo = torch.randn((len(picks), *shape), generator=dice) if referring else None
     states = torch.randint(len(context.states), (len(picks),), generator=dice) if context.states else None
-    return StepSample(picks, others, t, noise, photo, states)
+    latent = torch.randn((len(picks), *shape), generator=dice) if recipe.sample_latents else None
+    return StepSample(picks, others, t, noise, photo, states, latent)
+
+
+def own_prediction(recipe: TrainConfig) -> bool:
+    """Whether the prior is what the frozen base predicts for the photos and their class."""
+    return bool(recipe.prior_source == "base_prediction" and recipe.prior_loss_weight and recipe.prior_batch)
+
+
+def _prior_pictures(context: TrainingContext) -> int:
+    """How many pictures the prior is drawn from: the views themselves where it needs no others."""
+    if own_prediction(context.recipe) and all(subject.noun for subject in context.subjects):
+        return len(context.dataset.latents)
+    return 0 if context.prior is None else len(context.prior.latents)
 
 
 def encode_conditions(
@@ -133,8 +154,11 @@ def encode_conditions(
         return LiveCondition(pipe, prompts, gradient=False)
 
     own = (live if token_learns or encoder_learns else fixed)(context.dataset.prompts)
-    prior = None
-    if with_prior and context.prior is not None:
+    prior = frozen = None
+    if with_prior and own_prediction(recipe) and _prior_pictures(context):
+        frozen = fixed(context.plain(context.dataset.prompts))
+        prior = live(context.plain(context.dataset.prompts)) if encoder_learns else frozen
+    elif with_prior and context.prior is not None:
         prior = (live if encoder_learns else fixed)(context.prior.prompts)
     plain = empty = able = None
     if recipe.sude_weight and not context.states:
@@ -143,7 +167,7 @@ def encode_conditions(
     elif recipe.sude_weight and (token_learns or encoder_learns):
         able, plain = live(context.able), at_rest(context.plain(context.able))
         empty = at_rest([""])
-    return Conditionings(own, prior, plain, empty, able)
+    return Conditionings(own, prior, plain, empty, able, frozen)
 
 
 def loss(context: TrainingContext, drawn: StepSample, conditionings: Conditionings, part: int = 0) -> Tensor:
@@ -160,25 +184,27 @@ def loss(context: TrainingContext, drawn: StepSample, conditionings: Conditionin
         places = torch.cat([mine, whole + theirs])
     picks, others, t = drawn.picks[mine], drawn.others[theirs], drawn.t[places]
     n = len(picks)
-    clean, mask = dataset.latents[picks], dataset.masks[picks]
+    clean = _clean(dataset, picks, None if drawn.latent is None else drawn.latent[mine])
     hidden = conditionings.own[dataset.prompt_of[picks].to(conditionings.own.device)]
-    if conditionings.prior is not None and context.prior is not None and len(others):
-        clean = torch.cat([clean, context.prior.latents[others].to(clean)])
-        hidden = conditioning.concatenate(hidden, conditionings.prior[others.to(conditionings.prior.device)])
+    if conditionings.prior is not None and len(others):
+        beside, told = _of_prior(context, others, conditionings.prior)
+        clean, hidden = torch.cat([clean, beside.to(clean)]), conditioning.concatenate(hidden, told)
     noise = drawn.noise[places].to(clean)
     noisy = context.schedule.add_noise(clean, noise, t)
     wanted = context.schedule.target(clean, noise, t)
+    if conditionings.frozen is not None and len(others):
+        was = _of_prior(context, others, conditionings.frozen)[1]
+        with torch.no_grad(), silenced(context.base.denoiser):
+            wanted = torch.cat([wanted[:n], predict(context, noisy[n:], t[n:], was).to(wanted)])
     seen = None
     if drawn.photo is not None:
         every = torch.arange(n)
         seen = glance(context, picks, drawn.photo[mine], t[:n], hidden[every.to(hidden.hidden.device)])
     found = predict(context, noisy, t, hidden, seen)
-    cells = dataset.masks[drawn.picks].sum()
-    subject = losses.masked_mse(found[:n], wanted[:n], mask, cells)
+    subject = _of_subject(context, drawn, picks, found[:n], wanted[:n], t[:n])
     preserved = None
     if len(found) > n:
-        ones = torch.ones_like(found[n:, 0])
-        preserved = losses.masked_mse(found[n:], wanted[n:], ones, ones[:1].sum() * len(drawn.others))
+        preserved = _preserved(context, found[n:], wanted[n:], t[n:], len(drawn.others))
     total = losses.prior_weighted(subject, preserved, recipe.prior_loss_weight)
     if seen is not None and recipe.attention_regularization_weight:
         total = total + recipe.attention_regularization_weight * seen.unlike().sum() / whole
@@ -188,6 +214,56 @@ def loss(context: TrainingContext, drawn: StepSample, conditionings: Conditionin
             context, found[:n], noisy[:n], t[:n], picks, states, conditionings, whole
         )
     return total
+
+
+def _clean(dataset: latent_dataset.LatentDataset, picks: Tensor, place: Tensor | None) -> Tensor:
+    """Latents of views (n, c, h, w): the autoencoder's means, or `place` deviations from them."""
+    latents = dataset.latents[picks]
+    if place is None or dataset.deviations is None:
+        return latents
+    return latents + dataset.deviations[picks] * place.to(latents)
+
+
+def _of_prior(
+    context: TrainingContext, others: Tensor, read: Condition | LiveCondition
+) -> tuple[Tensor, Condition]:
+    """Latents of the prior's pictures (m, c, h, w), and what is read of their prompts."""
+    if own_prediction(context.recipe):
+        dataset = context.dataset
+        return dataset.latents[others], read[dataset.prompt_of[others].to(read.device)]
+    assert context.prior is not None
+    return context.prior.latents[others], read[others.to(read.device)]
+
+
+def _of_subject(
+    context: TrainingContext, drawn: StepSample, picks: Tensor, found: Tensor, wanted: Tensor, t: Tensor
+) -> Tensor:
+    """The loss of some of a batch's views, as a part of that of all."""
+    recipe, dataset = context.recipe, context.dataset
+    weights = level_weights(context, t)
+    if recipe.snr_gamma:
+        weights = losses.min_snr(context.schedule.prediction, context.schedule.bars[t], recipe.snr_gamma)
+    if weights is None and recipe.masked_loss == "mean":
+        return losses.masked_mse(found, wanted, dataset.masks[picks], dataset.masks[drawn.picks].sum())
+    weights = torch.ones(len(picks)) if weights is None else weights
+    summed = recipe.masked_loss == "channel_sum"
+    return losses.weighted_mse(found, wanted, dataset.masks[picks], weights, len(drawn.picks), summed)
+
+
+def _preserved(context: TrainingContext, found: Tensor, wanted: Tensor, t: Tensor, whole: int) -> Tensor:
+    """The loss of some of a batch's prior pictures, as a part of that of all `whole` of them."""
+    ones = torch.ones_like(found[:, 0])
+    if (weights := level_weights(context, t)) is not None:
+        return losses.weighted_mse(found, wanted, ones, weights, whole)
+    return losses.masked_mse(found, wanted, ones, ones[:1].sum() * whole)
+
+
+def level_weights(context: TrainingContext, t: Tensor) -> Tensor | None:
+    """Weights (n,) of a flow's levels t (n,), where the recipe's scheme has any."""
+    scheme, sigmas = context.recipe.weighting_scheme, context.schedule.sigmas
+    if sigmas is None or scheme not in ("sigma_sqrt", "cosmap"):
+        return None
+    return losses.flow_weights(scheme, sigmas[t])
 
 
 def glance(

@@ -37,6 +37,10 @@ def early_stopping_for(context: TrainingContext) -> EarlyStopping:
         train_batch_size=SAMPLES,
         sude_weight=0.0,
         attention_regularization_weight=0.0,
+        sample_latents=False,
+        snr_gamma=0.0,
+        masked_loss="mean",
+        weighting_scheme="stratified",
         gradient_accumulation_steps=1,
     )
     judged = replace(context, dataset=latent_dataset.joined(datasets), prior=None, recipe=plain)

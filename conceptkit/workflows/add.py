@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -151,7 +151,10 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         if current().first:
             stack.enter_context(claimed_names(registry.home, names))
         sets = {name: photo_files.read(one.photos, one.masks) for name, one in order.wanted.items()}
-        base = _loaded(settings)
+        base = loaded(settings)
+        # What family a base is of is known for sure once it is there, and steps once photos are counted.
+        photos = sum(map(len, sets.values()))
+        order = replace(order, config=replace(settings, base=base).recipe(photos))
         session = Session(base, registry, settings.progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
@@ -178,7 +181,7 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         ]
 
 
-def _loaded(settings: AddSettings) -> bases.Base:
+def loaded(settings: AddSettings) -> bases.Base:
     """The base, loaded where it comes by its name."""
     if isinstance(settings.base, str):
         return bases.load(settings.base, device=current().device or devices.choose(settings.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -11,7 +11,8 @@ from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
 from conceptkit.base.families import family_of
 from conceptkit.compression.sizes import FULL, SizeRequest
-from conceptkit.learn.config import TrainConfig, config_for
+from conceptkit.learn import recipes
+from conceptkit.learn.config import DEFAULT, TrainConfig, config_for, named_fields, read_config
 from conceptkit.learn.session import Progress, quiet
 
 if TYPE_CHECKING:
@@ -75,8 +76,31 @@ class AddSettings:
     size: str = FULL
     progress: Progress = quiet
 
-    def recipe(self) -> TrainConfig:
-        """The method's recipe with everything in it that was asked for. Raises BadRecipe."""
+    @property
+    def family(self) -> str:
+        """The family of the base."""
+        return family_of(self.base).name if isinstance(self.base, str) else self.base.family.name
+
+    @property
+    def row(self) -> recipes.Row | None:
+        """The published row that the recipe is of, if it is one."""
+        stored = {} if self.config is None else read_config(self.config)
+        return recipes.row_of(self.method or stored.get("method", DEFAULT), self.family)
+
+    def recipe(self, photos: int | None = None) -> TrainConfig:
+        """The method's recipe with everything in it that was asked for. Raises BadRecipe.
+
+        photos: how many there are, where steps follow their number and none were asked for.
+        """
+        recipe, row = self._recipe(), self.row
+        if photos is None or row is None or row.steps is None or self.steps is not None:
+            return recipe
+        named = "max_train_steps" in named_fields(self.changes, self.config)
+        if named or recipe.max_train_steps != row.config.max_train_steps:
+            return recipe
+        return replace(recipe, max_train_steps=row.steps.steps(photos))
+
+    def _recipe(self) -> TrainConfig:
         return config_for(
             self.method,
             self.steps,
@@ -85,7 +109,7 @@ class AddSettings:
             self.adapter,
             file=self.config,
             switches=[name for name in ("sude", "early_stopping") if getattr(self, name)],
-            family=family_of(self.base).name if isinstance(self.base, str) else self.base.family.name,
+            family=self.family,
         )
 
 

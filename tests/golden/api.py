@@ -4,6 +4,7 @@ Everything is imported on first use. What the golden files call something stays 
 calls it today stands here.
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
@@ -78,11 +79,16 @@ def distance(concept: Any, name: str) -> float:
 
 def learn(case: Case, photos: Path, home: Path) -> dict[str, Any]:
     """What a case learns into the registry at `home`: its concepts by their names."""
+    changes = {RECIPE_FIELDS[name]: value for name, value in case.changes.items()}
+    # Those of the storybook on every base: others have recipes of their own since.
+    recipe = _part("conceptkit.learn.config").config_for(
+        case.method, rank=case.rank, changes=changes, family="storybook"
+    )
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     shared: dict[str, Any] = {
         "base": base(case.base),
-        "method": case.method,
-        "rank": case.rank,
-        "changes": {RECIPE_FIELDS[name]: value for name, value in case.changes.items()},
+        "method": fields.pop("method"),
+        "changes": fields,
     }
     where = {name: photos / folder for name, folder in case.photos.items()}
     with registry(home) as store:

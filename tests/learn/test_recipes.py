@@ -9,7 +9,7 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.features import caption_statistics
 from conceptkit.inference.attach import attach
-from conceptkit.learn import latent_dataset, losses, training_step
+from conceptkit.learn import latent_dataset, losses, training_step, view_options
 from conceptkit.tuners.inject import install, uninstall
 from tests import tiny
 from tests.learning import TINY, teach, ups
@@ -45,7 +45,7 @@ def test_a_heavy_leak_holds_the_delta_back(pico, shown):
 
 
 def test_the_mask_changes_what_is_learned(pico, shown, monkeypatch):
-    monkeypatch.setattr(latent_dataset, "SMALL", 0)
+    monkeypatch.setattr(view_options, "SMALL", 0)
     usual = teach(pico, shown)
     pool = latent_dataset.latent_dataset
 

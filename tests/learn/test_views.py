@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from conceptkit.learn import latent_dataset
+from conceptkit.learn import latent_dataset, view_options
 
 
 def test_prompts_of_views_read_well(pico, shown, monkeypatch):
-    monkeypatch.setattr(latent_dataset, "SMALL", 0)
+    monkeypatch.setattr(view_options, "SMALL", 0)
     prompts = latent_dataset.latent_dataset(pico, shown, "<my_dog> dog", 900, seed=0).prompts
     assert {
         "photo of a <my_dog> dog",

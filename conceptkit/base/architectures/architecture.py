@@ -215,6 +215,12 @@ class Architecture:
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return (mean - shift) * vae.config.scaling_factor
 
+    def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
+        """How far the autoencoder spreads latents around the means that `latents` gives, (n, c, h, w)."""
+        vae = pipe.vae
+        spread = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.std.float()
+        return spread * vae.config.scaling_factor
+
     def drawn_latents(self, pipe: DiffusionPipeline, drawn: Tensor) -> Tensor:
         """Latents (n, c, h, w) of what a pipeline gives with `output_type="latent"`, in its own size."""
         return drawn

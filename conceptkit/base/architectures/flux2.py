@@ -80,11 +80,14 @@ class Flux2(JointTransformer):
         vae = pipe.vae
         mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         patches = pipe._patchify_latents(mean).float()
-        centre, spread = (
-            values.float().view(1, -1, 1, 1)
-            for values in (vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt())
-        )
-        return (patches - centre) / spread
+        return (patches - vae.bn.running_mean.float().view(1, -1, 1, 1)) / _spread(vae)
+
+    def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
+        """In the same patches."""
+        vae = pipe.vae
+        deviations = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.std
+        patches: Tensor = pipe._patchify_latents(deviations).float()
+        return patches / _spread(vae)
 
     def drawn_latents(self, pipe: DiffusionPipeline, drawn: Tensor) -> Tensor:
         """FLUX.2's come packed, klein's as the autoencoder reads them."""
@@ -100,6 +103,12 @@ class Flux2(JointTransformer):
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """What the pipeline draws when it is not told a size."""
         return int(pipe.default_sample_size) * int(pipe.vae_scale_factor)
+
+
+def _spread(vae: Any) -> Tensor:
+    """The deviation of each channel of patches, (1, c, 1, 1), over what the autoencoder has seen."""
+    spread: Tensor = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().float().view(1, -1, 1, 1)
+    return spread
 
 
 ARCHITECTURE = Flux2()

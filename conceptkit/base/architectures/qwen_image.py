@@ -83,13 +83,21 @@ class QwenImage(JointTransformer):
 
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
         """One frame of a video autoencoder, each channel normalised."""
-        vae = pipe.vae
-        mean = vae.encode(pixels.to(vae.device, vae.dtype).unsqueeze(2)).latent_dist.mode().float()[:, :, 0]
-        centre, spread = (
-            torch.tensor(values, device=mean.device).view(1, -1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        return (mean - centre) / spread
+        mean = self._frames(pipe, pixels).mode().float()[:, :, 0]
+        return (mean - self._channels(pipe, "latents_mean", mean)) / self._channels(pipe, "latents_std", mean)
+
+    def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
+        """Of the same frame, each channel normalised."""
+        deviations = self._frames(pipe, pixels).std.float()[:, :, 0]
+        return deviations / self._channels(pipe, "latents_std", deviations)
+
+    @staticmethod
+    def _frames(pipe: DiffusionPipeline, pixels: Tensor) -> Any:
+        return pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype).unsqueeze(2)).latent_dist
+
+    @staticmethod
+    def _channels(pipe: DiffusionPipeline, field: str, like: Tensor) -> Tensor:
+        return torch.tensor(pipe.vae.config[field], device=like.device).view(1, -1, 1, 1)
 
     def drawn_latents(self, pipe: DiffusionPipeline, drawn: Tensor) -> Tensor:
         """They come packed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from conceptkit.base.architectures.architecture import Condition
@@ -39,6 +40,10 @@ class Sana(StaticCrossAttention):
         vae = pipe.vae
         encoded: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent
         return encoded.float() * vae.config.scaling_factor
+
+    def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
+        """None."""
+        return torch.zeros_like(self.latents(pipe, pixels))
 
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
         """No instruction before the prompt: names stand where they are looked for. The size of the model."""

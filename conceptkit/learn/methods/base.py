@@ -12,12 +12,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from conceptkit.base.families import STORYBOOK
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.concept import Concept
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import Factor
 from conceptkit.features.concept_rows import constraint_rows
-from conceptkit.learn import trainable_delta
+from conceptkit.learn import recipes, trainable_delta
 from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
 from conceptkit.learn.methods.regularizers import regularizers_for
 from conceptkit.learn.subject import Subject
@@ -82,6 +83,15 @@ class Adapter:
             base, recipe.text_encoder_rank
         )
 
+    def learned_numbers(self, base: Base, recipe: TrainConfig) -> int:
+        """How many numbers learn on its maps."""
+        targets = self.target_modules(base, recipe).values()
+        return sum(
+            target.rank * sum(module.weight.shape) if target.rank else module.weight.numel()
+            for target in targets
+            for module in target.maps.values()
+        )
+
     def prepare(self, base: Base, recipe: TrainConfig, concepts: list[Concept], keys: Factor) -> Prepared:
         """What is worked out before anything is injected; the words of the concepts have learned alone."""
         return Prepared(concepts)
@@ -129,7 +139,8 @@ class Adapter:
 class Method:
     """A way to learn, as `--method` names it.
 
-    configs: its recipe by family of bases; that under "" is for all others.
+    configs: its recipe by family of bases. That of `recipes.USUAL` is for bases of families that have none,
+    if there is one; that under "" is for the storybook, and for all where there is no other.
     """
 
     name: str
@@ -137,5 +148,6 @@ class Method:
     configs: Mapping[str, TrainConfig]
 
     def config(self, family: str = "") -> TrainConfig:
-        """The recipe for a family of bases."""
-        return self.configs.get(family, self.configs[""])
+        """The recipe for a family of bases; "" is the one that was registered for none."""
+        names = (family,) if family in ("", STORYBOOK) else (family, recipes.USUAL)
+        return next((self.configs[name] for name in names if name in self.configs), self.configs[""])

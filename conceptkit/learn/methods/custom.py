@@ -22,6 +22,7 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
 from conceptkit.features.closed_form import Factor, closed_form
 from conceptkit.features.concept_rows import MOST_ROWS, class_noun_rows, constraint_rows
+from conceptkit.learn import recipes
 from conceptkit.learn.methods.base import Adapter, Prepared
 from conceptkit.learn.methods.key_locking import class_rows, lock_keys
 from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
@@ -72,6 +73,18 @@ class Keyed(Adapter):
         site = unet_maps(base, "kv", recipe.rank)[UNET].maps
         targets[UNET] = TargetMaps({**targets[UNET].maps, **site}, targets[UNET].rank)
         return targets | text_encoder_maps(base, recipe.text_encoder_rank)
+
+    def learned_numbers(self, base: Base, recipe: TrainConfig) -> int:
+        """Values alone of keyed maps, at most at as many rows as the rank says."""
+        if not recipe.rank:
+            return super().learned_numbers(base, recipe)
+        return sum(
+            recipe.rank * module.weight.shape[0]
+            if part == UNET and base.architecture.reads_text(name)
+            else target.rank * sum(module.weight.shape)
+            for part, target in self.target_modules(base, recipe).items()
+            for name, module in target.maps.items()
+        )
 
     def prepare(self, base: Base, recipe: TrainConfig, concepts: list[Concept], keys: Factor) -> Prepared:
         """The concepts' rows, with those of their classes, at which the delta is nothing."""
@@ -159,4 +172,5 @@ CUSTOM = register_method(
         train_batch_size=4,
         prior_loss_weight=0.0,
     ),
+    recipes.of_method("custom"),
 )

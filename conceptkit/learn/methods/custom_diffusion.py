@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conceptkit.learn import recipes
 from conceptkit.learn.methods.base import Adapter
 from conceptkit.learn.methods.table import register_method
 from conceptkit.learn.train_config import TrainConfig
@@ -37,4 +38,5 @@ CUSTOM_DIFFUSION = register_method(
         num_class_images=48,
         caption_preservation_weight=0.3,  # else low rank changes other captions by half
     ),
+    recipes.of_method("custom-diffusion"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conceptkit.base.pipeline import Base
 from conceptkit.errors import BadRecipe
+from conceptkit.learn import recipes
 from conceptkit.learn.methods.base import Adapter
 from conceptkit.learn.methods.table import register_method
 from conceptkit.learn.target_modules import TargetMaps, text_encoder_maps, unet_maps
@@ -58,6 +59,7 @@ DREAMBOOTH = register_method(
         train_batch_size=4,
         prior_batch=2,
     ),
+    recipes.of_method("dreambooth"),
 )
 DREAMBOOTH_FULL = register_method(
     "dreambooth-full",
@@ -71,4 +73,5 @@ DREAMBOOTH_FULL = register_method(
         max_train_steps=250,
         full_learning_rate=1e-4,
     ),
+    recipes.of_method("dreambooth-full"),
 )

@@ -10,7 +10,7 @@ from conceptkit.base.text_features import encode, positions, spell
 from conceptkit.concepts.concept import Concept
 from conceptkit.features.concept_rows import word_features
 from conceptkit.features.prompt_templates import context_prompts
-from conceptkit.learn.trainable_delta import ParameterGroup, TrainableDelta, layers
+from conceptkit.learn.trainable_delta import TrainableDelta, layers
 from conceptkit.tuners import inject
 
 
@@ -45,5 +45,5 @@ def lock_keys(delta: TrainableDelta, difference: Tensor) -> None:
             values.data = (weight @ difference.cpu().double().T).float().to(values.device)
             values.requires_grad_(False)
             held.add(id(values))
-    left = [ParameterGroup([p for p in g.parameters if id(p) not in held], g.rate) for g in delta.groups]
+    left = [g._replace(parameters=[p for p in g.parameters if id(p) not in held]) for g in delta.groups]
     delta.groups[:] = [group for group in left if group.parameters]

@@ -43,7 +43,9 @@ class ReferenceAttentionTrainer:
 
         self._maps = Delta(
             {
-                name: init_factors(name, size, recipe.rank, None, seed).map(learning)
+                name: init_factors(name, size, recipe.rank, None, seed, recipe.init_lora_weights).map(
+                    learning
+                )
                 for name, size in sizes(self.base.denoiser).items()
             }
         )

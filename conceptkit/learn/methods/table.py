@@ -26,6 +26,7 @@ BUILT_IN = {
     "custom-diffusion": "custom_diffusion",
     "dreambooth": "dreambooth",
     "dreambooth-full": "dreambooth",
+    "pivotal-tuning": "pivotal_tuning",
     "textual-inversion": "textual_inversion",
     "vico": "vico",
 }
@@ -70,6 +71,7 @@ def register_method(
 ) -> Method:
     """Add a method: its adapter, its recipe, and other recipes for families of bases.
 
+    families: the one under "stable-diffusion" is also for bases of families that are not named.
     Raises ConceptError when there is another method of that name.
     """
     from conceptkit.learn.methods.base import Method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conceptkit.learn import recipes
 from conceptkit.learn.methods.custom import CUSTOM
 from conceptkit.learn.methods.table import register_method
 from conceptkit.learn.train_config import TrainConfig
@@ -20,4 +21,5 @@ TEXTUAL_INVERSION = register_method(
         prior_loss_weight=0.0,
         sude_prompts="states",
     ),
+    recipes.of_method("textual-inversion"),
 )

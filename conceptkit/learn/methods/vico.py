@@ -11,7 +11,7 @@ from conceptkit.base.pipeline import Base
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
 from conceptkit.features.closed_form import Factor
-from conceptkit.learn import latent_dataset
+from conceptkit.learn import latent_dataset, recipes
 from conceptkit.learn.methods.base import Adapter, Prepared
 from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
 from conceptkit.learn.methods.table import register_method
@@ -126,4 +126,5 @@ VICO = register_method(
         prior_loss_weight=0.0,
         attention_regularization_weight=5e-4,
     ),
+    recipes.of_method("vico"),
 )

@@ -1,0 +1,114 @@
+"""Published recipes are what their sources say, and no base of others gets the storybook's rates."""
+
+import pytest
+
+from conceptkit.errors import BadRecipe
+from conceptkit.learn import config_checks, recipes
+from conceptkit.learn.config import config_for
+from conceptkit.learn.methods.table import METHODS, adapter_of
+
+EXAMPLES = "diffusers, examples"
+PUBLISHED = {
+    # (method, family): rate that the source's script takes, rank, steps, pictures in a step
+    ("dreambooth", "stable-diffusion"): (1e-4, 4, 500, 1),
+    ("dreambooth", "sdxl"): (1e-4, 4, 500, 4),
+    ("dreambooth", "if"): (5e-6 * 4, 4, 1200, 4),
+    ("dreambooth", "sd3"): (1e-4, 4, 500, 4),
+    ("dreambooth", "flux"): (1e-4, 4, 500, 4),
+    ("dreambooth", "flux2"): (1e-4, 4, 500, 4),
+    ("dreambooth", "qwen-image"): (2e-4, 4, 500, 4),
+    ("dreambooth", "z-image"): (1e-4, 4, 500, 4),
+    ("dreambooth", "sana"): (1e-4, 4, 500, 4),
+    ("dreambooth", "lumina2"): (1e-4, 4, 500, 4),
+    ("dreambooth", "chroma"): (1e-4, 16, 2000, 1),
+    ("dreambooth-full", "stable-diffusion"): (5e-6, 0, 800, 1),
+    ("textual-inversion", "stable-diffusion"): (5e-4 * 4, 0, 3000, 4),
+    ("textual-inversion", "sdxl"): (5e-4 * 4, 0, 500, 4),
+    ("custom-diffusion", "stable-diffusion"): (1e-5 * 4, 0, 250, 2),
+    ("vico", "stable-diffusion"): (1e-5, 0, 400, 4),
+    ("pivotal-tuning", "sdxl"): (1.0, 8, 1000, 3),
+    ("pivotal-tuning", "flux"): (1.0, 8, 700, 1),
+}
+"""Read in the sources, not in the rows."""
+FAR = 3
+
+
+def rate_of(recipe):
+    if not recipe.max_train_steps:
+        return recipe.token_learning_rate
+    return recipe.learning_rate if recipe.rank else recipe.full_learning_rate
+
+
+@pytest.mark.parametrize("key", recipes.ROWS, ids="-".join)
+def test_a_row_is_near_its_published_source_or_says_why_not(key):
+    row = recipes.ROWS[key]
+    assert row.source and row.config.method == key[0]
+    if key not in PUBLISHED:
+        assert row.why, "a row without a source of its own says what it goes by"
+        return
+    rate, rank, steps, batch = PUBLISHED[key]
+    assert 1 / FAR <= rate_of(row.config) / rate <= FAR
+    assert row.config.rank == rank and row.config.train_batch_size == batch
+    assert (row.config.max_train_steps or row.config.token_train_steps) == steps
+
+
+@pytest.mark.parametrize("key", recipes.ROWS, ids="-".join)
+def test_a_row_makes_sense(key):
+    config = config_for(key[0], family=key[1])
+    assert config == recipes.ROWS[key].config
+    config_checks.check_numbers(config)
+    config_checks._check_together(config, adapter_of(config))
+
+
+@pytest.mark.parametrize("method", [method.name for method in METHODS.own()])
+def test_every_family_has_a_recipe_and_none_but_the_storybook_the_tuned_one(method):
+    tuned = config_for(method)
+    assert tuned == config_for(method, family="storybook")
+    for family in ("stable-diffusion", "sdxl", "pixart", "some-new-one"):
+        found = config_for(method, family=family)
+        assert found == recipes.row_of(method, family).config != tuned
+    assert recipes.row_of(method, "storybook") is None
+
+
+def test_another_adapter_has_the_rates_of_the_same_family():
+    lora = config_for("custom", adapter="lora", family="sdxl")
+    assert (lora.learning_rate, lora.optimizer, lora.init_lora_weights) == (1e-4, "adamw", "gaussian")
+    assert lora.token_learning_rate < 0.01, "a rate for Prodigy is none for AdamW"
+    assert config_for("dreambooth", adapter="keyed", family="sdxl").optimizer == "prodigy"
+    assert (
+        config_for("custom", adapter="lora").learning_rate == config_for("dreambooth").learning_rate == 3e-3
+    )
+
+
+def test_rates_go_with_the_optimizer():
+    found = config_for("dreambooth", family="flux", changes={"optimizer": "prodigy"})
+    assert found.learning_rate == found.token_learning_rate == 1.0
+    half = config_for("dreambooth", family="flux", changes={"optimizer": "prodigy", "learning_rate": 0.5})
+    assert half.learning_rate == 0.5
+    with pytest.raises(BadRecipe, match="for prodigy, and adamw would learn at 1.0; give .*learning_rate"):
+        config_for("custom", family="sdxl", changes={"optimizer": "adamw"})
+
+
+def test_steps_follow_the_number_of_photos():
+    rule = recipes.ROWS["dreambooth", "stable-diffusion"].steps
+    assert [rule.steps(n) for n in (1, 5, 12, 100)] == [500, 500, 1200, 2000]
+
+
+def test_a_learning_rate_is_that_of_what_learns():
+    """As `--learning-rate` is in the scripts of each method."""
+
+    def given(method, **changes):
+        return config_for(method, family="sdxl", changes={"learning_rate": 3e-6, **changes})
+
+    full = given("dreambooth-full")
+    assert full.full_learning_rate == 3e-6 != full.token_learning_rate
+    assert given("textual-inversion").token_learning_rate == 3e-6
+    both = given("custom-diffusion")
+    assert both.full_learning_rate == both.token_learning_rate == 3e-6
+    apart = given("custom-diffusion", token_learning_rate=1e-3)
+    assert (apart.full_learning_rate, apart.token_learning_rate) == (3e-6, 1e-3)
+    lora = given("dreambooth")
+    assert (
+        lora.learning_rate == 3e-6
+        and lora.full_learning_rate == config_for("dreambooth", family="sdxl").full_learning_rate
+    )
