@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
+from conceptkit.base.distilled import check_learnable
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
@@ -55,6 +56,7 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     check_numbers(recipe)
     _check_together(recipe, adapter)
     mixed_precision.check(base.device, recipe)
+    check_learnable(base)
     schedule_of(base.pipe.scheduler)
     present = getattr(base.pipe.encode_prompt, "attachment", None)
     if present is not None and present.attached:

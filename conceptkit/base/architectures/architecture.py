@@ -183,6 +183,17 @@ class Architecture:
         """Pixels on a side of what the base draws."""
         return int(getattr(pipe, self.denoiser).config.sample_size) * int(pipe.vae_scale_factor)
 
+    def size_multiple(self, pipe: DiffusionPipeline) -> int:
+        """Pixels by which widths and heights can be divided: cells of the latents, in patches."""
+        patch = getattr(pipe, self.denoiser).config.get("patch_size")
+        return int(pipe.vae_scale_factor) * (patch if isinstance(patch, int) else 1)
+
+    def largest_size(self, pipe: DiffusionPipeline) -> int | None:
+        """The longest side in pixels that the denoiser has positions for; None without a limit."""
+        config = getattr(pipe, self.denoiser).config
+        most = config.get("pos_embed_max_size")
+        return None if most is None else int(most) * int(config.patch_size) * int(pipe.vae_scale_factor)
+
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
         """What a pipeline is called with beside prompt, steps, seeds and scales."""
         return {}

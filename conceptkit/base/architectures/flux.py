@@ -73,6 +73,10 @@ class Flux(JointTransformer):
         """What the pipeline draws when it is not told a size."""
         return int(pipe.default_sample_size) * int(pipe.vae_scale_factor)
 
+    def size_multiple(self, pipe: DiffusionPipeline) -> int:
+        """Two cells, which are packed into one."""
+        return 2 * int(pipe.vae_scale_factor)
+
 
 def pack(latents: Tensor) -> Tensor:
     """(n, c, h, w) -> (n, h w / 4, 4 c): squares of 2 x 2 cells, row by row."""
