@@ -11,9 +11,11 @@ from conceptkit.cli.options import (
     base_option,
     debug_option,
     device_option,
+    dtype_option,
     free_path,
     note,
     out_option,
+    quantization_option,
     wrote,
 )
 from conceptkit.cli.progress import bar
@@ -53,6 +55,8 @@ class MethodName(click.ParamType):
 )
 @base_option
 @device_option
+@dtype_option
+@quantization_option
 @click.option(
     "--method",
     type=MethodName(),
@@ -105,6 +109,8 @@ def add(
     kind: str,
     base: str | None,
     device: str,
+    dtype: str,
+    quantization: str | None,
     method: str | None,
     adapter: str | None,
     sude: bool,
@@ -150,6 +156,8 @@ def add(
         shared: dict[str, Any] = {
             "base": base or "storybook",
             "device": device,
+            "dtype": dtype,
+            "quantization": quantization,
             "registry": registry,
             "new_version": new_version,
             "seed": seed,

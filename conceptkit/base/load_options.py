@@ -42,9 +42,20 @@ class LoadOptions:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(LoadOptions, name)}
 
+    def check_unused(self, base: str) -> None:
+        """Raises BadRecipe where something was asked for of a base that is loaded already."""
+        for name, value in self.given.items():
+            raise BadRecipe(
+                f"{name} = {value} is for a base that comes by its name, and {base} is loaded already; "
+                "leave it out, or give it to load"
+            )
+
     @classmethod
     def split(cls, options: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:
         """The options that are about loading, and the others."""
         names = {each.name for each in fields(cls)}
         own = {name: value for name, value in options.items() if name in names and value is not None}
         return cls(**own), {name: value for name, value in options.items() if name not in names}
+
+
+AS_USUAL = LoadOptions()

@@ -1,4 +1,4 @@
-"""What a pipeline is called with for one drawing: sizes, a negative prompt, guidance, who follows the steps."""
+"""What a pipeline is called with for one drawing: sizes, a negative prompt, guidance, who follows it."""
 
 from __future__ import annotations
 

@@ -178,7 +178,9 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
 def _loaded(settings: AddSettings) -> bases.Base:
     """The base, loaded where it comes by its name."""
     if isinstance(settings.base, str):
-        return bases.load(settings.base, device=current().device or devices.choose(settings.device))
+        device = current().device or devices.choose(settings.device)
+        return bases.load(settings.base, device=device, **settings.loading.given)
+    settings.loading.check_unused(settings.base.name)
     return bases.refreshed(settings.base)
 
 

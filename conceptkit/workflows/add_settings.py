@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
 from conceptkit.base.families import family_of
+from conceptkit.base.load_options import LoadOptions
 from conceptkit.learn.config import TrainConfig, config_for
 from conceptkit.learn.session import Progress, quiet
 
@@ -24,6 +25,8 @@ class AddOptions(TypedDict, total=False):
 
     base: str | bases.Base
     device: str
+    dtype: str
+    quantization: str | None
     registry: Registry | None
     new_version: bool
     seed: int
@@ -44,6 +47,7 @@ class AddSettings:
     """How subjects are learned, and where they are stored.
 
     base: a loaded one, or its name. device: where a base is loaded that comes by its name.
+    dtype, quantization: how it is loaded then, see `LoadOptions`.
     registry: where the concept is stored; None: the one of the user.
     new_version: a name that is taken gets another version.
     seed: the same seed, machine and versions learn the same bytes.
@@ -53,10 +57,14 @@ class AddSettings:
     changes: fields of the recipe, by name; names of earlier versions are taken.
     resume: go on with learning that was stopped.
     progress: called with steps done, steps in all, and what is being done.
+
+    Raises BadRecipe for a way of loading that does not exist.
     """
 
     base: str | bases.Base = bases.STORYBOOK
     device: str = devices.AUTO
+    dtype: str = "fp32"
+    quantization: str | None = None
     registry: Registry | None = None
     new_version: bool = False
     seed: int = 0
@@ -70,6 +78,14 @@ class AddSettings:
     changes: Mapping[str, Any] | None = None
     resume: bool = False
     progress: Progress = quiet
+
+    def __post_init__(self) -> None:
+        LoadOptions(self.dtype, self.quantization)
+
+    @property
+    def loading(self) -> LoadOptions:
+        """How a base that comes by its name is loaded. Raises BadRecipe."""
+        return LoadOptions(self.dtype, self.quantization)
 
     def recipe(self) -> TrainConfig:
         """The method's recipe with everything in it that was asked for. Raises BadRecipe."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from conceptkit.base import devices
+from conceptkit.base.load_options import AS_USUAL, LoadOptions
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.base.schedulers import scheduled
 from conceptkit.concepts import prompt_words
@@ -114,13 +115,14 @@ def draw(
 
     base: a loaded one, or its name; None: the one that the first concept was learned on.
     device: where a base is loaded that comes by its name.
-    options: fields of `DrawRequest`.
+    options: fields of `DrawRequest`, and of `LoadOptions` for a base that comes by its name.
 
     Raises what `DrawRequest`, `compose` and `attach` raise; a merge that cannot be drawn is not kept.
     """
-    request = DrawRequest(concepts, prompt, **options)
+    loading, others = LoadOptions.split(options)
+    request = DrawRequest(concepts, prompt, **others)
     with opened(registry) as store:
-        return carry_out(request, store, base=base, device=device, progress=progress)
+        return carry_out(request, store, base=base, device=device, loading=loading, progress=progress)
 
 
 def carry_out(
@@ -129,6 +131,7 @@ def carry_out(
     *,
     base: Base | str | None = None,
     device: str = devices.AUTO,
+    loading: LoadOptions = AS_USUAL,
     progress: Progress = lambda done, total, text: None,
     on_picture: Callable[[DrawnPicture], None] = lambda drawn: None,
     on_notice: Callable[[str], None] = lambda sentence: None,
@@ -141,10 +144,12 @@ def carry_out(
     entries = request.entries(registry)
     if base is None or isinstance(base, str):
         name = base or entries[0].summary.get("base_name", STORYBOOK)
-        base = load(name, device=devices.choose(device))
+        base = load(name, device=devices.choose(device), **loading.given)
+    else:
+        loading.check_unused(base.name)
     session = _Session(base, registry, progress, on_picture, on_notice)
     with scheduled(base, request.scheduler, request.num_inference_steps):
-        return _carried_out(request, session, entries, _call(request, session))
+        return _carried_out(request, session, entries, _call(request, session), loading)
 
 
 def _call(request: DrawRequest, session: _Session) -> dict[str, Any]:
@@ -157,7 +162,11 @@ def _call(request: DrawRequest, session: _Session) -> dict[str, Any]:
 
 
 def _carried_out(
-    request: DrawRequest, session: _Session, entries: list[Entry], call: dict[str, Any]
+    request: DrawRequest,
+    session: _Session,
+    entries: list[Entry],
+    call: dict[str, Any],
+    loading: LoadOptions,
 ) -> Drawing:
     """The same with everything loaded and checked."""
     base, registry = session.base, session.registry
@@ -176,7 +185,9 @@ def _carried_out(
         attached = words = merge.concept.called(entries[0].name)
     for sentence in _unmentioned(request, words):
         session.notice(sentence)
-    pictures, windows = _draw(request, session, attached, call, _metadata(request, entries, base))
+    pictures, windows = _draw(
+        request, session, attached, call, _metadata(request, entries, base) | loading.given
+    )
     entry = None
     if request.save:  # last, so that a merge that cannot be drawn is not kept
         entry = registry.add(request.save, merge.concept.to_bytes(), merge.concept.summary())
