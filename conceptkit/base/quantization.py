@@ -49,6 +49,16 @@ def is_quantized(denoiser: Any) -> bool:
     return getattr(denoiser, "hf_quantizer", None) is not None
 
 
+def bits_of(denoiser: Any) -> str | None:
+    """The row of QUANTIZATIONS that a denoiser was loaded with, or comes nearest to; None: in no few bits."""
+    if not is_quantized(denoiser):
+        return None
+    config = denoiser.hf_quantizer.quantization_config
+    if getattr(config, "load_in_4bit", False):
+        return "bnb-4bit"
+    return "bnb-8bit" if getattr(config, "load_in_8bit", False) else "torchao-int8"
+
+
 def _config(name: str, kept: list[str], dtype: torch.dtype) -> Any:
     """diffusers' own configuration; kept: names of maps that stay as they are."""
     import diffusers
