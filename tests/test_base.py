@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from conceptkit.base import attention, fingerprint, pipeline, text_features
+from conceptkit.base.text_features import END
 from conceptkit.errors import BadBase, BaseMismatch
 from tests import tiny
 

@@ -147,6 +147,8 @@ def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
 def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTable:
     table = encoder.get_input_embeddings()
     wider = WiderTable(table, rows, first)
+    # T5 has its table in two places, which need not be one module.
+    before = {path: module for path, module in encoder.named_modules(remove_duplicate=False) if _reads(module, table)}
     encoder.set_input_embeddings(wider)
 
     def restore() -> None:
@@ -156,10 +158,17 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         )
         if not moved.is_meta:  # its values are put away, and the table still has them
             table.weight.data = moved.detach()
-        encoder.set_input_embeddings(table)
+        for path, module in before.items():
+            parent, _, child = path.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, module)
 
     undo.callback(restore)
     return wider
+
+
+def _reads(module: nn.Module, table: nn.Embedding) -> bool:
+    """Whether a module is that table, or another with the same weight."""
+    return module is table or (isinstance(module, nn.Embedding) and module.weight is table.weight)
 
 
 def _read_true_eos(undo: ExitStack, encoder: nn.Module, eos: int) -> None:

@@ -64,11 +64,15 @@ def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(TEXT_SKETCH_SIZE), 0.0
     for i, (tokenizer, encoder) in enumerate(encoders(pipe)):
-        table = encoder.get_input_embeddings()
+        table, counted = encoder.get_input_embeddings(), False
         for name, value, more in own_parameters(encoder, own):
             if name.endswith(".rows") and name.split(".")[-2] in TOKEN_TABLES:
                 continue
-            rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
+            if is_table := value.data_ptr() == table.weight.data_ptr():
+                if counted:
+                    continue  # T5 has it in two places, and in one while tokens are on it
+                counted = True
+            rows = value[: tokenizer.vocab_size] if is_table else value
             weight = rows.to("cpu", torch.float16).contiguous()
             exact.update(name.encode())
             exact.update(weight.numpy().data)
