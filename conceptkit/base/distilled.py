@@ -39,8 +39,6 @@ def distilled_from(base: Base) -> str | None:
         return ""
     if type(base.pipe.scheduler).__name__ in FEW_STEP_SCHEDULERS:
         return ""
-    if config.get("guidance_embeds") is False and type(base.pipe).__name__ == "FluxPipeline":
-        return DISTILLED_FROM["flux.1-schnell"]
     return None
 
 

@@ -91,23 +91,31 @@ def _made(base: Base, name: str) -> Any:
         suited = ", ".join(other for other, one in SCHEDULERS.items() if one.flow != row.flow)
         raise BadRecipe(f"{base.name} predicts {what}, which {name} is not for; choose one of {suited}")
     kind = getattr(diffusers, row.class_name)
-    more = dict(row.config)
-    if row.flow and "shift" in own.config and "flow_shift" in inspect.signature(kind.__init__).parameters:
-        more["flow_shift"] = own.config["shift"]
-    made = kind.from_config(own.config, **more)
-    if own.config.get("use_dynamic_shifting") and not _takes_shift(made):
-        suited = ", ".join(other for other, one in SCHEDULERS.items() if one.flow and other != name)
+    made = kind.from_config(own.config, **{**row.config, **_shift(own, kind)})
+    if not _takes(made, *_told(base)):
+        suited = [other for other in SCHEDULERS if SCHEDULERS[other].class_name == type(own).__name__]
         raise BadRecipe(
-            f"{base.name} shifts its noise levels by the size of a picture, which {name} cannot do; "
-            f"choose one of {suited}"
+            f"{type(base.pipe).__name__} says its noise levels itself, which {name} does not take; "
+            f"choose {' or '.join(suited) or 'another'}, or leave it out"
         )
     return made
 
 
-def _takes_shift(scheduler: Any) -> bool:
-    """Whether it is told a shift when its steps are set, as pipelines of FLUX do, and sigmas."""
-    takes = inspect.signature(scheduler.set_timesteps).parameters
-    return {"mu", "sigmas"} <= set(takes)
+def _shift(own: Any, kind: type) -> dict[str, Any]:
+    """How far a flow shifts its noise levels, under the name that another class has for it."""
+    shift = own.config.get("shift", own.config.get("flow_shift"))
+    names = set(inspect.signature(kind.__init__).parameters) & {"shift", "flow_shift"}
+    return dict.fromkeys(names, shift) if shift is not None else {}
+
+
+def _told(base: Base) -> list[str]:
+    """What the pipeline tells its scheduler beside the number of steps."""
+    sigmas = ["sigmas"] if base.architecture.sets_sigmas else []
+    return sigmas + (["mu"] if base.pipe.scheduler.config.get("use_dynamic_shifting") else [])
+
+
+def _takes(scheduler: Any, *names: str) -> bool:
+    return set(names) <= set(inspect.signature(scheduler.set_timesteps).parameters)
 
 
 def _check_steps(base: str, scheduler: Any, steps: int) -> None:

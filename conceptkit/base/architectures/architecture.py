@@ -88,6 +88,7 @@ class Architecture:
     presets: what `target_modules` may name -> a pattern of the maps that a LoRA learns on.
     has_cross_attention: whether pictures look at text in layers of their own, `attn2`.
     key_ending: how names of key maps of the text site end; "" where it has none.
+    sets_sigmas: whether its pipeline says the noise levels itself, which not all schedulers take.
     """
 
     denoiser: ClassVar[str] = "unet"
@@ -102,6 +103,7 @@ class Architecture:
     }
     has_cross_attention: ClassVar[bool] = True
     key_ending: ClassVar[str] = "attn2.to_k"
+    sets_sigmas: ClassVar[bool] = False
 
     def reads_text(self, name: str) -> bool:
         """Whether a map of the denoiser, by its name without tuners, belongs to the text site."""

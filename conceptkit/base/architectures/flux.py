@@ -27,6 +27,8 @@ class Flux(JointTransformer):
         "attn+ff": rf"(?:{JointTransformer.presets['attn+ff']}|\bsingle_transformer_blocks\.\d+\.proj_(?:mlp|out))",
     }
 
+    sets_sigmas = True
+
     def segments(self, pipe: DiffusionPipeline) -> tuple[Segment, ...]:
         """T5's alone."""
         return (Segment(pipe.tokenizer_2, T5_LENGTH),)
