@@ -11,11 +11,13 @@ from conceptkit.cli.options import (
     base_option,
     debug_option,
     device_option,
+    dtype_option,
     echo_json,
     free_path,
     json_option,
     note,
     out_option,
+    quantization_option,
     wrote,
 )
 from conceptkit.cli.progress import bar
@@ -57,6 +59,8 @@ class MethodName(click.ParamType):
 )
 @base_option
 @device_option
+@dtype_option
+@quantization_option
 @click.option(
     "--method",
     type=MethodName(),
@@ -119,6 +123,8 @@ def add(
     kind: str,
     base: str | None,
     device: str,
+    dtype: str,
+    quantization: str | None,
     method: str | None,
     adapter: str | None,
     sude: bool,
@@ -159,6 +165,8 @@ def add(
     shared: dict[str, Any] = {
         "base": base or "storybook",
         "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
         "new_version": new_version,
         "seed": seed,
         "steps": steps,

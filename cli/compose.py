@@ -5,15 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conceptkit.base.load_options import LoadOptions
+from conceptkit.base.schedulers import SCHEDULERS
 from conceptkit.cli.options import (
     RowName,
     base_option,
     debug_option,
     device_option,
+    dtype_option,
     force_option,
     free_path,
     note,
+    offload_option,
     out_option,
+    quantization_option,
     wrote,
 )
 from conceptkit.cli.progress import bar
@@ -77,8 +82,34 @@ if TYPE_CHECKING:
 @click.option("--save", metavar="NAME", help="Keep the merge as a concept of its own.")
 @base_option
 @device_option
+@dtype_option
+@quantization_option
+@offload_option
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help='Settings in TOML: scheduler = "euler", width = 768, ...; other options go before it.',
+)
+@click.option("--negative-prompt", metavar="TEXT", help="What to draw away from.")
+@click.option("--width", type=click.IntRange(1), metavar="PIXELS", help="Width.  [default: the base's]")
+@click.option("--height", type=click.IntRange(1), metavar="PIXELS", help="Height.  [default: the base's]")
+@click.option(
+    "--scheduler",
+    type=click.Choice(list(SCHEDULERS)),
+    help="How noise becomes a picture.  [default: the base's]",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many pictures to draw at once: faster on a GPU, for more memory.",
+)
 @click.option(
     "--steps",
+    "--num-inference-steps",
     "num_inference_steps",
     type=click.IntRange(1),
     default=25,
@@ -86,6 +117,12 @@ if TYPE_CHECKING:
     help="Denoising steps.",
 )
 @click.option("--guidance-scale", type=float, help="Guidance scale.  [default: the base's]")
+@click.option(
+    "--true-cfg-scale",
+    type=click.FloatRange(0),
+    metavar="SCALE",
+    help="Guidance away from a negative prompt on FLUX and its like, for twice the time.",
+)
 @click.option(
     "--pag-scale",
     type=click.FloatRange(0),
@@ -100,8 +137,7 @@ def compose(
     out: Path,
     heatmap: Path | None,
     force: bool,
-    base: str | None,
-    device: str,
+    file: Path | None,
     **options: Any,
 ) -> None:
     """Draw concepts together in one picture.
@@ -116,7 +152,10 @@ def compose(
     from conceptkit.registry.store import Registry
     from conceptkit.workflows.draw_request import DrawRequest, slug
 
-    asked = DrawRequest(concepts, prompt, **options)
+    options = _with_file(options, file)
+    base, device = options.pop("base"), options.pop("device")
+    loading, others = LoadOptions.split(options)
+    asked = DrawRequest(concepts, prompt, **others)
     if heatmap:
         check_new_file(heatmap, force)
     with Registry() as registry:
@@ -135,6 +174,7 @@ def compose(
                 registry,
                 base=base,
                 device=device,
+                loading=loading,
                 progress=progress,
                 on_picture=write,
                 on_notice=note,
@@ -145,6 +185,17 @@ def compose(
         path = free_path(out, f"{slug(prompt)}-sheet", ".png")
         wrote(save_png(drawing.sheet(), path, **drawing.sheet_metadata))
     _show_report(drawing.merge.report, heatmap)
+
+
+def _with_file(options: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The options with what a file has for those that were not given."""
+    if file is None:
+        return options
+    from conceptkit.workflows.draw_settings import read_settings
+
+    given = click.get_current_context().get_parameter_source
+    typed = {name for name in options if given(name) is not click.core.ParameterSource.DEFAULT}
+    return options | {name: value for name, value in read_settings(file).items() if name not in typed}
 
 
 def _show_report(report: "Report", file: Path | None) -> None:

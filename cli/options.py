@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from conceptkit.base.load_options import DTYPES, OFFLOADS, QUANTIZATIONS
 from conceptkit.cli.terminal import plain, safe_json
 from conceptkit.extension_table import ExtensionTable
 from conceptkit.files import check_folder
@@ -86,7 +87,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 base_option = click.option(
     "--base",
     metavar="ID|PATH",
-    help="The text-to-image model: 'storybook' (built in), a diffusers folder, or a model id on the hub.",
+    help="The text-to-image model: 'storybook' (built in), a diffusers folder, a .safetensors "
+    "checkpoint, or a model id on the hub.",
 )
 
 device_option = click.option(
@@ -95,6 +97,23 @@ device_option = click.option(
     default="auto",
     show_default=True,
     help="Where to compute: cuda, cuda:1, mps or cpu; auto takes the first of them that is there.",
+)
+
+
+dtype_option = click.option(
+    "--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Precision of the base."
+)
+
+quantization_option = click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    help="Load the base's UNet or transformer in 4 or 8 bits, with bitsandbytes or torchao.",
+)
+
+offload_option = click.option(
+    "--offload",
+    type=click.Choice(OFFLOADS),
+    help="Keep what is not at work on the CPU, whole models or layer by layer: less memory, more time.",
 )
 
 

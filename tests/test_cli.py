@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import conceptkit
+from conceptkit.base.load_options import LoadOptions
 from conceptkit.cli import add_distributed
 from conceptkit.cli.main import main
 from conceptkit.errors import BadPhotos
@@ -70,8 +71,8 @@ def rooms(fake):
             curve=None,
         )
 
-    def carry_out(request, registry, *, base, device, progress, on_picture, on_notice):
-        calls["compose"], calls["base"], calls["device"] = request, base, device
+    def carry_out(request, registry, *, base, device, loading, progress, on_picture, on_notice):
+        calls["compose"], calls["base"], calls["device"], calls["loading"] = request, base, device, loading
         progress(1, 2, "drawing")
         on_notice("The prompt does not mention 'moongate'.")
         drawn = [
@@ -196,6 +197,8 @@ def test_add(rooms, tmp_path):
         "class_noun": "dog",
         "base": "storybook",
         "device": "auto",
+        "dtype": "fp32",
+        "quantization": None,
         "new_version": False,
         "seed": 0,
         "steps": 9,
@@ -249,6 +252,60 @@ def test_compose(rooms, tmp_path):
     assert rooms["compose"].guidance_scale == 4
     run("compose", "my_dog", "--prompt", prompt, "--pag-scale", 2, "--base", "some/base", "--out", tmp_path)
     assert rooms["compose"].pag_scale == 2 and rooms["base"] == "some/base"
+
+
+def test_compose_hands_on_how_to_draw(rooms, tmp_path):
+    put("my_dog")
+    words = ("compose", "my_dog", "--prompt", "my_dog", "--out", tmp_path)
+    result = run(
+        *words, "--negative-prompt", "red", "--width", 768, "--height", 512, "--scheduler", "euler_a",
+        "--batch-size", 4, "--true-cfg-scale", 2, "--num-inference-steps", 9, "--dtype", "bf16", "--offload",
+        "model", "--quantization", "bnb-4bit",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    asked = rooms["compose"]
+    assert (asked.negative_prompt, asked.width, asked.height) == ("red", 768, 512)
+    assert (asked.scheduler, asked.batch_size, asked.true_cfg_scale) == ("euler_a", 4, 2)
+    assert asked.num_inference_steps == 9
+    assert rooms["loading"] == LoadOptions("bf16", "bnb-4bit", "model")
+
+
+def test_compose_reads_settings_from_a_file_and_options_go_before_them(rooms, tmp_path):
+    put("my_dog")
+    file = tmp_path / "draw.toml"
+    file.write_text(
+        'scheduler = "heun"\nwidth = 768\nguidance_scale = 5\nbase = "some/base"\ndtype = "fp16"\n'
+        'side_by_side = false\nregions = ["my_dog=left"]\n'
+    )
+    words = ("compose", "my_dog", "--prompt", "my_dog", "--out", tmp_path, "--config", file)
+    result = run(*words, "--width", 512)
+    assert result.exit_code == 0, result.output
+    asked = rooms["compose"]
+    assert (asked.scheduler, asked.width, asked.guidance_scale) == ("heun", 512, 5)
+    assert (asked.side_by_side, asked.regions) == (False, ("my_dog=left",))
+    assert (rooms["base"], rooms["loading"]) == ("some/base", LoadOptions("fp16"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("with = 3", "a drawing has no setting 'with'; choose one of base, device, prompt"),
+        ('width = "wide"', "width = 'wide' makes no sense; give a whole number"),
+        ("width = true", "width = True makes no sense; give a whole number"),
+        ("auto_regions = 1", "auto_regions = 1 makes no sense; give true or false"),
+        ('regions = "left"', "give a list of texts"),
+        ('guidance_scale = "4"', "give a number"),
+        ("scheduler = 3", "give a text in quotes"),
+        ("width", "is no TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_of_settings_is_one_sentence(rooms, tmp_path, text, sentence):
+    put("my_dog")
+    file = tmp_path / "draw.toml"
+    file.write_text(text)
+    result = run("compose", "my_dog", "--prompt", "my_dog", "--config", file)
+    assert result.exit_code == 2 and sentence in " ".join(result.stderr.split()), result.stderr
+    assert "compose" not in rooms
 
 
 def test_compose_saves_the_merge(rooms, tmp_path):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from conceptkit.base import loading
 from conceptkit.base.adapters import names_at_work
 from conceptkit.base.architectures import Architecture, architecture_of
 from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of, family_of_pipeline
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
+from conceptkit.base.load_options import LoadOptions
+from conceptkit.base.loading import USABLE
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
 from conceptkit.registry.paths import expanded
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
-USABLE = "use a text-to-image pipeline of a family that `conceptkit bases` lists"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,32 +88,27 @@ class Base:
         return dtype
 
 
-def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
-    """The embedded base, a local diffusers folder, or a hub id; only a hub id reaches for the network.
+def load(
+    name: str = STORYBOOK,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str = "fp32",
+    quantization: str | None = None,
+    offload: str | None = None,
+) -> Base:
+    """The embedded base, a diffusers folder, a .safetensors file, or a hub id, which alone asks the network.
 
-    Raises BadBase when there is nothing of that name, or no pipeline with cross-attention in it.
+    dtype, quantization, offload: see `LoadOptions`.
+    Raises BadBase when there is nothing of that name, or no pipeline of a known family in it; BadDevice or
+    BadRecipe where this machine cannot load it in that way.
     """
-    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-
-    source, local = _locate(name)
-    try:
-        with quiet():
-            config = DiffusionPipeline.load_config(source, local_files_only=local)
-            # Pipelines that have a checker accept its absence; the others warn about unknown arguments.
-            checker = {"safety_checker": None, "requires_safety_checker": False}
-            pipe = AutoPipelineForText2Image.from_pretrained(
-                source,
-                dtype=dtype,
-                local_files_only=local,
-                **(checker if "safety_checker" in config else {}),
-            )
-    except Exception as error:  # loaders raise nearly anything at damaged files
-        advice = USABLE if local else "there is no such folder here, so check the id and the network"
-        raise BadBase(f"{name!r} cannot be read as a text-to-image pipeline; {advice}") from error
-    pipe.set_progress_bar_config(disable=True)
+    if isinstance(dtype, torch.dtype):
+        dtype = next((text for text, one in loading.DTYPES.items() if one == dtype), str(dtype))
+    source = loading.locate(name)
+    pipe = loading.read(source, LoadOptions(dtype, quantization, offload), device)
     # A folder is remembered by its full path, so that a concept finds its base from anywhere.
-    folder = local and family_of(name).weights is None
-    return of(pipe.to(device) if device else pipe, str(Path(source).resolve()) if folder else name)
+    own = source.local and family_of(name).weights is None
+    return of(pipe, str(Path(source.path).resolve()) if own else name)
 
 
 def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
@@ -197,22 +190,6 @@ def check_fits(
     )
 
 
-def _locate(name: str) -> tuple[str, bool]:
-    """(where to load from, whether that is on this machine)."""
-    if weights := family_of(name).weights:
-        if not weights.is_dir():
-            raise BadBase(f"This installation lacks the {name} base; install conceptkit again")
-        return str(weights), True
-    folder = expanded(name)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise BadBase(f"The folder {name!r} is no diffusers pipeline; give one with a model_index.json")
-        return str(folder), True
-    if HUB_ID.fullmatch(name) and not folder.exists():
-        return name, False
-    raise BadBase(f"There is no base {name!r}; give a diffusers folder, owner/model or {STORYBOOK!r}")
-
-
 def _name_of(pipe: DiffusionPipeline, fingerprint: Fingerprint) -> str:
     """By where it was loaded from, else by what it is: parts put together by hand come from nowhere."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path") or "")
@@ -241,20 +218,3 @@ def _family_by_weights(fingerprint: Fingerprint) -> Family | None:
 def _stored_fingerprint(file: Path | None) -> Fingerprint | None:
     """What a file says of a base."""
     return None if file is None else Fingerprint.from_json(json.loads(file.read_text(encoding="utf-8")))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of the libraries underneath while a pipeline loads."""
-    import diffusers.utils.logging as below
-    import transformers.utils.logging as beside
-
-    shown = [(library, library.is_progress_bar_enabled()) for library in (below, beside)]
-    for library, _ in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, was_shown in shown:
-            if was_shown:
-                library.enable_progress_bar()

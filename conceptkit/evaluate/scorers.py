@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from conceptkit.base.pipeline import quiet
+from conceptkit.base.loading import quiet
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

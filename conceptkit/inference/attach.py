@@ -31,7 +31,7 @@ from conceptkit.inference.gated_lora import gate_lora
 from conceptkit.inference.layer_check import check_layers, layers_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
-from conceptkit.inference.prompt_length import cut_off
+from conceptkit.inference.prompt_length import cut_off, unread
 from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.token_owners import TokenOwners
@@ -89,6 +89,11 @@ class Attachment:
     def cut_off(self, prompt: str) -> list[str]:
         """A sentence for each concept that a prompt names behind the last token that is read of it."""
         return cut_off(self.pipe, prompt, self.concept.words, self.clauses(prompt).values())
+
+    def unread(self, prompt: str, of: str = "prompt") -> list[str]:
+        """A sentence for each part of a prompt that is behind the last token that is read; see `unread`."""
+        parts = self.clauses(prompt).values() or [prompt]
+        return [text for part in parts for text in unread(self.pipe, part, self.concept.words, of)]
 
     def swap(self, old: str, new: str | Concept | Merge) -> None:
         """Put `new` in the place of the concept that is called `old`; the others stay as they are.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
+from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders, positions, spell, token_ids
 from conceptkit.concepts import prompt_words
 
@@ -38,4 +40,32 @@ def cut_off(
         f"after them, unread: name {name} earlier, or shorten the prompt."
         for name in words
         if name in said - read
+    ]
+
+
+def unread(pipe: DiffusionPipeline, prompt: str, words: Mapping[str, str], of: str = "prompt") -> list[str]:
+    """A sentence for a prompt that goes on behind the last token that is read, with what is left out of it.
+
+    words: as for `cut_off`. of: what a sentence calls it.
+    """
+    said = prompt.split()
+    room = max(
+        (segment for segment in architecture_of(pipe).segments(pipe) if segment.tokenizer is not None),
+        key=lambda segment: segment.length,
+    )
+
+    def fits(count: int) -> bool:
+        text = prompt_words.replace(" ".join(said[:count]), words)
+        if hasattr(pipe, "maybe_convert_prompt"):
+            text = pipe.maybe_convert_prompt(text, room.tokenizer)
+        return len(room.tokenizer(text, verbose=False).input_ids) <= room.length
+
+    if fits(len(said)):
+        return []
+    first = bisect.bisect_left(range(len(said)), True, key=lambda count: not fits(count + 1))
+    rest = " ".join(said[first:])
+    shown = rest if len(rest) <= 2 * SHOWN else f"{rest[: 2 * SHOWN]}..."
+    return [
+        f"The encoder reads {room.length} tokens of a {of}, and leaves out {shown!r}: shorten the {of}, or "
+        "begin with what matters."
     ]

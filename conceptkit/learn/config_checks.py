@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from conceptkit.base.attention import kv_maps
+from conceptkit.base.distilled import check_learnable
 from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
@@ -65,6 +66,7 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     _check_together(recipe, adapter)
     mixed_precision.check(base.device, recipe)
     _check_precision(base)
+    check_learnable(base)
     loop_checks.check_schedule(recipe, schedule_of(base.pipe.scheduler))
     present = getattr(base.pipe.encode_prompt, "attachment", None)
     if present is not None and present.attached:

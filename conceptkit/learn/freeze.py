@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from conceptkit.base.pipeline import Base
+from conceptkit.learn import memory
 from conceptkit.learn.train_config import TrainConfig
 
 
@@ -32,8 +33,8 @@ def frozen(base: Base) -> Iterator[None]:
 
 @contextmanager
 def gradient_checkpointing(base: Base, recipe: TrainConfig) -> Iterator[None]:
-    """Activations of the UNet are computed twice instead of kept, if the recipe says so."""
-    if not recipe.gradient_checkpointing:
+    """Activations are computed twice instead of kept, if the recipe says so or the GPU is small."""
+    if not memory.saves_activations(base, recipe):
         yield
         return
     kept = [(module, dict(vars(module))) for module in base.denoiser.modules()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from conceptkit.base.memory import pictures_at_once
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts import prompt_words as names
 from conceptkit.data.augmentation import Framing, View, augment
@@ -218,14 +221,35 @@ def _prompt(prefix: str, context: str, words: str, auto_caption: str) -> str:
 
 
 @torch.no_grad()
-def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
-    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the denoiser reads them."""
-    parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
+def encode(base: Base, pixels: Tensor) -> Tensor:
+    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's denoiser reads them.
+
+    At most 8 at a time, and fewer where they are large: then the autoencoder takes more memory than all else.
+    """
+    batch = pictures_at_once(pixels.shape[-1] * pixels.shape[-2])
+    with _upcast(base.pipe.vae):
+        parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)
 
 
 @torch.no_grad()
-def deviations(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
+def deviations(base: Base, pixels: Tensor) -> Tensor:
     """How far latents of pictures (n, 3, h, w) are spread around the means that `encode` gives."""
-    parts = [base.architecture.latent_deviations(base.pipe, part) for part in pixels.split(batch)]
+    batch = pictures_at_once(pixels.shape[-1] * pixels.shape[-2])
+    with _upcast(base.pipe.vae):
+        parts = [base.architecture.latent_deviations(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """An autoencoder whose numbers are too large for float16, as SDXL's, is in float32 meanwhile."""
+    before = vae.dtype
+    if before != torch.float16 or not vae.config.get("force_upcast", False):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(before)

@@ -29,6 +29,7 @@ from conceptkit.learn import (
     joint_training,
     latent_dataset,
     lr_schedules,
+    memory,
     optimizers,
     prior_preservation,
     token_init,
@@ -104,6 +105,7 @@ def train(
     """
     session = replace(session, base=refreshed(session.base))
     config_checks.check(session.base, request.subjects, request.config)
+    memory.check(session.base, request.config)
     processes, parts = session.distributed.size, request.config.gradient_accumulation_steps
     if processes * parts > request.config.train_batch_size:
         raise BadRecipe(
@@ -316,7 +318,9 @@ class _Run:
                 before=recipe.token_train_steps,
                 kept={f"token.{k}": row.detach().clone() for k, row in enumerate(tokens.rows)},
             )
-            run(context, phase, self.checkpoints, early_stopping)
+            idle = not (encoder or jointly or recipe.validation_steps)
+            with memory.put_away(base, text_encoders=idle):
+                run(context, phase, self.checkpoints, early_stopping)
             found, learned = delta.read(), tokens.read()
         if recipe.extract_rank:
             found = found.truncated(recipe.extract_rank, balanced=True)
@@ -350,7 +354,8 @@ def learn_token(
             regularizer=None,
             progress=progress,
         )
-        run(context, phase, checkpoints, early_stopping)
+        with memory.put_away(context.base, text_encoders=False):
+            run(context, phase, checkpoints, early_stopping)
     elif checkpoints.resumed is not None and checkpoints.is_past("token"):
         with torch.no_grad():
             for k, row in enumerate(rows):

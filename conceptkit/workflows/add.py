@@ -21,7 +21,7 @@ from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import draw
-from conceptkit.learn import mixed_precision, prior_preservation
+from conceptkit.learn import memory, mixed_precision, prior_preservation
 from conceptkit.learn.checkpoints import CheckpointManager, path_for
 from conceptkit.learn.claims import claimed_names
 from conceptkit.learn.config import old_name_notices
@@ -157,6 +157,7 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         order = replace(order, config=replace(settings, base=base).recipe(photos))
         session = Session(base, registry, settings.progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
+        notices += memory.notices(base, order.config)
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects)
@@ -184,7 +185,9 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
 def loaded(settings: AddSettings) -> bases.Base:
     """The base, loaded where it comes by its name."""
     if isinstance(settings.base, str):
-        return bases.load(settings.base, device=current().device or devices.choose(settings.device))
+        device = current().device or devices.choose(settings.device)
+        return bases.load(settings.base, device=device, **settings.loading.given)
+    settings.loading.check_unused(settings.base.name)
     return bases.refreshed(settings.base)
 
 

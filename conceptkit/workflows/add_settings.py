@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
 from conceptkit.base.families import family_of
+from conceptkit.base.load_options import LoadOptions
 from conceptkit.compression.sizes import FULL, SizeRequest
 from conceptkit.learn import recipes
 from conceptkit.learn.config import DEFAULT, TrainConfig, config_for, named_fields, read_config
@@ -26,6 +27,8 @@ class AddOptions(TypedDict, total=False):
 
     base: str | bases.Base
     device: str
+    dtype: str
+    quantization: str | None
     registry: Registry | None
     new_version: bool
     seed: int
@@ -47,6 +50,7 @@ class AddSettings:
     """How subjects are learned, and where they are stored.
 
     base: a loaded one, or its name. device: where a base is loaded that comes by its name.
+    dtype, quantization: how it is loaded then, see `LoadOptions`.
     registry: where the concept is stored; None: the one of the user.
     new_version: a name that is taken gets another version.
     seed: the same seed, machine and versions learn the same bytes.
@@ -57,10 +61,14 @@ class AddSettings:
     resume: go on with learning that was stopped.
     size: how it is stored, of `compression.sizes.PRESETS`: "full" keeps every number as learned.
     progress: called with steps done, steps in all, and what is being done.
+
+    Raises BadRecipe for a way of loading that does not exist.
     """
 
     base: str | bases.Base = bases.STORYBOOK
     device: str = devices.AUTO
+    dtype: str = "fp32"
+    quantization: str | None = None
     registry: Registry | None = None
     new_version: bool = False
     seed: int = 0
@@ -75,6 +83,14 @@ class AddSettings:
     resume: bool = False
     size: str = FULL
     progress: Progress = quiet
+
+    def __post_init__(self) -> None:
+        LoadOptions(self.dtype, self.quantization)
+
+    @property
+    def loading(self) -> LoadOptions:
+        """How a base that comes by its name is loaded. Raises BadRecipe."""
+        return LoadOptions(self.dtype, self.quantization)
 
     @property
     def family(self) -> str:

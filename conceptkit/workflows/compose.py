@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 
 from conceptkit.base import devices
+from conceptkit.base.load_options import AS_USUAL, LoadOptions
 from conceptkit.base.pipeline import STORYBOOK, Base, load
+from conceptkit.base.schedulers import scheduled
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
-from conceptkit.errors import BadRecipe
+from conceptkit.inference import draw_call
 from conceptkit.inference.attach import Attachment, attach
+from conceptkit.inference.draw_call import DrawCall
 from conceptkit.inference.generate import guided
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
@@ -112,13 +115,14 @@ def draw(
 
     base: a loaded one, or its name; None: the one that the first concept was learned on.
     device: where a base is loaded that comes by its name.
-    options: fields of `DrawRequest`.
+    options: fields of `DrawRequest`, and of `LoadOptions` for a base that comes by its name.
 
     Raises what `DrawRequest`, `compose` and `attach` raise; a merge that cannot be drawn is not kept.
     """
-    request = DrawRequest(concepts, prompt, **options)
+    loading, others = LoadOptions.split(options)
+    request = DrawRequest(concepts, prompt, **others)
     with opened(registry) as store:
-        return carry_out(request, store, base=base, device=device, progress=progress)
+        return carry_out(request, store, base=base, device=device, loading=loading, progress=progress)
 
 
 def carry_out(
@@ -127,6 +131,7 @@ def carry_out(
     *,
     base: Base | str | None = None,
     device: str = devices.AUTO,
+    loading: LoadOptions = AS_USUAL,
     progress: Progress = lambda done, total, text: None,
     on_picture: Callable[[DrawnPicture], None] = lambda drawn: None,
     on_notice: Callable[[str], None] = lambda sentence: None,
@@ -139,14 +144,32 @@ def carry_out(
     entries = request.entries(registry)
     if base is None or isinstance(base, str):
         name = base or entries[0].summary.get("base_name", STORYBOOK)
-        base = load(name, device=devices.choose(device))
-    levels = base.pipe.scheduler.config.get("num_train_timesteps")
-    if levels and request.num_inference_steps > levels:
-        raise BadRecipe(
-            f"{base.name} has {levels} noise levels, so {request.num_inference_steps} steps make no sense; "
-            f"give at most {levels}"
-        )
+        base = load(name, device=devices.choose(device), **loading.given)
+    else:
+        loading.check_unused(base.name)
     session = _Session(base, registry, progress, on_picture, on_notice)
+    with scheduled(base, request.scheduler, request.num_inference_steps):
+        return _carried_out(request, session, entries, _call(request, session), loading)
+
+
+def _call(request: DrawRequest, session: _Session) -> dict[str, Any]:
+    """What the pipeline is called with beside prompt, seeds and steps. Raises BadRecipe or BadPrompt."""
+    asked = DrawCall(*(getattr(request, each.name) for each in fields(DrawCall)))
+    call = draw_call.call_options(session.base, asked)
+    for sentence in draw_call.notices(session.base, asked, request.num_inference_steps):
+        session.notice(sentence)
+    return call
+
+
+def _carried_out(
+    request: DrawRequest,
+    session: _Session,
+    entries: list[Entry],
+    call: dict[str, Any],
+    loading: LoadOptions,
+) -> Drawing:
+    """The same with everything loaded and checked."""
+    base, registry = session.base, session.registry
     merge = compose(
         *request.concepts,
         base=base,
@@ -154,7 +177,7 @@ def carry_out(
         name=request.save,
         merge_method=request.merge_method,
         padding_delta=request.padding_delta,
-        progress=progress,
+        progress=session.progress,
     )
     attached: Concept | Merge = merge
     words = merge.concept
@@ -162,7 +185,9 @@ def carry_out(
         attached = words = merge.concept.called(entries[0].name)
     for sentence in _unmentioned(request, words):
         session.notice(sentence)
-    pictures, windows = _draw(request, session, attached, _metadata(request, entries, base))
+    pictures, windows = _draw(
+        request, session, attached, call, _metadata(request, entries, base) | loading.given
+    )
     entry = None
     if request.save:  # last, so that a merge that cannot be drawn is not kept
         entry = registry.add(request.save, merge.concept.to_bytes(), merge.concept.summary())
@@ -184,6 +209,7 @@ def _metadata(request: DrawRequest, entries: list[Entry], base: Base) -> dict[st
         "merge_method": request.merge_method,
         **_public(request.placement),
         "num_inference_steps": request.num_inference_steps,
+        **request.drawn_as,
     }
 
 
@@ -194,17 +220,22 @@ def _public(placement: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _draw(
-    request: DrawRequest, session: _Session, attached: Concept | Merge, metadata: dict[str, Any]
+    request: DrawRequest,
+    session: _Session,
+    attached: Concept | Merge,
+    call: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> tuple[tuple[DrawnPicture, ...], tuple[str, ...]]:
     """The pictures, and the prompt of each window."""
-    base, drawn = session.base, []
+    base, prompt, drawn = session.base, request.prompt, []
     with (
         _attached(request, base, attached) as attachment,
         guided(base, request.guidance_scale, request.pag_scale) as (pipe, scales),
     ):
-        for sentence in attachment.cut_off(request.prompt):
+        against = attachment.unread(request.negative_prompt or "", "negative prompt")
+        for sentence in (*attachment.cut_off(prompt), *attachment.unread(prompt), *against):
             session.notice(sentence)
-        windows = tuple(attachment.clauses(request.prompt).values())
+        windows = tuple(attachment.clauses(prompt).values())
         metadata |= {
             "guidance_scale": scales["guidance_scale"],
             "pag_scale": scales.get("pag_scale", 0.0),
@@ -213,7 +244,7 @@ def _draw(
         if windows:
             metadata["windows"] = list(windows)
             session.notice("Side by side: " + " | ".join(windows))
-        for seed, picture in _pictures(pipe, request, scales, session.progress):
+        for seed, picture in _pictures(pipe, request, scales | call, session.progress):
             drawn.append(DrawnPicture(picture, seed, {**metadata, "seed": seed}))
             session.on_picture(drawn[-1])
     return tuple(drawn), windows
@@ -231,26 +262,29 @@ def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> At
 
 
 def _pictures(
-    pipe: DiffusionPipeline, request: DrawRequest, scales: dict[str, float], progress: Progress
+    pipe: DiffusionPipeline, request: DrawRequest, call: dict[str, Any], progress: Progress
 ) -> Iterator[tuple[int, Image.Image]]:
     """One (seed, picture) after another; each has a seed of its own, so that it can be drawn again alone."""
-    steps = request.num_inference_steps
-    total = request.count * steps
-    for i, seed in enumerate(request.seeds):
+    steps, size = request.num_inference_steps, request.batch_size
+    batches = [request.seeds[start : start + size] for start in range(0, request.count, size)]
+    for i, seeds in enumerate(batches):
 
-        def after_step(_: Any, step: int, time: Any, kept: dict[str, Any], i: int = i) -> dict[str, Any]:
-            progress(i * steps + step + 1, total, "drawing")
-            return kept
+        def after_step(step: int, i: int = i) -> None:
+            progress(i * steps + step + 1, len(batches) * steps, "drawing")
 
-        generator = torch.Generator("cpu").manual_seed(seed)
+        dice = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        alone = len(dice) == 1
+        asked = dict(call)
+        if not alone and "negative_prompt" in asked:
+            asked["negative_prompt"] = [asked["negative_prompt"]] * len(dice)
         result = pipe(
-            request.prompt,
-            generator=generator,
-            callback_on_step_end=after_step,
+            request.prompt if alone else [request.prompt] * len(dice),
+            generator=dice[0] if alone else dice,
             num_inference_steps=steps,
-            **scales,
+            **draw_call.followed(pipe, after_step),
+            **asked,
         )
-        yield seed, result.images[0]
+        yield from zip(seeds, result.images, strict=True)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from conceptkit.base.schedulers import check_scheduler
 from conceptkit.errors import BadPrompt, BadRecipe
 from conceptkit.inference import regions
 from conceptkit.merging import request
@@ -14,7 +15,16 @@ from conceptkit.registry.store import Entry, Registry
 
 STEPS = 25
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
-LEAST = {"count": 1, "num_inference_steps": 1, "guidance_scale": 0, "pag_scale": 0}
+LEAST = {
+    "count": 1,
+    "num_inference_steps": 1,
+    "guidance_scale": 0,
+    "pag_scale": 0,
+    "true_cfg_scale": 0,
+    "batch_size": 1,
+    "width": 1,
+    "height": 1,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +39,10 @@ class DrawRequest:
     auto_regions: the concepts split the picture by themselves.
     side_by_side: a window for each concept in a wide picture; None: where that suits the base.
     isolate_concepts: each concept's words are encoded without the others; None: where that suits the base.
-    num_inference_steps, guidance_scale, pag_scale: as in diffusers; None: what suits the base.
+    num_inference_steps, guidance_scale, pag_scale, true_cfg_scale: as in diffusers; None: what suits.
+    negative_prompt: what to draw away from. width, height: in pixels; None: the base's own.
+    scheduler: a row of `base.schedulers.SCHEDULERS`; None: the base's own.
+    batch_size: how many pictures are drawn at once; more are faster where there is memory for them.
     save: a name under which the merge is kept.
 
     Raises BadPrompt, BadRecipe, BadRegion or ConceptError when something in it makes no sense.
@@ -48,6 +61,12 @@ class DrawRequest:
     num_inference_steps: int = STEPS
     guidance_scale: float | None = None
     pag_scale: float | None = None
+    true_cfg_scale: float | None = None
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    batch_size: int = 1
     save: str | None = None
     weights: Mapping[str, float] = field(init=False)
 
@@ -56,16 +75,16 @@ class DrawRequest:
             raise BadPrompt(
                 "An empty prompt draws nothing in particular: say what to draw, with a concept's name in it."
             )
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError as error:
-            raise BadPrompt(f"The prompt {self.prompt[:60]!a} is no text; type it in UTF-8") from error
+        for text in (self.prompt, self.negative_prompt or ""):
+            _check_text(text)
         if not (self.seed >= LEAST_SEED and self.seed + self.count - 1 <= LARGEST_SEED):
             raise BadRecipe(f"The seed {self.seed} is no number of 64 bits; give a smaller one")
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise BadRecipe(f"{name} = {value} draws nothing; give {least} or more")
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler)
         asked = request.ComposeRequest(self.concepts, None, self.merge_method, self.padding_delta, self.save)
         object.__setattr__(self, "weights", {order.name: order.weight for order in asked.orders})
         request.check_one_way_apart(self.regions, self.auto_regions, self.side_by_side)
@@ -84,11 +103,24 @@ class DrawRequest:
         return range(self.seed, self.seed + self.count)
 
     @property
+    def drawn_as(self) -> dict[str, Any]:
+        """How it is drawn, as far as that was asked for: for the metadata of pictures."""
+        names = ("negative_prompt", "width", "height", "scheduler", "true_cfg_scale")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
     def placement(self) -> dict[str, Any]:
         """The options of `attach` that say where in a picture the concepts are."""
         if self.regions:
             return {"regions": list(self.regions)}
         return {"auto_regions": True} if self.auto_regions else {}
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadPrompt(f"The prompt {text[:60]!a} is no text; type it in UTF-8") from error
 
 
 def slug(prompt: str) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "Segment",
     "architecture_of",
     "architecture_of_denoiser",
+    "check_denoiser_class",
     "denoiser_of",
     "text_site",
 ]
@@ -56,8 +57,21 @@ def architecture_of_denoiser(denoiser: nn.Module) -> Architecture:
         if name in MODULES:
             found: Architecture = import_module(f"{__name__}.{MODULES[name]}").ARCHITECTURE
             return found
-    raise BadBase(
-        f"The denoiser of this pipeline, a {kind.__name__}, is of no family that is known; `conceptkit "
+    raise BadBase(_unknown(kind.__name__))
+
+
+def check_denoiser_class(name: str) -> None:
+    """Raises BadBase for a class of diffusers, by its name, that is in no table; nothing is loaded for it."""
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if not any(each in MODULES for each in [name, *(base.__name__ for base in getattr(kind, "__mro__", ()))]):
+        raise BadBase(_unknown(name))
+
+
+def _unknown(kind: str) -> str:
+    return (
+        f"The denoiser of this pipeline, a {kind}, is of no family that is known; `conceptkit "
         f"bases` lists them, and {GUIDE} tells how to add one"
     )
 

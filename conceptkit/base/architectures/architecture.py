@@ -119,6 +119,7 @@ class Architecture:
     lower_case: whether the pipeline reads prompts in lower case.
     lora_encoders: text encoders that a LoRA may learn on too, as diffusers loads it; T5 and language models
         are none.
+    sets_sigmas: whether its pipeline says the noise levels itself, which not all schedulers take.
     """
 
     denoiser: ClassVar[str] = "unet"
@@ -135,6 +136,7 @@ class Architecture:
     key_ending: ClassVar[str] = "attn2.to_k"
     lower_case: ClassVar[bool] = False
     lora_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    sets_sigmas: ClassVar[bool] = False
 
     def reads_text(self, name: str) -> bool:
         """Whether a map of the denoiser, by its name without tuners, belongs to the text site."""
@@ -232,6 +234,17 @@ class Architecture:
     def guided(self, scales: Mapping[str, float], count: int) -> dict[str, Any]:
         """Guidance as the pipeline of `count` prompts is called with it."""
         return dict(scales)
+
+    def size_multiple(self, pipe: DiffusionPipeline) -> int:
+        """Pixels by which widths and heights can be divided: cells of the latents, in patches."""
+        patch = getattr(pipe, self.denoiser).config.get("patch_size")
+        return int(pipe.vae_scale_factor) * (patch if isinstance(patch, int) else 1)
+
+    def largest_size(self, pipe: DiffusionPipeline) -> int | None:
+        """The longest side in pixels that the denoiser has positions for; None without a limit."""
+        config = getattr(pipe, self.denoiser).config
+        most = config.get("pos_embed_max_size")
+        return None if most is None else int(most) * int(config.patch_size) * int(pipe.vae_scale_factor)
 
     def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
         """What a pipeline is called with beside prompt, steps, seeds and scales."""

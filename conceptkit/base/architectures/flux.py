@@ -28,6 +28,8 @@ class Flux(JointTransformer):
         "attn+ff": rf"(?:{JointTransformer.presets['attn+ff']}|{_SINGLE})",
     }
 
+    sets_sigmas = True
+
     def segments(self, pipe: DiffusionPipeline) -> tuple[Segment, ...]:
         """T5's alone."""
         return (Segment(pipe.tokenizer_2, T5_LENGTH),)
@@ -73,6 +75,10 @@ class Flux(JointTransformer):
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """What the pipeline draws when it is not told a size."""
         return int(pipe.default_sample_size) * int(pipe.vae_scale_factor)
+
+    def size_multiple(self, pipe: DiffusionPipeline) -> int:
+        """Two cells, which are packed into one."""
+        return 2 * int(pipe.vae_scale_factor)
 
 
 def pack(latents: Tensor) -> Tensor:
