@@ -34,7 +34,13 @@ from conceptkit.formats.dialects import DIALECT, DIALECTS, dialect_of
     "--for",
     "dialect",
     type=RowName(DIALECTS, dialect_of),
-    help=f"With --out: whose files they are.  [default: {DIALECT}]",
+    help=f"With --out or --to: whose files they are.  [default: {DIALECT}]",
+)
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, exists=True, writable=True, path_type=Path),
+    metavar="DIR",
+    help="The folder of the program itself, which is there: the files go where it looks for them.",
 )
 @click.option(
     "--bundle",
@@ -60,6 +66,7 @@ def export(
     names: tuple[str, ...],
     out: Path | None,
     dialect: str | None,
+    to: Path | None,
     bundle: Path | None,
     all_versions: bool,
     with_parents: bool,
@@ -79,8 +86,14 @@ def export(
     \b
     Example:
       conceptkit export my_dog moongate --out ./for_diffusers
+      conceptkit export my_dog --for comfyui --to ~/ComfyUI
       conceptkit export my_dog moongate --bundle ours.bundle
     """
+    if to is not None and (out is not None or bundle is not None or dialect is None):
+        raise click.UsageError(
+            "--to is the folder of a program: give --for with it, and no --out or --bundle."
+        )
+    out = out if to is None else to
     if (out is None) == (bundle is None):
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):
