@@ -9,9 +9,7 @@ from conceptkit.cli.options import (
     RowName,
     base_option,
     debug_option,
-    echo_json,
     force_option,
-    json_option,
     note,
     wrote,
 )
@@ -129,57 +127,6 @@ def export(
             f"In it are {done.previews:,} previews, {done.said:,} tags and notes, "
             "and of photos the hashes alone."
         )
-
-
-require_signed_option = click.option(
-    "--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust."
-)
-take_option = click.option(
-    "--take", is_flag=True, help="Let names of yours mean what comes in under them from now on."
-)
-
-
-@click.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@require_signed_option
-@take_option
-@json_option
-@debug_option
-def import_(files: tuple[Path, ...], require_signed: bool, take: bool, as_json: bool) -> None:
-    """Add concepts from bundles and concept files.
-
-    Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
-    becomes a version beside it; your names go on meaning what they mean, unless you say --take.
-
-    \b
-    Example:
-      conceptkit import ours.bundle
-    """
-    from conceptkit.registry.sharing import exchange
-    from conceptkit.registry.store import Registry
-
-    done: list[dict[str, Any]] = []
-    try:
-        with Registry() as registry:
-            for file in files:
-                with bar("Importing") as tick:
-                    one = exchange.import_file(
-                        registry, file, require_signed=require_signed, take=take, progress=tick
-                    )
-                done.append(one.to_json())
-                if not as_json:
-                    for arrival in one.arrivals:
-                        echo(arrival.sentence())
-                    if one.signer and one.signer.trusted:
-                        echo(one.signer.sentence())
-                    elif one.signer:
-                        note(one.signer.sentence())
-    except ConceptError as error:
-        if as_json:
-            echo_json([*done, {"file": str(files[len(done)]), "error": str(error)}])
-        raise
-    if as_json:
-        echo_json(done)
 
 
 def refusals(sentences: list[str]) -> None:

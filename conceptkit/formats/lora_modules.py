@@ -54,9 +54,10 @@ def kohya_modules(concept: Concept, names: Names) -> dict[str, Pair]:
     return {key: as_convolution(pair, wide.get(key)) for key, pair in one_rank(pairs).items()}
 
 
-def one_rank(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+def one_rank(pairs: Mapping[str, Pair], least: int = 0) -> dict[str, Pair]:
     """The same products at one rank, padded with zeros: programs that drop alphas of modules scale by 1."""
     rank = max((up.shape[1] for up, _ in pairs.values()), default=0)
+    rank = max(rank, least)
     return {
         key: (F.pad(up, (0, rank - up.shape[1])), F.pad(down, (0, 0, 0, rank - len(down))))
         for key, (up, down) in pairs.items()
@@ -94,6 +95,15 @@ def split(pair: Pair, sizes: Sequence[int]) -> list[Factors | None]:
         used = block.any(dim=0)
         found.append(Factors(block[:, used].contiguous(), down[used].contiguous()) if used.any() else None)
     return found
+
+
+def without_padding(factors: Factors) -> Factors:
+    """The same product without the zeros that `one_rank` put behind it; at least one rank stays."""
+    if factors.up is None or factors.down is None:
+        return factors
+    used = (factors.up.any(dim=0) & factors.down.any(dim=1)).nonzero()
+    rank = int(used.max()) + 1 if len(used) else 1
+    return Factors(factors.up[:, :rank].contiguous(), factors.down[:rank].contiguous())
 
 
 def as_convolution(pair: Pair, kernel: tuple[int, int] | None) -> Pair:

@@ -11,7 +11,7 @@ from torch import Tensor
 from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.errors import BadBlob, BaseMismatch, NoEffect
 from conceptkit.formats import adapter_math
-from conceptkit.formats.lora_modules import split
+from conceptkit.formats.lora_modules import split, without_padding
 from conceptkit.formats.module_index import ModuleIndex
 from conceptkit.formats.module_keys import IGNORED, grouped, module_of, token_of
 from conceptkit.formats.module_names import TITLES
@@ -103,7 +103,7 @@ def _module(
             except BadBlob as error:
                 raise BadBlob(f"{key[:120]!r} in {file.path}: {error}") from error
     if len(names) == 1:
-        return kind, {names[0]: factors}
+        return kind, {names[0]: without_padding(factors)}
     pair = factors.low_rank(narrow=True)
     parts = split(pair, [o for o, _ in shapes])
     return kind, {name: part for name, part in zip(names, parts, strict=True) if part is not None}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from conceptkit.base.adapters import ADAPTER
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
+from conceptkit.tuners.by_hand import below, is_by_hand, named_below, place_by_hand
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
 
     The base's `requires_grad`, other adapters and the random state stay as they are. Raises NoEffect on an
     empty delta, BaseMismatch when a map is missing or has another shape, ConceptError when the UNet already
-    carries this adapter, or a LoRA on the same maps.
+    carries this adapter, or adapters other than LoRAs on the same maps. Below a LoRA it acts beside it.
     """
     delta = Delta(maps)
     if not delta:
@@ -64,10 +65,14 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
             f"This UNet already carries {adapter_name!r}; take it off first, or attach all in one call"
         )
     modules = dict(unet.named_modules())
+    hand = [name for name in delta if is_by_hand(modules.get(name))]
     for name, factors in delta.items():
-        _check_shape(name, carrier(name, modules.get(name)), factors)
+        _check_shape(
+            name, below(modules[name])[1] if name in hand else carrier(name, modules.get(name)), factors
+        )
     trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-    config = KVDeltaConfig(r=delta.rank, target_modules=list(delta), init_down="zero", inference_mode=True)
+    rest = [name for name in delta if name not in hand]
+    config = KVDeltaConfig(r=delta.rank, target_modules=rest, init_down="zero", inference_mode=True)
     shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
 
     def placed(name: str, like: Tensor) -> Factors:
@@ -83,7 +88,10 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
         with warnings.catch_warnings():
             # A style LoRA on other maps is welcome company; PEFT warns of it in words for developers.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            inject_adapter_in_model(config, unet, adapter_name)
+            if rest:
+                inject_adapter_in_model(config, unet, adapter_name)
+            if hand:
+                place_by_hand(unet, hand, adapter_name, config)
         vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
         for name, layer in _layers(unet):
             if name in delta:
@@ -161,7 +169,7 @@ def _layers(unet: nn.Module) -> Iterator[tuple[str, KVDeltaLinear]]:
     """(name of the map without any tuner, layer)."""
     for path, module in unet.named_modules():
         if isinstance(module, KVDeltaLinear):
-            yield path.replace(".base_layer", ""), module
+            yield named_below(path), module
 
 
 def _only_adapter(unet: nn.Module, adapter_name: str | None) -> str:
@@ -176,8 +184,8 @@ def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
     return tuple(layer.downs[adapter_name].shape) if adapter_name in layer.downs else ()
 
 
-def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors) -> None:
-    added, own = factors.shape, tuple(module.weight.shape)
+def _check_shape(name: str, module: nn.Linear | nn.Conv2d | KVDeltaLinear, factors: Factors) -> None:
+    added, own = factors.shape, tuple(module.weight.flatten(1).shape)
     if added != own:
         raise BaseMismatch(
             f"The delta of {name} is {added} and the map {own}; use the base it was learned on"

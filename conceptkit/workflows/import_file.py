@@ -16,14 +16,15 @@ from conceptkit.base.fingerprint import Fingerprint
 from conceptkit.base.pipeline import STORYBOOK, Base, check_fits, load
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta, Factors
-from conceptkit.concepts.gates import maps_without_text
+from conceptkit.concepts.gates import RANK_GATES, maps_without_text
 from conceptkit.concepts.kernels import CONVOLUTIONS
+from conceptkit.concepts.recipe_fields import recipe_field
 from conceptkit.errors import BadBlob, BaseMismatch, ConceptError
 from conceptkit.formats.lora_modules import one_rank
 from conceptkit.formats.module_index import index_of
 from conceptkit.formats.module_names import TITLES
 from conceptkit.formats.reading import Read, interpret
-from conceptkit.formats.tensor_files import TensorFile, read_tensors
+from conceptkit.formats.tensor_files import IN_FOLDER, TensorFile, read_tensors
 from conceptkit.registry.library.shapes import family_of_shapes
 from conceptkit.registry.library.trigger_words import preview_of, trigger_words
 from conceptkit.registry.names import check_name, tidy
@@ -79,7 +80,7 @@ def import_file(
     asked, place = ImportOptions(**options), Path(path)
     with opened(registry) as store:
         file = read_tensors(place)
-        name = asked.name or str(_own(file).get("name") or tidy(place.stem) or "imported")
+        name = asked.name or str(_own(file).get("name") or _called(place))
         store.check_free(check_name(name), new_version=asked.new_version)
         here = base if isinstance(base, Base) else load(base or _base_for(file, store))
         concept, notices = as_concept(file, here, replace(asked, name=name))
@@ -95,7 +96,7 @@ def as_concept(file: TensorFile, base: Base, asked: ImportOptions) -> tuple[Conc
     file = _with_embeddings(file)
     found = interpret(file, index, base.name, widths)
     own = _own(file)
-    name = asked.name or str(own.get("name") or tidy(file.path.stem) or "imported")
+    name = asked.name or str(own.get("name") or _called(file.path))
     learned_on, notices = base.fingerprint, list(found.notices)
     if own and found.delta:
         learned_on = Fingerprint.from_json(own["base"])
@@ -103,14 +104,15 @@ def as_concept(file: TensorFile, base: Base, asked: ImportOptions) -> tuple[Conc
             notices.append(sentence)
     noun = asked.class_noun or own.get("noun")
     tokens, words = _words(found, own, name, noun, asked, file)
-    recipe: dict[str, Any] = dict(own.get("recipe") or {}) or {
-        "method": METHOD,
-        "kind": " and ".join(found.kinds),
-    }
+    plain = {"method": METHOD, "kind": " and ".join(found.kinds)}
+    recipe: dict[str, Any] = dict(own.get("recipe") or {}) or plain
     recipe["family"] = index.family
     if found.kernels:
         recipe[CONVOLUTIONS] = {n: list(size) for n, size in sorted(found.kernels.items())}
     delta = found.delta
+    gates = recipe.get(RANK_GATES)
+    if recipe_field(recipe, "gated_lora_rank") or gates:
+        delta, _ = _gated(delta, sum(int(ranks) for ranks, _ in gates or ()))
     if asked.gated:
         delta, rank = _gated(delta)
         recipe |= {"gated_lora_rank": rank} if rank else {}
@@ -163,10 +165,17 @@ def _words(
     return tokens, words
 
 
-def _gated(delta: Delta) -> tuple[Delta, int]:
+def _called(path: Path) -> str:
+    """A name for what lies there: its own, or its folder's where every program calls the file the same."""
+    folder = path if path.is_dir() else path.parent
+    generic = path.is_dir() or path.name in IN_FOLDER
+    return tidy(folder.absolute().name if generic else path.stem) or "imported"
+
+
+def _gated(delta: Delta, least: int = 0) -> tuple[Delta, int]:
     """The delta with one rank on all maps that a gate can hold, and that rank; 0 where there are none."""
     wide = maps_without_text(delta)
-    pairs = one_rank({name: factors.low_rank(narrow=True) for name, factors in wide.items()})
+    pairs = one_rank({name: factors.low_rank(narrow=True) for name, factors in wide.items()}, least)
     rank = next((len(down) for _, down in pairs.values()), 0)
     return delta.without(wide) | {name: Factors(*pair) for name, pair in pairs.items()}, rank
 
@@ -183,26 +192,19 @@ def _own(file: TensorFile) -> dict[str, Any]:
 
 
 def _with_embeddings(file: TensorFile) -> TensorFile:
-    """A LoRA of ours together with the embeddings that were exported with it, where they are still beside it."""
+    """A LoRA of ours with the embeddings that were exported with it, where they still lie beside it."""
     words = _own(file).get("words", {})
-    wanted = {token for text in words.values() for token in re.findall(r"<([^\s<>]+)>", str(text))}
+    wanted = {token for text in words.values() for token in re.findall(r"<([^\s<>/]+)>", str(text))}
     folder = file.path if file.path.is_dir() else file.path.parent
+    near = [folder, *(above / name for above in folder.parents[:2] for name in ("embeddings", "embedding"))]
     found = dict(file.tensors)
     for token in sorted(wanted):
-        for place in (
-            folder,
-            *(folder.parent / n for n in ("embeddings", "embedding")),
-            folder.parents[1] / "embeddings" if len(folder.parents) > 1 else folder,
-        ):
-            embedding = place / f"{token.lower()}.safetensors"
-            if not embedding.is_file() or embedding.resolve() == file.path.resolve():
-                continue
+        files = [place / f"{token.lower()}.safetensors" for place in near]
+        for embedding in (place for place in files if place.is_file() and not place.samefile(file.path)):
             more = read_tensors(embedding)
             if _own(more).get("words") == words:
                 found |= {f"bundle_emb.<{token.lower()}>.{key}": rows for key, rows in more.tensors.items()}
                 break
-    if len(found) == len(file.tensors) + 0 and not set(found) - set(file.tensors):
-        return file
     return replace(file, tensors=found)
 
 
