@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from conceptkit.cli.library import scan_folder
 from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note
 from conceptkit.cli.progress import bar
 from conceptkit.cli.terminal import echo
-from conceptkit.errors import BadBlob, ConceptError
+from conceptkit.errors import BadBlob, ConceptError, UnknownConcept
 
 FOREIGN = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Endings of other programs' files, as far as they are not concepts of ours."""
@@ -57,8 +58,8 @@ def import_(
     Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
     becomes a version beside it; your names go on meaning what they mean, unless you say --take. Of other
     programs it reads LoRA, LoCon, LoHa, LoKr and DoRA in the keys of diffusers, PEFT and kohya, Custom
-    Diffusion, and embeddings. They are for the base that --base names. A folder of many files is only listed:
-    see `conceptkit scan`.
+    Diffusion, and embeddings. They are for the base that --base names. A FILE may be a name that `conceptkit
+    library` lists; a folder of many files is scanned, and they stay there.
 
     \b
     Example:
@@ -70,7 +71,7 @@ def import_(
         raise click.UsageError("--name and --trigger are for one FILE; import the others by themselves.")
     done: list[dict[str, Any]] = []
     try:
-        for file in files:
+        for file in map(_located, files):
             if is_foreign(file):
                 done += _foreign(file, foreign, as_json)
             else:
@@ -103,6 +104,22 @@ def is_foreign(path: Path) -> bool:
         return True
 
 
+def _located(path: Path) -> Path:
+    """The path itself, or that of a file that a scan found under this name or hash."""
+    if path.exists() or len(path.parts) != 1 or path.suffix.lower() == ".bundle":
+        return path
+    from conceptkit.registry.library.files import FILE, Library
+    from conceptkit.registry.paths import home
+
+    if not (home() / FILE).is_file():
+        return path
+    with Library() as library:
+        try:
+            return library.get(str(path)).path
+        except UnknownConcept:
+            return path
+
+
 def _ours(file: Path, require_signed: bool, take: bool, as_json: bool) -> dict[str, Any]:
     from conceptkit.registry.sharing import exchange
     from conceptkit.registry.store import Registry
@@ -126,10 +143,12 @@ def _foreign(file: Path, asked: dict[str, Any], as_json: bool) -> list[dict[str,
         from conceptkit.formats.tensor_files import is_concept_folder
 
         if not is_concept_folder(file):
-            raise ConceptError(
-                f"{file} is a folder of many files; list them with `conceptkit scan {file}`, and import one "
-                "by its name"
+            scan_folder(file, as_json=False)
+            note(
+                "They stay where they are: `conceptkit library` lists them, and `conceptkit import NAME` "
+                "takes one in."
             )
+            return [{"folder": str(file)}]
     from conceptkit.workflows.import_file import import_file
 
     with Registry() as registry, bar("Importing"):

@@ -47,7 +47,9 @@ def lora(pipe, style: str = "kohya", seed: int = 0, convolution: bool = False):
     style: "kohya", "peft" (diffusers' keys of today) or "old" (its attention processors).
     """
     draw, tensors, added = Draw(seed), {}, {}
-    ends = ("to_q", "to_k", "to_v", "to_out.0") if style == "old" else ("attn2.to_k", "attn2.to_v", "ff.net.2")
+    ends = (
+        ("to_q", "to_k", "to_v", "to_out.0") if style == "old" else ("attn2.to_k", "attn2.to_v", "ff.net.2")
+    )
     weights = linear_maps(pipe, ends)
     weights |= convolutions(pipe) if convolution else {}
     for number, (name, weight) in enumerate(weights.items()):

@@ -131,6 +131,11 @@ def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     return [f"The {row.name} files leave out {what}; export {whole.name} for diffusers to have all of it"]
 
 
+def check_fits_dialect(dialect: str, concept: Concept | Merge) -> None:
+    """Raises what `export` would raise for what a dialect has no place for; nothing is written."""
+    _check(dialect_of(dialect), _whole(concept))
+
+
 def _whole(given: Concept | Merge) -> Concept:
     either: Any = given
     return getattr(either, "concept", either)
