@@ -1,9 +1,10 @@
-"""An HTTP server that draws concepts of the registry and swaps them between requests; one base stays loaded.
+"""An HTTP server that draws concepts of the registry and swaps them between requests.
 
     python examples/server.py --base storybook --port 8000
-    curl "http://127.0.0.1:8000/draw?concepts=my_dog,moongate&prompt=my_dog+in+front+of+a+moongate" -o both.png
+    curl "http://127.0.0.1:8000/draw?concepts=my_dog,moongate&prompt=my_dog+and+a+moongate" -o both.png
 
-Where one concept differs from those of the last request it is swapped; where more do, all are attached anew.
+One base stays loaded. Where one concept differs from those of the last request it is swapped; where more do,
+all are attached anew.
 """
 
 import argparse

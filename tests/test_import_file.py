@@ -2,22 +2,27 @@
 
 import json
 import pickle
+import random
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from benchmarks.formats_fuzz import one_case, seeds
 from conceptkit.base.pipeline import of
 from conceptkit.concepts.concept import Concept, read
 from conceptkit.errors import BadBlob, BaseMismatch, ConceptError, NameTaken, NoEffect
 from conceptkit.formats.dialects import export
+from conceptkit.formats.module_index import index_of
 from conceptkit.formats.module_names import NAMES
 from conceptkit.inference.attach import attach
 from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
 from conceptkit.workflows.import_file import import_file
 from tests import foreign
+from tests.mutate_files import spoil_file
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 
@@ -370,3 +375,24 @@ def test_an_embedding_of_another_width_is_refused(pipe, registry, tmp_path):
     save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "toy.safetensors")
     with pytest.raises(BaseMismatch, match="vectors of 768 values, and the text encoders .* read 32"):
         import_file(tmp_path / "toy.safetensors", base=of(pipe), registry=registry)
+
+
+def test_numbers_that_are_no_weights_are_refused(pipe, registry, tmp_path):
+    tensors, _ = foreign.lora(pipe)
+    key = next(key for key in tensors if key.endswith("lora_up.weight"))
+    tensors[key][0, 0] = 1e30
+    save_file(tensors, tmp_path / "ink.safetensors")
+    with pytest.raises(BadBlob, match="adds numbers up to .* no weights"):
+        import_file(tmp_path / "ink.safetensors", base=of(pipe), registry=registry)
+
+
+def test_spoiled_files_end_in_a_sentence_or_in_a_concept(tmp_path, pipe):
+    base, dice = of(pipe), random.Random(1)
+    maps, given = set(index_of(base).maps), seeds(tmp_path)
+    fates = set()
+    for name in sorted(given):
+        for _ in range(4):
+            file = tmp_path / f"case{Path(name).suffix}"
+            file.write_bytes(spoil_file(given[name], dice))
+            fates.add(one_case(base, maps, file))
+    assert fates == {"read", "refused"}

@@ -126,6 +126,7 @@ def test_files_of_one_name_are_told_apart_by_their_paths(folder, home):
         assert library.get(library.get(str(folder / "ink.safetensors")).about.autov2).about.kind == "LoRA"
 
 
+@pytest.mark.slow
 def test_thirty_thousand_files_in_one_folder_are_listed(tmp_path, home, monkeypatch):
     many = tmp_path / "many"
     many.mkdir()

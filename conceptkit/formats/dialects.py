@@ -121,11 +121,13 @@ def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     row, whole = dialect_of(dialect), _whole(concept)
     lost = [what for what, parts in _parts(whole).items() if parts and what not in row.holds]
     beyond = [name for name in whole.delta if not re.search(row.maps, name)] if DELTA in row.holds else []
+    if not lost and not beyond:
+        return []
     if not lost:
         return [
             f"The {row.name} files leave out {len(beyond)} of the {len(whole.delta)} maps that {whole.name} "
             f"changes, {beyond[0]} for one; export {whole.name} for diffusers to have all of it"
-        ] * bool(beyond)
+        ]
     meant = {DELTA: "what it changes in the base", TOKENS: "its word, which the prompt needs"}
     what = " and ".join(meant.get(each, each) for each in lost)
     return [f"The {row.name} files leave out {what}; export {whole.name} for diffusers to have all of it"]

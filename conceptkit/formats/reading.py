@@ -18,6 +18,7 @@ from conceptkit.formats.module_names import TITLES
 from conceptkit.formats.tensor_files import TensorFile
 from conceptkit.registry.library.shapes import family_of_shapes
 
+LARGEST = float(torch.finfo(torch.float16).max)
 SHOWN = 5
 """Keys that an error lists."""
 
@@ -59,6 +60,7 @@ def interpret(file: TensorFile, index: ModuleIndex, base_name: str, widths: Sequ
             if name in maps:
                 raise BadBlob(f"{file.path} changes {name} under two names; ask for one of the files in it")
             maps[name] = factors
+    _check_sizes(file, maps, tokens)
     maps = {name: factors for name, factors in maps.items() if all(bool(f.any()) for f in factors)}
     if not maps and not tokens:
         raise NoEffect(f"{file.path} would change nothing: all that it adds is zero; ask for it again")
@@ -168,6 +170,18 @@ def _tokens(
                 f"encoders of the base read {_list(widths)}; name the base that it was made for with --base"
             )
     return {token: tuple(rows[i] for i in sorted(rows)) for token, rows in held.items()}, rest, notices
+
+
+def _check_sizes(
+    file: TensorFile, maps: Mapping[str, Factors], tokens: Mapping[str, tuple[Tensor, ...]]
+) -> None:
+    """Raises BadBlob where numbers are beyond what half precision holds: they are damage, and no weights."""
+    for name, tensors in [*((name, f.tensors) for name, f in maps.items()), *tokens.items()]:
+        largest = max(float(tensor.abs().max()) for tensor in tensors)
+        if not largest <= LARGEST:
+            raise BadBlob(
+                f"{file.path} adds numbers up to {largest:.1g} to {name}, no weights; fetch it again"
+            )
 
 
 def _list(numbers: Sequence[int]) -> str:
