@@ -2,8 +2,8 @@
 
     python -m benchmarks.swap [--shape sd15|pico] [--cycles 1000]
 
-Both roads exchange the same two concepts, in turns, in the same run. Then come the cycles: at the end the base
-is bit-identical, and the memory has not grown.
+Both roads exchange the same two concepts in the same run. Then come the cycles: at the end the base is
+bit-identical, and the memory has not grown.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit.cli.listing import echo_entries, size
-from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, wrote
+from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, note, wrote
 from conceptkit.cli.search import filter_options, filters
 from conceptkit.cli.terminal import VALUE, echo, echo_table, local
 from conceptkit.errors import ConceptError
@@ -113,18 +113,26 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--now", is_flag=True, help="Keep nothing in the trash.")
+@click.option("--undo", is_flag=True, help="Take back what was removed last under these names.")
 @json_option
 @debug_option
-def rm(names: tuple[str, ...], as_json: bool) -> None:
+def rm(names: tuple[str, ...], now: bool, undo: bool, as_json: bool) -> None:
     """Remove concepts.
 
-    NAME goes with all its versions, NAME@2 is one version.
+    NAME goes with all its versions, NAME@2 is one version. They stay in the trash, until `conceptkit gc
+    --yes` empties it.
 
     \b
     Example:
       conceptkit rm my_dog
+      conceptkit rm --undo my_dog
     """
+    if undo:
+        _take_back(names, as_json)
+        return
     from conceptkit.registry import odd_files
+    from conceptkit.registry.sharing import trash
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
@@ -137,14 +145,33 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
             file.unlink(missing_ok=True)
         # A name goes with all its versions, and one of them beside it says nothing more.
         wanted = [n for n in dict.fromkeys(names) if "@" not in n or n.partition("@")[0] not in names]
-        gone = [entry for name in wanted for entry in registry.remove(name)]
+        gone, lost = [], []
+        for name in wanted:
+            removed, sentence = (registry.remove(name), None) if now else trash.discard(registry, name)
+            gone += removed
+            lost += [sentence] if sentence else []
     if as_json:
         echo_json([*(e.to_json() for e in gone), *({"name": n, "checkpoint": str(only[n])} for n in only)])
         return
+    for sentence in lost:
+        note(sentence)
     if gone:
         echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
     if only:
         echo(f"Removed the checkpoint of {', '.join(only)}, whose learning was stopped.")
+
+
+def _take_back(names: tuple[str, ...], as_json: bool) -> None:
+    from conceptkit.registry.sharing import trash
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        found = [arrival for name in names for arrival in trash.take_back(registry, name)]
+    if as_json:
+        echo_json([arrival.to_json() for arrival in found])
+        return
+    for arrival in found:
+        echo(arrival.sentence())
 
 
 def _parents(about: dict[str, Any]) -> list[str]:

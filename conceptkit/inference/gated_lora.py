@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from conceptkit.concepts.gates import RankGate, reads_text
 from conceptkit.inference.attention_masks import Where
 from conceptkit.inference.token_owners import UNKNOWN, TokenOwners, UNetCall
-from conceptkit.tuners.by_hand import named_below
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import KVDeltaLinear
+from conceptkit.tuners.layers import named_below
 
 
 def gate_lora(

@@ -5,19 +5,17 @@ A delta may also be given as a mapping to tuples, `(weight,)` (o, d) or `(up, do
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from conceptkit.base.adapters import ADAPTER
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
-from conceptkit.tuners.by_hand import below, is_by_hand, named_below, place_by_hand
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
+from conceptkit.tuners.layers import below, can_lie_below, named_below, place_layers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -65,14 +63,11 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
             f"This UNet already carries {adapter_name!r}; take it off first, or attach all in one call"
         )
     modules = dict(unet.named_modules())
-    hand = [name for name in delta if is_by_hand(modules.get(name))]
     for name, factors in delta.items():
-        _check_shape(
-            name, below(modules[name])[1] if name in hand else carrier(name, modules.get(name)), factors
-        )
+        module = modules.get(name)
+        _check_shape(name, below(module) if can_lie_below(module) else carrier(name, module), factors)
     trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-    rest = [name for name in delta if name not in hand]
-    config = KVDeltaConfig(r=delta.rank, target_modules=rest, init_down="zero", inference_mode=True)
+    config = KVDeltaConfig(r=delta.rank, target_modules=list(delta), init_down="zero", inference_mode=True)
     shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
 
     def placed(name: str, like: Tensor) -> Factors:
@@ -85,18 +80,11 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
         return Factors(factors.up, shared.setdefault(key, factors.down))
 
     try:
-        with warnings.catch_warnings():
-            # A style LoRA on other maps is welcome company; PEFT warns of it in words for developers.
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            if rest:
-                inject_adapter_in_model(config, unet, adapter_name)
-            if hand:
-                place_by_hand(unet, hand, adapter_name, config)
+        layers = place_layers(unet, delta, adapter_name, config)
         vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
-        for name, layer in _layers(unet):
-            if name in delta:
-                layer.set_factors(adapter_name, placed(name, layer.weight))
-                layer.set_adapter([adapter_name], inference_mode=True)
+        for name, layer in layers.items():
+            layer.set_factors(adapter_name, placed(name, layer.weight))
+            layer.set_adapter([adapter_name], inference_mode=True)
     except BaseException:
         uninstall(unet, adapter_name)
         raise
