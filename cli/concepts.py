@@ -29,9 +29,16 @@ REFERENCE = (
 )
 @click.option("--after", metavar="NAME", help="Begin behind that name, for the next page.")
 @click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "date", "size"]),
+    default="name",
+    show_default=True,
+    help="The order; newest or largest first.",
+)
 @json_option
 @debug_option
-def list_(limit: int, after: str | None, everything: bool, as_json: bool, **values: Any) -> None:
+def list_(limit: int, after: str | None, everything: bool, sort: str, as_json: bool, **values: Any) -> None:
     """List your concepts.
 
     \b
@@ -41,8 +48,13 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     from conceptkit.registry.catalogue import search
     from conceptkit.registry.store import Registry
 
+    if after and sort != "name":
+        raise click.UsageError("--after goes by name: leave it out with --sort, and give --all or --limit.")
     with Registry() as registry:
-        found = search.page(registry, filters(values), after=after, limit=None if everything else limit + 1)
+        most = None if everything or sort != "name" else limit + 1
+        found = search.page(registry, filters(values), after=after, limit=most)
+        if sort != "name":
+            found.sort(key=lambda e: e.created if sort == "date" else e.bytes, reverse=True)
         entries = found if everything else found[:limit]
         marks = search.labels(registry, entries)
     if not entries and not as_json:
@@ -52,7 +64,8 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     else:
         echo_entries(entries, marks, as_json)
     if len(found) > len(entries):
-        echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
+        more = f"--after {entries[-1].name}" if sort == "name" else f"--limit {2 * limit}"
+        echo(f"There are more: add {more}, or --all.", err=True)
 
 
 @click.command()

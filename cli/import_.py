@@ -53,7 +53,7 @@ def import_(
     as_json: bool,
     **more: Any,
 ) -> None:
-    """Add concepts from bundles, concept files, and files of other programs.
+    """Add concepts from bundles and from other programs.
 
     Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
     becomes a version beside it; your names go on meaning what they mean, unless you say --take. Of other

@@ -20,9 +20,9 @@ SHOWN = 10
 @json_option
 @debug_option
 def scan(folder: Path, as_json: bool) -> None:
-    """Find the LoRAs and embeddings below a folder, without copying them.
+    """Find LoRAs and embeddings of other programs.
 
-    What is known is not read again, a moved file is known by its hash, and a scan that is stopped goes on
+    They stay in the folder, and nothing is copied. What is known is not read again, a moved file is known by its hash, and a scan that is stopped goes on
     where it was. Nothing is asked of the network.
 
     \b
@@ -73,9 +73,9 @@ def library(
     as_json: bool,
     **only: Any,
 ) -> None:
-    """List the files that `scan` found, by WORDs in their names, trigger words, tags and folders.
+    """List the files that `scan` found.
 
-    `conceptkit import NAME` takes one of them into the registry.
+    WORDs are looked for in names, trigger words, tags and folders. `conceptkit import NAME` takes one of them into the registry.
 
     \b
     Example:

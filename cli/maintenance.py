@@ -55,9 +55,10 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @debug_option
 def gc(yes: bool, as_json: bool) -> None:
-    """Find files that belong to nothing, and delete them; empty the trash.
+    """Find files that belong to nothing, and delete them.
 
-    Files that an index in the home's backups folder names are kept.
+    What `conceptkit rm` put into the trash is deleted too. Files that an index in the home's backups folder
+    names are kept.
 
     \b
     Example:

@@ -68,3 +68,23 @@ def test_what_cannot_be_kept_is_told(home):
         registry.add("broken", b"no concept", {"kind": "subject"})
     told = CliRunner().invoke(main, ["rm", "broken"])
     assert told.exit_code == 0 and "broken is not in the trash" in told.stderr
+
+
+def test_listing_by_size_and_date_and_tagging_many(home):
+    with Registry() as registry:
+        for number, name in enumerate(("ink_b", "ink_a", "oil")):
+            registry.add(name, b"x" * (number + 1), {"kind": "style"})
+    names = {
+        sort: [one["name"] for one in json.loads(run("list", "--json", "--sort", sort))]
+        for sort in ("name", "date", "size")
+    }
+    assert names["name"] == ["ink_a", "ink_b", "my_dog", "oil"]
+    assert names["date"] == ["oil", "ink_a", "ink_b", "my_dog"]
+    assert names["size"] == ["my_dog", "oil", "ink_a", "ink_b"]
+    run("tag", "ink_*", "drawings")
+    assert {one["name"] for one in json.loads(run("list", "--json", "--tag", "drawings"))} == {
+        "ink_a",
+        "ink_b",
+    }
+    none = CliRunner().invoke(main, ["tag", "x*", "drawings"])
+    assert none.exit_code == 2 and "No concept fits 'x*'" in none.stderr

@@ -44,7 +44,7 @@ def interpret(file: TensorFile, index: ModuleIndex, base_name: str, widths: Sequ
     family, NoEffect when nothing would change.
     """
     tokens, rest, notices = _tokens(file, widths)
-    keys = {key: found for key in rest if (found := module_of(key)) is not None}
+    keys = {key: about for key in rest if (about := module_of(key)) is not None}
     _refuse(file, [key for key in rest if key not in keys], "are none that a concept can hold")
     modules = grouped(keys)
     unknown = [next(iter(roles.values())) for at, roles in modules.items() if not index.find(*at)]
@@ -162,14 +162,14 @@ def _tokens(
                 f"{found[0]} has an embedding for each of {len(tensor)} layers; a concept has one, their mean"
             )
         held.setdefault(found[0], {})[found[1]] = rows
-    for token, rows in held.items():
-        given = [rows[i].shape[1] for i in sorted(rows)]
-        if sorted(rows) != list(range(len(rows))) or given != list(widths):
+    for token, parts in held.items():
+        given = [parts[i].shape[1] for i in sorted(parts)]
+        if sorted(parts) != list(range(len(parts))) or given != list(widths):
             raise BaseMismatch(
                 f"The embedding {token or file.path.name} has vectors of {_list(given)} values, and the text "
                 f"encoders of the base read {_list(widths)}; name the base that it was made for with --base"
             )
-    return {token: tuple(rows[i] for i in sorted(rows)) for token, rows in held.items()}, rest, notices
+    return {token: tuple(parts[i] for i in sorted(parts)) for token, parts in held.items()}, rest, notices
 
 
 def _check_sizes(

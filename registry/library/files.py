@@ -131,7 +131,8 @@ class Library:
 
         only: kind, family or tag, of which the files must be.
         """
-        condition, values = [], []
+        condition: list[str] = []
+        values: list[str | None] = []
         for word in words:
             condition.append("instr(lower(name || ' ' || words || ' ' || tags || ' ' || path), ?)")
             values.append(word.lower())
