@@ -22,8 +22,8 @@ SHOWN = 10
 def scan(folder: Path, as_json: bool) -> None:
     """Find LoRAs and embeddings of other programs.
 
-    They stay in the folder, and nothing is copied. What is known is not read again, a moved file is known by its hash, and a scan that is stopped goes on
-    where it was. Nothing is asked of the network.
+    They stay in the folder, and nothing is copied. What is known is not read again, a moved file is known by
+    its hash, and a scan that is stopped goes on where it was. Nothing is asked of the network.
 
     \b
     Example:
@@ -75,7 +75,8 @@ def library(
 ) -> None:
     """List the files that `scan` found.
 
-    WORDs are looked for in names, trigger words, tags and folders. `conceptkit import NAME` takes one of them into the registry.
+    WORDs are looked for in names, trigger words, tags and folders. `conceptkit import NAME` takes one of the
+    files into the registry.
 
     \b
     Example:
