@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit.cli.listing import echo_entries, size
-from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, wrote
+from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, note, wrote
 from conceptkit.cli.search import filter_options, filters
 from conceptkit.cli.terminal import VALUE, echo, echo_table, local
 from conceptkit.errors import ConceptError
@@ -29,9 +29,16 @@ REFERENCE = (
 )
 @click.option("--after", metavar="NAME", help="Begin behind that name, for the next page.")
 @click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "date", "size"]),
+    default="name",
+    show_default=True,
+    help="The order; newest or largest first.",
+)
 @json_option
 @debug_option
-def list_(limit: int, after: str | None, everything: bool, as_json: bool, **values: Any) -> None:
+def list_(limit: int, after: str | None, everything: bool, sort: str, as_json: bool, **values: Any) -> None:
     """List your concepts.
 
     \b
@@ -41,8 +48,13 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     from conceptkit.registry.catalogue import search
     from conceptkit.registry.store import Registry
 
+    if after and sort != "name":
+        raise click.UsageError("--after goes by name: leave it out with --sort, and give --all or --limit.")
     with Registry() as registry:
-        found = search.page(registry, filters(values), after=after, limit=None if everything else limit + 1)
+        most = None if everything or sort != "name" else limit + 1
+        found = search.page(registry, filters(values), after=after, limit=most)
+        if sort != "name":
+            found.sort(key=lambda e: e.created if sort == "date" else e.bytes, reverse=True)
         entries = found if everything else found[:limit]
         marks = search.labels(registry, entries)
     if not entries and not as_json:
@@ -52,7 +64,8 @@ def list_(limit: int, after: str | None, everything: bool, as_json: bool, **valu
     else:
         echo_entries(entries, marks, as_json)
     if len(found) > len(entries):
-        echo(f"There are more: add --after {entries[-1].name}, or --all.", err=True)
+        more = f"--after {entries[-1].name}" if sort == "name" else f"--limit {2 * limit}"
+        echo(f"There are more: add {more}, or --all.", err=True)
 
 
 @click.command()
@@ -113,18 +126,26 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--now", is_flag=True, help="Keep nothing in the trash.")
+@click.option("--undo", is_flag=True, help="Take back what was removed last under these names.")
 @json_option
 @debug_option
-def rm(names: tuple[str, ...], as_json: bool) -> None:
+def rm(names: tuple[str, ...], now: bool, undo: bool, as_json: bool) -> None:
     """Remove concepts.
 
-    NAME goes with all its versions, NAME@2 is one version.
+    NAME goes with all its versions, NAME@2 is one version. They stay in the trash, until `conceptkit gc
+    --yes` empties it.
 
     \b
     Example:
       conceptkit rm my_dog
+      conceptkit rm --undo my_dog
     """
+    if undo:
+        _take_back(names, as_json)
+        return
     from conceptkit.registry import odd_files
+    from conceptkit.registry.sharing import trash
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
@@ -137,14 +158,33 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
             file.unlink(missing_ok=True)
         # A name goes with all its versions, and one of them beside it says nothing more.
         wanted = [n for n in dict.fromkeys(names) if "@" not in n or n.partition("@")[0] not in names]
-        gone = [entry for name in wanted for entry in registry.remove(name)]
+        gone, lost = [], []
+        for name in wanted:
+            removed, sentence = (registry.remove(name), None) if now else trash.discard(registry, name)
+            gone += removed
+            lost += [sentence] if sentence else []
     if as_json:
         echo_json([*(e.to_json() for e in gone), *({"name": n, "checkpoint": str(only[n])} for n in only)])
         return
+    for sentence in lost:
+        note(sentence)
     if gone:
         echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
     if only:
         echo(f"Removed the checkpoint of {', '.join(only)}, whose learning was stopped.")
+
+
+def _take_back(names: tuple[str, ...], as_json: bool) -> None:
+    from conceptkit.registry.sharing import trash
+    from conceptkit.registry.store import Registry
+
+    with Registry() as registry:
+        found = [arrival for name in names for arrival in trash.take_back(registry, name)]
+    if as_json:
+        echo_json([arrival.to_json() for arrival in found])
+        return
+    for arrival in found:
+        echo(arrival.sentence())
 
 
 def _parents(about: dict[str, Any]) -> list[str]:

@@ -9,9 +9,7 @@ from conceptkit.cli.options import (
     RowName,
     base_option,
     debug_option,
-    echo_json,
     force_option,
-    json_option,
     note,
     wrote,
 )
@@ -34,7 +32,13 @@ from conceptkit.formats.dialects import DIALECT, DIALECTS, dialect_of
     "--for",
     "dialect",
     type=RowName(DIALECTS, dialect_of),
-    help=f"With --out: whose files they are.  [default: {DIALECT}]",
+    help=f"With --out or --to: whose files they are.  [default: {DIALECT}]",
+)
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, exists=True, writable=True, path_type=Path),
+    metavar="DIR",
+    help="The folder of the program itself, which is there: the files go where it looks for them.",
 )
 @click.option(
     "--bundle",
@@ -60,6 +64,7 @@ def export(
     names: tuple[str, ...],
     out: Path | None,
     dialect: str | None,
+    to: Path | None,
     bundle: Path | None,
     all_versions: bool,
     with_parents: bool,
@@ -79,8 +84,14 @@ def export(
     \b
     Example:
       conceptkit export my_dog moongate --out ./for_diffusers
+      conceptkit export my_dog --for comfyui --to ~/ComfyUI
       conceptkit export my_dog moongate --bundle ours.bundle
     """
+    if to is not None and (out is not None or bundle is not None or dialect is None):
+        raise click.UsageError(
+            "--to is the folder of a program: give --for with it, and no --out or --bundle."
+        )
+    out = out if to is None else to
     if (out is None) == (bundle is None):
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):
@@ -116,57 +127,6 @@ def export(
             f"In it are {done.previews:,} previews, {done.said:,} tags and notes, "
             "and of photos the hashes alone."
         )
-
-
-require_signed_option = click.option(
-    "--require-signed", is_flag=True, help="Refuse what is not signed by a key that you trust."
-)
-take_option = click.option(
-    "--take", is_flag=True, help="Let names of yours mean what comes in under them from now on."
-)
-
-
-@click.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@require_signed_option
-@take_option
-@json_option
-@debug_option
-def import_(files: tuple[Path, ...], require_signed: bool, take: bool, as_json: bool) -> None:
-    """Add concepts from bundles and concept files.
-
-    Each FILE comes in whole or not at all. A version that you have is left alone, and what differs from yours
-    becomes a version beside it; your names go on meaning what they mean, unless you say --take.
-
-    \b
-    Example:
-      conceptkit import ours.bundle
-    """
-    from conceptkit.registry.sharing import exchange
-    from conceptkit.registry.store import Registry
-
-    done: list[dict[str, Any]] = []
-    try:
-        with Registry() as registry:
-            for file in files:
-                with bar("Importing") as tick:
-                    one = exchange.import_file(
-                        registry, file, require_signed=require_signed, take=take, progress=tick
-                    )
-                done.append(one.to_json())
-                if not as_json:
-                    for arrival in one.arrivals:
-                        echo(arrival.sentence())
-                    if one.signer and one.signer.trusted:
-                        echo(one.signer.sentence())
-                    elif one.signer:
-                        note(one.signer.sentence())
-    except ConceptError as error:
-        if as_json:
-            echo_json([*done, {"file": str(files[len(done)]), "error": str(error)}])
-        raise
-    if as_json:
-        echo_json(done)
 
 
 def refusals(sentences: list[str]) -> None:

@@ -57,20 +57,23 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 def gc(yes: bool, as_json: bool) -> None:
     """Find files that belong to nothing, and delete them.
 
-    Files that an index in the home's backups folder names are kept.
+    What `conceptkit rm` put into the trash is deleted too. Files that an index in the home's backups folder
+    names are kept.
 
     \b
     Example:
       conceptkit gc --yes
     """
     from conceptkit.registry import maintenance, odd_files
+    from conceptkit.registry.sharing import trash
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
         found = maintenance.gc(registry, delete=yes)
+        thrown, thrown_bytes = trash.empty(registry.home, delete=yes)
         kept = maintenance.aside(registry.home)
     if as_json:
-        echo_json(found.to_json())
+        echo_json(found.to_json() | {"trash": thrown, "trash_bytes": thrown_bytes})
         return
     done = "Deleted" if yes else "Would delete"
     if yes and found.unreadable and found.blobs:
@@ -99,7 +102,9 @@ def gc(yes: bool, as_json: bool) -> None:
         echo(
             f"{found.concepts:,} of them are concepts, perhaps of an index that was lost: look before --yes."
         )
-    if not yes and (found.blobs or found.old):
+    if thrown:
+        echo(f"{done} {thrown:,} removals that are in the trash, {size(thrown_bytes)}.")
+    if not yes and (found.blobs or found.old or thrown):
         echo("Run it again with --yes to delete them.")
     if kept:
         echo(f"Kept what {len(kept)} backups in {kept[0].parent} name.")

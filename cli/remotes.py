@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conceptkit.cli.export import refusals, require_signed_option, take_option
+from conceptkit.cli.export import refusals
+from conceptkit.cli.import_ import require_signed_option, take_option
 from conceptkit.cli.options import debug_option, echo_json, json_option, note
 from conceptkit.cli.progress import bar
 from conceptkit.cli.terminal import VALUE, echo, echo_table

@@ -1,6 +1,7 @@
 """`conceptkit search`, and what people say about concepts: `tag`, `note`, `favourite`. No torch in here."""
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -8,9 +9,11 @@ import click
 from conceptkit.cli.listing import echo_entries
 from conceptkit.cli.options import MOST, debug_option, echo_json, json_option
 from conceptkit.cli.terminal import echo, local
+from conceptkit.errors import UnknownConcept
 
 if TYPE_CHECKING:
     from conceptkit.registry.catalogue.search import Filters
+    from conceptkit.registry.store import Registry
 
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -102,19 +105,34 @@ def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> 
 def tag(name: str, tags: tuple[str, ...], remove: tuple[str, ...], as_json: bool) -> None:
     """Put tags on a concept, or show them.
 
+    NAME may have a * in it: then all concepts that it fits are tagged.
+
     \b
     Example:
       conceptkit tag my_dog pets garden
+      conceptkit tag "ink_*" drawings
     """
     from conceptkit.registry.catalogue import labels
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
-        found = labels.tag(registry, name, tags, remove)
+        names = _fitting(registry, name)
+        found = {each: labels.tag(registry, each, tags, remove) for each in names}
     if as_json:
-        echo_json(found)
-    else:
-        echo(f"{name}: {', '.join(found) or 'no tags'}")
+        echo_json(found if "*" in name else found[name])
+        return
+    for each, held in found.items():
+        echo(f"{each}: {', '.join(held) or 'no tags'}")
+
+
+def _fitting(registry: "Registry", name: str) -> list[str]:
+    """The name itself, or all names that a pattern with a * fits. Raises UnknownConcept when that is none."""
+    if "*" not in name:
+        return [name]
+    found = [entry.name for entry in registry.list() if fnmatchcase(entry.name, name)]
+    if not found:
+        raise UnknownConcept(f"No concept fits {name[:80]!r}; `conceptkit list` shows those there are")
+    return found
 
 
 @click.command()

@@ -64,6 +64,7 @@ __all__ = [
     "compose",
     "draw",
     "export",
+    "import_file",
     "learn",
     "rebuild",
     "shrink",
@@ -83,6 +84,7 @@ _ROOM_OF = {
     "compose": "conceptkit.merging.compose",
     "draw": "conceptkit.workflows.compose",
     "export": "conceptkit.workflows.export",
+    "import_file": "conceptkit.workflows.import_file",
     "rebuild": "conceptkit.merging.compose",
     "shrink": "conceptkit.workflows.shrink",
 }

@@ -1,7 +1,7 @@
 """Files of the user: a place is checked before work begins, and nothing is written over unless asked."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from conceptkit.errors import ConceptError
@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> Path:
 def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -> list[Path]:
     """Write these files into a folder, all of them or none; what else is in it stays.
 
-    files: name -> content. force: files of these names may be written over.
+    files: name -> content; a name may have folders in it. force: files of these names may be written over.
     Raises ConceptError when one of them is there, and for a folder that takes no files.
     """
     check_folder(folder)
@@ -44,10 +44,13 @@ def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -
                     "name another folder, or give --force"
                 )
     written: list[Path] = []
-    made = not folder.exists()
-    parts = {folder / name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    parts = {}
+    for file in (folder / name for name in files):
+        parts[file] = file.with_name(f".{file.name}.{os.getpid()}.part")
+    made = _absent({file.parent for file in parts} | {folder}, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, *(file.parent for file in parts)):
+            place.mkdir(parents=True, exist_ok=True)
         for part, data in zip(parts.values(), files.values(), strict=True):
             part.write_bytes(data)
         for file, part in parts.items():
@@ -57,9 +60,18 @@ def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -
     except BaseException as error:
         for file in (*parts.values(), *written):
             file.unlink(missing_ok=True)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
         if isinstance(error, OSError):
             raise ConceptError(f"{folder} takes no files ({error.strerror}); name another folder") from error
         raise
     return list(parts)
+
+
+def _absent(places: Collection[Path], root: Path) -> list[Path]:
+    """The folders from `root` down to these places that are not there, the innermost first."""
+    above = {parent for place in places for parent in (place, *place.parents)}
+    wanted = [place for place in above if (place == root or root in place.parents or place in root.parents)]
+    absent = [place for place in wanted if not place.exists()]
+    return sorted(absent, key=lambda place: len(place.parts), reverse=True)

@@ -31,7 +31,7 @@ def check_name(name: str) -> str:
             )
         return name
     shown = name if len(name) <= LONGEST else name[:40] + "..."
-    if wish := _tidy(name):
+    if wish := tidy(name):
         wish = f", for example {wish!r}"
     raise BadName(
         f"{shown!r} cannot be a concept's name: use a letter followed by at most {LONGEST - 1} "
@@ -64,7 +64,7 @@ def unknown(name: str, known: Iterable[str]) -> UnknownConcept:
     return UnknownConcept(f"There is no concept named {name[:80]!r}: {advice}")
 
 
-def _tidy(name: str) -> str:
+def tidy(name: str) -> str:
     """The nearest allowed name, or an empty string when nothing is left of it."""
     tidy = re.sub(r"[^A-Za-z0-9_-]+", "_", name).lstrip("_-0123456789").rstrip("_-")
     return tidy[: LONGEST // 2]

@@ -180,8 +180,8 @@ def test_rm_removes_all_it_names_or_nothing():
         put(name)
     result = run("rm", "a", "bb")
     assert result.exit_code == 2 and "did you mean 'b'" in result.stderr
-    assert run("rm", "a", "a@1", "b").output == "Removed a@1, b@1.\n"
-    assert [entry["name"] for entry in json.loads(run("rm", "c", "--json").output)] == ["c"]
+    assert run("rm", "a", "a@1", "b").stdout == "Removed a@1, b@1.\n"
+    assert [entry["name"] for entry in json.loads(run("rm", "c", "--json").stdout)] == ["c"]
     assert json.loads(run("list", "--json").output) == []
 
 

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from conceptkit.base import attention
+from conceptkit.base.adapters import ADAPTER
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.inject import install, read_delta, share_down, uninstall
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
@@ -206,12 +207,38 @@ def test_beside_a_lora_on_other_maps(pipe):
     assert snapshot(pipe) == before
 
 
-def test_a_lora_on_the_same_maps_is_refused(pipe):
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]), "style")
-    before = snapshot(pipe)
+def test_beside_a_lora_on_the_same_maps(pipe):
+    config = LoraConfig(r=2, target_modules=["attn2.to_k", "proj_in"], init_lora_weights=False)
+    pipe.unet.add_adapter(config, "style")
+    before, styled = snapshot(pipe), call(pipe.unet)
     delta = pico_concept(pipe).delta
+    install(pipe.unet, delta)
+    both = call(pipe.unet)
+    pipe.unet.set_adapters(["style", ADAPTER], [0.0, 1.0])
+    alone = call(pipe.unet)
+    pipe.unet.set_adapters(["style", ADAPTER], [1.0, 1.0])
+    assert torch.equal(call(pipe.unet), both)
+    uninstall(pipe.unet)
+    pipe.unet.set_adapters(["style"], [1.0])
+    assert torch.equal(call(pipe.unet), styled) and snapshot(pipe) == before
+    plain = pico_sd().unet
+    install(plain, delta)
+    assert torch.allclose(call(plain), alone, atol=1e-6) and not torch.allclose(alone, both, atol=1e-4)
+    uninstall(plain)
+    lora = {
+        n: m.get_delta_weight("style").detach() for n, m in pipe.unet.named_modules() if hasattr(m, "lora_A")
+    }
+    weights = {name: plain.get_submodule(name).weight for name in {*lora, *delta}}
+    for name, weight in weights.items():
+        weight.data += lora.get(name, 0) + (delta[name].dense() if name in delta else 0)
+    assert torch.allclose(call(plain), both, atol=1e-5)
+
+
+def test_other_adapters_on_the_same_maps_are_refused(pipe):
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"], use_dora=True), "style")
+    before = snapshot(pipe)
     with pytest.raises(ConceptError, match="already carries a LoRA"):
-        install(pipe.unet, delta)
+        install(pipe.unet, pico_concept(pipe).delta)
     with pytest.raises(ConceptError, match="already carries a LoRA"):
         pipe.unet.add_adapter(KVDeltaConfig(r=2), "mine")
     assert snapshot(pipe) == before

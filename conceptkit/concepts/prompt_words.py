@@ -44,7 +44,8 @@ def mentions(prompt: str, words: Mapping[str, str]) -> list[tuple[str, tuple[int
             places.append((_name(found), found.span()))
             continue
         tokens = TOKEN.findall(found[0])
-        places += [(n, found.span()) for n, text in words.items() if any(t in text for t in tokens)]
+        said = (n for n, text in words.items() if text == found[0] or any(t in text for t in tokens))
+        places += [(n, found.span()) for n in said]
     return places
 
 
@@ -78,4 +79,6 @@ def _noun(text: str) -> str:
 
 
 def _any(texts: Collection[str]) -> str:
-    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    """Any of the texts; one that begins with a letter is no end of another word."""
+    longest = sorted(texts, key=len, reverse=True)
+    return "|".join((r"(?<![\w<])" if text[:1].isalnum() else "") + re.escape(text) for text in longest)

@@ -13,6 +13,7 @@ Read without torch, so that a command finds a mistake before it loads anything.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,6 +25,7 @@ from conceptkit.extension_table import ExtensionTable
 from conceptkit.files import fill_folder
 
 if TYPE_CHECKING:
+    from conceptkit.base.pipeline import Base
     from conceptkit.concepts.concept import Concept
     from conceptkit.merging.compose import Merge
 
@@ -31,7 +33,7 @@ DELTA, TOKENS, REFERENCE, ROUTES = "delta", "tokens", "reference", "routes"
 """What a concept may consist of: maps of a base, words, a photo to look at, ranks that are somebody's."""
 DIALECT = "diffusers"
 
-Files = Callable[["Concept", bool], Mapping[str, bytes]]
+Files = Callable[..., Mapping[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,25 @@ class Dialect:
     help: str
     files: Files | str
     holds: frozenset[str] = frozenset({DELTA, TOKENS})
+    maps: str = ""
+    needs_base: bool = False
+    cover: str = ""
 
-    def write(self, concept: Concept, with_names: bool = False) -> Mapping[str, bytes]:
-        """The files, name -> content."""
+    def write(
+        self, concept: Concept, with_names: bool = False, base: Base | None = None
+    ) -> Mapping[str, bytes]:
+        """The files, name -> content. Raises ConceptError when it needs a base and is given none."""
         files = self.files
         if isinstance(files, str):
             module, _, name = files.partition(":")
             files = getattr(import_module(module), name)
-        return files(concept, with_names)
+        if not self.needs_base:
+            return files(concept, with_names)
+        if base is None:
+            raise ConceptError(
+                f"{self.name} files hold weights of the base; give export the base that {concept.name} is for"
+            )
+        return files(concept, with_names, base)
 
 
 DIALECTS: ExtensionTable[Dialect] = ExtensionTable("dialect", "conceptkit.dialects")
@@ -82,30 +95,47 @@ def export(
     dialect: str = DIALECT,
     force: bool = False,
     with_names: bool = False,
+    base: Base | None = None,
+    cover: bytes | None = None,
 ) -> list[Path]:
     """Write a concept or a merge in a dialect, and return the files.
 
     out_dir: a folder, which is filled; all files appear there, or none. force: files may be written over.
     with_names: what leaves says where the base lies on this machine and what the photos are called, instead
         of hashes.
+    base: for dialects that need it. cover: a PNG that shows the concept, for dialects that have a place.
 
     Raises ConceptError when a file is there already, for what the dialect has no place for, and for a dialect
     that is not there; NoEffect when there is nothing to write.
     """
     row, whole = dialect_of(dialect), _whole(concept)
     _check(row, whole)
-    return fill_folder(Path(out_dir).absolute(), dict(row.write(whole, with_names)), force)
+    files = dict(row.write(whole, with_names, base))
+    if cover is not None and row.cover:
+        files[row.cover.format(name=whole.name)] = cover
+    return fill_folder(Path(out_dir).absolute(), files, force)
 
 
 def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     """One sentence where the files of a dialect hold less than the concept is."""
     row, whole = dialect_of(dialect), _whole(concept)
     lost = [what for what, parts in _parts(whole).items() if parts and what not in row.holds]
-    if not lost:
+    beyond = [name for name in whole.delta if not re.search(row.maps, name)] if DELTA in row.holds else []
+    if not lost and not beyond:
         return []
+    if not lost:
+        return [
+            f"The {row.name} files leave out {len(beyond)} of the {len(whole.delta)} maps that {whole.name} "
+            f"changes, {beyond[0]} for one; export {whole.name} for diffusers to have all of it"
+        ]
     meant = {DELTA: "what it changes in the base", TOKENS: "its word, which the prompt needs"}
     what = " and ".join(meant.get(each, each) for each in lost)
     return [f"The {row.name} files leave out {what}; export {whole.name} for diffusers to have all of it"]
+
+
+def check_fits_dialect(dialect: str, concept: Concept | Merge) -> None:
+    """Raises what `export` would raise for what a dialect has no place for; nothing is written."""
+    _check(dialect_of(dialect), _whole(concept))
 
 
 def _whole(given: Concept | Merge) -> Concept:
@@ -133,19 +163,45 @@ def _check(dialect: Dialect, concept: Concept) -> None:
             f"{concept.name} looks at its reference photo while it is drawn, which no LoRA can do; "
             "share it with export --bundle, or learn it again with --method custom"
         )
-    if not any(there and what in dialect.holds for what, there in present.items()):
+    fits = any(re.search(dialect.maps, name) for name in concept.delta)
+    if not any(
+        there and what in dialect.holds and (what != DELTA or fits) for what, there in present.items()
+    ):
         raise NoEffect(
             f"The dialect {dialect.name} has no place for what {concept.name} is; export it for {DIALECT}"
         )
 
 
+_KOHYA = "conceptkit.formats.kohya"
 for _row in (
     Dialect(
         "diffusers",
         "a LoRA, an embedding per word, and a README that says how to load them",
         "conceptkit.formats.diffusers:files",
     ),
+    Dialect(
+        "comfyui",
+        "a LoRA and embeddings under models/, and a note",
+        f"{_KOHYA}:comfyui",
+        cover="models/loras/{name}.png",
+    ),
+    Dialect(
+        "a1111",
+        "a LoRA and embeddings where the web UI has them, and a note",
+        f"{_KOHYA}:a1111",
+        cover="models/Lora/{name}.png",
+    ),
+    Dialect("forge", "the same for Forge", f"{_KOHYA}:forge", cover="models/Lora/{name}.png"),
+    Dialect("invokeai", "a LoRA and embeddings to be imported, and a note", f"{_KOHYA}:invokeai"),
+    Dialect("kohya", "a LoRA and embeddings for sd-scripts, and a note", f"{_KOHYA}:kohya"),
     Dialect("peft", "the LoRA alone", "conceptkit.formats.peft:files", frozenset({DELTA})),
+    Dialect(
+        "custom-diffusion",
+        "keys and values as whole matrices, as diffusers' Custom Diffusion script writes them",
+        "conceptkit.formats.custom_diffusion:files",
+        maps=r"attn2\.to_(k|v|q|out\.0)$",
+        needs_base=True,
+    ),
     Dialect(
         "textual-inversion",
         "the embeddings alone",

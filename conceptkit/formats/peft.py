@@ -3,15 +3,16 @@
 import json
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import ENCODERS
+from conceptkit.concepts.kernels import kernels_of
+from conceptkit.formats.lora_modules import as_convolution, one_rank
+from conceptkit.formats.module_names import TEXT_MODEL
 from conceptkit.formats.provenance import pack, provenance
 
 LORA = "pytorch_lora_weights.safetensors"
-TEXT_MODEL = "text_model."
 
 
 def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
@@ -27,13 +28,14 @@ def lora(concept: Concept, with_names: bool = False) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     adapter: dict[str, Any] = {}
+    kernels = kernels_of(concept)
     for part, delta in concept.delta.by_component().items():
-        factors = {name: own.low_rank(narrow=True) for name, own in sorted(delta.items())}
-        rank = max(up.shape[1] for up, _ in factors.values())
-        for name, (up, down) in factors.items():
-            more, key = rank - up.shape[1], f"{part}.{_written(part, name)}"
-            tensors[f"{key}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, more))
-            tensors[f"{key}.lora_B.weight"] = torch.nn.functional.pad(up, (0, more))
+        factors = one_rank({name: own.low_rank(narrow=True) for name, own in sorted(delta.items())})
+        rank = next(up.shape[1] for up, _ in factors.values())
+        for name, pair in factors.items():
+            up, down = as_convolution(pair, kernels.get(name) if part == "unet" else None)
+            key = f"{part}.{_written(part, name)}"
+            tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
         names = sorted(name.removeprefix(TEXT_MODEL) for name in factors)
         adapter |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": names}
     return pack(

@@ -10,6 +10,7 @@ from conceptkit.inference.attention_masks import Where
 from conceptkit.inference.token_owners import UNKNOWN, TokenOwners, UNetCall
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import KVDeltaLinear
+from conceptkit.tuners.layers import named_below
 
 
 def gate_lora(
@@ -30,8 +31,8 @@ def gate_lora(
         # A layer may be given a part of the batch, whole pictures in their order.
         whole = len(x) % len(known) == 0
         rows = known.repeat(len(x) // len(known), 1) if whole else known.amax(dim=0, keepdim=True)
-        rows = rows.unsqueeze(1)
-        inside = where(scene, x.shape[1]) if where else None
+        rows = rows.unsqueeze(1) if x.ndim == 3 else rows  # maps of the time read one row a picture
+        inside = where(scene, x.shape[1]) if where and x.ndim == 3 else None
         if inside is not None:
             cells = _own_cells(inside, reading.names, heard)
             # Both halves of guidance are of one picture: its cells are those of the half that names anyone.
@@ -40,7 +41,11 @@ def gate_lora(
         return rows.to(x)
 
     for name, layer in unet.named_modules():
-        if isinstance(layer, KVDeltaLinear) and not reads_text(name) and ADAPTER in layer.scaling:
+        if (
+            isinstance(layer, KVDeltaLinear)
+            and not reads_text(named_below(name))
+            and ADAPTER in layer.scaling
+        ):
             layer.gates[ADAPTER] = gate
 
 

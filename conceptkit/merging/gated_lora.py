@@ -11,6 +11,7 @@ from typing import Any
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import RANK_GATES, RankGate, maps_without_text, rank_gates
+from conceptkit.concepts.kernels import recorded_kernels
 from conceptkit.merging.parts import Part, beyond, twins
 
 
@@ -29,8 +30,9 @@ def joined(parts: Sequence[Part], sizes: Mapping[str, int]) -> BesideText:
     """
     own = beyond(parts, sizes)
     gates = [rank_gates(part.concept) for part in parts]
+    kernels = recorded_kernels(part.concept for part in parts)
     if not any(gates):
-        return BesideText(Delta.sum(own))
+        return BesideText(Delta.sum(own), kernels)
     inside = [maps_without_text(delta) for delta in own]
     outputs = {name: factors.shape[0] for delta in inside for name, factors in delta.items()}
     delta, ranks = Delta.stacked(inside, outputs)
@@ -47,7 +49,7 @@ def joined(parts: Sequence[Part], sizes: Mapping[str, int]) -> BesideText:
             whose = None if words is None else tuple(sorted(set(words)))
             listed.append(RankGate(gate.ranks, whose).to_recipe())
     upstream = Delta.sum([whole.without(outputs) for whole in own])
-    return BesideText(delta | upstream, {RANK_GATES: listed})
+    return BesideText(delta | upstream, {RANK_GATES: listed, **kernels})
 
 
 def recorded_gates(concept: Concept) -> dict[str, Any]:

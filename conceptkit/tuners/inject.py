@@ -5,12 +5,10 @@ A delta may also be given as a mapping to tuples, `(weight,)` (o, d) or `(up, do
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from conceptkit.base.adapters import ADAPTER
@@ -18,6 +16,7 @@ from conceptkit.base.architectures import denoiser_of
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
+from conceptkit.tuners.layers import below, can_lie_below, named_below, place_layers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -56,7 +55,7 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
 
     The base's `requires_grad`, other adapters and the random state stay as they are. Raises NoEffect on an
     empty delta, BaseMismatch when a map is missing or has another shape, ConceptError when the UNet already
-    carries this adapter, or a LoRA on the same maps.
+    carries this adapter, or adapters other than LoRAs on the same maps. Below a LoRA it acts beside it.
     """
     delta = Delta(maps)
     if not delta:
@@ -67,7 +66,8 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
         )
     modules = dict(unet.named_modules())
     for name, factors in delta.items():
-        _check_shape(name, carrier(name, modules.get(name)), factors)
+        module = modules.get(name)
+        _check_shape(name, below(module) if can_lie_below(module) else carrier(name, module), factors)
     trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     config = KVDeltaConfig(r=delta.rank, target_modules=list(delta), init_down="zero", inference_mode=True)
     shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
@@ -82,15 +82,11 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
         return Factors(factors.up, shared.setdefault(key, factors.down))
 
     try:
-        with warnings.catch_warnings():
-            # A style LoRA on other maps is welcome company; PEFT warns of it in words for developers.
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            inject_adapter_in_model(config, unet, adapter_name)
+        layers = place_layers(unet, delta, adapter_name, config)
         vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
-        for name, layer in _layers(unet):
-            if name in delta:
-                layer.set_factors(adapter_name, placed(name, layer.weight))
-                layer.set_adapter([adapter_name], inference_mode=True)
+        for name, layer in layers.items():
+            layer.set_factors(adapter_name, placed(name, layer.weight))
+            layer.set_adapter([adapter_name], inference_mode=True)
     except BaseException:
         uninstall(unet, adapter_name)
         raise
@@ -163,7 +159,7 @@ def _layers(unet: nn.Module) -> Iterator[tuple[str, KVDeltaLinear]]:
     """(name of the map without any tuner, layer)."""
     for path, module in unet.named_modules():
         if isinstance(module, KVDeltaLinear):
-            yield path.replace(".base_layer", ""), module
+            yield named_below(path), module
 
 
 def _only_adapter(unet: nn.Module, adapter_name: str | None) -> str:
@@ -178,8 +174,8 @@ def _down_shape(layer: KVDeltaLinear, adapter_name: str) -> tuple[int, ...]:
     return tuple(layer.downs[adapter_name].shape) if adapter_name in layer.downs else ()
 
 
-def _check_shape(name: str, module: nn.Linear | KVDeltaLinear, factors: Factors) -> None:
-    added, own = factors.shape, tuple(module.weight.shape)
+def _check_shape(name: str, module: nn.Linear | nn.Conv2d | KVDeltaLinear, factors: Factors) -> None:
+    added, own = factors.shape, tuple(module.weight.flatten(1).shape)
     if added != own:
         raise BaseMismatch(
             f"The delta of {name} is {added} and the map {own}; use the base it was learned on"

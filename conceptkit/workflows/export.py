@@ -49,21 +49,33 @@ def export(
 
     Raises NoEffect or ConceptError for what no file can hold, and what `compose` raises.
     """
-    if isinstance(what, Concept | Merge):
-        concept = what if isinstance(what, Concept) else what.concept
-        notices = () if isinstance(what, Concept) else what.report.notices
-        files = dialects.export(what, Path(out), dialect=dialect, force=force, with_names=with_names)
-        return Exported(tuple(files), concept, (*notices, *dialects.left_out(what, dialect)))
-    dialects.dialect_of(dialect)
     written: dict[str, Any] = {"dialect": dialect, "force": force, "with_names": with_names}
+    row = dialects.dialect_of(dialect)
+    if isinstance(what, Concept | Merge):
+        return _write(what, Path(out), base, **written)
     names = [what] if isinstance(what, str) else list(what)
     if registry is None:
         with opened() as store:
             return export(names, out, base=base, registry=store, progress=progress, **written)
     weights = request.read(names)
     entries = [registry.get(name) for name in weights]
-    if base is None and list(weights.values()) == [1.0]:
-        return export(read(registry, entries[0].ref), out, **written)
+    if list(weights.values()) == [1.0] and (base is None or row.needs_base):
+        shown = registry.preview(entries[0]) if row.cover else None
+        return _write(read(registry, entries[0].ref), Path(out), base, cover=shown, **written)
     if base is None or isinstance(base, str):
         base = load(base or entries[0].summary.get("base_name", STORYBOOK))
-    return export(compose(*names, base=base, registry=registry, progress=progress), out, **written)
+    merge = compose(*names, base=base, registry=registry, progress=progress)
+    return _write(merge, Path(out), base, **written)
+
+
+def _write(
+    what: Concept | Merge, out: Path, base: Base | str | None, *, dialect: str, **written: Any
+) -> Exported:
+    """The files of a concept or a merge; a base is loaded where they hold weights of it."""
+    concept = what if isinstance(what, Concept) else what.concept
+    notices = () if isinstance(what, Concept) else what.report.notices
+    if dialects.dialect_of(dialect).needs_base and not isinstance(base, Base):
+        base = load(base or concept.base_name)
+    given = base if isinstance(base, Base) else None
+    files = dialects.export(what, out, dialect=dialect, base=given, **written)
+    return Exported(tuple(files), concept, (*notices, *dialects.left_out(what, dialect)))

@@ -1,0 +1,62 @@
+"""Deltas on convolutions: a matrix (o, i h w), of low rank or whole, changes the weight (o, i, h, w)."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conceptkit.errors import BaseMismatch
+from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, refuse_mixed_batch
+
+
+class KVDeltaConv2d(KVDeltaLinear):
+    """A convolution with deltas beside it: down is a convolution to r channels, up one of single cells.
+
+    Raises BaseMismatch for a convolution in groups, or one with other padding than zeros.
+    """
+
+    def __init__(self, base_layer: nn.Conv2d, adapter_name: str, config: KVDeltaConfig) -> None:
+        if base_layer.groups != 1 or base_layer.padding_mode != "zeros":
+            raise BaseMismatch("A delta on a convolution in groups has no meaning here; leave that map out")
+        flat: Any = _Flat(base_layer)
+        super().__init__(flat, adapter_name, config)
+        self.base_layer: Any = base_layer
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """(o, i, h, w), scaled; what merging adds."""
+        return super().get_delta_weight(adapter_name).view_as(self.base_layer.weight)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The convolution and the active deltas of x (B, i, H, W). Raises ConceptError on `adapter_names`."""
+        refuse_mixed_batch(kwargs.pop("adapter_names", None))
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        y = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return y
+        for name in self.active_adapters:
+            if name in self.scaling:
+                y = y + (self._added(name, x) * self.scaling[name]).to(y.dtype)
+        return y
+
+    def _added(self, name: str, x: Tensor) -> Tensor:
+        base = self.base_layer
+        *up, first = self._parameters_of(name)
+        kernel = first.view(len(first), *base.weight.shape[1:])
+        x = self._cast_input_dtype(x, first.dtype)
+        added = F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
+        if name in self.gates:
+            cells = added.flatten(2).transpose(1, 2)  # (B, H W, r), as a linear map has them
+            added = (cells * self.gates[name](cells)).transpose(1, 2).view_as(added)
+        for factor in up:
+            added = F.conv2d(added, factor[:, :, None, None])
+        return added
+
+
+class _Flat(nn.Module):
+    """A convolution as the linear map that its flat weight is, for the sizes alone."""
+
+    def __init__(self, base_layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = base_layer.weight
+        self.out_features, self.in_features = base_layer.weight.flatten(1).shape
