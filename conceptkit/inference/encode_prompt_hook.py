@@ -16,16 +16,15 @@ from conceptkit.base.added_tokens import Tokens
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.errors import ConceptError
+from conceptkit.inference.confined_drawing import ConfinedDrawing
+from conceptkit.inference.confinement import PROMPTS
 from conceptkit.inference.method_override import override
 from conceptkit.inference.multidiffusion import Windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
-from conceptkit.inference.token_owners import TokenOwners
+from conceptkit.inference.token_owners import TokenOwners, both_halves
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 def hook_encode_prompt(
@@ -35,6 +34,7 @@ def hook_encode_prompt(
     reading: TokenOwners | None,
     windows: Windows | None,
     apart: PerConceptEncoding | None,
+    drawing: ConfinedDrawing | None = None,
 ) -> Callable[[], None]:
     """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
     original = attachment.pipe.encode_prompt
@@ -58,6 +58,9 @@ def hook_encode_prompt(
         _check_parts(attachment.pipe, parts, words)
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
+        stage = drawing.confinement.stage if drawing else None
+        if drawing and stage and given.get("prompt"):
+            return drawing.confinement.encode(original, bound.arguments, stage)
         _warn_unmentioned(given.get("prompt"), words)
         spelt = {name: prompt_words.replace(text, words) for name, text in given.items()}
         bound.arguments.update(spelt)
@@ -66,7 +69,7 @@ def hook_encode_prompt(
         if apart:
             encoded = apart.encode(original, bound.arguments, encoded)
         if reading:
-            reading.note(encoded[:2], _both(spelt, encoded))
+            reading.note(encoded[:2], both_halves(spelt, encoded))
         if windows:
             windows.encode(original, bound, encoded, note_window)
         return encoded
@@ -88,16 +91,6 @@ def hook_encode_prompt(
             undo.callback(first.register_forward_pre_hook(read_elsewhere).remove)
         undo.callback(override(attachment.pipe, "encode_prompt", encode_prompt))
         return undo.pop_all().close
-
-
-def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
-    """The prompts behind the positive and the negative features; without a negative one it is empty."""
-    positive = spelt.get("prompt")
-    negative = spelt.get("negative_prompt")
-    told = [positive] if isinstance(positive, str) else positive and list(positive)
-    count = len(told) if told else 1
-    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
-    return told, against if told or negative else None
 
 
 def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:
