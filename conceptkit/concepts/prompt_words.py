@@ -18,7 +18,8 @@ def replace(prompt, words):
     """The prompt with every name replaced by the text it stands for, e.g. {"my_dog": "<my_dog> dog"}.
 
     Whole words only, the longest name first, upper and lower case distinct; "two my_dogs" are two "<my_dog>
-    dogs". A noun that already follows is not said twice, a token that is already written stays, a second call changes nothing. Lists give lists.
+    dogs". A noun that already follows is not said twice, a token that is already written stays, a second call
+    changes nothing. Lists give lists.
     """
     if prompt is None or not words:
         return prompt

@@ -199,8 +199,8 @@ def attach(
     pipe: a diffusers pipeline, loaded.
     concepts: names in the registry, each with a strength if wanted; concepts; merges.
     registry: where names are looked up; None: the one of the user.
-    options: merge_method, weights, padding_delta, regions, auto_regions, side_by_side, isolate_concepts, confine;
-        see `AttachRequest`.
+    options: merge_method, weights, padding_delta, regions, auto_regions, side_by_side, isolate_concepts,
+        confine; see `AttachRequest`.
 
     Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
     `layer_check`; a pipeline of the same parts knows their tokens, and no names.
@@ -249,7 +249,11 @@ def _confined(
         what = "a reference photo" if kind else "attention that is not known"
         raise BadRegion(f"{concept.name} draws with {what}, which has no parts; attach with confine=False")
     wanted = not other and (len(concept.words) > 1 or bool(nouns) or bool(request.masks))
-    if kind is None or not things(concept.words) or not (wanted if request.confine is None else request.confine):
+    if (
+        kind is None
+        or not things(concept.words)
+        or not (wanted if request.confine is None else request.confine)
+    ):
         return None
     confinement = Confinement(here.pipe, concept, reading, kind, request.masks)
     return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))

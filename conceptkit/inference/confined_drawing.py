@@ -1,4 +1,4 @@
-"""A pipeline's call in two stages: the base lays the picture out, then it is drawn with the concepts in it."""
+"""A pipeline's call in two stages: the base lays the picture out, then concepts are drawn into it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from conceptkit.errors import BadPrompt
 from conceptkit.inference.call_hook import Call, hook_call
-from conceptkit.inference.confinement import Confinement, Lacking, Stage
-from conceptkit.inference.layout_noise import NoiseSearch, copied
+from conceptkit.inference.confinement import Confinement, Enough, Stage
 from conceptkit.inference.layout import (
     WATCHED_FROM,
     Layout,
-    PictureLayout,
+    LayoutWarning,
     check_room,
     lay_out,
 )
+from conceptkit.inference.layout_noise import NoiseSearch, copied
 from conceptkit.inference.prompt_scene import PromptScene, read_scene
 
 if TYPE_CHECKING:
@@ -33,16 +34,17 @@ TRIES = 3
 """Layouts at most, each of another noise, until one shows every thing."""
 CHECKED_AT = 0.4
 """Share of the steps after which a layout that lacks something is given up."""
-REPLAYED = 0.5
-"""Share of the steps in which the picture is still the layout: so drawing takes as much less time again."""
+REPLAYED, LAID_OUT = 0.25, 0.75
+"""Shares of the steps up to which the picture is still the layout, and up to which the layout is drawn: what
+is computed twice is between them. Later the rest of the picture hardly changes."""
 DROPPED = ("callback_on_step_end", "callback", "callback_steps")
 
 
 class ConfinedDrawing:
     """What stands around a pipeline's call: a layout first, where a prompt names things to be kept apart.
 
-    given: masks (G, G) of the concepts whose place the user has said. nouns: plain class nouns that are things
-    too. always: also for a prompt of one thing.
+    given: masks (G, G) of the concepts whose place the user has said. nouns: plain class nouns that are
+    things too. always: also for a prompt of one thing.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class ConfinedDrawing:
         layout = self._laid_out(pipe, call, bound, scenes)
         self.layout = layout
         self._warn(layout)
-        stage = Stage(scenes, layout, first=round(REPLAYED * len(layout.predictions)))
+        stage = Stage(scenes, layout, first=round(REPLAYED * layout.steps))
         more = {} if layout.noise is None else {"latents": layout.noise}
         with self.confinement.staged(stage):
             return _called(call, bound, more)
@@ -126,11 +128,11 @@ class ConfinedDrawing:
         bound: inspect.BoundArguments,
         scenes: tuple[PromptScene, ...],
     ) -> Layout:
-        """The base's own drawing of the class nouns, from another noise where that of the call lacks things."""
+        """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         search = NoiseSearch(bound)
         for attempt in range(TRIES):
             found = self._drawn(pipe, call, bound, scenes, search.noise, whole=not search.able)
-            if found.predictions:
+            if found.usable:
                 return search.named(found)
             search.note(attempt, found)
         return search.named(self._drawn(pipe, call, bound, scenes, search.best(), whole=True))
@@ -144,17 +146,20 @@ class ConfinedDrawing:
         noise: Tensor | None,
         whole: bool,
     ) -> Layout:
-        """One drawing of the class nouns; without predictions when it was given up, since it lacks things and
-        need not be `whole`."""
+        """One drawing of the class nouns, as far as it is needed.
+
+        Not usable when it was given up early, since it lacks things and need not be `whole`.
+        """
         stage = Stage(scenes)
 
         def look(stage: Stage) -> None:
             total = len(pipe.scheduler.timesteps)
+            if stage.calls >= LAID_OUT * total:
+                raise Enough(self._read(stage, noise, total))
             if not whole and stage.calls == max(1, round(CHECKED_AT * total)):
-                early = self._read(stage, None)
-                if not all(picture.complete for picture in early):
-                    first = stage.predictions[0]
-                    raise Lacking(Layout(early, (), first[: stage.pictures], noise))
+                early = self._read(stage, noise, total)
+                if not early.complete:
+                    raise Enough(replace(early, usable=False))
 
         stage.look = look
         more = {
@@ -167,26 +172,27 @@ class ConfinedDrawing:
         devices = [pipe.device] if pipe.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.confinement.staged(stage):
             try:
-                latents = _called(call, bound, more, DROPPED)[0]
-            except Lacking as lacking:
+                _called(call, bound, more, DROPPED)
+            except Enough as enough:
                 pipe.unet.set_attn_processor(processors)  # a guidance that was broken off left its own
-                return lacking.layout
-        return Layout(self._read(stage, latents), tuple(stage.predictions), latents, noise)
+                return enough.layout
+        return self._read(stage, noise, stage.calls)
 
-    def _read(self, stage: Stage, latents: Tensor | None) -> tuple[PictureLayout, ...]:
-        """Where things are in each picture, from what was watched so far."""
-        assert stage.watch is not None
+    def _read(self, stage: Stage, noise: Tensor | None, total: int) -> Layout:
+        """Where things are in each picture, from what was watched so far of `total` steps."""
+        assert stage.watch is not None and stage.sample is not None
         seen = stage.watch.seen(int(WATCHED_FROM * stage.calls), stage.calls)
         each = stage.pictures // len(stage.scenes)
-        return tuple(
+        pictures = tuple(
             lay_out(
                 stage.scenes[p // each],
                 seen[p, : len(stage.scenes[p // each].things)],
-                None if latents is None else latents[p].float().cpu(),
+                stage.sample[p].float().cpu(),
                 self._given,
             )
             for p in range(stage.pictures)
         )
+        return Layout(pictures, tuple(stage.predictions), total, noise)
 
     def _warn(self, layout: Layout) -> None:
         """A sentence for each thing that is not where the prompt has it."""
@@ -196,7 +202,7 @@ class ConfinedDrawing:
             for sentence in (*(t.text() for t in picture.things if not t.found), *picture.notes)
         ]
         for sentence in dict.fromkeys(said):
-            warnings.warn(sentence, stacklevel=4)
+            warnings.warn(sentence, LayoutWarning, stacklevel=4)
 
 
 def _called(
@@ -208,5 +214,3 @@ def _called(
     given = {name: value for name, value in bound.arguments.items() if name not in without}
     again.arguments = {**given, **{name: value for name, value in more.items() if name in known}}
     return call(*again.args, **again.kwargs)
-
-

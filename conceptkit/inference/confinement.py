@@ -43,8 +43,8 @@ PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 SAID = PROMPTS[:2]
 
 
-class Lacking(Exception):
-    """Something is missing in a layout, which need not be drawn to its end."""
+class Enough(Exception):
+    """A layout need not be drawn any further."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -71,6 +71,8 @@ class Stage:
     look: Callable[[Stage], None] | None = None
     predictions: list[Tensor] = field(default_factory=list)
     masks: Tensor | None = None
+    sample: Tensor | None = None
+    levels: dict[int, Tensor] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
     pictures: int = 1
     rows: Tensor | None = None
@@ -119,9 +121,7 @@ class Confinement:
 
     # What prompts say
 
-    def encode(
-        self, encode: Callable[..., Any], bound: Mapping[str, Any], stage: Stage
-    ) -> tuple[Any, ...]:
+    def encode(self, encode: Callable[..., Any], bound: Mapping[str, Any], stage: Stage) -> tuple[Any, ...]:
         """The features of a drawing's prompts with class nouns, by the pipeline's own `encode`; notes what
         each concept's part of the picture reads."""
         given = {name: value for name, value in bound.items() if name != "self"}
@@ -190,9 +190,9 @@ class Confinement:
         return take_off
 
     def replayed(self) -> bool:
-        """Whether the call of the denoiser that is under way only says again what the base predicted."""
+        """Whether the call of the denoiser that is under way computes nothing of the concepts."""
         stage = self.stage
-        return stage is not None and stage.layout is not None and stage.calls <= stage.first
+        return stage is not None and (stage.layout is None or stage.calls <= stage.first)
 
     def _step(self, stage: Stage, call: dict[str, Any], run: Callable[[], Any]) -> Any:
         """One call of the denoiser in a stage."""
@@ -202,6 +202,7 @@ class Confinement:
         stage.size, number = tuple(sample.shape[-2:]), stage.calls
         stage.rows = self._rows(stage, hidden)
         stage.calls += 1
+        stage.sample = sample[: stage.pictures]
         layout = stage.layout
         if layout is None:
             if stage.watch:
@@ -211,7 +212,10 @@ class Confinement:
             if stage.look:
                 stage.look(stage)
             return result
-        if number >= len(layout.predictions) or layout.predictions[number].shape != sample.shape:
+        stage.masks = layout.masks(stage.names).to(sample) if stage.masks is None else stage.masks
+        if number >= len(layout.predictions):
+            return run()
+        if layout.predictions[number].shape != sample.shape:
             raise ConceptError(
                 "The pipeline calls its denoiser in another way than when it drew the layout; leave callbacks "
                 "that change the guidance out, or attach with confine=False"
@@ -219,7 +223,6 @@ class Confinement:
         base = layout.predictions[number].to(sample)
         if number < stage.first:
             return (base,) if call.get("return_dict") is False else self._pack(base)
-        stage.masks = layout.masks(stage.names).to(sample)
         result = run()
         inside = _repeated(stage.masks.sum(dim=1, keepdim=True).clamp(max=1), len(base))
         own = _tensor(result)
@@ -310,8 +313,10 @@ class Confinement:
     def _cells(self, stage: Stage, cells: int) -> Tensor:
         """The masks (P, N, cells) on a level of the denoiser."""
         assert stage.masks is not None
-        size = level(stage.size, cells)
-        return F.interpolate(stage.masks.float(), size, mode="area").flatten(2)
+        if cells not in stage.levels:
+            size = level(stage.size, cells)
+            stage.levels[cells] = F.interpolate(stage.masks.float(), size, mode="area").flatten(2)
+        return stage.levels[cells]
 
     # What concepts change
 
@@ -321,11 +326,12 @@ class Confinement:
         """Multiply what a layer adds by `factor` in a stage; outside of one it is what it was."""
         before = layer.gates.get(ADAPTER)
 
-        def gate(x: Tensor) -> Tensor:
+        def gate(x: Tensor) -> Tensor | None:
             stage = self.stage
             if stage is None:
                 return before(x) if before else x.new_ones(())
-            return torch.as_tensor(factor(stage, x), dtype=x.dtype, device=x.device)
+            share = factor(stage, x)
+            return None if isinstance(share, float) and not share else torch.as_tensor(share).to(x)
 
         layer.gates[ADAPTER] = gate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ MOST_THINGS = 8
 """Things in one frame; of more none has enough cells."""
 LEAST_ROOM = 0.04
 """Share of the picture that regions must leave for each thing that has none."""
+
+
+class LayoutWarning(UserWarning):
+    """A thing that is not where a prompt has it."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Placed:
         if self.found:
             return f"{self.called} is {where}, on {self.area:.0%} of the picture."
         return (
-            f"{self.called} was not found: the base drew no {self.noun}, so it is put {where}; try another seed, "
-            f"a --region for {self.called}, or --side-by-side."
+            f"{self.called} was not found: the base drew no {self.noun}, so it is put {where}; try another "
+            f"seed, a --region for {self.called}, or --side-by-side."
         )
 
 
@@ -62,6 +67,13 @@ class PictureLayout:
     things: tuple[Placed, ...]
     tries: int = 1
     notes: tuple[str, ...] = ()
+
+    def places(self) -> list[dict[str, Any]]:
+        """Where each thing is, as JSON."""
+        return [
+            {"name": thing.called, "box": [round(edge, 3) for edge in thing.box], "found": thing.found}
+            for thing in self.things
+        ]
 
     @property
     def complete(self) -> bool:
@@ -87,14 +99,21 @@ class PictureLayout:
 class Layout:
     """The layouts of the pictures of one call, and what the base predicted on its way to them.
 
-    predictions: of each call of the denoiser, (rows, c, H, W). latents: at the end, (pictures, c, H, W).
-    noise: the pictures' first latents where they are not those of the call itself.
+    predictions: of the first calls of the denoiser, (rows, c, H, W). steps: calls of a whole drawing.
+    noise: the pictures' first latents where they are not those of the call itself. usable: whether it was
+    drawn as far as it is needed.
     """
 
     pictures: tuple[PictureLayout, ...]
     predictions: tuple[Tensor, ...]
-    latents: Tensor
+    steps: int
     noise: Tensor | None = None
+    usable: bool = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every picture shows every thing where it should be."""
+        return all(picture.complete for picture in self.pictures)
 
     def masks(self, names: Sequence[str]) -> Tensor:
         """(pictures, N, H, W): where each concept of `names` may be."""
@@ -103,11 +122,7 @@ class Layout:
                 torch.stack(
                     [
                         sum(
-                            (
-                                m
-                                for m, t in zip(p.masks, p.scene.things, strict=True)
-                                if t.name == name
-                            ),
+                            (m for m, t in zip(p.masks, p.scene.things, strict=True) if t.name == name),
                             torch.zeros(p.masks.shape[1:]),
                         ).clamp(max=1)
                         for name in names

@@ -81,6 +81,9 @@ class Watch:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor, count: int
     ) -> None:
         """Note what a module of `count` rows attends to; rows (pictures,): the row of each picture."""
+        queries = args[0] if args else kwargs["hidden_states"]
+        if len(self._calls) > 1 and queries.shape[1] not in self._telling(0):
+            return
         own = torch.zeros((count, *self.own.shape[1:]), device=rows.device)
         own[rows] = self.own.to(own)
         seen = self._kind.shares(module, args, kwargs, own)[rows].float()
@@ -90,10 +93,7 @@ class Watch:
 
     def seen(self, first: int, end: int) -> Tensor:
         """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w)."""
-        size = self._sizes[first]
-        levels = {cells: level(size, cells) for cells in self._calls[first]}
-        telling = {c: s for c, s in levels.items() if COARSEST <= max(s) <= FINEST}
-        telling = telling or {max(levels): levels[max(levels)]}
+        telling = self._telling(first)
         finest = telling[max(telling)]
         total: Any = 0
         for call in self._calls[first:end]:
@@ -102,6 +102,12 @@ class Watch:
                 at = (summed / count).unflatten(2, shape)
                 total = total + F.interpolate(at, finest, mode="bilinear", align_corners=False)
         return total / ((end - first) * len(telling))
+
+    def _telling(self, call: int) -> dict[int, tuple[int, int]]:
+        """The levels that are looked at, height and width by number of cells."""
+        levels = {cells: level(self._sizes[call], cells) for cells in self._calls[0]}
+        telling = {cells: size for cells, size in levels.items() if COARSEST <= max(size) <= FINEST}
+        return telling or {max(levels): levels[max(levels)]}
 
 
 def watch_hooks(

@@ -132,7 +132,7 @@ def soft_masks(masks: Cells, guide: Tensor | None, over: Sequence[tuple[int, int
 def joint_bilateral(masks: Tensor, guide: Tensor, reach: int = 2) -> Tensor:
     """Masks (N, H, W) smoothed along what is alike in a guide (c, H, W) (Kopf et al. 2007, eq. 3)."""
     side = 2 * reach + 1
-    count, height, width = masks.shape
+    height, width = masks.shape[1:]
 
     def around(x: Tensor) -> Tensor:
         padded = F.pad(x[None], (reach,) * 4, mode="replicate")
@@ -208,7 +208,7 @@ def _largest(union: Cells, level: Grid, count: int) -> list[Cells]:
 
 
 def _split(parts: list[Cells], level: Grid, count: int) -> list[Cells]:
-    """Cut the largest part until there are `count`: where two mentions differ, else across its longer side."""
+    """Cut the largest part until there are `count`: where two mentions differ, else across its length."""
     parts = list(parts)
     while parts and len(parts) < count:
         whole = parts.pop(int(np.argmax([part.sum() for part in parts])))

@@ -1,4 +1,4 @@
-"""The noise that a layout begins with: that of the call, or another where the first one gives no good layout."""
+"""The noise that a layout begins with: that of the call, or another where that one gives no good layout."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class NoiseSearch:
         self._best: list[tuple[tuple[int, int], int, Tensor]] = []
 
     def note(self, attempt: int, layout: Layout) -> None:
-        """How the layout of an attempt came out; its latents are of the size of those of the pictures."""
-        generator, like = self._bound.arguments.get("generator"), layout.latents
+        """How the layout of an attempt came out."""
+        generator = self._bound.arguments.get("generator")
+        like = layout.predictions[0][: len(layout.pictures)]
         given = self._bound.arguments.get("latents")
         if self.noise is None:
             self.noise = given if given is not None else _noise(copied(generator), like)

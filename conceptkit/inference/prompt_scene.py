@@ -16,8 +16,9 @@ from conceptkit.inference.prompt_parsing import things
 
 _LEFT = re.compile(r"(?<!\w)left of(?!\w)")
 _RIGHT = re.compile(r"(?<!\w)right of(?!\w)")
-_OVER = re.compile(r"(?<!\w)(?:in front of|on top of|on|riding|sitting on|before)\s+(?:an?\s+|the\s+|my\s+)?$")
-_UNDER = re.compile(r"(?<!\w)(?:behind|under|underneath|below|beneath)\s+(?:an?\s+|the\s+|my\s+)?$")
+_ARTICLE = r"\s+(?:an?\s+|the\s+|my\s+)?$"
+_OVER = re.compile(rf"(?<!\w)(?:in front of|on top of|on|riding|before){_ARTICLE}")
+_UNDER = re.compile(rf"(?<!\w)(?:behind|under|underneath|below|beneath){_ARTICLE}")
 _PLURAL = re.compile(r"(?:e?s)?$")
 
 

@@ -174,7 +174,9 @@ class TokenOwners:
         return (key, owner) if float((known - row).norm()) <= ROUNDED * float(row.norm()) else None
 
 
-def both_halves(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
+def both_halves(
+    spelt: Mapping[str, Any], encoded: Sequence[Any]
+) -> tuple[list[str] | None, list[str] | None]:
     """The prompts behind the positive and the negative features; without a negative one it is empty."""
     positive = spelt.get("prompt")
     negative = spelt.get("negative_prompt")

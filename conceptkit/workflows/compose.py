@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,8 +19,10 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import Attachment, attach
 from conceptkit.inference.generate import guided
+from conceptkit.inference.layout import LayoutWarning, PictureLayout
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
+from conceptkit.pictures.layout import Region, layout_picture, layout_sheet
 from conceptkit.registry import private_names
 from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, Registry
@@ -34,11 +37,15 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False)
 class DrawnPicture:
-    """A picture, its seed, and what a PNG of it should say; a notebook shows it."""
+    """A picture, its seed, and what a PNG of it should say; a notebook shows it.
+
+    layout: where its things are; None where no layout was needed.
+    """
 
     picture: Image.Image
     seed: int
     metadata: dict[str, Any]
+    layout: PictureLayout | None = None
 
     def _repr_png_(self) -> bytes:
         return _png(self.picture)
@@ -70,6 +77,23 @@ class Drawing:
         return sheet(
             [Row(tiles)], title=self.request.prompt, subtitle=" + ".join(self.request.concepts), per_line=4
         )
+
+    def layout_sheet(self) -> Image.Image | None:
+        """All pictures with the parts of their things and names; None where no layout was needed."""
+        shown = [(drawn, drawn.layout) for drawn in self.pictures if drawn.layout]
+        if not shown:
+            return None
+        tiles = [
+            layout_picture(
+                drawn.picture,
+                [
+                    Region(thing.called, mask.numpy(), thing.found)
+                    for thing, mask in zip(layout.things, layout.masks, strict=True)
+                ],
+            )
+            for drawn, layout in shown
+        ]
+        return layout_sheet(tiles, [f"seed {drawn.seed}" for drawn, _ in shown])
 
     @property
     def sheet_metadata(self) -> dict[str, Any]:
@@ -199,9 +223,11 @@ def _draw(
     """The pictures, and the prompt of each window."""
     base, drawn = session.base, []
     with (
+        warnings.catch_warnings(),
         _attached(request, base, attached) as attachment,
         guided(base, request.guidance_scale, request.pag_scale) as (pipe, scales),
     ):
+        warnings.simplefilter("ignore", LayoutWarning)  # all that is found or not is told below
         for sentence in attachment.cut_off(request.prompt):
             session.notice(sentence)
         windows = tuple(attachment.clauses(request.prompt).values())
@@ -214,7 +240,11 @@ def _draw(
             metadata["windows"] = list(windows)
             session.notice("Side by side: " + " | ".join(windows))
         for seed, picture in _pictures(pipe, request, scales, session.progress):
-            drawn.append(DrawnPicture(picture, seed, {**metadata, "seed": seed}))
+            layout = attachment.layout.pictures[0] if attachment.layout else None
+            more = {"seed": seed, **({"layout": layout.places()} if layout else {})}
+            for sentence in layout.sentences() if layout else ():
+                session.notice(f"Seed {seed}: {sentence}" if request.count > 1 else sentence)
+            drawn.append(DrawnPicture(picture, seed, {**metadata, **more}, layout))
             session.on_picture(drawn[-1])
     return tuple(drawn), windows
 
@@ -227,6 +257,7 @@ def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> At
         auto_regions=request.auto_regions,
         side_by_side=request.side_by_side,
         isolate_concepts=request.isolate_concepts,
+        confine=request.confine,
     )
 
 
