@@ -16,7 +16,8 @@ from torch import Tensor
 
 from conceptkit.errors import BadPrompt
 from conceptkit.inference.call_hook import Call, hook_call
-from conceptkit.inference.confinement import Confinement, Enough, Stage
+from conceptkit.inference.confinement import Confinement
+from conceptkit.inference.drawing_stage import Enough, Stage
 from conceptkit.inference.layout import (
     WATCHED_FROM,
     Layout,
@@ -182,11 +183,10 @@ class ConfinedDrawing:
         """Where things are in each picture, from what was watched so far of `total` steps."""
         assert stage.watch is not None and stage.sample is not None
         seen = stage.watch.seen(int(WATCHED_FROM * stage.calls), stage.calls)
-        each = stage.pictures // len(stage.scenes)
         pictures = tuple(
             lay_out(
-                stage.scenes[p // each],
-                seen[p, : len(stage.scenes[p // each].things)],
+                stage.scene(p),
+                seen[p, : len(stage.scene(p).things)],
                 stage.sample[p].float().cpu(),
                 self._given,
             )

@@ -13,13 +13,11 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptkit.base.text_features import encoders, spell
@@ -27,66 +25,19 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import rank_gates, reads_text
 from conceptkit.errors import ConceptError
 from conceptkit.inference.attention_masks import cells_inside, hidden_words, level
+from conceptkit.inference.confined_maps import gate_layer, of_cells, of_words
+from conceptkit.inference.drawing_stage import Stage, repeated
 from conceptkit.inference.layer_check import layers_of
-from conceptkit.inference.layout import Layout
 from conceptkit.inference.layout_attention import AttentionKind, Watch, watch_hooks
 from conceptkit.inference.method_override import override
-from conceptkit.inference.prompt_scene import PromptScene, with_concept
-from conceptkit.inference.token_owners import TokenOwners, UNetCall, both_halves
-from conceptkit.tuners.inject import ADAPTER
-from conceptkit.tuners.kv_delta import KVDeltaLinear
+from conceptkit.inference.prompt_scene import with_concept
+from conceptkit.inference.token_owners import TokenOwners, both_halves
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 SAID = PROMPTS[:2]
-
-
-class Enough(Exception):
-    """A layout need not be drawn any further."""
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self.layout = layout
-
-
-@dataclass(eq=False)
-class Stage:
-    """One drawing that is under way.
-
-    scenes: of its prompts. layout: None while it is being made. calls: of the denoiser so far.
-    plain (P, T, d): features of the P pictures' prompts with class nouns; variants: with one concept each.
-    part: the concept whose words are read just now. busy: whether the denoiser runs for somebody else.
-    """
-
-    scenes: tuple[PromptScene, ...]
-    layout: Layout | None = None
-    first: int = 0
-    calls: int = 0
-    plain: Tensor | None = None
-    variants: dict[str, Tensor] = field(default_factory=dict)
-    part: str | None = None
-    watch: Watch | None = None
-    look: Callable[[Stage], None] | None = None
-    predictions: list[Tensor] = field(default_factory=list)
-    masks: Tensor | None = None
-    sample: Tensor | None = None
-    levels: dict[int, Tensor] = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
-    pictures: int = 1
-    rows: Tensor | None = None
-    read: dict[str, tuple[Tensor, Tensor, UNetCall | None]] = field(default_factory=dict)
-
-    @property
-    def styled(self) -> bool:
-        """Whether a style is in the picture, which is everywhere."""
-        return any(scene.styles for scene in self.scenes)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The concepts that have a part of a picture."""
-        return tuple(dict.fromkeys(name for scene in self.scenes for name in scene.names))
 
 
 class Confinement:
@@ -102,7 +53,7 @@ class Confinement:
     ) -> None:
         self._given = {name: torch.from_numpy(cells).float() for name, cells in given.items()}
         self._pipe, self._words, self._reading, self._kind = pipe, concept.words, reading, kind
-        self._ranks = [(gate.ranks, gate.words) for gate in rank_gates(concept)]
+        self._gates = rank_gates(concept)
         self._here = threading.local()  # one drawing in each thread
 
     @property
@@ -128,7 +79,7 @@ class Confinement:
         plain = {n: _each(v, self._with) for n, v in given.items() if n in PROMPTS and v is not None}
         stage.part = None
         encoded: tuple[Any, ...] = encode(**{**given, **plain})
-        stage.plain, stage.pictures = encoded[0], len(encoded[0])
+        stage.plain = encoded[0]
         if self._reading:
             self._reading.note(encoded[:2], both_halves(plain, encoded))
         if stage.layout is None:
@@ -178,10 +129,12 @@ class Confinement:
             override(denoiser, "forward", functools.wraps(original)(forward)),
             watch_hooks(denoiser, self._kind, self._before, self._after),
         ]
+        cells = of_cells(self._gates)
         for owner in (denoiser, *(encoder for _, encoder in encoders(self._pipe))):
             for path, layer in layers_of(owner).items():
                 text = owner is not denoiser or reads_text(path)
-                undo.append(self._gated(layer, self._text_gate if text else self._cell_gate))
+                factor = of_words if text else cells
+                undo.append(gate_layer(layer, lambda: self.stage, factor))
 
         def take_off() -> None:
             for step in reversed(undo):
@@ -196,58 +149,31 @@ class Confinement:
 
     def _step(self, stage: Stage, call: dict[str, Any], run: Callable[[], Any]) -> Any:
         """One call of the denoiser in a stage."""
-        sample, hidden = call["sample"], call["encoder_hidden_states"]
+        sample, number, layout = call["sample"], stage.calls, stage.layout
         if stage.plain is None:
             return run()
-        stage.size, number = tuple(sample.shape[-2:]), stage.calls
-        stage.rows = self._rows(stage, hidden)
-        stage.calls += 1
-        stage.sample = sample[: stage.pictures]
-        layout = stage.layout
+        stage.begin(sample, call["encoder_hidden_states"])
         if layout is None:
-            if stage.watch:
-                stage.watch.begin(stage.size)
             result = run()
-            stage.predictions.append(_tensor(result).detach())
+            stage.predictions.append(result[0].detach())
             if stage.look:
                 stage.look(stage)
             return result
-        stage.masks = layout.masks(stage.names).to(sample) if stage.masks is None else stage.masks
         if number >= len(layout.predictions):
             return run()
-        if layout.predictions[number].shape != sample.shape:
-            raise ConceptError(
-                "The pipeline calls its denoiser in another way than when it drew the layout; leave callbacks "
-                "that change the guidance out, or attach with confine=False"
-            )
         base = layout.predictions[number].to(sample)
+        if base.shape[0] != sample.shape[0] or base.shape[2:] != sample.shape[2:]:
+            raise ConceptError(
+                "The pipeline calls its denoiser in another way than when it drew the layout; leave "
+                "callbacks out that change the guidance, or attach with confine=False"
+            )
         if number < stage.first:
-            return (base,) if call.get("return_dict") is False else self._pack(base)
+            return (base,) if call.get("return_dict") is False else _packed(base)
         result = run()
-        inside = _repeated(stage.masks.sum(dim=1, keepdim=True).clamp(max=1), len(base))
-        own = _tensor(result)
-        blended = base + inside * (own - base)
+        assert stage.masks is not None
+        inside = repeated(stage.masks.sum(dim=1, keepdim=True).clamp(max=1), len(base))
+        blended = base + inside * (result[0] - base)
         return (blended,) if isinstance(result, tuple) else type(result)(sample=blended)
-
-    def _pack(self, sample: Tensor) -> Any:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-        return UNet2DConditionOutput(sample=sample)
-
-    def _rows(self, stage: Stage, hidden: Tensor) -> Tensor:
-        """Which picture's prompt each row of the batch reads, -1 for none of them: (B,)."""
-        known = stage.read.get("")
-        if known is None or known[0] is not hidden:
-            assert stage.plain is not None
-            plain = stage.plain.to(hidden)
-            found = torch.full((len(hidden),), -1)
-            for b, row in enumerate(hidden):
-                at = b % stage.pictures
-                if plain[at].shape == row.shape and torch.equal(plain[at], row):
-                    found[b] = at
-            stage.read.clear()
-            known = stage.read[""] = (hidden, found, None)
-        return known[1]
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -262,18 +188,17 @@ class Confinement:
         stage.watch.look(module, args, kwargs, rows, len(queries))
         if not any(name in self._given for name in stage.names):
             return None
-        inside = torch.ones(stage.pictures, stage.watch.own.shape[2], queries.shape[1], dtype=torch.bool)
-        size, each = level(stage.size, queries.shape[1]), stage.pictures // len(stage.scenes)
-        for p in range(stage.pictures):
-            for i, thing in enumerate(stage.scenes[p // each].things):
-                if thing.name in self._given:
-                    inside[p, i] = cells_inside(self._given[thing.name][None], size).flatten()
+        size = level(stage.watch.size, queries.shape[1])
         own = torch.zeros(len(queries), *stage.watch.own.shape[1:])
-        every = torch.ones(len(queries), *inside.shape[1:], dtype=torch.bool)
+        inside = torch.ones(len(queries), own.shape[2], queries.shape[1], dtype=torch.bool)
         for b, at in enumerate(stage.rows.tolist()):
-            if at >= 0:
-                own[b], every[b] = stage.watch.own[at], inside[at]
-        return args, hidden_words(kwargs, own.to(queries.device), every.to(queries.device), queries)
+            if at < 0:
+                continue
+            own[b] = stage.watch.own[at]
+            for i, thing in enumerate(stage.scene(at).things):
+                if thing.name in self._given:
+                    inside[b, i] = cells_inside(self._given[thing.name][None], size).flatten()
+        return args, hidden_words(kwargs, own.to(queries.device), inside.to(queries.device), queries)
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -282,98 +207,18 @@ class Confinement:
         stage = self.stage
         if stage is None or stage.layout is None or stage.part is not None or stage.masks is None:
             return None
-        cells = output.shape[1]
-        inside = self._cells(stage, cells)
-        inside = _repeated(inside, len(output)).unsqueeze(3).to(output)
+        inside = repeated(stage.cells(output.shape[1]), len(output)).unsqueeze(3).to(output)
         blended = output * (1 - inside.sum(dim=1).clamp(max=1))
         for i, name in enumerate(stage.names):
-            features, scene = self._features(stage, name)
+            features, scene = stage.features(name, self._reading)
             stage.part = name
             try:
-                with self._reading.reads(scene) if self._reading and scene else _nothing():
+                with self._reading.reads(scene) if self._reading and scene else nullcontext():
                     own = self._kind.reading(module, args, kwargs, features)
             finally:
                 stage.part = None
             blended = blended + own * inside[:, i]
         return blended
-
-    def _features(self, stage: Stage, name: str) -> tuple[Tensor, UNetCall | None]:
-        """What each row of the batch reads in a concept's part (B, T, d), and whose words those are."""
-        known = stage.read.get(name)
-        hidden, rows, _ = stage.read[""]
-        if known is None:
-            features = hidden.clone()
-            for b, at in enumerate(rows.tolist()):
-                if at >= 0:
-                    features[b] = stage.variants[name][at].to(features)
-            scene = self._reading.scene_of(features) if self._reading else None
-            known = stage.read[name] = (hidden, features, scene)
-        return known[1], known[2]
-
-    def _cells(self, stage: Stage, cells: int) -> Tensor:
-        """The masks (P, N, cells) on a level of the denoiser."""
-        assert stage.masks is not None
-        if cells not in stage.levels:
-            size = level(stage.size, cells)
-            stage.levels[cells] = F.interpolate(stage.masks.float(), size, mode="area").flatten(2)
-        return stage.levels[cells]
-
-    # What concepts change
-
-    def _gated(
-        self, layer: KVDeltaLinear, factor: Callable[[Stage, Tensor], Tensor | float]
-    ) -> Callable[[], None]:
-        """Multiply what a layer adds by `factor` in a stage; outside of one it is what it was."""
-        before = layer.gates.get(ADAPTER)
-
-        def gate(x: Tensor) -> Tensor | None:
-            stage = self.stage
-            if stage is None:
-                return before(x) if before else x.new_ones(())
-            share = factor(stage, x)
-            return None if isinstance(share, float) and not share else torch.as_tensor(share).to(x)
-
-        layer.gates[ADAPTER] = gate
-
-        def undo() -> None:
-            if layer.gates.get(ADAPTER) is gate:
-                del layer.gates[ADAPTER]
-                if before:
-                    layer.gates[ADAPTER] = before
-
-        return undo
-
-    def _text_gate(self, stage: Stage, x: Tensor) -> float:
-        """Keys, values and text encoders: on where a concept's words are read; a style's are all over."""
-        return 1.0 if stage.part is not None or stage.styled else 0.0
-
-    def _cell_gate(self, stage: Stage, x: Tensor) -> Tensor | float:
-        """The other maps: each rank in the cells of its own concepts, a style's everywhere."""
-        if stage.layout is None or stage.masks is None:
-            inside, style = None, 1.0 if stage.styled else 0.0
-            if not self._ranks or not style:
-                return style
-        elif x.ndim == 3:
-            inside = _repeated(self._cells(stage, x.shape[1]), len(x))
-        else:
-            inside = None
-        if not self._ranks:  # whose they are is unknown
-            if inside is None or stage.styled:
-                return 1.0
-            return inside.sum(dim=1).clamp(max=1).unsqueeze(2)
-        styles = {name for scene in stage.scenes for name in scene.styles}
-        found = []
-        for ranks, words in self._ranks:
-            own = [i for i, name in enumerate(stage.names) if words is None or name in words]
-            if words is not None and styles & set(words):
-                cells = x.new_ones(())
-            elif inside is None:
-                cells = x.new_full((), float(stage.masks is not None and bool(own)))
-            else:
-                cells = inside[:, own].sum(dim=1).clamp(max=1).to(x)
-            found.append(cells.unsqueeze(-1).expand(*cells.shape, ranks))
-        shape = max((part.shape[:-1] for part in found), key=len)
-        return torch.cat([part.expand(*shape, part.shape[-1]) for part in found], dim=-1)
 
 
 def _listed(prompt: str | Sequence[str]) -> list[str]:
@@ -386,20 +231,7 @@ def _each(value: Any, change: Callable[..., str], *more: str) -> Any:
     return [change(text, *more) for text in value]
 
 
-def _repeated(of_pictures: Tensor, count: int) -> Tensor:
-    """Values (P, ...) of pictures for each of `count` rows of a batch, which are the pictures in their order,
-    several times; of a part of the batch with other rows, the most of all."""
-    pictures = len(of_pictures)
-    if count % pictures:
-        return of_pictures.amax(dim=0, keepdim=True).expand(count, *of_pictures.shape[1:])
-    return of_pictures.repeat(count // pictures, *[1] * (of_pictures.ndim - 1))
+def _packed(sample: Tensor) -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-
-def _tensor(result: Any) -> Tensor:
-    found: Tensor = result[0]
-    return found
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    return UNet2DConditionOutput(sample=sample)

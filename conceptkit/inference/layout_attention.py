@@ -72,6 +72,11 @@ class Watch:
         self._calls: list[dict[int, tuple[Tensor, int]]] = []
         self._sizes: list[tuple[int, int]] = []
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents in the call that is under way."""
+        return self._sizes[-1]
+
     def begin(self, size: tuple[int, int]) -> None:
         """Another call of the denoiser begins, for latents of `size`."""
         self._calls.append({})

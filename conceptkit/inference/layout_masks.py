@@ -53,8 +53,8 @@ def find_parts(
     """Where each of N nouns is, from the attention to it.
 
     seen (N, H, W): attention to each noun, one mention each. left_of: pairs of numbers of nouns, the first to
-    the left of the second, which decides among nouns of one class. given: cells (H, W) of those whose place is
-    known; the others stay out of them.
+    the left of the second, which decides among nouns of one class. given: cells (H, W) of those whose place
+    is known; the others stay out of them.
     """
     given = given or {}
     free = ~np.any(list(given.values()), axis=0) if given else np.ones(seen.shape[1:], dtype=bool)
