@@ -169,7 +169,9 @@ class Attachment:
             apart = None if windows else _apart(self._base, concept, request)
             self.concept, self.report, self.notice = concept, found.report, found.notice
             self.concepts, self._request = tuple(concept.words), request
-            self.side_by_side, self.isolate_concepts = windows is not None, apart is not None
+            several = drawing is not None and len(things(concept.words)) > 1
+            self.side_by_side = windows is not None
+            self.isolate_concepts = apart is not None or (several and request.isolate_concepts is not False)
             undo.callback(hook_encode_prompt(self, concept.words, tokens, reading, windows, apart, drawing))
             undo.callback(refuse_saving(self.pipe, self.concepts or (concept.name,)))
             undo.callback(setattr, self, "attached", False)
@@ -255,7 +257,8 @@ def _confined(
         or not (wanted if request.confine is None else request.confine)
     ):
         return None
-    confinement = Confinement(here.pipe, concept, reading, kind, request.masks)
+    isolated = request.isolate_concepts is not False
+    confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
     return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
 
 

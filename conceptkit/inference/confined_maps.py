@@ -18,7 +18,7 @@ Factor = Callable[[Stage, Tensor], Tensor | None]
 def gate_layer(
     layer: KVDeltaLinear, stage_of: Callable[[], Stage | None], factor: Factor
 ) -> Callable[[], None]:
-    """Multiply what a layer adds by `factor` in a stage, and leave it alone outside of one; gives the way back."""
+    """Multiply what a layer adds by `factor` in a stage alone; gives the way back."""
     before = layer.gates.get(ADAPTER)
 
     def gate(x: Tensor) -> Tensor | None:

@@ -41,7 +41,11 @@ SAID = PROMPTS[:2]
 
 
 class Confinement:
-    """On one pipeline: during a drawing in stages, says what each map, attention and call computes."""
+    """On one pipeline: during a drawing in stages, says what each map, attention and call computes.
+
+    given: masks (G, G) of the concepts whose place the user has said. isolated: whether the prompt that a
+    part of the picture reads names its concept alone.
+    """
 
     def __init__(
         self,
@@ -50,7 +54,9 @@ class Confinement:
         reading: TokenOwners | None,
         kind: AttentionKind,
         given: Mapping[str, np.ndarray],
+        isolated: bool = True,
     ) -> None:
+        self._isolated = isolated
         self._given = {name: torch.from_numpy(cells).float() for name, cells in given.items()}
         self._pipe, self._words, self._reading, self._kind = pipe, concept.words, reading, kind
         self._gates = rank_gates(concept)
@@ -87,7 +93,8 @@ class Confinement:
             return encoded
         more = {n: v for n, v in given.items() if not n.startswith("negative_prompt")}
         for name in stage.names:
-            told = {n: _each(v, self._with, name) for n, v in given.items() if n in SAID and v}
+            said = (name,) if self._isolated else stage.names
+            told = {n: _each(v, self._with, *said) for n, v in given.items() if n in SAID and v}
             stage.part = name
             features = encode(**{**more, **told, "do_classifier_free_guidance": False})[0]
             stage.part, stage.variants[name] = None, features
