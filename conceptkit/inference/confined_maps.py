@@ -56,6 +56,9 @@ def of_cells(gates: Sequence[RankGate]) -> Factor:
             return None
         if not gates:
             return x.new_ones(()) if stage.styled else _share(stage, x, range(len(stage.names))).unsqueeze(-1)
+        key = (x.shape[1] if x.ndim == 3 else 0, len(x))
+        if laid_out and key in stage.shares:
+            return stage.shares[key]
         styles = {name for scene in stage.scenes for name in scene.styles}
         found = []
         for gate in gates:
@@ -66,7 +69,10 @@ def of_cells(gates: Sequence[RankGate]) -> Factor:
                 share = _share(stage, x, own) if laid_out and own else x.new_zeros(())
             found.append(share.unsqueeze(-1).expand(*share.shape, gate.ranks))
         shape = max((part.shape[:-1] for part in found), key=len)
-        return torch.cat([part.expand(*shape, part.shape[-1]) for part in found], dim=-1)
+        shares = torch.cat([part.expand(*shape, part.shape[-1]) for part in found], dim=-1)
+        if laid_out:
+            stage.shares[key] = shares
+        return shares
 
     return factor
 

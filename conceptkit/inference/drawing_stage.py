@@ -33,7 +33,7 @@ class Stage:
     calls: of the denoiser so far. plain (P, T, d): what it reads of the prompts with class nouns; variants:
     with one concept each. part: the concept whose words are read just now. masks (P, N, H, W): of `names`.
     predictions: what the denoiser gave. sample (P, c, H, W): what it was given last. rows (B,): which
-    picture's prompt each row of its batch reads, -1 for none.
+    picture's prompt each row of its batch reads, -1 for none. shares: what `confined_maps` has worked out.
     """
 
     scenes: tuple[PromptScene, ...]
@@ -52,6 +52,7 @@ class Stage:
     _hidden: Tensor | None = None
     _read: dict[str, tuple[Tensor, UNetCall | None]] = field(default_factory=dict)
     _levels: dict[int, Tensor] = field(default_factory=dict)
+    shares: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
     def pictures(self) -> int:

@@ -152,11 +152,12 @@ def lay_out(
     nouns = [thing.noun for thing in scene.things]
     parts = find_parts(seen.double().cpu().numpy(), nouns, scene.left_of, own)
     masks = soft_masks(parts.masks, guide, scene.over)
-    for i, thing in enumerate(scene.things):
-        if thing.name in given:  # as fine as the user has drawn it
-            fine = torch.from_numpy(given[thing.name]).float()[None, None]
-            masks[i] = F.interpolate(fine, tuple(masks.shape[1:]), mode="area")[0, 0]
-    masks = masks / masks.sum(dim=0).clamp(min=1)
+    for i in own:  # as fine as the user has drawn it, and before all others
+        fine = torch.from_numpy(given[str(scene.things[i].name)]).float()[None, None]
+        masks[i] = F.interpolate(fine, tuple(masks.shape[1:]), mode="area")[0, 0]
+    if own:
+        taken = masks[list(own)].amax(dim=0)
+        masks = torch.stack([m if i in own else m * (1 - taken) for i, m in enumerate(masks)])
     placed = tuple(
         Placed(thing.called, thing.noun, _box(mask), float(mask.mean()), bool(found), i in own)
         for i, (thing, mask, found) in enumerate(zip(scene.things, parts.masks, parts.found, strict=True))

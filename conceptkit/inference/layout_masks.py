@@ -26,8 +26,8 @@ LEAST_AREA = 0.01
 """Share of the picture below which nothing of a thing can be seen."""
 LEAST_CONTRAST = 1.6
 """Attention to a noun inside of its mask by that in the whole picture, below which the noun is nowhere."""
-LEAST_HALF = 0.2
-"""Of two things of one class that are one connected part, each has at least this share of it."""
+LEAST_SHARE = 0.4
+"""Of N things of one class that are fewer connected parts, each has at least this by N of all their cells."""
 SPREAD = 1.0
 """Cells of latents by which a mask reaches over its outline, for what a concept's outline has more."""
 SOFT = 0.6
@@ -181,8 +181,8 @@ def _shared_out(union: Cells, level: Grid, order: Sequence[int] | None) -> Cells
     """
     count = len(level)
     parts = _largest(union, level.max(axis=0), count)
-    if len(parts) < count:
-        parts = _split(parts, level, count)
+    if parts and len(parts) < count:
+        parts = _split(parts, level)
     if not parts:
         return np.zeros_like(level, dtype=bool)
     middles = [ndimage.center_of_mass(part)[1] for part in parts]
@@ -207,26 +207,23 @@ def _largest(union: Cells, level: Grid, count: int) -> list[Cells]:
     return [labels == k for k in best]
 
 
-def _split(parts: list[Cells], level: Grid, count: int) -> list[Cells]:
-    """Cut the largest part until there are `count`: where two mentions differ, else across its length."""
-    parts = list(parts)
-    while parts and len(parts) < count:
+def _split(parts: list[Cells], level: Grid) -> list[Cells]:
+    """As many parts as mentions: by which of them attends to a cell most, where each has enough of all parts,
+    else by cutting the largest part across its length."""
+    count, parts = len(level), list(parts)
+    union, own = np.any(parts, axis=0), level.argmax(axis=0)
+    claimed = [union & (own == k) for k in range(count)]
+    if min(part.sum() for part in claimed) >= LEAST_SHARE / count * union.sum():
+        return claimed
+    while len(parts) < count:
         whole = parts.pop(int(np.argmax([part.sum() for part in parts])))
-        own = level.argmax(axis=0)
-        shares = [(whole & (own == k)).sum() / whole.sum() for k in range(len(level))]
-        first = int(np.argmax(shares))
-        rest = 1 - shares[first]
-        if min(shares[first], rest) >= LEAST_HALF and count == 2:
-            halves = [whole & (own == first), whole & (own != first)]
-        else:
-            rows, columns = np.nonzero(whole)
-            line = columns if np.ptp(columns) >= np.ptp(rows) else rows
-            half = np.zeros_like(whole)
-            half[rows, columns] = line <= np.median(line) - 0.5
-            if not half.any() or not (whole & ~half).any():
-                return [*parts, whole]
-            halves = [half, whole & ~half]
-        parts += halves
+        rows, columns = np.nonzero(whole)
+        line = columns if np.ptp(columns) >= np.ptp(rows) else rows
+        half = np.zeros_like(whole)
+        half[rows, columns] = line <= np.median(line) - 0.5
+        if not half.any() or half.sum() == whole.sum():
+            return [*parts, whole]
+        parts += [half, whole & ~half]
     return parts
 
 
