@@ -14,6 +14,7 @@ from torch import Tensor
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.layout_masks import Cells, find_parts, soft_masks
 from conceptkit.inference.prompt_scene import PromptScene
+from conceptkit.pictures.layout import Region
 
 WATCHED_FROM = 1 / 5
 """Share of the steps before which attention says little of where things will be."""
@@ -67,6 +68,13 @@ class PictureLayout:
     things: tuple[Placed, ...]
     tries: int = 1
     notes: tuple[str, ...] = ()
+
+    def regions(self) -> list[Region]:
+        """Its parts with their names, to be drawn over the picture."""
+        return [
+            Region(thing.called, mask.numpy(), thing.found)
+            for thing, mask in zip(self.things, self.masks, strict=True)
+        ]
 
     def places(self) -> list[dict[str, Any]]:
         """Where each thing is, as JSON."""

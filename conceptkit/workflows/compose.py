@@ -22,7 +22,7 @@ from conceptkit.inference.generate import guided
 from conceptkit.inference.layout import LayoutWarning, PictureLayout
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
-from conceptkit.pictures.layout import Region, layout_picture, layout_sheet
+from conceptkit.pictures.layout import layout_picture, layout_sheet
 from conceptkit.registry import private_names
 from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, Registry
@@ -83,16 +83,7 @@ class Drawing:
         shown = [(drawn, drawn.layout) for drawn in self.pictures if drawn.layout]
         if not shown:
             return None
-        tiles = [
-            layout_picture(
-                drawn.picture,
-                [
-                    Region(thing.called, mask.numpy(), thing.found)
-                    for thing, mask in zip(layout.things, layout.masks, strict=True)
-                ],
-            )
-            for drawn, layout in shown
-        ]
+        tiles = [layout_picture(drawn.picture, layout.regions()) for drawn, layout in shown]
         return layout_sheet(tiles, [f"seed {drawn.seed}" for drawn, _ in shown])
 
     @property
