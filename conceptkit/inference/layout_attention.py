@@ -39,15 +39,18 @@ class CrossAttention:
     """Cells of a UNet attend to text features alone, in modules called attn2."""
 
     def modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """The cross-attentions, by name."""
         return {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
 
     def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
+        """The softmax of queries and keys, added up over words `own` (B, T, N): (B, N, P)."""
         queries = args[0] if args else kwargs["hidden_states"]
         return attention_shares(module, queries, kwargs["encoder_hidden_states"], own)
 
     def reading(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
     ) -> Tensor:
+        """The module's own forward with other text features (B, T, d): (B, P, c)."""
         given = kwargs["encoder_hidden_states"]
         told = (features, *given[1:]) if isinstance(given, tuple) else features
         return module.forward(*args, **{**kwargs, "encoder_hidden_states": told})
