@@ -267,6 +267,20 @@ def test_a_style_is_everywhere_and_the_subject_in_its_place(pipe, pair, monkeypa
     assert not torch.allclose(drawn[..., :3], styled[..., :3], atol=1e-2)
 
 
+def test_a_reference_photo_is_looked_at_in_its_part_alone(pipe, monkeypatch):
+    from tests.test_vico import blind, seeing
+
+    concept, prompt = seeing(pipe), "my_dog on grass"
+    plain = latents(pipe, "dog on grass")
+    place(monkeypatch, LEFT)
+    drawn = []
+    for one in (concept, blind(concept)):
+        with attach(pipe, one, confine=True):
+            drawn.append(latents(pipe, prompt))
+        assert torch.allclose(drawn[-1][..., 3:], plain[..., 3:], atol=1e-5)
+    assert not torch.allclose(drawn[0][..., :3], drawn[1][..., :3], atol=1e-3)
+
+
 def test_with_perturbed_attention_guidance_too(pipe, pair, monkeypatch):
     base = pipeline.of(pipe, "pico")
     place(monkeypatch, LEFT, NOWHERE, replayed=0.25, laid_out=0.75)

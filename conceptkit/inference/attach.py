@@ -147,7 +147,11 @@ class Attachment:
             if reading and concept.reference is not None:
                 from conceptkit.inference import reference_attention
 
-                undo.callback(reference_attention.attend_to_reference(self.pipe, concept.reference, reading))
+                undo.callback(
+                    reference_attention.attend_to_reference(
+                        self.pipe, concept.reference, reading, drawing and drawing.confinement
+                    )
+                )
             if reading and (request.masks or request.auto_regions):
                 from conceptkit.inference import attention_masks
 
@@ -246,10 +250,12 @@ def _confined(
 ) -> ConfinedDrawing | None:
     """A layout for pictures of several things, where that was ordered, or nothing was and it can be."""
     kind, nouns = kind_of(here.pipe.unet), here.family.class_nouns
-    other = bool(request.side_by_side) or request.auto_regions or concept.reference is not None
-    if request.confine and (kind is None or concept.reference is not None):
-        what = "a reference photo" if kind else "attention that is not known"
-        raise BadRegion(f"{concept.name} draws with {what}, which has no parts; attach with confine=False")
+    other = bool(request.side_by_side) or request.auto_regions
+    if request.confine and kind is None:
+        raise BadRegion(
+            f"How a {type(here.pipe.unet).__name__} attends to text is unknown, so nothing can be confined "
+            "there; attach with confine=False"
+        )
     wanted = not other and (len(concept.words) > 1 or bool(nouns) or bool(request.masks))
     if (
         kind is None

@@ -31,7 +31,7 @@ from conceptkit.inference.layer_check import layers_of
 from conceptkit.inference.layout_attention import AttentionKind, Watch, watch_hooks
 from conceptkit.inference.method_override import override
 from conceptkit.inference.prompt_scene import with_concept
-from conceptkit.inference.token_owners import TokenOwners, both_halves
+from conceptkit.inference.token_owners import TokenOwners, UNetCall, both_halves
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -148,6 +148,18 @@ class Confinement:
                 step()
 
         return take_off
+
+    def part(
+        self, name: str, call: Mapping[str, Any]
+    ) -> tuple[Tensor, UNetCall | None, Callable[[int], Tensor]] | None:
+        """In a call of the denoiser that draws concepts into a layout: what a concept's part reads (B, T, d),
+        whose words those are, and from a number of cells where it is (P, cells); None in all others."""
+        stage = self.stage
+        if stage is None or stage.layout is None or stage.calls < stage.first or name not in stage.names:
+            return None
+        stage.read(call["sample"], call["encoder_hidden_states"])
+        features, scene = stage.features(name, self._reading)
+        return features, scene, lambda cells: stage.cells(cells)[:, stage.names.index(name)]
 
     def replayed(self) -> bool:
         """Whether the call of the denoiser that is under way computes nothing of the concepts."""

@@ -75,11 +75,15 @@ class Stage:
 
     def begin(self, sample: Tensor, hidden: Tensor) -> None:
         """The denoiser is called with a batch (B, c, H, W) that reads `hidden` (B, T, d)."""
-        assert self.plain is not None
         self.calls += 1
-        self.sample = sample[: self.pictures]
         if self.watch and self.layout is None:
             self.watch.begin((sample.shape[-2], sample.shape[-1]))
+        self.read(sample, hidden)
+
+    def read(self, sample: Tensor, hidden: Tensor) -> None:
+        """Find out which rows of a batch read which picture's prompt."""
+        assert self.plain is not None
+        self.sample = sample[: self.pictures]
         if self.layout is not None and self.masks is None:
             self.masks = self.layout.masks(self.names).to(sample)
         if self._hidden is hidden:

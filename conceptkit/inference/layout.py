@@ -154,7 +154,7 @@ def lay_out(
     size = seen.shape[1:]
     own: dict[int, Cells] = {}
     for i, thing in enumerate(scene.things):
-        if thing.name in given:
+        if thing.name is not None and thing.name in given:
             cells = torch.from_numpy(given[thing.name]).float()[None, None]
             own[i] = (F.interpolate(cells, tuple(size), mode="area")[0, 0] >= 0.5).numpy()
     nouns = [thing.noun for thing in scene.things]

@@ -67,7 +67,9 @@ def find_parts(
     masks = np.stack([given[i] if i in given else (winner == i) & there for i in range(len(seen))])
     for group in _classes(nouns, given):
         if len(group) > 1:
-            masks[group] = _shared_out(masks[group].any(axis=0), level[group], _order(group, left_of))
+            masks[group] = _shared_out(
+                np.logical_or.reduce(masks[group]), level[group], _order(group, left_of)
+            )
     for i in range(len(seen)):
         if i not in given:
             masks[i] = without_specks(masks[i], level[i])

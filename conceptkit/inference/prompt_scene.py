@@ -102,9 +102,15 @@ def _mentions(prompt: str, own: Mapping[str, str]) -> list[tuple[str, tuple[int,
     for name, (start, stop) in prompt_words.mentions(prompt, own):
         said, noun = prompt[start:stop], _noun(own[name])
         single = any(said.endswith(end) for end in (name, noun))
-        ending = "" if single or said.endswith(">") else _PLURAL.search(said)[0]
+        ending = "" if single or said.endswith(">") else said[_end_of_plural(said) :]
         found.append((name, (start, stop), ending))
     return found
+
+
+def _end_of_plural(said: str) -> int:
+    """Where the ending of a plural begins, at the end where there is none."""
+    found = _PLURAL.search(said)
+    return found.start() if found else len(said)
 
 
 def _noun(text: str) -> str:

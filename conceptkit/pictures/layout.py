@@ -31,11 +31,11 @@ def layout_picture(picture: Image.Image, regions: Sequence[Region]) -> Image.Ima
     """The picture in grey, each region in a colour of its own with its name; "?" where nothing was found."""
     scale = SIZE / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
-    seen = np.asarray(picture.convert("L").convert("RGB").resize(size), dtype=np.float32)
+    seen = np.asarray(picture.convert("L").convert("RGB").resize(size), dtype=np.float64)
     for i, region in enumerate(regions):
         mask = Image.fromarray((255 * region.mask.clip(0, 1)).astype(np.uint8)).resize(size)
-        share = TINT * np.asarray(mask, dtype=np.float32)[..., None] / 255
-        seen = seen * (1 - share) + share * np.array(COLOURS[i % len(COLOURS)], dtype=np.float32)
+        share = TINT * np.asarray(mask, dtype=np.float64)[..., None] / 255
+        seen = seen * (1 - share) + share * np.array(COLOURS[i % len(COLOURS)])
     drawn = Image.fromarray(seen.round().astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
     for region in regions:
