@@ -35,7 +35,7 @@ TRIES = 3
 """Layouts at most, each of another noise, until one shows every thing."""
 CHECKED_AT = 0.4
 """Share of the steps after which a layout that lacks something is given up."""
-REPLAYED, LAID_OUT = 0.25, 0.75
+REPLAYED, LAID_OUT = 1 / 3, 4 / 5
 """Shares of the steps up to which the picture is still the layout, and up to which the layout is drawn: what
 is computed twice is between them. Later the rest of the picture hardly changes."""
 DROPPED = ("callback_on_step_end", "callback", "callback_steps")
