@@ -10,14 +10,17 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from conceptkit.base import pipeline
+from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.features import caption_statistics, captions
-from conceptkit.inference import confined_drawing, layout_noise
+from conceptkit.inference import confined_drawing, generate, layout_noise
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import guided
 from conceptkit.inference.layout import Layout, LayoutWarning, PictureLayout, Placed
 from conceptkit.inference.layout_attention import Watch, kind_of
 from conceptkit.pictures.layout import Region, layout_picture
+from conceptkit.registry.store import Registry
+from tests.golden.files import DATA
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 BOTH, NOUNS = "my_dog in front of a moongate", "dog in front of a gate"
@@ -336,3 +339,25 @@ def test_the_picture_of_a_layout_shows_parts_and_names():
     assert named.shape == (384, 384, 3)
     assert np.ptp(bare[10, 10]) > 60 and np.ptp(bare[10, 380]) == 0, "a colour where the mask is"
     assert (bare != named).any(axis=2)[:, :192].sum() > 500 > (bare != named).any(axis=2)[:, 300:].sum()
+
+
+@pytest.mark.slow
+def test_on_storybook_both_are_found_and_the_rest_of_the_picture_stays(tmp_path):
+    """A dog on the left of a gate, and 40 decibels to the base's own picture where neither has a part."""
+    base = pipeline.load(pipeline.STORYBOOK, device="cpu")
+    stored = [
+        Concept.from_bytes((DATA / "concepts" / f"{name}.safetensors").read_bytes())
+        for name in ("storybook/my_dog", "storybook-gate/moongate")
+    ]
+    (plain,) = generate.draw(base, ["a dog next to a gate"], [0], pag=0)
+    with Registry(tmp_path) as registry, attach(base.pipe, *stored, registry=registry) as attachment:
+        (picture,) = generate.draw(base, ["a my_dog next to a moongate"], [0], pag=0)
+        (layout,) = attachment.layout.pictures
+    assert layout.complete and layout.tries == 1
+    dog, gate = (sum(thing.box[::2]) / 2 for thing in layout.things)
+    assert dog < 0.5 < gate
+    scale = (picture.height // layout.masks.shape[1], picture.width // layout.masks.shape[2])
+    free = np.kron(layout.masks.sum(dim=0).numpy() < 1e-3, np.ones(scale, dtype=bool))
+    off = np.asarray(picture, dtype=float) - np.asarray(plain, dtype=float)
+    assert 20 * np.log10(255) - 10 * np.log10(np.square(off[free]).mean()) > 40
+    assert np.abs(off[~free]).mean() > 5 * np.abs(off[free]).mean()

@@ -149,7 +149,7 @@ class Attachment:
 
                 undo.callback(
                     reference_attention.attend_to_reference(
-                        self.pipe, concept.reference, reading, drawing and drawing.confinement
+                        self.pipe, concept.reference, reading, drawing.confinement if drawing else None
                     )
                 )
             if reading and (request.masks or request.auto_regions):

@@ -58,7 +58,8 @@ def attend_to_reference(
         given = {**inspect.signature(type(unet).forward).bind(module, *args, **kwargs).arguments}
         del given["self"]
         if confinement and (part := confinement.part(reading.names[0], given)):
-            given["encoder_hidden_states"], scene, where = part
+            given["encoder_hidden_states"], own_scene, where = part
+            scene = own_scene or scene
         rows = [int(row) for row in scene.mentioned[:, 0].nonzero()]
         if not rows or not scene.scale:
             return
