@@ -64,7 +64,19 @@ if TYPE_CHECKING:
     "--side-by-side/--one-frame",
     default=None,
     help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
-    "[default: side by side on storybook]",
+    "[default: one frame]",
+)
+@click.option(
+    "--confine/--no-confine",
+    default=None,
+    help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
+    "[default: where the prompt names several things]",
+)
+@click.option(
+    "--layout",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a picture of where each concept is, with names.",
 )
 @click.option(
     "--isolate-concepts/--no-isolate-concepts",
@@ -136,6 +148,7 @@ def compose(
     prompt: str,
     out: Path,
     heatmap: Path | None,
+    layout: Path | None,
     force: bool,
     file: Path | None,
     **options: Any,
@@ -156,8 +169,8 @@ def compose(
     base, device = options.pop("base"), options.pop("device")
     loading, others = LoadOptions.split(options)
     asked = DrawRequest(concepts, prompt, **others)
-    if heatmap:
-        check_new_file(heatmap, force)
+    for picture in filter(None, (heatmap, layout)):
+        check_new_file(picture, force)
     with Registry() as registry:
         asked.entries(registry)  # before torch and a base are loaded
 
@@ -184,6 +197,10 @@ def compose(
     if len(drawing.pictures) > 1:
         path = free_path(out, f"{slug(prompt)}-sheet", ".png")
         wrote(save_png(drawing.sheet(), path, **drawing.sheet_metadata))
+    if layout and (picture := drawing.layout_sheet()):
+        wrote(save_png(picture, layout, **drawing.sheet_metadata))
+    elif layout:
+        note("There is no layout, because the prompt names one thing, or the concepts are not confined.")
     _show_report(drawing.merge.report, heatmap)
 
 

@@ -1,14 +1,18 @@
 """Words read apart: features are put together from prompts with class nouns, and no trace stays behind."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conceptkit.base import pipeline
-from conceptkit.inference.attach import attach
+from conceptkit.inference import attach as attaching
 from conceptkit.inference.per_concept_encoding import Piece, plan, positions, texts
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
+
+attach = functools.partial(attaching.attach, confine=False)
 
 BOTH = "my_dog in front of a moongate at night"
 WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate"}

@@ -1,6 +1,7 @@
 """Routed concepts, concepts with regions, swapping: what the UNet computes, and no trace afterwards."""
 
 import dataclasses
+import functools
 import threading
 
 import numpy as np
@@ -13,14 +14,16 @@ from conceptkit.base.attention import kv_maps
 from conceptkit.concepts.delta import Factors
 from conceptkit.errors import BadRegion, BaseMismatch, ConceptError, UnknownConcept
 from conceptkit.features import caption_statistics, captions
+from conceptkit.inference import attach as attaching
 from conceptkit.inference import regions
-from conceptkit.inference.attach import attach
 from conceptkit.inference.attention_masks import level, winners
 from conceptkit.inference.token_owners import END, OTHER, TokenOwners
 from conceptkit.merging.compose import compose
 from conceptkit.merging.method_table import MERGE_METHODS as WAYS
 from conceptkit.registry.store import Registry
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
+
+attach = functools.partial(attaching.attach, confine=False)
 
 BOTH = "my_dog in front of a moongate"
 MERGING = [how for how in WAYS if how != "joint"]

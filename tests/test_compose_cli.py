@@ -100,11 +100,27 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
     assert Image.open(next(Path("one").iterdir())).size == (16, 16)
 
 
+def test_a_layout_is_told_and_drawn_and_the_picture_remembers():
+    both = ("compose", "my_dog", "moongate", *PROMPT)
+    result = run(*both, "--layout", "layout.png", "--region", "my_dog=left", "-n", 2)
+    assert result.exit_code == 0, result.output
+    assert "Seed 1: my_dog is in the region that it was given." in result.stderr
+    assert "Seed 0: moongate " in result.stderr
+    assert Image.open("layout.png").width > 2 * 384
+    path = next(Path("pictures").glob("*-1.png"))
+    dog, gate = png_metadata.read_metadata(path)["layout"]
+    assert dog["name"] == "my_dog" and dog["found"] and dog["box"][2] == 0.5 and gate["name"] == "moongate"
+    refused = run(*both, "--layout", "layout.png")
+    assert refused.exit_code == 2 and "layout.png" in refused.stderr
+    alone = run("compose", "my_dog", "--prompt", "my_dog", "--steps", 1, "--layout", "none.png")
+    assert alone.exit_code == 0 and "There is no layout" in alone.stderr and not Path("none.png").exists()
+
+
 def test_words_are_read_apart_where_it_is_asked_for_and_the_picture_remembers():
     drawn = []
     for option, apart in ((), False), (("--isolate-concepts",), True), (("--no-isolate-concepts",), False):
         out = "-".join(("out", *option))
-        result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, *option, "--out", out)
+        result = run("compose", "my_dog", "moongate", *PROMPT, "--no-confine", *option, "--out", out)
         assert result.exit_code == 0, result.output
         (path,) = Path(out).iterdir()
         assert png_metadata.read_metadata(path)["isolate_concepts"] is apart

@@ -16,13 +16,14 @@ WORDS = {"my_dog": "<my_dog> dog", "my": "<my> cat", "moongate": "<moongate> gat
         ("my_dog in front of a moongate", "<my_dog> dog in front of a <moongate> gate"),
         ("my_dog dog, at night", "<my_dog> dog, at night"),
         ("my_dog  dog's hat", "<my_dog> dog's hat"),
-        ("two my_dog dogs", "two <my_dog> dog dogs"),
+        ("two my_dog dogs", "two <my_dog> dogs"),
+        ("two my_dogs", "two <my_dog> dogs"),
         ("my_dog's hat: my_dog.", "<my_dog> dog's hat: <my_dog> dog."),
         ("<my_dog> at night", "<my_dog> at night"),
         ("<my_dog> dog and my_dog", "<my_dog> dog and <my_dog> dog"),
         (
-            "my_dogs, a my_dog-like cat, My_dog, pre-moongate",
-            "my_dogs, a my_dog-like cat, My_dog, pre-moongate",
+            "my_dogsled, a my_dog-like cat, My_dog, pre-moongate",
+            "my_dogsled, a my_dog-like cat, My_dog, pre-moongate",
         ),
         ("moongate - a photo", "<moongate> gate - a photo"),
         ("(moongate:1.2), inky", "(<moongate> gate:1.2), <inky>"),
@@ -51,7 +52,8 @@ def test_lists_none_and_no_words():
 
 def test_mentioned():
     assert mentioned("my_dog and <moongate> at night", WORDS) == {"my_dog", "moongate"}
-    assert mentioned(["a cat", "inky", "my_dogs"], WORDS) == {"inky"}
+    assert mentioned(["a cat", "inky", "my_dogsled"], WORDS) == {"inky"}
+    assert mentioned("two my_dogs", WORDS) == {"my_dog"}
     assert mentioned(replace("my_dog", WORDS), WORDS) == {"my_dog"}
 
 

@@ -1,6 +1,7 @@
 """What concepts change beside keys and values acts where prompts say their words, and nowhere else."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -18,7 +19,7 @@ from conceptkit.concepts.gates import RankGate, rank_gates
 from conceptkit.errors import BadBlob, ConceptError
 from conceptkit.features import caption_statistics, captions
 from conceptkit.formats.diffusers import readme
-from conceptkit.inference.attach import attach
+from conceptkit.inference import attach as attaching
 from conceptkit.inference.attention_masks import WATCHED
 from conceptkit.inference.gated_lora import gates
 from conceptkit.inference.token_owners import END, OTHER, UNKNOWN, TokenOwners, UNetCall
@@ -29,6 +30,8 @@ from conceptkit.tuners.inject import install_on, uninstall, uninstall_from
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 from tests import tiny
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
+
+attach = functools.partial(attaching.attach, confine=False)
 
 WAYS = ["regmean", "closed-form", "sum", "linear", "routed", "ties"]
 

@@ -1,5 +1,7 @@
 """Side by side: what is drawn is MultiDiffusion over windows of the base's own size, and leaves no trace."""
 
+import functools
+
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
@@ -9,10 +11,12 @@ from PIL import Image
 
 from conceptkit.base import pipeline
 from conceptkit.errors import BadPrompt, BadRegion
-from conceptkit.inference.attach import attach
+from conceptkit.inference import attach as attaching
 from conceptkit.inference.generate import guided
 from conceptkit.inference.multidiffusion import shares, starts
 from tests.tiny import draw, perturbed, pico_concept, pico_sd, pico_sdxl, snapshot
+
+attach = functools.partial(attaching.attach, confine=False)
 
 BOTH = "my_dog in front of a moongate at night"
 CLAUSES = ["<my_dog> dog at night", "a <moongate> gate at night"]
@@ -239,7 +243,7 @@ def test_who_sees_side_by_side_unasked(pipe):
     with attach(pipe, *pair) as attachment:
         assert not attachment.side_by_side and attachment.clauses(BOTH) == {}
         assert draw(pipe, BOTH).shape == (3, 16, 16)
-    assert pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
+    assert not pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
     assert not pipeline.of(pipe, "pico").family.side_by_side
     with pytest.raises(BadRegion, match="choose one of them"):
         attach(pipe, *pair, side_by_side=True, auto_regions=True)

@@ -17,14 +17,17 @@ def replace(prompt: list[str] | tuple[str, ...], words: Mapping[str, str]) -> li
 def replace(prompt, words):
     """The prompt with every name replaced by the text it stands for, e.g. {"my_dog": "<my_dog> dog"}.
 
-    Whole words only, the longest name first, upper and lower case distinct. A noun that already follows is
-    not said twice, a token that is already written stays, a second call changes nothing. Lists give lists.
+    Whole words only, the longest name first, upper and lower case distinct; "two my_dogs" are two "<my_dog>
+    dogs". A noun that already follows is not said twice, a token that is already written stays, a second call
+    changes nothing. Lists give lists.
     """
     if prompt is None or not words:
         return prompt
     if not isinstance(prompt, str):
         return [replace(text, words) for text in prompt]
-    return _pattern(words).sub(lambda found: words[_name(found)] if found["bare"] else found[0], prompt)
+    return _pattern(words).sub(
+        lambda found: words[_name(found)] + found["plural"] if found["bare"] else found[0], prompt
+    )
 
 
 def mentioned(prompt: str | Sequence[str] | None, words: Mapping[str, str]) -> set[str]:
@@ -68,7 +71,8 @@ def _pattern(words: Mapping[str, str]) -> re.Pattern[str]:
     bare = "|".join(
         rf"{re.escape(name)}{_noun(words[name])}" for name in sorted(words, key=len, reverse=True)
     )
-    return re.compile(rf"(?:{done})(?!\w)|{TOKEN.pattern}|(?<![\w<])(?<!\w-)(?P<bare>{bare})(?!\w)(?!-\w)")
+    bare = rf"(?P<bare>{bare})(?P<plural>(?:e?s)?)"
+    return re.compile(rf"(?:{done})(?:e?s)?(?!\w)|{TOKEN.pattern}|(?<![\w<])(?<!\w-){bare}(?!\w)(?!-\w)")
 
 
 def _noun(text: str) -> str:

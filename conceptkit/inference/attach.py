@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
@@ -26,9 +27,12 @@ from conceptkit.inference.attach_request import (
     find_concepts,
     reopened,
 )
+from conceptkit.inference.confined_drawing import ConfinedDrawing
+from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
 from conceptkit.inference.gated_lora import gate_lora
 from conceptkit.inference.layer_check import check_layers, layers_of
+from conceptkit.inference.layout_attention import kind_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_length import cut_off, unread
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from conceptkit.inference.attention_masks import Where
+    from conceptkit.inference.layout import Layout
     from conceptkit.merging.compose import Merge
     from conceptkit.merging.report import Report
     from conceptkit.registry.store import Registry
@@ -67,6 +72,7 @@ class Attachment:
     _undo: ExitStack
     _request: AttachRequest
     _base: pipeline.Base
+    _drawing: ConfinedDrawing | None = None
     side_by_side: bool = False
     isolate_concepts: bool = False
     attached: bool = False
@@ -81,6 +87,16 @@ class Attachment:
         """Call the pipeline while nobody can swap or detach: for servers with threads."""
         with self.lock:
             return self.pipe(*args, **options)
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of the pictures that were drawn last; None where none was needed."""
+        return self._drawing.layout if self._drawing else None
+
+    def goes_with(self, pipe: DiffusionPipeline) -> None:
+        """Another pipeline of the same parts lays pictures out as this one does, until all is taken off."""
+        if self._drawing:
+            self._drawing.hook(pipe)
 
     def clauses(self, prompt: str) -> dict[str, str]:
         """What each concept's window is told, by name, from left to right; {} where there are no windows."""
@@ -136,32 +152,43 @@ class Attachment:
             reading = _reading(self.pipe, concept, request)
             if reading:
                 undo.callback(reading.listen(denoiser).remove)
+            self._drawing = drawing = _confined(self._base, concept, request, reading)
             if changes:
-                _install(undo, self.pipe, concept, reading)
+                _install(undo, self.pipe, concept, reading, drawing.idle if drawing else bool)
             where: Where | None = None
             if reading and concept.reference is not None:
                 from conceptkit.inference import reference_attention
 
-                undo.callback(reference_attention.attend_to_reference(self.pipe, concept.reference, reading))
+                undo.callback(
+                    reference_attention.attend_to_reference(
+                        self.pipe, concept.reference, reading, drawing.confinement if drawing else None
+                    )
+                )
             if reading and (request.masks or request.auto_regions):
                 from conceptkit.inference import attention_masks
 
                 where, back = (
                     attention_masks.separate(denoiser, reading)
                     if request.auto_regions
-                    else attention_masks.confine(denoiser, reading, request.masks)
+                    else attention_masks.confine(
+                        denoiser, reading, request.masks, drawing.staged if drawing else bool
+                    )
                 )
                 undo.callback(back)
             if reading and changes and (heard := rank_gates(concept)):
                 gate_lora(denoiser, heard, reading, where)
+            if drawing:
+                undo.callback(drawing.install())
             windows = _windows(self._base, concept, request)
             if windows:
                 undo.callback(windows.open())
             apart = None if windows else _apart(self._base, concept, request)
             self.concept, self.report, self.notice = concept, found.report, found.notice
             self.concepts, self._request = tuple(concept.words), request
-            self.side_by_side, self.isolate_concepts = windows is not None, apart is not None
-            undo.callback(hook_encode_prompt(self, concept.words, tokens, reading, windows, apart))
+            several = drawing is not None and len(things(concept.words)) > 1
+            self.side_by_side = windows is not None
+            self.isolate_concepts = apart is not None or (several and request.isolate_concepts is not False)
+            undo.callback(hook_encode_prompt(self, concept.words, tokens, reading, windows, apart, drawing))
             undo.callback(refuse_saving(self.pipe, self.concepts or (concept.name,)))
             undo.callback(setattr, self, "attached", False)
             self.attached, self._undo = True, undo.pop_all()
@@ -190,8 +217,8 @@ def attach(
     pipe: a diffusers pipeline, loaded.
     concepts: names in the registry, each with a strength if wanted; concepts; merges.
     registry: where names are looked up; None: the one of the user.
-    options: merge_method, weights, padding_delta, regions, auto_regions, side_by_side, isolate_concepts; see
-        `AttachRequest`.
+    options: merge_method, weights, padding_delta, regions, auto_regions, side_by_side, isolate_concepts,
+        confine; see `AttachRequest`.
 
     Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
     `layer_check`; a pipeline of the same parts knows their tokens, and no names.
@@ -230,6 +257,30 @@ def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) 
     return TokenOwners(pipe, spelt, strict)
 
 
+def _confined(
+    here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
+) -> ConfinedDrawing | None:
+    """A layout for pictures of several things, where that was ordered, or nothing was and it can be."""
+    kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
+    nouns = here.family.class_nouns
+    other = bool(request.side_by_side) or request.auto_regions
+    if request.confine and kind is None:
+        raise BadRegion(
+            f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "
+            "there; attach with confine=False"
+        )
+    wanted = not other and (len(concept.words) > 1 or bool(nouns) or bool(request.masks))
+    if (
+        kind is None
+        or not things(concept.words)
+        or not (wanted if request.confine is None else request.confine)
+    ):
+        return None
+    isolated = request.isolate_concepts is not False
+    confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
+    return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
+
+
 def _windows(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Windows | None:
     """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
     wanted, able = request.side_by_side, can_have_windows(here.pipe)
@@ -240,6 +291,7 @@ def _windows(here: pipeline.Base, concept: Concept, request: AttachRequest) -> W
         )
     if wanted is None:
         wanted = able and here.family.side_by_side and not request.masks and not request.auto_regions
+        wanted = wanted and not request.confine
     return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
@@ -254,8 +306,17 @@ def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Per
     return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
 
 
-def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading: TokenOwners | None) -> None:
-    """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
+def _install(
+    undo: ExitStack,
+    pipe: DiffusionPipeline,
+    concept: Concept,
+    reading: TokenOwners | None,
+    idle: Callable[[], bool],
+) -> None:
+    """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes.
+
+    idle: whether a call of the UNet computes nothing.
+    """
     delta: Delta = concept.delta
     denoiser = denoiser_of(pipe)
     names = tuple(concept.words) or (concept.name,)
@@ -266,7 +327,7 @@ def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading
         maps = text_site(pipe)
         routed = delta.only(maps)
         undo.callback(install_routes(denoiser, routed, concept.routing, reading))
-        undo.callback(check_layers(denoiser, {name: maps[name] for name in routed}, names))
+        undo.callback(check_layers(denoiser, {name: maps[name] for name in routed}, names, idle))
         delta = delta.without(maps)
     if delta:
         install_on(pipe, delta)
@@ -274,4 +335,4 @@ def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading
             undo.callback(uninstall, owner, ADAPTER)
             if layers := layers_of(owner):
                 undo.callback(unmerge, layers.values())
-                undo.callback(check_layers(owner, layers, names))
+                undo.callback(check_layers(owner, layers, names, idle))

@@ -35,6 +35,7 @@ class AttachOptions(TypedDict, total=False):
     auto_regions: bool
     side_by_side: bool | None
     isolate_concepts: bool | None
+    confine: bool | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class AttachRequest:
     side_by_side: a window for each thing that a prompt names; None: where that suits the base.
     isolate_concepts: in one frame each concept's words are encoded without the others; None: where that
         suits the base.
+    confine: in one frame each concept acts in its own part alone, see `confinement`; True: in a prompt of one
+        thing too; None: where a prompt names several things.
     masks: of the regions, by name: (GRID, GRID) bool.
 
     Raises BadRegion when concepts would be kept apart in two ways, or a region cannot be read; BadRecipe for
@@ -64,13 +67,14 @@ class AttachRequest:
     auto_regions: bool = False
     side_by_side: bool | None = None
     isolate_concepts: bool | None = None
+    confine: bool | None = None
     masks: Mapping[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.concepts:
             raise ConceptError("There is nothing to attach; name at least one concept")
         check_merge_method(self.merge_method)
-        check_one_way_apart(self.regions, self.auto_regions, self.side_by_side)
+        check_one_way_apart(self.regions, self.auto_regions, self.side_by_side, self.confine)
         object.__setattr__(self, "masks", regions.read(self.regions))
         object.__setattr__(self, "weights", None if self.weights is None else tuple(self.weights))
 

@@ -28,20 +28,28 @@ anywhere."""
 
 
 def confine(
-    unet: nn.Module, reading: TokenOwners, masks: Mapping[str, np.ndarray]
+    unet: nn.Module,
+    reading: TokenOwners,
+    masks: Mapping[str, np.ndarray],
+    elsewhere: Callable[[], bool] = bool,
 ) -> tuple[Where, Callable[[], None]]:
-    """Let the words of each concept be seen in its mask (H, W) alone, `True` inside; and the way back."""
+    """Let the words of each concept be seen in its mask (H, W) alone, `True` inside; and the way back.
+
+    elsewhere: whether somebody else sees to that in the call under way.
+    """
     allowed = {reading.names.index(name): torch.from_numpy(cells).float() for name, cells in masks.items()}
 
     def where(scene: UNetCall, count: int) -> Tensor:
         size = level(scene.size, count)
         inside = torch.ones(len(scene.owners), len(reading.names), count, dtype=torch.bool)
         for i, cells in allowed.items():
-            inside[:, i] = _cells(cells[None], size).flatten()
+            inside[:, i] = cells_inside(cells[None], size).flatten()
         return inside
 
     def limit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         scene, queries = reading.scene, _queries(args, kwargs)
+        if elsewhere():
+            return args, kwargs
         inside = where(scene, queries.shape[1])
         return args, _seen(kwargs, scene, inside.to(queries.device), queries)
 
@@ -62,7 +70,7 @@ def separate(unet: nn.Module, reading: TokenOwners) -> tuple[Where, Callable[[],
             return None
         inside = winners(watched[scene.key], scene.mentioned)
         size = level(scene.size, count)
-        return torch.stack([_cells(row.float(), size).flatten(1) for row in inside])
+        return torch.stack([cells_inside(row.float(), size).flatten(1) for row in inside])
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         scene, queries = reading.scene, _queries(args, kwargs)
@@ -128,16 +136,22 @@ def _queries(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def cells_inside(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks (N, H, W) on a level (N, h, w): where at least half of a cell is inside, or the fullest cells."""
     share = F.interpolate(mask[:, None], size, mode="area")[:, 0]
     return (share >= share.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)) & (share > 0)
 
 
 def _seen(kwargs: dict[str, Any], scene: UNetCall, inside: Tensor, queries: Tensor) -> dict[str, Any]:
-    """The call's arguments with a mask added: words are hidden from queries that are not inside (B, N, P)."""
+    """The same by the owners of positions."""
     count = inside.shape[1]
     own = F.one_hot(scene.owners.clamp(min=0), count) * (scene.owners >= 0).unsqueeze(2)
+    return hidden_words(kwargs, own, inside, queries)
+
+
+def hidden_words(kwargs: dict[str, Any], own: Tensor, inside: Tensor, queries: Tensor) -> dict[str, Any]:
+    """The call's arguments with a mask added: words, `own` (B, T, N) of N concepts, are hidden from queries
+    that are not inside (B, N, P)."""
     hidden = torch.einsum("btn,bnp->bpt", own.float(), (~inside).float()) > 0
     bias = torch.zeros(hidden.shape, dtype=queries.dtype, device=queries.device)
     bias = bias.masked_fill(hidden, torch.finfo(queries.dtype).min)

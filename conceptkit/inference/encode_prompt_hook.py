@@ -17,16 +17,15 @@ from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders, spelt_out
 from conceptkit.concepts import prompt_words
 from conceptkit.errors import ConceptError
+from conceptkit.inference.confined_drawing import ConfinedDrawing
+from conceptkit.inference.confinement import PROMPTS
 from conceptkit.inference.method_override import override
 from conceptkit.inference.multidiffusion import Windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
-from conceptkit.inference.token_owners import TokenOwners
+from conceptkit.inference.token_owners import TokenOwners, both_halves
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-PROMPTS = tuple(f"{kind}prompt{n}" for kind in ("", "negative_") for n in ("", "_2", "_3"))
 
 
 def hook_encode_prompt(
@@ -36,6 +35,7 @@ def hook_encode_prompt(
     reading: TokenOwners | None,
     windows: Windows | None,
     apart: PerConceptEncoding | None,
+    drawing: ConfinedDrawing | None = None,
 ) -> Callable[[], None]:
     """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
     original = attachment.pipe.encode_prompt
@@ -59,6 +59,9 @@ def hook_encode_prompt(
         _check_parts(attachment.pipe, parts, words)
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
+        stage = drawing.confinement.stage if drawing else None
+        if drawing and stage and given.get("prompt"):
+            return drawing.confinement.encode(original, bound.arguments, stage)
         _warn_unmentioned(given.get("prompt"), words)
         spelt = {
             name: _written(attachment.pipe, prompt_words.replace(text, words)) for name, text in given.items()
@@ -72,7 +75,7 @@ def hook_encode_prompt(
             encoded = apart.encode(original, bound.arguments, encoded)
         if reading:
             halves = architecture_of(attachment.pipe).halves(encoded)
-            reading.note(halves, _both(spelt, halves))
+            reading.note(halves, both_halves(spelt, halves))
         if windows:
             windows.encode(original, bound, encoded, note_window)
         return encoded
@@ -102,16 +105,6 @@ def _written(pipe: DiffusionPipeline, text: str | list[str] | None) -> str | lis
         return text
     said = spelt_out(pipe, encoders(pipe)[0][0], [text] if isinstance(text, str) else text)
     return said[0] if isinstance(text, str) else said
-
-
-def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] | None, list[str] | None]:
-    """The prompts behind the positive and the negative features; without a negative one it is empty."""
-    positive = spelt.get("prompt")
-    negative = spelt.get("negative_prompt")
-    told = [positive] if isinstance(positive, str) else positive and list(positive)
-    count = len(told) if told else 1
-    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
-    return told, against if told or negative else None
 
 
 def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:

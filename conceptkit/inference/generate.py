@@ -78,6 +78,9 @@ def _with_pag(base: Base) -> Any:
     # what is attached stands in the place of methods, on the pipeline itself
     methods = {name for name, _ in inspect.getmembers(type(base.pipe), inspect.isroutine)}
     vars(pipe).update({name: value for name, value in vars(base.pipe).items() if name in methods})
+    attachment: Any = getattr(base.pipe.encode_prompt, "attachment", None)
+    if attachment is not None and attachment.attached:
+        attachment.goes_with(pipe)
     return pipe
 
 

@@ -16,11 +16,15 @@ from conceptkit.tuners.kv_delta import KVDeltaLinear
 
 
 def check_layers(
-    owner: nn.Module, layers: Mapping[str, nn.Module], names: Sequence[str]
+    owner: nn.Module,
+    layers: Mapping[str, nn.Module],
+    names: Sequence[str],
+    idle: Callable[[], bool] = lambda: False,
 ) -> Callable[[], None]:
     """From now on every call of `owner` (a UNet or a text encoder) checks these layers of it; the way back.
 
     layers: path -> the layer of each map that the concepts `names` change. Calls raise ConceptError.
+    idle: whether the call under way computes nothing.
     """
     whose, kind = " and ".join(names), type(owner).__name__
     here = threading.local()  # one drawing in each thread
@@ -40,7 +44,7 @@ def check_layers(
 
     def end(*_: Any) -> None:
         missing = [path for path in layers if path not in here.called]
-        if missing:
+        if missing and not idle():
             raise ConceptError(
                 f"{len(missing)} of the {len(layers)} maps that {whose} changes had no part in this call of "
                 f"{kind}, {missing[0]} for one: unload_lora_weights() or fuse_qkv_projections() takes them "

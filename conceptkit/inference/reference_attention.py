@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,8 @@ from conceptkit.tuners.image_attention import ImageAttention
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from conceptkit.inference.confinement import Confinement
+
 OF_THE_PICTURE = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
@@ -31,12 +34,17 @@ OF_THE_PICTURE = (
 
 
 def attend_to_reference(
-    pipe: DiffusionPipeline, reference: Reference, reading: TokenOwners
+    pipe: DiffusionPipeline,
+    reference: Reference,
+    reading: TokenOwners,
+    confinement: Confinement | None = None,
 ) -> Callable[[], None]:
     """Let the pipeline's UNet look at a photo in every step; gives the way back.
 
     `reading` listens to the UNet already, for one concept by its tokens. Raises BadBase and BaseMismatch when
     the UNet is not one that the maps are for, or its scheduler has no known noise.
+
+    confinement: says in which part of a picture the photo is looked at, while one is drawn in stages.
     """
     unet, schedule = pipe.unet, schedule_of(pipe.scheduler)
     attention = ImageAttention(unet, reference.maps)
@@ -46,7 +54,12 @@ def attend_to_reference(
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         attention.show(None)
-        scene = reading.scene
+        scene, where = reading.scene, None
+        given = {**inspect.signature(type(unet).forward).bind(module, *args, **kwargs).arguments}
+        del given["self"]
+        if confinement and (part := confinement.part(reading.names[0], given)):
+            given["encoder_hidden_states"], own_scene, where = part
+            scene = own_scene or scene
         rows = [int(row) for row in scene.mentioned[:, 0].nonzero()]
         if not rows or not scene.scale:
             return
@@ -54,8 +67,6 @@ def attend_to_reference(
         distinct = list(dict.fromkeys(prompts))
         of = torch.tensor([distinct.index(prompt) for prompt in prompts])
         first = torch.tensor([rows[prompts.index(prompt)] for prompt in distinct])
-        given = {**inspect.signature(type(unet).forward).bind(module, *args, **kwargs).arguments}
-        del given["self"]
         sample, told = given["sample"], torch.as_tensor(given["timestep"]).flatten()
         given = {name: _of_rows(value, first, len(sample)) for name, value in given.items()}
         told = told if len(told) == 1 else told[first.to(told.device)]
@@ -66,8 +77,9 @@ def attend_to_reference(
         given = {name: value for name, value in given.items() if name not in OF_THE_PICTURE}
         word = (scene.owners[first.to(scene.owners.device)] == 0).float()
         own = (word / word.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(2)
-        seen = attention.look(lambda: unet.forward(**given), own)
-        attention.show(seen.among(torch.tensor(rows), of, scene.scale))
+        with confinement.staged(None) if confinement else nullcontext():
+            seen = attention.look(lambda: unet.forward(**given), own)
+        attention.show(seen.among(torch.tensor(rows), of, scene.scale, where))
 
     def after(*_: Any) -> None:
         attention.show(None)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -132,14 +133,33 @@ class TokenOwners:
         self._here.half = (call.time, mentioned)
         return None
 
+    def scene_of(self, hidden: Tensor) -> UNetCall:
+        """What the call of the UNet that is under way would be about if it read `hidden` (B, T, d)."""
+        owners, mentioned, _ = self._about(hidden)
+        return replace(self.scene, owners=owners.to(hidden.device), mentioned=mentioned.to(hidden.device))
+
+    @contextmanager
+    def reads(self, scene: UNetCall) -> Iterator[None]:
+        """Inside of the block this is the call of the UNet that is under way."""
+        before, self._here.scene = self.scene, scene
+        try:
+            yield
+        finally:
+            self._here.scene = before
+
+    def _about(self, hidden: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Owners (B, T) and mentions (B, N) of a batch, and the numbers of its prompts."""
+        found = [self._find(row) for row in hidden]
+        owners = pad_sequence([owner for _, owner in found], batch_first=True, padding_value=NOWHERE)
+        mentioned = torch.stack([(owners == i).any(dim=1) for i in range(len(self.names))], dim=1)
+        return owners, mentioned, [key for key, _ in found]
+
     def _scene(self, hidden: Any, size: tuple[int, int]) -> UNetCall:
         last = getattr(self._here, "last", None)
         if last is None or last[0] is not hidden:
-            found = [self._find(row) for row in hidden]
-            owners = pad_sequence([owner for _, owner in found], batch_first=True, padding_value=NOWHERE)
-            mentioned = torch.stack([(owners == i).any(dim=1) for i in range(len(self.names))], dim=1)
+            owners, mentioned, keys = self._about(hidden)
             drawing = getattr(self._here, "drawing", 0)
-            last = (hidden, (drawing, *(key for key, _ in found)), owners, mentioned)
+            last = (hidden, (drawing, *keys), owners, mentioned)
             self._here.last = last
         _, key, owners, mentioned = last
         steps = self._here.__dict__.setdefault("steps", {})
@@ -168,3 +188,15 @@ class TokenOwners:
             return None
         key, known, owner = min(alike, key=lambda each: float((each[1] - row).norm()))
         return (key, owner) if float((known - row).norm()) <= ROUNDED * float(row.norm()) else None
+
+
+def both_halves(
+    spelt: Mapping[str, Any], encoded: Sequence[Any]
+) -> tuple[list[str] | None, list[str] | None]:
+    """The prompts behind the positive and the negative features; without a negative one it is empty."""
+    positive = spelt.get("prompt")
+    negative = spelt.get("negative_prompt")
+    told = [positive] if isinstance(positive, str) else positive and list(positive)
+    count = len(told) if told else 1
+    against = [negative] * count if isinstance(negative, str) else list(negative or [""] * count)
+    return told, against if told or negative else None

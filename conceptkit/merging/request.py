@@ -137,12 +137,19 @@ def method_of(stored: str) -> str:
     return check_merge_method(OLD_NAMES.get(stored, stored))
 
 
-def check_one_way_apart(regions: Sequence[str], separate: bool, side_by_side: bool | None) -> None:
+def check_one_way_apart(
+    regions: Sequence[str], separate: bool, side_by_side: bool | None, confine: bool | None = None
+) -> None:
     """Raises BadRegion when concepts are to be kept apart in more than one way."""
     if bool(regions) + separate + bool(side_by_side) > 1:
         raise BadRegion(
             "Regions, separation and side by side each keep concepts apart in their own way, not together; "
             "choose one of them"
+        )
+    if confine and (separate or side_by_side):
+        raise BadRegion(
+            "Confining concepts to their parts of one frame goes with regions, and with no other way to keep "
+            "them apart; leave auto_regions and side_by_side out, or confine"
         )
 
 

@@ -32,7 +32,8 @@ class Seen:
 
     patches (n, r, d); word, end (n, r): the attention of the patches to the concept's word, and to the end of
     text where that was asked for. rows, of: the rows of a batch that are shown it, and which of the n each.
-    scale: of what they take from it.
+    scale: of what they take from it. where: from a number of cells, how much of it each of them takes, in
+    each picture (P, cells).
     """
 
     attention: ImageAttention
@@ -42,10 +43,17 @@ class Seen:
     word: dict[str, Tensor] = field(default_factory=dict)
     end: dict[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
+    where: Callable[[int], Tensor] | None = None
 
-    def among(self, rows: Tensor, of: Tensor, scale: float = 1.0) -> Seen:
-        """The same, shown to these rows of a batch."""
-        return replace(self, rows=rows, of=of, scale=scale)
+    def among(
+        self,
+        rows: Tensor,
+        of: Tensor,
+        scale: float = 1.0,
+        where: Callable[[int], Tensor] | None = None,
+    ) -> Seen:
+        """The same, shown to these rows of a batch, and taken by these cells of them."""
+        return replace(self, rows=rows, of=of, scale=scale, where=where)
 
     def unlike(self) -> Tensor:
         """How far attention to the word is from that to the end of text, over all blocks: (n,)."""
@@ -122,6 +130,9 @@ class ImageAttention:
             taken = image_attention_functional.look(
                 block, made[rows], seen.patches[name][of], mask[of], self._maps[name]
             )
+            if seen.where is not None:
+                share = seen.where(made.shape[1]).to(taken)
+                taken = taken * share[rows % len(share)].unsqueeze(2)
             return made.index_add(0, rows, taken.to(made.dtype), alpha=seen.scale)
 
         return pass_on

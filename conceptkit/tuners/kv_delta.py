@@ -59,7 +59,8 @@ class KVDeltaConfig(PeftConfig):
 class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full.
 
-    gates: of adapters of low rank; from down x (B, n, r) how far its ranks act, a factor of it.
+    gates: of adapters of low rank; from down x (B, n, r) how far its ranks act, a factor of it; None
+    is not at all.
     """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
@@ -81,7 +82,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self._active_adapter = [adapter_name]
         self._merged: tuple[Tensor, Tensor] | None = None  # the map before and after
         self.silenced: dict[str, float] = {}  # the scales of adapters before they were scaled by 0
-        self.gates: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.gates: dict[str, Callable[[Tensor], Tensor | None]] = {}
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: KVDeltaConfig) -> None:
@@ -145,7 +146,10 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
                 *up, first = self._parameters_of(name)
                 added = F.linear(x.to(first.dtype), first)
                 if name in self.gates:
-                    added = added * self.gates[name](added)
+                    share = self.gates[name](added)
+                    if share is None:
+                        continue
+                    added = added * share
                 for factor in up:
                     added = F.linear(added, factor)
                 y = y + (added * self.scaling[name]).to(y.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from io import BytesIO
@@ -21,8 +22,10 @@ from conceptkit.inference import draw_call
 from conceptkit.inference.attach import Attachment, attach
 from conceptkit.inference.draw_call import DrawCall
 from conceptkit.inference.generate import guided
+from conceptkit.inference.layout import LayoutWarning, PictureLayout
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
+from conceptkit.pictures.layout import layout_picture, layout_sheet
 from conceptkit.registry import private_names
 from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, Registry
@@ -37,11 +40,15 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False)
 class DrawnPicture:
-    """A picture, its seed, and what a PNG of it should say; a notebook shows it."""
+    """A picture, its seed, and what a PNG of it should say; a notebook shows it.
+
+    layout: where its things are; None where no layout was needed.
+    """
 
     picture: Image.Image
     seed: int
     metadata: dict[str, Any]
+    layout: PictureLayout | None = None
 
     def _repr_png_(self) -> bytes:
         return _png(self.picture)
@@ -73,6 +80,14 @@ class Drawing:
         return sheet(
             [Row(tiles)], title=self.request.prompt, subtitle=" + ".join(self.request.concepts), per_line=4
         )
+
+    def layout_sheet(self) -> Image.Image | None:
+        """All pictures with the parts of their things and names; None where no layout was needed."""
+        shown = [(drawn, drawn.layout) for drawn in self.pictures if drawn.layout]
+        if not shown:
+            return None
+        tiles = [layout_picture(drawn.picture, layout.regions()) for drawn, layout in shown]
+        return layout_sheet(tiles, [f"seed {drawn.seed}" for drawn, _ in shown])
 
     @property
     def sheet_metadata(self) -> dict[str, Any]:
@@ -229,9 +244,11 @@ def _draw(
     """The pictures, and the prompt of each window."""
     base, prompt, drawn = session.base, request.prompt, []
     with (
+        warnings.catch_warnings(),
         _attached(request, base, attached) as attachment,
         guided(base, request.guidance_scale, request.pag_scale) as (pipe, scales),
     ):
+        warnings.simplefilter("ignore", LayoutWarning)  # all that is found or not is told below
         against = attachment.unread(request.negative_prompt or "", "negative prompt")
         for sentence in (*attachment.cut_off(prompt), *attachment.unread(prompt), *against):
             session.notice(sentence)
@@ -245,7 +262,11 @@ def _draw(
             metadata["windows"] = list(windows)
             session.notice("Side by side: " + " | ".join(windows))
         for seed, picture in _pictures(pipe, request, scales | call, session.progress):
-            drawn.append(DrawnPicture(picture, seed, {**metadata, "seed": seed}))
+            layout = attachment.layout.pictures[0] if attachment.layout else None
+            more = {"seed": seed, **({"layout": layout.places()} if layout else {})}
+            for sentence in layout.sentences() if layout else ():
+                session.notice(f"Seed {seed}: {sentence}" if request.count > 1 else sentence)
+            drawn.append(DrawnPicture(picture, seed, {**metadata, **more}, layout))
             session.on_picture(drawn[-1])
     return tuple(drawn), windows
 
@@ -258,6 +279,7 @@ def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> At
         auto_regions=request.auto_regions,
         side_by_side=request.side_by_side,
         isolate_concepts=request.isolate_concepts,
+        confine=request.confine,
     )
 
 

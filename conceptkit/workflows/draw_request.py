@@ -39,6 +39,7 @@ class DrawRequest:
     auto_regions: the concepts split the picture by themselves.
     side_by_side: a window for each concept in a wide picture; None: where that suits the base.
     isolate_concepts: each concept's words are encoded without the others; None: where that suits the base.
+    confine: in one frame each concept acts in its own part alone; None: where a prompt names several things.
     num_inference_steps, guidance_scale, pag_scale, true_cfg_scale: as in diffusers; None: what suits.
     negative_prompt: what to draw away from. width, height: in pixels; None: the base's own.
     scheduler: a row of `base.schedulers.SCHEDULERS`; None: the base's own.
@@ -58,6 +59,7 @@ class DrawRequest:
     auto_regions: bool = False
     side_by_side: bool | None = None
     isolate_concepts: bool | None = None
+    confine: bool | None = None
     num_inference_steps: int = STEPS
     guidance_scale: float | None = None
     pag_scale: float | None = None
@@ -87,7 +89,7 @@ class DrawRequest:
             check_scheduler(self.scheduler)
         asked = request.ComposeRequest(self.concepts, None, self.merge_method, self.padding_delta, self.save)
         object.__setattr__(self, "weights", {order.name: order.weight for order in asked.orders})
-        request.check_one_way_apart(self.regions, self.auto_regions, self.side_by_side)
+        request.check_one_way_apart(self.regions, self.auto_regions, self.side_by_side, self.confine)
         regions.read(self.regions)
 
     def entries(self, registry: Registry) -> list[Entry]:

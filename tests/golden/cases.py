@@ -120,6 +120,9 @@ def _alone(case: str, base: str = "pico", **more: Any) -> Picture:
     return Picture(f"{case}-alone", base, (f"concepts/{case}/my_dog",), "a photo of a my_dog", **more)
 
 
+_FREE = {"confine": False}
+"""In one frame as it was before concepts were confined to their parts of it."""
+_PLAIN_TWO = "a photo of a my_dog next to a moongate"
 _TWO = "photo of a my_dog next to a moongate on the beach"
 _BOTH = tuple(f"concepts/{source}" for source in _STORY)
 
@@ -130,18 +133,18 @@ PICTURES = (
     _alone("two-encoders", "pico-xl"),
     _alone("edges", "pico-v"),
     Picture("style", "pico", ("concepts/style/my_style",), "a cat in the style of my_style"),
-    Picture("soft", "pico", ("merges/soft",), "a photo of a my_dog next to a moongate"),
-    Picture("routed", "pico", ("merges/routed",), "a photo of a my_dog next to a moongate"),
-    Picture("joint", "pico", ("merges/joint",), "a photo of a my_dog next to a moongate"),
+    Picture("soft", "pico", ("merges/soft",), _PLAIN_TWO, options=_FREE),
+    Picture("routed", "pico", ("merges/routed",), _PLAIN_TWO, options=_FREE),
+    Picture("joint", "pico", ("merges/joint",), _PLAIN_TWO, options=_FREE),
     _alone("storybook", "storybook", steps=3),
-    Picture("storybook-windows", "storybook", _BOTH, _TWO, slow=True),
-    Picture("storybook-one-frame", "storybook", _BOTH, _TWO, options={"side_by_side": False}, slow=True),
+    Picture("storybook-windows", "storybook", _BOTH, _TWO, options={"side_by_side": True}, slow=True),
+    Picture("storybook-one-frame", "storybook", _BOTH, _TWO, options=_FREE, slow=True),
     Picture(
         "storybook-regions",
         "storybook",
         _BOTH,
         _TWO,
-        options={"regions": ["my_dog=left", "moongate=right"]},
+        options={"regions": ["my_dog=left", "moongate=right"], **_FREE},
         slow=True,
     ),
     Picture("storybook-separate", "storybook", _BOTH, _TWO, 10, options={"separate": True}, slow=True),

@@ -1,0 +1,216 @@
+"""A pipeline's call in two stages: the base lays the picture out, then concepts are drawn into it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conceptkit.errors import BadPrompt
+from conceptkit.inference.call_hook import Call, hook_call
+from conceptkit.inference.confinement import Confinement
+from conceptkit.inference.drawing_stage import Enough, Stage
+from conceptkit.inference.layout import (
+    WATCHED_FROM,
+    Layout,
+    LayoutWarning,
+    check_room,
+    lay_out,
+)
+from conceptkit.inference.layout_noise import NoiseSearch, copied
+from conceptkit.inference.prompt_scene import PromptScene, read_scene
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TRIES = 3
+"""Layouts at most, each of another noise, until one shows every thing."""
+CHECKED_AT = 0.4
+"""Share of the steps after which a layout that lacks something is given up."""
+REPLAYED, LAID_OUT = 1 / 3, 4 / 5
+"""Shares of the steps up to which the picture is still the layout, and up to which the layout is drawn: what
+is computed twice is between them. Later the rest of the picture hardly changes."""
+DROPPED = ("callback_on_step_end", "callback", "callback_steps")
+
+
+class ConfinedDrawing:
+    """What stands around a pipeline's call: a layout first, where a prompt names things to be kept apart.
+
+    given: masks (G, G) of the concepts whose place the user has said. nouns: plain class nouns that are
+    things too. always: also for a prompt of one thing.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        confinement: Confinement,
+        words: Mapping[str, str],
+        given: Mapping[str, np.ndarray],
+        nouns: Collection[str] = (),
+        always: bool = False,
+    ) -> None:
+        self._pipe, self.confinement, self._words = pipe, confinement, words
+        self._given, self._nouns, self._always = given, nouns, always
+        self._undo: list[Callable[[], None]] = []
+        self.layout: Layout | None = None
+
+    def install(self) -> Callable[[], None]:
+        """Onto the pipeline and its denoiser; gives the way back."""
+        self._undo.append(self.confinement.install(self._pipe.unet))
+        self.hook(self._pipe)
+
+        def take_off() -> None:
+            while self._undo:
+                self._undo.pop()()
+
+        return take_off
+
+    def hook(self, pipe: DiffusionPipeline) -> None:
+        """Stand around the calls of a pipeline, of this one's parts."""
+        self._undo.append(hook_call(pipe, functools.partial(self.around, pipe)))
+
+    def idle(self) -> bool:
+        """Whether the call of the denoiser that is under way computes nothing."""
+        return self.confinement.replayed()
+
+    def staged(self) -> bool:
+        """Whether a drawing in two stages is under way in this thread."""
+        return self.confinement.stage is not None
+
+    def around(self, pipe: DiffusionPipeline, call: Call, bound: inspect.BoundArguments) -> Any:
+        """Make the call, or the two that it takes. Raises BadPrompt and BadRegion, see `check_room`."""
+        if self.confinement.stage is not None:
+            return call(*bound.args, **bound.kwargs)
+        self.layout = None
+        scenes = self._scenes(bound.arguments.get("prompt"))
+        if not scenes:
+            return call(*bound.args, **bound.kwargs)
+        for scene in scenes:
+            check_room(scene, self._given)
+        layout = self._laid_out(pipe, call, bound, scenes)
+        self.layout = layout
+        self._warn(layout)
+        stage = Stage(scenes, layout, first=round(REPLAYED * layout.steps))
+        more = {} if layout.noise is None else {"latents": layout.noise}
+        with self.confinement.staged(stage):
+            return _called(call, bound, more)
+
+    def _scenes(self, prompt: str | Sequence[str] | None) -> tuple[PromptScene, ...]:
+        """Of each prompt, or none where the call goes on as it is."""
+        texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        scenes = tuple(read_scene(text, self._words, self._nouns) for text in texts)
+        wanting = [self._wants(scene) for scene in scenes]
+        if any(wanting) and not all(wanting):
+            raise BadPrompt(
+                f"{texts[wanting.index(False)][:60]!r} has nothing to keep apart and other prompts of this "
+                "call have; draw them in calls of their own"
+            )
+        return scenes if any(wanting) else ()
+
+    def _wants(self, scene: PromptScene) -> bool:
+        named = scene.names
+        several = len(scene.things) > 1 or bool(scene.styles) or any(t.plural for t in scene.things)
+        return bool(named) and (self._always or several or any(name in self._given for name in named))
+
+    # The layout
+
+    def _laid_out(
+        self,
+        pipe: DiffusionPipeline,
+        call: Call,
+        bound: inspect.BoundArguments,
+        scenes: tuple[PromptScene, ...],
+    ) -> Layout:
+        """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
+        search = NoiseSearch(bound)
+        for attempt in range(TRIES):
+            found = self._drawn(pipe, call, bound, scenes, search.noise, whole=not search.able)
+            if found.usable:
+                return search.named(found)
+            search.note(attempt, found)
+        return search.named(self._drawn(pipe, call, bound, scenes, search.best(), whole=True))
+
+    def _drawn(
+        self,
+        pipe: DiffusionPipeline,
+        call: Call,
+        bound: inspect.BoundArguments,
+        scenes: tuple[PromptScene, ...],
+        noise: Tensor | None,
+        whole: bool,
+    ) -> Layout:
+        """One drawing of the class nouns, as far as it is needed.
+
+        Not usable when it was given up early, since it lacks things and need not be `whole`.
+        """
+        stage = Stage(scenes)
+
+        def look(stage: Stage) -> None:
+            total = len(pipe.scheduler.timesteps)
+            if stage.calls >= LAID_OUT * total:
+                raise Enough(self._read(stage, noise, total))
+            if not whole and stage.calls == max(1, round(CHECKED_AT * total)):
+                early = self._read(stage, noise, total)
+                if not early.complete:
+                    raise Enough(replace(early, usable=False))
+
+        stage.look = look
+        more = {
+            "output_type": "latent",
+            "return_dict": True,
+            "generator": copied(bound.arguments.get("generator")),
+            **({} if noise is None else {"latents": noise}),
+        }
+        processors = pipe.unet.attn_processors
+        devices = [pipe.device] if pipe.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.confinement.staged(stage):
+            try:
+                _called(call, bound, more, DROPPED)
+            except Enough as enough:
+                pipe.unet.set_attn_processor(processors)  # a guidance that was broken off left its own
+                return enough.layout
+        return self._read(stage, noise, stage.calls)
+
+    def _read(self, stage: Stage, noise: Tensor | None, total: int) -> Layout:
+        """Where things are in each picture, from what was watched so far of `total` steps."""
+        assert stage.watch is not None and stage.sample is not None
+        seen = stage.watch.seen(int(WATCHED_FROM * stage.calls), stage.calls)
+        pictures = tuple(
+            lay_out(
+                stage.scene(p),
+                seen[p, : len(stage.scene(p).things)],
+                stage.sample[p].float().cpu(),
+                self._given,
+            )
+            for p in range(stage.pictures)
+        )
+        return Layout(pictures, tuple(stage.predictions), total, noise)
+
+    def _warn(self, layout: Layout) -> None:
+        """A sentence for each thing that is not where the prompt has it."""
+        said = [
+            sentence
+            for picture in layout.pictures
+            for sentence in (*(t.text() for t in picture.things if not t.found), *picture.notes)
+        ]
+        for sentence in dict.fromkeys(said):
+            warnings.warn(sentence, LayoutWarning, stacklevel=4)
+
+
+def _called(
+    call: Call, bound: inspect.BoundArguments, more: Mapping[str, Any], without: Collection[str] = ()
+) -> Any:
+    """The call with some arguments changed and others left out."""
+    again = copy.copy(bound)
+    known = bound.signature.parameters
+    given = {name: value for name, value in bound.arguments.items() if name not in without}
+    again.arguments = {**given, **{name: value for name, value in more.items() if name in known}}
+    return call(*again.args, **again.kwargs)

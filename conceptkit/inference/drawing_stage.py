@@ -1,0 +1,125 @@
+"""What is known while a picture is laid out, and while it is drawn: one stage of a drawing, in one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conceptkit.inference.attention_masks import level
+from conceptkit.inference.layout import Layout
+from conceptkit.inference.layout_attention import Watch
+from conceptkit.inference.prompt_scene import PromptScene
+from conceptkit.inference.token_owners import TokenOwners, UNetCall
+
+
+class Enough(Exception):
+    """A layout need not be drawn any further."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+
+
+@dataclass(eq=False)
+class Stage:
+    """One drawing that is under way, of P pictures.
+
+    scenes: of its prompts. layout: None while it is being made. first: the call of the denoiser with which
+    the picture parts from its layout. look: called after each call while the layout is made.
+    calls: of the denoiser so far. plain (P, T, d): what it reads of the prompts with class nouns; variants:
+    with one concept each. part: the concept whose words are read just now. masks (P, N, H, W): of `names`.
+    predictions: what the denoiser gave. sample (P, c, H, W): what it was given last. rows (B,): which
+    picture's prompt each row of its batch reads, -1 for none. shares: what `confined_maps` has worked out.
+    """
+
+    scenes: tuple[PromptScene, ...]
+    layout: Layout | None = None
+    first: int = 0
+    look: Callable[[Stage], None] | None = None
+    calls: int = 0
+    plain: Tensor | None = None
+    variants: dict[str, Tensor] = field(default_factory=dict)
+    part: str | None = None
+    watch: Watch | None = None
+    masks: Tensor | None = None
+    predictions: list[Tensor] = field(default_factory=list)
+    sample: Tensor | None = None
+    rows: Tensor | None = None
+    _hidden: Tensor | None = None
+    _read: dict[str, tuple[Tensor, UNetCall | None]] = field(default_factory=dict)
+    _levels: dict[int, Tensor] = field(default_factory=dict)
+    shares: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> int:
+        """How many are drawn."""
+        return 1 if self.plain is None else len(self.plain)
+
+    @property
+    def styled(self) -> bool:
+        """Whether a style is in a picture, which is everywhere."""
+        return any(scene.styles for scene in self.scenes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The concepts that have a part of a picture."""
+        return tuple(dict.fromkeys(name for scene in self.scenes for name in scene.names))
+
+    def scene(self, picture: int) -> PromptScene:
+        """Of the prompt of a picture, each of which has several."""
+        return self.scenes[picture // (self.pictures // len(self.scenes))]
+
+    def begin(self, sample: Tensor, hidden: Tensor) -> None:
+        """The denoiser is called with a batch (B, c, H, W) that reads `hidden` (B, T, d)."""
+        self.calls += 1
+        if self.watch and self.layout is None:
+            self.watch.begin((sample.shape[-2], sample.shape[-1]))
+        self.read(sample, hidden)
+
+    def read(self, sample: Tensor, hidden: Tensor) -> None:
+        """Find out which rows of a batch read which picture's prompt."""
+        assert self.plain is not None
+        self.sample = sample[: self.pictures]
+        if self.layout is not None and self.masks is None:
+            self.masks = self.layout.masks(self.names).to(sample)
+        if self._hidden is hidden:
+            return
+        self._hidden, plain = hidden, self.plain.to(hidden)
+        self._read.clear()
+        self.rows = torch.full((len(hidden),), -1)
+        for b, row in enumerate(hidden):
+            at = b % self.pictures
+            if plain[at].shape == row.shape and torch.equal(plain[at], row):
+                self.rows[b] = at
+
+    def features(self, name: str, reading: TokenOwners | None) -> tuple[Tensor, UNetCall | None]:
+        """What each row of the batch reads in a concept's part (B, T, d), and whose words those are."""
+        assert self._hidden is not None and self.rows is not None
+        if name not in self._read:
+            features = self._hidden.clone()
+            for b, at in enumerate(self.rows.tolist()):
+                if at >= 0:
+                    features[b] = self.variants[name][at].to(features)
+            self._read[name] = features, reading.scene_of(features) if reading else None
+        return self._read[name]
+
+    def cells(self, count: int) -> Tensor:
+        """The masks (P, N, cells) on a level of the denoiser that has so many cells."""
+        assert self.masks is not None and self.sample is not None
+        if count not in self._levels:
+            size = level((self.sample.shape[-2], self.sample.shape[-1]), count)
+            self._levels[count] = F.interpolate(self.masks.float(), size, mode="area").flatten(2)
+        return self._levels[count]
+
+
+def repeated(of_pictures: Tensor, count: int) -> Tensor:
+    """Values (P, ...) of pictures for each of `count` rows of a batch, which are the pictures in their order,
+    several times; of a part of the batch with other rows, the most of all."""
+    pictures = len(of_pictures)
+    if count % pictures:
+        return of_pictures.amax(dim=0, keepdim=True).expand(count, *of_pictures.shape[1:])
+    return of_pictures.repeat(count // pictures, *[1] * (of_pictures.ndim - 1))

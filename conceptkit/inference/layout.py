@@ -1,0 +1,224 @@
+"""The layout of pictures: who stands where, and what the base itself draws of the class nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conceptkit.errors import BadPrompt, BadRegion
+from conceptkit.inference.layout_masks import Cells, find_parts, soft_masks
+from conceptkit.inference.prompt_scene import PromptScene
+from conceptkit.pictures.layout import Region
+
+WATCHED_FROM = 1 / 5
+"""Share of the steps before which attention says little of where things will be."""
+MOST_THINGS = 8
+"""Things in one frame; of more none has enough cells."""
+LEAST_ROOM = 0.04
+"""Share of the picture that regions must leave for each thing that has none."""
+
+
+class LayoutWarning(UserWarning):
+    """A thing that is not where a prompt has it."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one thing of a prompt is.
+
+    box: x0, y0, x1, y1 of its mask as fractions of the picture. area: its share of the picture. found:
+    whether the base drew it, or the user has given its place.
+    """
+
+    called: str
+    noun: str
+    box: tuple[float, float, float, float]
+    area: float
+    found: bool
+    given: bool = False
+
+    def text(self) -> str:
+        """One sentence."""
+        if self.given:
+            return f"{self.called} is in the region that it was given."
+        where = _where(self.box)
+        if self.found:
+            return f"{self.called} is {where}, on {self.area:.0%} of the picture."
+        return (
+            f"{self.called} was not found: the base drew no {self.noun}, so it is put {where}; try another "
+            f"seed, a --region for {self.called}, or --side-by-side."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PictureLayout:
+    """One picture: masks (N, H, W) on the cells of its latents, 0 to 1, and where each of the N things is.
+
+    tries: how many drawings of the class nouns it took. notes: sentences beside those of the things.
+    """
+
+    scene: PromptScene
+    masks: Tensor
+    things: tuple[Placed, ...]
+    tries: int = 1
+    notes: tuple[str, ...] = ()
+
+    def regions(self) -> list[Region]:
+        """Its parts with their names, to be drawn over the picture."""
+        return [
+            Region(thing.called, mask.numpy(), thing.found)
+            for thing, mask in zip(self.things, self.masks, strict=True)
+        ]
+
+    def places(self) -> list[dict[str, Any]]:
+        """Where each thing is, as JSON."""
+        return [
+            {"name": thing.called, "box": [round(edge, 3) for edge in thing.box], "found": thing.found}
+            for thing in self.things
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every thing was found, in the order that the prompt asks for."""
+        return all(thing.found for thing in self.things) and not self.notes
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The larger the better: things that were found, fewer of them in wrong places."""
+        return sum(thing.found for thing in self.things), -len(self.notes)
+
+    def sentences(self) -> tuple[str, ...]:
+        """What was found where, and what was not."""
+        again = (
+            (f"The first layout lacked something, so layout {self.tries} was taken, of another noise.",)
+            if self.tries > 1
+            else ()
+        )
+        return (*(thing.text() for thing in self.things), *self.notes, *again)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The layouts of the pictures of one call, and what the base predicted on its way to them.
+
+    predictions: of the first calls of the denoiser, (rows, c, H, W). steps: calls of a whole drawing.
+    noise: the pictures' first latents where they are not those of the call itself. usable: whether it was
+    drawn as far as it is needed.
+    """
+
+    pictures: tuple[PictureLayout, ...]
+    predictions: tuple[Tensor, ...]
+    steps: int
+    noise: Tensor | None = None
+    usable: bool = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every picture shows every thing where it should be."""
+        return all(picture.complete for picture in self.pictures)
+
+    def masks(self, names: Sequence[str]) -> Tensor:
+        """(pictures, N, H, W): where each concept of `names` may be."""
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        sum(
+                            (m for m, t in zip(p.masks, p.scene.things, strict=True) if t.name == name),
+                            torch.zeros(p.masks.shape[1:]),
+                        ).clamp(max=1)
+                        for name in names
+                    ]
+                )
+                for p in self.pictures
+            ]
+        )
+
+
+def lay_out(
+    scene: PromptScene,
+    seen: Tensor,
+    guide: Tensor | None,
+    given: Mapping[str, np.ndarray],
+) -> PictureLayout:
+    """One picture's layout, from attention (N, h, w) to its N nouns and its latents (c, H, W).
+
+    given: cells (G, G) of the concepts whose place the user has said.
+    """
+    size = seen.shape[1:]
+    own: dict[int, Cells] = {}
+    for i, thing in enumerate(scene.things):
+        if thing.name is not None and thing.name in given:
+            cells = torch.from_numpy(given[thing.name]).float()[None, None]
+            own[i] = (F.interpolate(cells, tuple(size), mode="area")[0, 0] >= 0.5).numpy()
+    nouns = [thing.noun for thing in scene.things]
+    parts = find_parts(seen.double().cpu().numpy(), nouns, scene.left_of, own)
+    masks = soft_masks(parts.masks, guide, scene.over)
+    for i in own:  # as fine as the user has drawn it, and before all others
+        fine = torch.from_numpy(given[str(scene.things[i].name)]).float()[None, None]
+        masks[i] = F.interpolate(fine, tuple(masks.shape[1:]), mode="area")[0, 0]
+    if own:
+        taken = masks[list(own)].amax(dim=0)
+        masks = torch.stack([m if i in own else m * (1 - taken) for i, m in enumerate(masks)])
+    placed = tuple(
+        Placed(thing.called, thing.noun, _box(mask), float(mask.mean()), bool(found), i in own)
+        for i, (thing, mask, found) in enumerate(zip(scene.things, parts.masks, parts.found, strict=True))
+    )
+    return PictureLayout(scene, masks, placed, notes=_misplaced(scene, placed))
+
+
+def check_room(scene: PromptScene, given: Mapping[str, np.ndarray]) -> None:
+    """Raises BadPrompt for more things than have room, BadRegion when regions leave none for another."""
+    count = len(scene.things)
+    if count > MOST_THINGS:
+        raise BadPrompt(
+            f"{count} things have no room in one frame, which holds {MOST_THINGS}; name fewer, or draw them "
+            "with side_by_side"
+        )
+    others = [thing.called for thing in scene.things if thing.name not in given]
+    taken = [given[name] for name in scene.names if name in given]
+    if others and taken:
+        left = 1 - float(np.any(taken, axis=0).mean())
+        if left < LEAST_ROOM * len(others):
+            raise BadRegion(
+                f"The regions leave {left:.0%} of the picture for {' and '.join(others)}; make them smaller, "
+                "or give all of them a region"
+            )
+
+
+def _misplaced(scene: PromptScene, placed: Sequence[Placed]) -> tuple[str, ...]:
+    """A sentence for each pair that stands the other way round than the prompt says."""
+    said = []
+    for a, b in scene.left_of:
+        middles = [(placed[k].box[0] + placed[k].box[2]) / 2 for k in (a, b)]
+        if placed[a].found and placed[b].found and middles[0] > middles[1]:
+            said.append(
+                f"The base drew {placed[a].called} to the right of {placed[b].called}; try another seed, or "
+                f"--region {placed[a].called}=left."
+            )
+    return tuple(said)
+
+
+def _box(mask: Cells) -> tuple[float, float, float, float]:
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return (0.0, 0.0, 1.0, 1.0)
+    h, w = mask.shape
+    return (
+        float(columns.min() / w),
+        float(rows.min() / h),
+        float((columns.max() + 1) / w),
+        float((rows.max() + 1) / h),
+    )
+
+
+def _where(box: tuple[float, float, float, float]) -> str:
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    across = "on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle"
+    return across + (" above" if y < 0.33 else " below" if y > 0.67 else "")

@@ -1,0 +1,135 @@
+"""Watching where a denoiser looks for words: one class for each kind of attention.
+
+Another kind of attention is one more class with these methods, and a row in `KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conceptkit.base.attention import attention_shares
+from conceptkit.inference.attention_masks import level
+
+FINEST, COARSEST = 32, 8
+"""Cells on the longer side of the levels that tell where things are: coarser ones say too little, and finer
+ones are about texture."""
+
+
+class AttentionKind(Protocol):
+    """How text is attended to in a denoiser."""
+
+    def modules(self, denoiser: nn.Module) -> Mapping[str, nn.Module]:
+        """The modules that attend to text, by name; {} where there is none of this kind."""
+
+    def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
+        """Attention of each cell to words `own` (B, T, N), in a call of the module: (B, N, P)."""
+
+    def reading(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
+    ) -> Tensor:
+        """What the module gives (B, P, c) when it reads other features (B, T, d)."""
+
+
+class CrossAttention:
+    """Cells of a UNet attend to text features alone, in modules called attn2."""
+
+    def modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """The cross-attentions, by name."""
+        return {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
+
+    def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
+        """The softmax of queries and keys, added up over words `own` (B, T, N): (B, N, P)."""
+        queries = args[0] if args else kwargs["hidden_states"]
+        return attention_shares(module, queries, kwargs["encoder_hidden_states"], own)
+
+    def reading(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
+    ) -> Tensor:
+        """The module's own forward with other text features (B, T, d): (B, P, c)."""
+        given = kwargs["encoder_hidden_states"]
+        told = (features, *given[1:]) if isinstance(given, tuple) else features
+        return module.forward(*args, **{**kwargs, "encoder_hidden_states": told})
+
+
+KINDS: tuple[AttentionKind, ...] = (CrossAttention(),)
+
+
+def kind_of(denoiser: nn.Module) -> AttentionKind | None:
+    """How a denoiser attends to text; None where there is nothing to look at."""
+    return next((kind for kind in KINDS if kind.modules(denoiser)), None)
+
+
+class Watch:
+    """The attention to nouns, added up over the levels of each call of a denoiser.
+
+    own (B, T, N): which positions of each picture's prompt are which noun.
+    """
+
+    def __init__(self, own: Tensor, kind: AttentionKind) -> None:
+        self.own, self._kind = own, kind
+        self._calls: list[dict[int, tuple[Tensor, int]]] = []
+        self._sizes: list[tuple[int, int]] = []
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents in the call that is under way."""
+        return self._sizes[-1]
+
+    def begin(self, size: tuple[int, int]) -> None:
+        """Another call of the denoiser begins, for latents of `size`."""
+        self._calls.append({})
+        self._sizes.append(size)
+
+    def look(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor, count: int
+    ) -> None:
+        """Note what a module of `count` rows attends to; rows (pictures,): the row of each picture."""
+        queries = args[0] if args else kwargs["hidden_states"]
+        if len(self._calls) > 1 and queries.shape[1] not in self._telling(0):
+            return
+        own = torch.zeros((count, *self.own.shape[1:]), device=rows.device)
+        own[rows] = self.own.to(own)
+        seen = self._kind.shares(module, args, kwargs, own)[rows].float()
+        cells = seen.shape[2]
+        before, n = self._calls[-1].get(cells, (torch.zeros_like(seen), 0))
+        self._calls[-1][cells] = before + seen, n + 1
+
+    def seen(self, first: int, end: int) -> Tensor:
+        """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w)."""
+        telling = self._telling(first)
+        finest = telling[max(telling)]
+        total: Any = 0
+        for call in self._calls[first:end]:
+            for cells, shape in telling.items():
+                summed, count = call[cells]
+                at = (summed / count).unflatten(2, shape)
+                total = total + F.interpolate(at, finest, mode="bilinear", align_corners=False)
+        return total / ((end - first) * len(telling))
+
+    def _telling(self, call: int) -> dict[int, tuple[int, int]]:
+        """The levels that are looked at, height and width by number of cells."""
+        levels = {cells: level(self._sizes[call], cells) for cells in self._calls[0]}
+        telling = {cells: size for cells, size in levels.items() if COARSEST <= max(size) <= FINEST}
+        return telling or {max(levels): levels[max(levels)]}
+
+
+def watch_hooks(
+    denoiser: nn.Module, kind: AttentionKind, before: Callable[..., Any], after: Callable[..., Tensor | None]
+) -> Callable[[], None]:
+    """Call `before(module, args, kwargs)` and `after(module, args, kwargs, output)` at each attention to
+    text; gives the way back."""
+    handles = []
+    for module in kind.modules(denoiser).values():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo

@@ -1,0 +1,85 @@
+"""The noise that a layout begins with: that of the call, or another where that one gives no good layout."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conceptkit.inference.layout import Layout
+from conceptkit.rng import hash_of
+
+
+class NoiseSearch:
+    """Tries other noise for those pictures of a call whose layout lacks something, and remembers the best.
+
+    noise: what the next layout begins with, (pictures, c, H, W); None: what the call itself does.
+    able: whether the pipeline takes noise.
+    """
+
+    def __init__(self, bound: inspect.BoundArguments) -> None:
+        self._bound = bound
+        self.able = "latents" in bound.signature.parameters
+        self.noise: Tensor | None = None
+        self._tries: list[int] = []
+        self._best: list[tuple[tuple[int, int], int, Tensor]] = []
+
+    def note(self, attempt: int, layout: Layout) -> None:
+        """How the layout of an attempt came out."""
+        generator = self._bound.arguments.get("generator")
+        like = layout.predictions[0][: len(layout.pictures)]
+        given = self._bound.arguments.get("latents")
+        if self.noise is None:
+            self.noise = given if given is not None else _noise(copied(generator), like)
+            self._tries = [1] * len(like)
+        for p, picture in enumerate(layout.pictures):
+            found = (picture.rank, self._tries[p], self.noise[p].clone())
+            if not attempt:
+                self._best.append(found)
+            elif picture.rank > self._best[p][0]:
+                self._best[p] = found
+        other = _noise(_others(generator, self.noise, attempt), like)
+        self.noise = self.best()
+        for p, picture in enumerate(layout.pictures):
+            if not picture.complete:
+                self.noise[p], self._tries[p] = other[p], attempt + 2
+
+    def best(self) -> Tensor:
+        """The best noise of each picture so far."""
+        self._tries = [tries for _, tries, _ in self._best]
+        return torch.stack([noise for _, _, noise in self._best])
+
+    def named(self, layout: Layout) -> Layout:
+        """A layout that says which drawing each of its pictures is."""
+        pairs = zip(layout.pictures, self._tries or [1] * len(layout.pictures), strict=True)
+        return replace(layout, pictures=tuple(replace(picture, tries=tries) for picture, tries in pairs))
+
+
+def copied(generator: Any) -> Any:
+    """Generators that go on as the given ones will, and leave them as they are."""
+    if generator is None:
+        return None
+    if isinstance(generator, list | tuple):
+        return [copied(each) for each in generator]
+    again = torch.Generator(generator.device)
+    again.set_state(generator.get_state())
+    return again
+
+
+def _others(generator: Any, noise: Tensor, attempt: int) -> list[torch.Generator]:
+    """A generator for each picture, by the noise that it had and nothing else."""
+    one = generator[0] if isinstance(generator, list | tuple) else generator
+    device = "cpu" if one is None else one.device
+    seeds = [hash_of("layout", attempt, each.float().cpu().numpy().tobytes()) for each in noise]
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def _noise(generator: Any, like: Tensor) -> Tensor:
+    """What a pipeline makes of a generator for pictures of this size; the random state stays as it is."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)

@@ -1,0 +1,363 @@
+"""Concepts in one frame: the base lays the picture out, and each concept acts in its part of it alone."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+
+from conceptkit.base import pipeline
+from conceptkit.concepts.concept import Concept
+from conceptkit.errors import BadPrompt, BadRegion
+from conceptkit.features import caption_statistics, captions
+from conceptkit.inference import confined_drawing, generate, layout_noise
+from conceptkit.inference.attach import attach
+from conceptkit.inference.generate import guided
+from conceptkit.inference.layout import Layout, LayoutWarning, PictureLayout, Placed
+from conceptkit.inference.layout_attention import Watch, kind_of
+from conceptkit.pictures.layout import Region, layout_picture
+from conceptkit.registry.store import Registry
+from tests.golden.files import DATA
+from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
+
+BOTH, NOUNS = "my_dog in front of a moongate", "dog in front of a gate"
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def few_captions(monkeypatch):
+    texts = captions.captions("any")[:30]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pico_sd()
+
+
+@pytest.fixture(scope="module")
+def pair(pipe):
+    return two(pipe)
+
+
+def two(pipe):
+    return pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1, rank=3)
+
+
+def place(monkeypatch, *boxes, found=True, replayed=0.0, laid_out=1.0):
+    """Lay out by hand: each thing in turn has the cells of a slice of rows and one of columns."""
+
+    def lay_out(scene, seen, guide, given):
+        assert seen.shape[0] == len(scene.things) and torch.isfinite(seen).all()
+        masks = torch.zeros(len(scene.things), *guide.shape[1:])
+        for mask, box in zip(masks, boxes, strict=False):
+            mask[box] = 1
+        there = found if isinstance(found, bool) else found.pop(0)
+        placed = tuple(Placed(t.called, t.noun, WHOLE, 0.5, there) for t in scene.things)
+        return PictureLayout(scene, masks, placed)
+
+    monkeypatch.setattr(confined_drawing, "lay_out", lay_out)
+    monkeypatch.setattr(confined_drawing, "REPLAYED", replayed)
+    monkeypatch.setattr(confined_drawing, "LAID_OUT", laid_out)
+
+
+EVERYWHERE, NOWHERE = (slice(None), slice(None)), (slice(0), slice(0))
+LEFT, RIGHT = (slice(None), slice(0, 3)), (slice(None), slice(5, 8))
+
+
+def latents(pipe, prompt, **options):
+    return draw_latents(pipe, prompt, **options)[0]
+
+
+def draw_latents(pipe, prompt, seed=0, steps=4, **options):
+    generator = torch.Generator().manual_seed(seed)
+    more = {"num_inference_steps": steps, "guidance_scale": 2.0, "output_type": "latent", **options}
+    return pipe(prompt, generator=generator, **more).images
+
+
+def trail(pipe, prompt):
+    """The latents after each of eight steps."""
+    seen = []
+
+    def note(pipe, step, time, kept):
+        seen.append(kept["latents"].clone())
+        return kept
+
+    draw_latents(pipe, prompt, steps=8, callback_on_step_end=note)
+    return seen
+
+
+@pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
+@pytest.mark.parametrize("how", ["regmean", "routed"])
+def test_outside_of_all_parts_the_picture_is_the_bases_own(build, how, monkeypatch):
+    pipe = build()
+    plain = latents(pipe, NOUNS)
+    place(monkeypatch, LEFT, NOWHERE)
+    with attach(pipe, *two(pipe), merge_method=how):
+        drawn = latents(pipe, BOTH)
+    assert torch.allclose(drawn[..., 3:], plain[..., 3:], atol=1e-6)
+    assert not torch.allclose(drawn[..., :3], plain[..., :3], atol=1e-2)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_a_concept_whose_part_is_the_whole_picture_is_drawn_as_it_is_alone(pipe, pair, k, monkeypatch):
+    alone = (BOTH.replace("a moongate", "a gate"), BOTH.replace("my_dog", "dog"))[k]
+    place(monkeypatch, *((EVERYWHERE, NOWHERE), (NOWHERE, EVERYWHERE))[k])
+    with attach(pipe, *pair, merge_method="routed"):
+        drawn = latents(pipe, BOTH, guidance_scale=1.0)
+    with attach(pipe, pair[k], merge_method="routed", confine=False):
+        wanted = latents(pipe, alone, guidance_scale=1.0)
+    assert torch.allclose(drawn, wanted, atol=1e-3), "but for the rounding of what is stored"
+
+
+def test_lora_acts_in_its_part_alone(pipe, monkeypatch):
+    """What maps of self-attention gain is where the concept is, in both halves of guidance."""
+    from tests.test_voices import added, speaking
+
+    dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2)
+    silent = dataclasses.replace(gate, delta={}, recipe={})
+    place(monkeypatch, (slice(None), slice(0, 4)), NOWHERE)
+    with attach(pipe, dog, silent):
+        calls = added(pipe, BOTH, num_inference_steps=1)
+    layout, drawn = (call.unflatten(1, (8, 8)).abs().sum(3) for call in calls)
+    assert not layout.any(), "the base alone lays out"
+    assert (drawn[:, :, :4] > 0).all() and not drawn[:, :, 4:].any() and len(drawn) == 2
+
+
+def test_the_first_steps_are_those_of_the_layout_and_cost_nothing(pipe, pair, monkeypatch):
+    counted = []
+    place(monkeypatch, LEFT, RIGHT, replayed=0.5, laid_out=0.75)
+    hook = pipe.unet.conv_in.register_forward_hook(lambda *_: counted.append(1))
+    try:
+        with attach(pipe, *pair):
+            drawn = trail(pipe, BOTH)
+    finally:
+        hook.remove()
+    assert len(counted) == 6 + 4 and len(drawn) == 8, "the caller sees every step"
+    plain = trail(pipe, NOUNS)
+    assert torch.equal(drawn[3], plain[3]) and not torch.allclose(drawn[4], plain[4])
+
+
+def test_no_trace_is_left(pipe, pair):
+    before, kind, plain = snapshot(pipe), type(pipe), draw(pipe, BOTH)
+    with attach(pipe, *pair, confine=True) as attachment:
+        assert type(pipe).__name__ == kind.__name__
+        assert inspect.signature(type(pipe).__call__) == inspect.signature(kind.__call__)
+        with pytest.warns(LayoutWarning):
+            one = draw(pipe, BOTH)
+        assert torch.equal(draw(pipe, BOTH), one), "the same seed draws the same"
+        assert attachment.layout and len(attachment.layout.pictures[0].things) == 2
+        draw(pipe, "a red car", num_inference_steps=1)
+        assert attachment.layout is None
+    assert type(pipe) is kind and snapshot(pipe) == before
+    assert torch.equal(draw(pipe, BOTH), plain)
+
+
+def test_one_thing_alone_is_drawn_as_ever(pipe, pair):
+    with attach(pipe, *pair, confine=False):
+        plain = draw(pipe, "a photo of my_dog")
+    with attach(pipe, *pair) as attachment:
+        assert torch.equal(draw(pipe, "a photo of my_dog"), plain) and attachment.layout is None
+
+
+def test_several_prompts_and_pictures_are_as_each_alone(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    prompts = [BOTH, "a moongate by my_dog at night"]
+    with attach(pipe, *pair):
+        alone = [latents(pipe, text, seed=s) for text in prompts for s in (0, 1)]
+        generators = [torch.Generator().manual_seed(s) for s in (0, 1, 0, 1)]
+        many = pipe(
+            prompts,
+            num_images_per_prompt=2,
+            num_inference_steps=4,
+            guidance_scale=2.0,
+            generator=generators,
+            output_type="latent",
+        ).images
+        for drawn, wanted in zip(many, alone, strict=True):
+            assert torch.allclose(drawn, wanted, atol=1e-4)
+        with pytest.raises(BadPrompt, match="'a red car' has nothing to keep apart"):
+            pipe([BOTH, "a red car"], num_inference_steps=1)
+
+
+def test_a_layout_that_lacks_something_is_made_anew_of_another_noise(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT, found=[False, True, True])
+    with attach(pipe, *pair) as attachment:
+        drawn = latents(pipe, BOTH)
+        (layout,) = attachment.layout.pictures
+        noise = attachment.layout.noise
+    assert layout.tries == 2 and any("layout 2 was taken" in text for text in layout.sentences())
+    first = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert noise.shape == first.shape and not torch.allclose(noise, first)
+    plain = latents(pipe, NOUNS, latents=noise)
+    assert torch.allclose(drawn[..., 3:5], plain[..., 3:5], atol=1e-6), "the rest is drawn of it too"
+    place(monkeypatch, LEFT, RIGHT, found=False)
+    with (
+        attach(pipe, *pair) as attachment,
+        pytest.warns(LayoutWarning, match="my_dog was not found: the base"),
+    ):
+        draw(pipe, BOTH, num_inference_steps=5)
+    assert attachment.layout.pictures[0].tries == 1, "the first is as good as the others"
+
+
+def test_the_best_noise_of_each_picture_is_kept():
+    def bound(pipe_call=lambda prompt, generator=None, latents=None: None):
+        return inspect.signature(pipe_call).bind(
+            "x", generator=[torch.Generator().manual_seed(s) for s in (0, 1)]
+        )
+
+    def layout(*found):
+        pictures = tuple(
+            PictureLayout(None, torch.zeros(1, 2, 2), (Placed("my_dog", "dog", WHOLE, 0.1, there),))
+            for there in found
+        )
+        return Layout(pictures, (torch.zeros(4, 4, 2, 2),), 5)
+
+    search = layout_noise.NoiseSearch(bound())
+    assert search.able and search.noise is None
+    search.note(0, layout(True, False))
+    first = [torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
+    assert torch.equal(search.noise[0], first[0]) and not torch.equal(search.noise[1], first[1])
+    second = search.noise.clone()
+    search.note(1, layout(True, True))
+    assert torch.equal(search.best(), second)
+    assert [p.tries for p in search.named(layout(True, True)).pictures] == [1, 2]
+
+
+def test_regions_come_first_and_the_base_is_told_where(pipe, pair):
+    with attach(pipe, *pair, regions=["my_dog=left"]) as attachment, pytest.warns(LayoutWarning):
+        draw(pipe, BOTH, num_inference_steps=5)
+    dog, gate = attachment.layout.pictures[0].masks
+    assert (dog[:, :4] == 1).all() and (dog[:, 4:] == 0).all()
+    assert not gate[:, :4].any()
+    assert attachment.layout.pictures[0].things[0].given
+    assert "my_dog is in the region" in attachment.layout.pictures[0].sentences()[0]
+
+
+@pytest.mark.parametrize(
+    ("regions", "prompt", "error", "sentence"),
+    [
+        (["my_dog=0,0,1,0.97"], BOTH, BadRegion, "leave 3% of the picture for moongate"),
+        ([], " and ".join(["my_dog"] * 9), BadPrompt, "9 things have no room in one frame"),
+    ],
+)
+def test_no_room(pipe, pair, regions, prompt, error, sentence):
+    before = snapshot(pipe)
+    with attach(pipe, *pair, regions=regions), pytest.raises(error, match=sentence):
+        draw(pipe, prompt)
+    assert snapshot(pipe) == before
+
+
+def test_ways_that_do_not_go_together(pipe, pair):
+    for other in ({"side_by_side": True}, {"auto_regions": True}):
+        with pytest.raises(BadRegion, match="leave auto_regions and side_by_side out"):
+            attach(pipe, *pair, confine=True, **other)
+
+
+def test_a_style_is_everywhere_and_the_subject_in_its_place(pipe, pair, monkeypatch):
+    inky = pico_concept(pipe, "inky", None, seed=2)
+    prompt = "my_dog in the style of inky"
+    with attach(pipe, inky, merge_method="routed", confine=False):
+        styled = latents(pipe, "dog in the style of inky", guidance_scale=1.0)
+    place(monkeypatch, LEFT)
+    with attach(pipe, pair[0], inky, merge_method="routed") as attachment:
+        drawn = latents(pipe, prompt, guidance_scale=1.0)
+        assert [thing.called for thing in attachment.layout.pictures[0].things] == ["my_dog"]
+    assert torch.allclose(drawn[..., 3:], styled[..., 3:], atol=1e-3)
+    assert not torch.allclose(drawn[..., :3], styled[..., :3], atol=1e-2)
+
+
+def test_a_reference_photo_is_looked_at_in_its_part_alone(pipe, monkeypatch):
+    from tests.test_vico import blind, seeing
+
+    concept, prompt = seeing(pipe), "my_dog on grass"
+    plain = latents(pipe, "dog on grass")
+    place(monkeypatch, LEFT)
+    drawn = []
+    for one in (concept, blind(concept)):
+        with attach(pipe, one, confine=True):
+            drawn.append(latents(pipe, prompt))
+        assert torch.allclose(drawn[-1][..., 3:], plain[..., 3:], atol=1e-5)
+    assert not torch.allclose(drawn[0][..., :3], drawn[1][..., :3], atol=1e-3)
+
+
+def test_with_perturbed_attention_guidance_too(pipe, pair, monkeypatch):
+    base = pipeline.of(pipe, "pico")
+    place(monkeypatch, LEFT, NOWHERE, replayed=0.25, laid_out=0.75)
+    processors = dict(pipe.unet.attn_processors)
+    with guided(base, 2.0, 1.5) as (other, scales):
+        plain = latents(other, NOUNS, **scales)
+    with attach(pipe, *pair) as attachment, guided(base, 2.0, 1.5) as (other, scales):
+        drawn = latents(other, BOTH, **scales)
+        assert attachment.layout is not None
+    assert type(other).__call__ is not type(pipe).__call__
+    first = drawn[..., 5:] - plain[..., 5:]
+    assert first.abs().max() < 0.5 * (drawn[..., :3] - plain[..., :3]).abs().max()
+    assert {n: type(p) for n, p in pipe.unet.attn_processors.items()} == {
+        n: type(p) for n, p in processors.items()
+    }
+
+
+def test_a_picture_to_begin_with_is_laid_out_too(pipe, pair, monkeypatch):
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    other = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    given = Image.fromarray((np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8))
+    place(monkeypatch, LEFT, NOWHERE)
+    plain = draw_latents(other, NOUNS, image=given, strength=0.8)[0]
+    with attach(other, *pair):
+        drawn = draw_latents(other, BOTH, image=given, strength=0.8)[0]
+    assert torch.allclose(drawn[..., 3:], plain[..., 3:], atol=1e-5)
+    assert not torch.allclose(drawn[..., :3], plain[..., :3], atol=1e-3)
+
+
+def test_watching_adds_up_attention_to_each_noun(pipe):
+    """Against the softmax written out."""
+    kind = kind_of(pipe.unet)
+    module = next(iter(kind.modules(pipe.unet).values()))
+    own = torch.zeros(1, 5, 2)
+    own[0, 1, 0] = own[0, 3:, 1] = 1
+    queries, hidden = torch.randn(2, 64, 16), torch.randn(2, 5, 32)
+    watch = Watch(own, kind)
+    for _ in range(2):
+        watch.begin((8, 8))
+        watch.look(module, (queries,), {"encoder_hidden_states": hidden}, torch.tensor([1]), 2)
+    q, k = (x.unflatten(1, (module.heads, -1)) for x in (module.to_q(queries[1]), module.to_k(hidden[1])))
+    weights = torch.einsum("phd,thd->hpt", q, k).mul(module.scale).softmax(2).mean(0)
+    wanted = torch.stack([weights[:, 1], weights[:, 3:].sum(1)]).unflatten(1, (8, 8))
+    assert torch.allclose(watch.seen(0, 2)[0], wanted, atol=1e-5)
+
+
+def test_the_picture_of_a_layout_shows_parts_and_names():
+    mask = np.zeros((8, 8), dtype=np.float32)
+    mask[:, :4] = 1
+    grey = Image.new("RGB", (16, 16), (128, 128, 128))
+    bare, named = (np.asarray(layout_picture(grey, [Region(name, mask)])) for name in ("", "my_dog"))
+    assert named.shape == (384, 384, 3)
+    assert np.ptp(bare[10, 10]) > 60 and np.ptp(bare[10, 380]) == 0, "a colour where the mask is"
+    assert (bare != named).any(axis=2)[:, :192].sum() > 500 > (bare != named).any(axis=2)[:, 300:].sum()
+
+
+@pytest.mark.slow
+def test_on_storybook_both_are_found_and_the_rest_of_the_picture_stays(tmp_path):
+    """A dog on the left of a gate, and 40 decibels to the base's own picture where neither has a part."""
+    base = pipeline.load(pipeline.STORYBOOK, device="cpu")
+    stored = [
+        Concept.from_bytes((DATA / "concepts" / f"{name}.safetensors").read_bytes())
+        for name in ("storybook/my_dog", "storybook-gate/moongate")
+    ]
+    (plain,) = generate.draw(base, ["a dog next to a gate"], [0], pag=0)
+    with Registry(tmp_path) as registry, attach(base.pipe, *stored, registry=registry) as attachment:
+        (picture,) = generate.draw(base, ["a my_dog next to a moongate"], [0], pag=0)
+        (layout,) = attachment.layout.pictures
+    assert layout.complete and layout.tries == 1
+    dog, gate = (sum(thing.box[::2]) / 2 for thing in layout.things)
+    assert dog < 0.5 < gate
+    scale = (picture.height // layout.masks.shape[1], picture.width // layout.masks.shape[2])
+    free = np.kron(layout.masks.sum(dim=0).numpy() < 1e-3, np.ones(scale, dtype=bool))
+    off = np.asarray(picture, dtype=float) - np.asarray(plain, dtype=float)
+    assert 20 * np.log10(255) - 10 * np.log10(np.square(off[free]).mean()) > 40
+    assert np.abs(off[~free]).mean() > 5 * np.abs(off[free]).mean()
