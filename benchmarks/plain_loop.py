@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conceptkit.base import conditioning
+from conceptkit.base.architectures import Architecture
 from conceptkit.base.conditioning import Condition
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
@@ -99,7 +100,7 @@ class Plain:
         self.table: nn.Parameter | None = None
         if self.custom:
             parts |= self._with_a_token(parts["tokenizer"], parts["text_encoder"], identifier.ids[0])
-            maps = targets.find(unet, recipe.target_modules)
+            maps = targets.find(unet, Architecture.presets[recipe.target_modules])
             reading = [layer for name, layer in maps.items() if targets.READS_TEXT.search(name)]
             for layer in reading if recipe.detach_bos else ():
                 layer.register_forward_hook(_learning_nothing_at_bos)

@@ -16,6 +16,7 @@ import click
 from conceptkit import __version__
 from conceptkit.cli import (
     add,
+    bases,
     compose,
     concepts,
     demo,
@@ -123,6 +124,7 @@ def main(ctx: click.Context) -> None:
 
 for command in (
     add.add,
+    bases.bases,
     compose.compose,
     concepts.list_,
     concepts.show,

@@ -63,7 +63,7 @@ def gc(yes: bool, as_json: bool) -> None:
     Example:
       conceptkit gc --yes
     """
-    from conceptkit.registry import maintenance
+    from conceptkit.registry import maintenance, odd_files
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
@@ -86,6 +86,14 @@ def gc(yes: bool, as_json: bool) -> None:
         echo(
             f"{done} {found.old:,} files that were left unfinished, or checkpoints of long ago, "
             f"{size(found.old_bytes)}."
+        )
+    if found.checkpoints:
+        names = ", ".join(clip(name, VALUE) for name in found.checkpoints[:5])
+        more = f" and {len(found.checkpoints) - 5:,} more" if len(found.checkpoints) > 5 else ""
+        echo(
+            f"Kept checkpoints of learning that was stopped and can go on ({names}{more}), "
+            f"{size(found.checkpoint_bytes)}: `conceptkit add NAME --resume` goes on, and gc takes them "
+            f"{odd_files.CHECKPOINTS_KEPT / odd_files.DAY:.0f} days after the last step."
         )
     if not yes and found.concepts:
         echo(

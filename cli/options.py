@@ -118,7 +118,7 @@ def wrote(path: Path) -> None:
 def free_path(folder: Path, stem: str, suffix: str) -> Path:
     """`folder/stem.suffix`, or `stem-2`, `stem-3`, ... when that exists: pictures are never overwritten."""
     path, number = folder / f"{stem}{suffix}", 1
-    while path.exists():
+    while os.path.lexists(path):
         number += 1
         path = folder / f"{stem}-{number}{suffix}"
     return path

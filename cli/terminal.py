@@ -18,7 +18,9 @@ VALUE = 600
 
 # control characters can repaint a terminal, bidirectional ones reorder a line, lone surrogates are no text
 _LINES = "\t\n"
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def plain(text: object, *, lines: bool = False) -> str:

@@ -22,6 +22,9 @@ PATIENCE = 30.0
 
 STEPS = ("m001_names_versions_assets", "m002_catalogue", "m003_search")
 """The names of all migrations, here so that reading needs no import of sqlite-utils."""
+FASTER = {"versions_bytes": "versions (bytes)", "versions_created": "versions (created)"}
+"""Indexes that only make searching faster. They are no step: without them all is as whole, and a conceptkit
+that does not know them may write beside them."""
 
 Row = tuple[Any, ...]
 Result = TypeVar("Result")
@@ -120,6 +123,7 @@ class Index:
                     self._check_new(conn)
                     self._migrate(conn)
                 conn.execute("commit")
+            _make_faster(conn)
         except BaseException:
             conn.close()
             raise
@@ -218,3 +222,18 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     return sqlite3.connect(
         path, timeout=0, isolation_level=None, uri=isinstance(path, str), check_same_thread=False
     )
+
+
+def _make_faster(conn: sqlite3.Connection) -> None:
+    """Make what is missing of FASTER; where somebody writes, or nothing can be written, it goes without."""
+    there = {row[0] for row in conn.execute("select name from sqlite_master where type = 'index'")}
+    if there >= FASTER.keys():
+        return
+    try:
+        conn.execute("begin immediate")
+        for name, columns in FASTER.items():
+            conn.execute(f"create index if not exists {name} on {columns}")
+        conn.execute("commit")
+    except sqlite3.Error:
+        if conn.in_transaction:
+            conn.execute("rollback")

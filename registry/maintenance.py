@@ -78,6 +78,8 @@ class Garbage:
     unreadable: list[str] = field(
         default_factory=list
     )  # indexes put aside, for whose sake no blob is deleted
+    checkpoints: list[str] = field(default_factory=list)  # names whose learning can still go on; these stay
+    checkpoint_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -134,7 +136,9 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
     found = {digest: file for digest, file in blobs.walk(registry.blobs) if digest not in needed}
     sizes = {digest: blobs.size(registry.blobs, digest) or 0 for digest in found}
     concepts = sum(_is_concept(file) for file in found.values())
-    old = [left for left in _lying_about(registry.home) if left.old]
+    saved = odd_files.checkpoints(registry.home)
+    fresh = [left for left in saved if not left.old]
+    old = [left for left in (*odd_files.leftovers(registry.home), *saved) if left.old]
     unfinished = sum(1 for _ in odd_files.leftovers(registry.home))
     if delete:
         digests = [] if unreadable else list(found)
@@ -153,6 +157,8 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
         len(old),
         sum(left.bytes for left in old),
         unreadable,
+        [left.file.stem for left in fresh],
+        sum(left.bytes for left in fresh),
     )
 
 
@@ -250,8 +256,3 @@ def _is_concept(file: Path) -> bool:
     except Exception:
         return False
     return True
-
-
-def _lying_about(home: Path) -> Iterator[odd_files.Leftover]:
-    yield from odd_files.leftovers(home)
-    yield from odd_files.checkpoints(home)

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from conceptkit.base import attention, fingerprint, pipeline, text_features
+from conceptkit.base.text_features import END
 from conceptkit.errors import BadBase, BaseMismatch
 from tests import tiny
 
@@ -115,7 +116,9 @@ def test_features_are_what_the_pipeline_reads(pico):
     )
     assert features.hidden.shape == (3, 77, pipeline.of(pipe).width)
     assert torch.allclose(features.hidden[0], expected[0][0], atol=1e-5)
-    assert features.eot.tolist() == [len(pipe.tokenizer(prompt).input_ids) - 1 for prompt in prompts]
+    assert (features.roles == END).int().argmax(dim=1).tolist() == [
+        len(pipe.tokenizer(prompt).input_ids) - 1 for prompt in prompts
+    ]
 
 
 def test_sizes_stack_in_module_order():

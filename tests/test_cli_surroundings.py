@@ -12,8 +12,10 @@ from PIL import Image
 from conceptkit import files
 from conceptkit.cli import terminal
 from conceptkit.cli.main import main
+from conceptkit.cli.options import free_path
 from conceptkit.data import photos
 from conceptkit.errors import BadPhotos, BadPrompt, BadRecipe, ConceptError
+from conceptkit.pictures.png_metadata import save_png
 from conceptkit.registry.catalogue.search import Filters, page
 from conceptkit.registry.paths import expanded
 from conceptkit.registry.store import Registry
@@ -120,6 +122,28 @@ def test_a_folder_is_filled_and_stays_the_one_it_was(tmp_path):
     with pytest.raises(ConceptError, match="already holds files: b is never overwritten"):
         files.fill_folder(tmp_path / "real", {"c": b"3", "b": b"9"})
     assert not (tmp_path / "real" / "c").exists() and (tmp_path / "real" / "b").read_bytes() == b"2"
+
+
+def test_the_demo_writes_over_its_own_sheet_alone(tmp_path):
+    from conceptkit.workflows import demo
+
+    file = tmp_path / demo.SHEET
+    demo._check_sheet(file)
+    for content in (b"precious", b""):
+        file.write_bytes(content)
+        with pytest.raises(ConceptError, match="contact_sheet.png is there already.*--out"):
+            demo.run(tmp_path, lambda *_: pytest.fail("began"))
+        assert file.read_bytes() == content
+    save_png(Image.new("RGB", (2, 2)), file, prompts=["mine"])
+    with pytest.raises(ConceptError, match="no sheet of this command"):
+        demo.run(tmp_path, lambda *_: None)
+    save_png(Image.new("RGB", (2, 2)), file, prompts=list(demo.TOGETHER))
+    demo._check_sheet(file)
+
+
+def test_a_picture_does_not_replace_a_link_that_leads_nowhere(tmp_path):
+    (tmp_path / "dog.png").symlink_to(tmp_path / "unplugged")
+    assert free_path(tmp_path, "dog", ".png") == tmp_path / "dog-2.png"
 
 
 def test_a_preview_is_not_written_over(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conceptkit.base import attention, pipeline, text_features
-from conceptkit.base.text_features import positions
+from conceptkit.base.text_features import END, positions
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, UnknownConcept
 from conceptkit.features import caption_statistics, captions
@@ -245,7 +245,7 @@ def test_own_words_are_found_where_they_stand(pico, pair):
 def test_the_metric_weighs_what_attention_reads(pico):
     features = text_features.encode(pico.pipe, ["a dog", ""])
     weights = caption_statistics.position_weights(features)
-    end = int(features.eot[0])
+    end = int((features.roles[0] == END).int().argmax())
     assert weights[0, 0] == caption_statistics.BOS_WEIGHT
     assert (weights[0, 1 : end + 1] == caption_statistics.WORD_WEIGHT).all()
     assert (weights[0, end + 1 :] == caption_statistics.PADDING_WEIGHT).all()

@@ -154,6 +154,29 @@ def test_weights_that_are_put_away_are_told(pipe):
         attach(pipe, pico_concept(pico_sd()))
 
 
+def test_layers_that_are_kept_in_less_precision_draw_the_concept(pipe):
+    """diffusers casts each layer as it is called, and asks adapters not to cast for themselves."""
+    concept, plain = pico_concept(pipe), draw(pipe, ONE)
+    with attach(pipe, concept):
+        wanted = draw(pipe, ONE)
+        pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+        close = draw(pipe, ONE)
+    assert float((close - wanted).abs().max()) < float((wanted - plain).abs().max()) / 4
+    assert not any(isinstance(module, KVDeltaLinear) for module in pipe.unet.modules())
+    draw(pipe, ONE)
+
+
+def test_a_unet_that_is_compiled_before_or_after_draws_the_concept(pipe):
+    with attach(pipe, pico_concept(pipe)):
+        wanted = draw(pipe, ONE)
+        own, pipe.unet = pipe.unet, torch.compile(pipe.unet, backend="eager")
+        assert torch.equal(draw(pipe, ONE), wanted)
+    with attach(pipe, pico_concept(pipe)):
+        assert torch.equal(draw(pipe, ONE), wanted)
+        pipe.unet = own
+        assert torch.equal(draw(pipe, ONE), wanted)
+
+
 # public calls
 
 

@@ -156,7 +156,7 @@ def test_records_are_read_some_at_a_time(yours, team, monkeypatch):
         found = far.records("my_dog")
         assert sum(file.size for file in found) > 10_000_000
         with remembers(2 << 20):
-            known = records.Known.of(one for one, _ in sync._records(far, "my_dog", found))
+            known = records.Known.by_name(one for one, _ in sync._records(far, "my_dog", found))["my_dog"]
     assert list(known.oldest) == ["0" * 64] and len(known.notes) == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 import sqlite3
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +16,7 @@ from conceptkit.registry import spelling
 from conceptkit.registry.catalogue import history, labels, lineage, search
 from conceptkit.registry.catalogue.search import Filters
 from conceptkit.registry.entries import New
-from conceptkit.registry.index import STEPS
+from conceptkit.registry.index import FASTER, STEPS, Index
 from conceptkit.registry.migrations import migrations
 from conceptkit.registry.store import Registry
 from tests.commands import run
@@ -295,6 +296,72 @@ def test_a_clock_that_goes_backwards_changes_no_order(registry, monkeypatch):
     assert registry.read("my_dog") == b"three"
     assert [event.version for event in history.history(registry, "my_dog")] == [1, 2, 3]
     assert history.rollback(registry, "my_dog").version == 2
+
+
+def test_a_few_of_some_size_or_day_are_found_without_looking_at_all(registry):
+    """However many have the tag: the plan of the listing begins with the few that an index finds."""
+    day = "2026-01-0{}T12:00:00+00:00"
+    for number, name in enumerate(("small", "middle", "large"), 1):
+        registry.add(name, b"x" * 100 * number, DOG)
+        labels.tag(registry, name, ["good"])
+        with registry.index.writing() as conn:
+            conn.execute("update versions set created = ? where name = ?", [day.format(number), name])
+    for filters, found in (
+        (Filters(tag="good", min_size=150), ["large", "middle"]),
+        (Filters(tag="good", min_size=150, max_size=250), ["middle"]),
+        (Filters(tag="good", since="2026-01-02", until="2026-01-02"), ["middle"]),
+        (Filters(max_size=150), ["small"]),
+        (Filters(noun="dog", until="2026-01-02"), ["middle", "small"]),
+    ):
+        seen = []
+        registry.index.conn.set_trace_callback(seen.append)
+        assert [entry.name for entry in search.page(registry, filters)] == found
+        registry.index.conn.set_trace_callback(None)
+        plan = registry.index.query(f"explain query plan {seen[-1]}")
+        assert any("versions_bytes" in row[3] or "versions_created" in row[3] for row in plan)
+        assert not any(row[3].startswith("SCAN") and "few" not in row[3] for row in plan), plan
+
+
+def test_the_first_and_the_last_day_there_are_bound_nothing(stocked, monkeypatch):
+    for zone in ("Etc/GMT-14", "Etc/GMT+12"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert len(search.page(stocked, Filters(since="0001-01-01", until="9999-12-31"))) == 5
+        assert search.page(stocked, Filters(until="0001-01-01")) == []
+        assert search.page(stocked, Filters(since="9999-12-31")) == []
+    monkeypatch.undo()
+    time.tzset()
+    with pytest.raises(ConceptError, match="is no date"):
+        search.page(stocked, Filters(since="9999-12-32"))
+
+
+def test_an_index_without_what_makes_it_faster_is_as_whole(home):
+    """It gets that when it is opened; where somebody writes, or nothing can be written, it goes without."""
+    with Registry(home) as registry:
+        registry.add("my_dog", b"x" * 100, DOG)
+        with registry.index.writing() as conn:
+            for name in FASTER:
+                conn.execute(f"drop index {name}")
+
+    def found() -> bool:
+        with Registry(home) as registry:
+            assert [entry.name for entry in search.page(registry, Filters(min_size=50))] == ["my_dog"]
+            there = {row[0] for row in registry.index.query("select name from sqlite_master")}
+            return there >= FASTER.keys()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Index, "_open", lambda self: _refuse())
+        assert not found()
+    writer = sqlite3.connect(home / "index.db", isolation_level=None)
+    writer.execute("begin immediate")
+    assert not found()
+    writer.execute("rollback")
+    writer.close()
+    assert found()
+
+
+def _refuse():
+    raise sqlite3.OperationalError("attempt to write a readonly database")
 
 
 # lineage

@@ -105,6 +105,8 @@ def test_checkpoints_are_known(dog):
     old(dog.home / ancient)
     assert maintenance.verify(dog).checkpoints == maintenance.stats(dog)["checkpoints"] == 2
     assert "2 checkpoints" in run("verify")
+    told = run("gc")
+    assert "Kept checkpoints" in told and "(my_dog)" in told and "30 days" in told, "gc says what it leaves"
     maintenance.gc(dog, delete=True)
     assert young.exists() and not (dog.home / ancient).exists()
     dog.remove("my_dog")

@@ -108,8 +108,17 @@ def test_a_name_in_another_case_is_the_name_that_is_here(mine):
         IncomingConcept("gate", blob("gate")),
     ]
     arrivals = incoming.receive(mine, both, "import")
-    assert [arrival.entry.ref for arrival in arrivals] == ["my_dog@2", "Gate@1", "Gate@2"]
+    refs = [arrival.entry.ref for arrival in arrivals]
+    assert refs == ["my_dog@2", "Gate@1", "gate@1"], "several that differ by case are as many concepts"
     assert mine.read("my_dog") == MINE
+
+
+def test_twins_of_a_name_that_is_here_in_a_third_case_stay_twins(mine):
+    learned(mine, MINE)
+    both = [IncomingConcept(name, blob(name, 5)) for name in ("My_Dog", "MY_DOG")]
+    arrivals = incoming.receive(mine, both, "import")
+    assert [arrival.entry.ref for arrival in arrivals] == ["My_Dog@1", "MY_DOG@1"]
+    assert len(mine.versions("my_dog")) == 1
 
 
 @pytest.mark.parametrize("signed", [True, False])

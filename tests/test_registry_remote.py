@@ -410,6 +410,53 @@ def test_only_the_names_that_were_asked_for(mine, yours, folder):
     refused(lambda: sync.push(mine, team(mine), ["nothing"]), "no concept named 'nothing'")
 
 
+def folded(folder: Path) -> None:
+    """As a disk that folds case has them: twins in one folder, which has the name of the first."""
+    for twin in ("rex", "rEx"):
+        for record in (folder / "concepts" / twin).iterdir():
+            record.rename(folder / "concepts" / "Rex" / record.name)
+        (folder / "concepts" / twin).rmdir()
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_twins_of_case_stay_as_many_concepts(mine, yours, folder, folds):
+    twins = ("Rex", "rEx", "rex")
+    for number, name in enumerate(twins):
+        put(mine, name, number)
+    sync.push(mine, team(mine))
+    if folds:
+        folded(folder)
+    for _ in range(2):
+        sync.pull(yours, at(folder))
+        assert contents(yours) == contents(mine)
+        assert {entry.name: entry.version for entry in yours.list()} == dict.fromkeys(twins, 1)
+
+
+def test_one_twin_alone_does_not_go_onto_the_other(mine, yours, folder):
+    for number, name in enumerate(("Rex", "rex")):
+        put(mine, name, number)
+    sync.push(mine, team(mine))
+    for name in ("Rex", "rex"):
+        sync.pull(yours, at(folder), [name])
+    assert contents(yours) == contents(mine)
+
+
+def test_the_names_of_a_folder_are_listed_one_after_the_other(mine, folder, monkeypatch):
+    """What is no name is never kept, and a folder that never ends is left after so many."""
+    for number in range(4):
+        (folder / "concepts" / f"dog{number}").mkdir(parents=True)
+    (folder / "concepts" / "no name").mkdir()
+    (folder / "concepts" / "a_file").write_text("")
+    (folder / "concepts" / "a_link").symlink_to(folder)
+    assert at(folder).names() == ["dog0", "dog1", "dog2", "dog3"]
+    monkeypatch.setattr(rooms, "MOST_NAMES", 3)
+    seen = []
+    entries = Remote._entries
+    monkeypatch.setattr(Remote, "_entries", lambda *a: (seen.append(e) or e for e in entries(*a)))
+    refused(at(folder).names, "over 3 names", "one by one")
+    assert len(seen) <= 7 and sum(e.folder and " " not in e.name for e in seen) == 4
+
+
 def test_what_a_remote_has_lost_is_pushed_again_by_name(mine, yours, folder):
     put(mine, "my_dog")
     labels.note(mine, "my_dog", "fine")

@@ -82,6 +82,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(dog, words, tmp_path, monkeypa
 
 def test_escapes_are_told_as_what_they_are():
     assert plain("a\x1b\n") == "a\\x1b\\x0a" and plain("a\x1b\n", lines=True) == "a\\x1b\n"
+    assert plain("\u200f\u061c") == "\\u200f\\u061c", "marks of direction reorder a line as well"
     assert plain("\u202e") == "\\u202e" and plain("Größe 犬") == "Größe 犬"
 
 

@@ -76,6 +76,14 @@ def test_the_storybook_is_known_by_what_it_is(tmp_path):
     assert tuned.family is row and tuned.name == "StableDiffusionPipeline", "a relative has its defaults"
 
 
+def test_a_foreign_unet_at_the_storybooks_path_is_not_the_storybook():
+    """Whatever path a pipeline says that it comes from: its weights tell what it is."""
+    own = StableDiffusionPipeline.from_pretrained(storybook.path())
+    foreign = tiny.unet(own.text_encoder.config.hidden_size)
+    known = bases.of(StableDiffusionPipeline.from_pretrained(storybook.path(), unet=foreign))
+    assert known.family is FAMILIES["stable-diffusion"] and known.name == "StableDiffusionPipeline"
+
+
 def test_what_is_stored_of_the_storybook_is_of_its_weights(base):
     stored = FAMILIES[bases.STORYBOOK].fingerprint
     assert Fingerprint.from_json(json.loads(stored.read_text("utf-8"))) == fingerprint_of(base.pipe)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import add_tokens
+from conceptkit.base.architectures import Architecture
 from conceptkit.base.text_features import encode
 from conceptkit.concepts import gates as gating
 from conceptkit.concepts.concept import Concept
@@ -49,8 +50,8 @@ def speaking(pipe, name="my_dog", noun="dog", seed=0, rank=2, narrow=False, word
     make = torch.Generator().manual_seed(seed)
     found = {
         place: (0.5 * torch.randn(o, rank, generator=make), torch.randn(rank, d, generator=make) * d**-0.5)
-        for place, map in targets.find(pipe.unet, "attn").items()
-        if not targets.READS_TEXT.search(place)
+        for place, map in targets.find(pipe.unet, Architecture.presets["attn"]).items()
+        if not Architecture().reads_text(place)
         for o, d in [map.weight.shape]
     }
     delta = {**made.delta, **found} if narrow else found

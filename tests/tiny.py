@@ -193,7 +193,9 @@ def pico_concept(
     }
     if text_rank:
         for place in ENCODERS:
-            linears = targets.find(encoder, "text") if (encoder := getattr(pipe, place, None)) else {}
+            linears = (
+                targets.find(encoder, targets.TEXT_ENCODER) if (encoder := getattr(pipe, place, None)) else {}
+            )
             delta |= {
                 f"{place}.{map_name}": (size * random(o, text_rank), random(text_rank, d) * d**-0.5)
                 for map_name, (o, d) in ((n, linear.weight.shape) for n, linear in linears.items())

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
+from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BaseMismatch, ConceptError
 
@@ -42,13 +43,15 @@ class WiderTable(nn.Embedding):
         self.weight.requires_grad_(table.weight.requires_grad)
         self.rows = nn.Parameter(rows.detach().to(table.weight, copy=True), requires_grad=False)
         self.first = first
+        self.scale = getattr(table, "embed_scale", None)  # of Gemma's tables
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., d) of ids (...)."""
         new = (ids >= self.first) & (ids < self.first + len(self.rows))
         known = super().forward(ids.where(~new, 0))
         learned = F.embedding((ids - self.first).where(new, 0), self.rows).to(known.dtype)
-        return torch.where(new.unsqueeze(-1), learned, known)
+        found = torch.where(new.unsqueeze(-1), learned, known)
+        return found if self.scale is None else found * self.scale.to(found.dtype)
 
 
 @dataclass
@@ -97,6 +100,11 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
     sizes = {token: _check_rows(token, rows, owners) for token, rows in tokens.items()}
     names = [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
     for name in names:
+        if name != name.lower() and architecture_of(pipe).lower_case:
+            raise ConceptError(
+                f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give it a "
+                "name in lower case"
+            )
         if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
             raise ConceptError(
                 f"The pipeline already has a token {name}; detach or unload what brought it first"
@@ -147,6 +155,12 @@ def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
 def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTable:
     table = encoder.get_input_embeddings()
     wider = WiderTable(table, rows, first)
+    # T5 has its table in two places, which need not be one module.
+    before = {
+        path: module
+        for path, module in encoder.named_modules(remove_duplicate=False)
+        if _reads(module, table)
+    }
     encoder.set_input_embeddings(wider)
 
     def restore() -> None:
@@ -156,10 +170,17 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         )
         if not moved.is_meta:  # its values are put away, and the table still has them
             table.weight.data = moved.detach()
-        encoder.set_input_embeddings(table)
+        for path, module in before.items():
+            parent, _, child = path.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, module)
 
     undo.callback(restore)
     return wider
+
+
+def _reads(module: nn.Module, table: nn.Embedding) -> bool:
+    """Whether a module is that table, or another with the same weight."""
+    return module is table or (isinstance(module, nn.Embedding) and module.weight is table.weight)
 
 
 def _read_true_eos(undo: ExitStack, encoder: nn.Module, eos: int) -> None:

@@ -1,31 +1,15 @@
-"""The cross-attentions of a UNet: their key and value maps, and what they attend to."""
+"""Cross-attention: what its queries attend to."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from conceptkit.errors import BadBase
-
-USABLE = "use a Stable Diffusion or SDXL pipeline"
+from conceptkit.base.architectures import architecture_of_denoiser
 
 
-def kv_maps(unet: nn.Module) -> dict[str, nn.Linear]:
-    """Name -> Linear of every key and value map of the cross-attentions, in module order.
-
-    Under a tuner layer it is the frozen map, and the name is the one it has without the tuner.
-    Raises BadBase when there is none, or when they read features of different widths.
-    """
-    maps: dict[str, Any] = {}
-    for name, module in unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            maps[name] = module
-            while hasattr(maps[name], "base_layer"):
-                maps[name] = maps[name].base_layer
-    widths = {linear.weight.shape[1] for linear in maps.values()}
-    if len(widths) != 1:
-        found = f"text features of {len(widths)} widths" if widths else "no cross-attention"
-        raise BadBase(f"{type(unet).__name__} has {found}; {USABLE}")
-    return maps
+def kv_maps(denoiser: nn.Module) -> dict[str, nn.Linear]:
+    """Name -> Linear of the maps of a denoiser that read text features, see `Architecture.text_site`."""
+    return architecture_of_denoiser(denoiser).text_site(denoiser)
 
 
 def attention_shares(module: nn.Module, queries: Tensor, hidden: Any, own: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a UNet is told of a prompt, with gradients where tokens learn; one road for SD and SDXL."""
+"""What a denoiser is given of prompts, with gradients where tokens learn; one road for all architectures."""
 
 from __future__ import annotations
 
@@ -10,28 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from conceptkit.base.architectures import Condition, architecture_of
+from conceptkit.base.text_features import encoders, spelt_out
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """hidden (n, T, d); pooled (n, p) for SDXL, else None."""
-
-    hidden: Tensor
-    pooled: Tensor | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the features are."""
-        return self.hidden.device
-
-    def __getitem__(self, picks: Tensor) -> Condition:
-        return Condition(self.hidden[picks], None if self.pooled is None else self.pooled[picks])
-
-    def detach(self) -> Condition:
-        """The same without a gradient."""
-        return Condition(self.hidden.detach(), None if self.pooled is None else self.pooled.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,29 +41,16 @@ class LiveCondition:
 
 def encode(pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | None = None) -> Condition:
     """The conditions of prompts, through a pipeline's own `encode_prompt`; by itself, where that runs."""
-    encoded = pipe.encode_prompt(
-        prompt=list(prompts),
-        device=device or pipe._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-    )
-    return Condition(encoded[0], encoded[2] if len(encoded) == 4 else None)
+    if not hasattr(pipe, "maybe_convert_prompt"):
+        prompts = spelt_out(pipe, encoders(pipe)[0][0], prompts)
+    return architecture_of(pipe).encode(pipe, prompts, device)
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:
     """Two conditions as one batch, `first` before `second`."""
-    pooled = None
-    if first.pooled is not None and second.pooled is not None:
-        pooled = torch.cat([first.pooled, second.pooled])
-    return Condition(torch.cat([first.hidden, second.hidden]), pooled)
+    return first.joined(second)
 
 
 def predict(pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
-    """The UNet's prediction for latents (n, c, h, w) at timesteps t (n,)."""
-    added = None
-    if condition.pooled is not None:
-        side = noisy.shape[-1] * pipe.vae_scale_factor
-        sizes = torch.tensor([side, side, 0, 0, side, side]).to(condition.pooled)
-        added = {"text_embeds": condition.pooled, "time_ids": sizes.repeat(len(noisy), 1)}
-    prediction: Tensor = pipe.unet(noisy, t, condition.hidden, added_cond_kwargs=added).sample
-    return prediction
+    """The denoiser's prediction for latents (n, c, h, w) at timesteps t (n,)."""
+    return architecture_of(pipe).predict(pipe, noisy, t, condition)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.adapters import own_parameters
-from conceptkit.base.attention import kv_maps
+from conceptkit.base.architectures import denoiser_of, text_site
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBlob
 
@@ -29,8 +29,8 @@ def fingerprint_of(pipe: DiffusionPipeline, own: bool = False) -> Fingerprint:
     """
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(SKETCH_SIZE), 0.0
-    effective = {name: (value, more) for name, value, more in own_parameters(pipe.unet)}
-    for name in kv_maps(pipe.unet):
+    effective = {name: (value, more) for name, value, more in own_parameters(denoiser_of(pipe))}
+    for name in text_site(pipe):
         value, more = effective[f"{name}.weight"]
         weight = value.to("cpu", torch.float16)
         exact.update(name.encode())
@@ -64,11 +64,15 @@ def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(TEXT_SKETCH_SIZE), 0.0
     for i, (tokenizer, encoder) in enumerate(encoders(pipe)):
-        table = encoder.get_input_embeddings()
+        table, counted = encoder.get_input_embeddings(), False
         for name, value, more in own_parameters(encoder, own):
-            if name.endswith(".rows") and name.split(".")[-2] == "token_embedding":
+            if name.endswith(".rows") and name.split(".")[-2] in TOKEN_TABLES:
                 continue
-            rows = value[: tokenizer.vocab_size] if value.data_ptr() == table.weight.data_ptr() else value
+            if is_table := value.data_ptr() == table.weight.data_ptr():
+                if counted:
+                    continue  # T5 has it in two places, and in one while tokens are on it
+                counted = True
+            rows = value[: tokenizer.vocab_size] if is_table else value
             weight = rows.to("cpu", torch.float16).contiguous()
             exact.update(name.encode())
             exact.update(weight.numpy().data)
@@ -91,10 +95,11 @@ def _projected(label: str, weight: Tensor, count: int) -> Tensor:
 def architecture(pipe: DiffusionPipeline) -> str:
     """16 hex digits over map names, shapes and text encoder sizes; works on the meta device."""
     value = {
-        "maps": [[name, *linear.weight.shape] for name, linear in kv_maps(pipe.unet).items()],
+        "maps": [[name, *linear.weight.shape] for name, linear in text_site(pipe).items()],
         "encoders": [
-            [tokenizer.vocab_size, encoder.config.hidden_size, encoder.config.num_hidden_layers]
+            [tokenizer.vocab_size, config.hidden_size, config.num_hidden_layers]
             for tokenizer, encoder in encoders(pipe)
+            for config in [getattr(encoder.config, "text_config", encoder.config)]
         ],
     }
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
@@ -109,6 +114,8 @@ def _signs(label: str, size: int, count: int) -> Tensor:
 
 SKETCH_SIZE = 64
 TEXT_SKETCH_SIZE = 16
+TOKEN_TABLES = ("token_embedding", "shared", "embed_tokens")
+"""What text encoders call their token tables, on which new tokens have rows."""
 READING = ("hidden_act", "num_attention_heads", "layer_norm_eps")
 """What a text encoder's configuration says of how it computes."""
 

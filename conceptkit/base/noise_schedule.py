@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from conceptkit.errors import BadBase
@@ -97,6 +98,10 @@ class NoiseSchedule:
 def schedule_of(scheduler: Any) -> NoiseSchedule:
     """The schedule that a base was trained with. Raises BadBase when it is neither diffusion nor flow."""
     bars = getattr(scheduler, "alphas_cumprod", None)
+    if scheduler.config.get("use_flow_sigmas"):  # Sana's, which is for drawing: it learns without a shift
+        count = int(scheduler.config.num_train_timesteps)
+        levels = torch.arange(1, count + 1) / count
+        return _flow(levels, levels * count)
     if bars is not None:
         prediction = str(scheduler.config.get("prediction_type", "epsilon"))
         if prediction not in PREDICTIONS:
@@ -113,7 +118,11 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
         )
     fresh = kind.from_config(scheduler.config)  # drawing leaves a scheduler at the few levels it has drawn
     count = int(fresh.config.num_train_timesteps)
-    sigmas, times = fresh.sigmas[:count].flip(0).float(), fresh.timesteps[:count].flip(0).float()
+    return _flow(fresh.sigmas[:count].flip(0).float(), fresh.timesteps[:count].flip(0).float())
+
+
+def _flow(sigmas: Tensor, times: Tensor) -> NoiseSchedule:
+    """The schedule of a flow with these levels (T,), and the times that the denoiser is told."""
     signal = (1 - sigmas).double().square()
     bars = signal / (signal + sigmas.double().square())
     return NoiseSchedule(FLOW, bars.float(), sigmas, times)

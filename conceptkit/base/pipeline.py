@@ -1,4 +1,4 @@
-"""A base: a diffusers pipeline, seen as text features and its cross-attention key and value maps."""
+"""A base: a diffusers pipeline, seen as text features and the maps that read them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from conceptkit.base.adapters import names_at_work
-from conceptkit.base.attention import USABLE, kv_maps
-from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of
+from conceptkit.base.architectures import Architecture, architecture_of
+from conceptkit.base.families import FAMILIES, STORYBOOK, Family, family_of, family_of_pipeline
 from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBase, BaseMismatch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NOTICE_DISTANCE = 0.005
 MISMATCH_DISTANCE = 0.5
+USABLE = "use a text-to-image pipeline of a family that `conceptkit bases` lists"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -42,34 +43,51 @@ class Base:
     family: Family
 
     @property
+    def architecture(self) -> Architecture:
+        """How its denoiser is called, and where text enters it."""
+        return architecture_of(self.pipe)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet, or the transformer."""
+        module: nn.Module = getattr(self.pipe, self.architecture.denoiser)
+        return module
+
+    @property
     def unet(self) -> nn.Module:
-        """The denoiser."""
-        return self.pipe.unet
+        """The same, as pipelines of Stable Diffusion call it."""
+        return self.denoiser
+
+    @property
+    def text_site(self) -> dict[str, nn.Linear]:
+        """Name -> map that reads text features, in module order."""
+        return self.architecture.text_site(self.denoiser)
 
     @property
     def encoders(self) -> tuple[tuple[Any, Any], ...]:
-        """(tokenizer, text encoder) pairs: one for Stable Diffusion, two for SDXL."""
+        """(tokenizer, text encoder) pairs: one for Stable Diffusion, two for SDXL, up to three."""
         return encoders(self.pipe)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Map name -> its number of outputs o, in the order in which maps are stacked."""
-        return {name: linear.weight.shape[0] for name, linear in kv_maps(self.unet).items()}
+        return {name: linear.weight.shape[0] for name, linear in self.text_site.items()}
 
     @property
     def width(self) -> int:
         """d, the length of one text feature."""
-        return next(iter(kv_maps(self.unet).values())).weight.shape[1]
+        return next(iter(self.text_site.values())).weight.shape[1]
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
-        return next(self.unet.parameters()).device
+        return next(self.denoiser.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that the denoiser is in."""
-        return next(self.unet.parameters()).dtype
+        """The precision that the denoiser computes in; diffusers knows of layers that are kept in less."""
+        dtype: torch.dtype = self.denoiser.dtype
+        return dtype
 
 
 def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Base:
@@ -101,10 +119,19 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
 
 
 def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
-    """A pipeline that is already loaded. Raises BadBase when it has no text-conditioned UNet."""
-    if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
-        raise BadBase(f"{type(pipe).__name__} has no UNet that reads text; {USABLE}")
-    parts = (*kv_maps(pipe.unet).values(), *(encoder for _, encoder in encoders(pipe)))
+    """A pipeline that is already loaded. Raises BadBase when its denoiser is of no known architecture."""
+    kind = architecture_of(pipe)
+    if not hasattr(pipe, "encode_prompt"):
+        raise BadBase(f"{type(pipe).__name__} reads no prompts; {USABLE}")
+    config = getattr(getattr(pipe, kind.denoiser), "config", {})
+    if config.get("encoder_hid_dim_type") == "text_proj":
+        raise BadBase(
+            f"The UNet of this {type(pipe).__name__} projects the text features of a language model that takes "
+            "no new token, as those of Kolors and DeepFloyd IF do; use Stable Diffusion XL, or another family "
+            "that `conceptkit bases` lists"
+        )
+    site = kind.text_site(getattr(pipe, kind.denoiser))
+    parts = (*site.values(), *(encoder for _, encoder in encoders(pipe)))
     if any(weight.is_meta for part in parts for weight in part.parameters()):
         raise BadBase(
             f"The weights of this {type(pipe).__name__} are put away, as enable_sequential_cpu_offload() "
@@ -112,7 +139,12 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
         )
     fingerprint = fingerprint_of(pipe)
     name = name or _name_of(pipe, fingerprint)
-    return Base(name, pipe, fingerprint, _family_by_weights(fingerprint) or family_of(name))
+    denoiser = getattr(pipe, kind.denoiser)
+    by_class = family_of_pipeline(
+        type(pipe).__name__, type(getattr(denoiser, "_orig_mod", denoiser)).__name__
+    )
+    row = _family_by_weights(fingerprint) or by_class or family_of(name)
+    return Base(name, pipe, fingerprint, row)
 
 
 def refreshed(base: Base) -> Base:
@@ -133,7 +165,7 @@ def adapters_notice(base: Base, name: str) -> str | None:
 
 def _adapters(base: Base) -> str:
     """Names of the adapters of others that act on a base, as in "style, more"."""
-    parts = (base.unet, *(encoder for _, encoder in base.encoders))
+    parts = (base.denoiser, *(encoder for _, encoder in base.encoders))
     return ", ".join(dict.fromkeys(name for part in parts for name in names_at_work(part)))
 
 
@@ -189,6 +221,8 @@ def _name_of(pipe: DiffusionPipeline, fingerprint: Fingerprint) -> str:
             continue
         here = bool(source) and expanded(source).resolve() == family.weights.resolve()
         known = _stored_fingerprint(family.fingerprint)
+        if here and known is not None and known.distance(fingerprint) > MISMATCH_DISTANCE:
+            return type(pipe).__name__  # loaded from there with a UNet of another base in it
         if here or (not source and known is not None and known.same(fingerprint)):
             return family.name
     return source or type(pipe).__name__

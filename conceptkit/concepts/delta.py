@@ -8,6 +8,7 @@ those of a text encoder have its name in front, "text_encoder.encoder.layers.0.s
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,10 +19,23 @@ from torch import Tensor
 
 from conceptkit.errors import ConceptError
 
-READS_TEXT = ("attn2.to_k", "attn2.to_v")
+READS_TEXT = (
+    *("attn2.to_k", "attn2.to_v"),
+    *("context_embedder", "txt_in", "cap_embedder.1", "caption_embedder.1"),
+)
 """Endings of the maps that read text features; the others of a wide delta read what the layer before made."""
-ENCODERS = ("text_encoder", "text_encoder_2")
-"""Maps of these parts of a pipeline have the part's name in front; the others are the UNet's."""
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Maps of these parts of a pipeline have the part's name in front; the others are the denoiser's."""
+
+
+UNET = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|conv_|time_embedding|add_embedding|class_embedding|encoder_hid_proj)"
+)
+
+
+def denoiser_attribute(name: str) -> str:
+    """What pipelines call the denoiser that has a map of that name: "unet" or "transformer"."""
+    return "unet" if UNET.match(name) else "transformer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,12 +258,15 @@ class Delta(Mapping[str, Factors]):
         return self.keys() == other.keys() and all(f.equal(other[name]) for name, f in self.items())
 
     def by_component(self) -> dict[str, Delta]:
-        """The delta of each part of a pipeline, "unet" or a text encoder, by the names maps have there."""
+        """The delta of each part of a pipeline, "unet", "transformer" or a text encoder, by the names maps have
+        there."""
         found: dict[str, dict[str, str]] = {}
         for name in self:
             part, _, rest = name.partition(".")
             inside = part in ENCODERS
-            found.setdefault(part if inside else "unet", {})[name] = rest if inside else name
+            found.setdefault(part if inside else denoiser_attribute(name), {})[name] = (
+                rest if inside else name
+            )
         return {part: self._renamed(names) for part, names in found.items()}
 
     def prefixed(self, part: str) -> Delta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conceptkit.data.decode import decode
 from conceptkit.data.resize import LARGEST
 from conceptkit.errors import BadPhotos
 from conceptkit.registry.paths import expanded
+from conceptkit.registry.texts import composed
 
 
 def masks_for(
@@ -18,15 +20,21 @@ def masks_for(
 ) -> tuple[Image.Image | None, ...]:
     """For each photo its mask in `folder`, a picture of the photo's name, white where the subject is.
 
-    Raises BadPhotos when the folder has none of them, or a mask is of another size than its photo or black.
+    Raises BadPhotos when the folder has none of them, a mask is of another size than its photo or black, or
+    one is that of several photos.
     """
     if folder is None:
         return ()
     root = expanded(folder)
     if not root.is_dir():
         raise BadPhotos(f"{root} is no folder; name one with a mask for each photo, of the photo's name.")
-    stems = {file.stem: file for file in sorted(root.iterdir()) if file.is_file() and file.name[0] != "."}
-    found = [_mask(stems.get(Path(n).stem), p, n) for n, p in zip(names, pictures, strict=True)]
+    files = [file for file in sorted(root.iterdir()) if file.is_file() and file.name[0] != "."]
+    stems = {composed(file.stem): file for file in files}
+    own = [composed(Path(name).stem) for name in names]
+    for stem, count in Counter(own).items():
+        if count > 1 and stem in stems:
+            raise BadPhotos(f"The mask {stems[stem]} is of {count} photos of that name; rename all but one.")
+    found = [_mask(stems.get(stem), p, n) for stem, p, n in zip(own, pictures, names, strict=True)]
     if not any(found):
         raise BadPhotos(f"{root} has a mask for none of the photos; give them the names of the photos.")
     return tuple(found)

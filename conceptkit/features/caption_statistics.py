@@ -9,10 +9,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from conceptkit.base.attention import kv_maps
 from conceptkit.base.fingerprint import features_digest
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import TextFeatures, encode
+from conceptkit.base.text_features import BEGIN, PADDING, UNREAD, WORD, TextFeatures, encode
 from conceptkit.features.captions import captions
 from conceptkit.features.closed_form import RIDGE, Factor, factor, gram
 from conceptkit.safetensors_header import KEY, read_metadata
@@ -127,10 +126,10 @@ def split(texts: list[str]) -> tuple[list[str], list[str]]:
 
 def position_weights(features: TextFeatures) -> Tensor:
     """How much each position counts in G: (n, T)."""
-    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
     weights = torch.full(features.ids.shape, WORD_WEIGHT)
-    weights[place > features.eot.unsqueeze(1)] = PADDING_WEIGHT
-    weights[:, 0] = BOS_WEIGHT
+    weights[features.roles == PADDING] = PADDING_WEIGHT
+    weights[features.roles == BEGIN] = BOS_WEIGHT
+    weights[features.roles == UNREAD] = 0.0
     return weights
 
 
@@ -139,7 +138,7 @@ def _mean(base: Base, texts: list[str], even: bool = False, batch: int = 32) -> 
     moment, total = torch.zeros(base.width, base.width, dtype=torch.float64), 0.0
     for start in range(0, len(texts), batch):
         features = encode(base.pipe, texts[start : start + batch])
-        weights = torch.ones(features.ids.shape) if even else position_weights(features)
+        weights = (features.roles != UNREAD).float() if even else position_weights(features)
         moment += float(weights.sum()) * gram(features.hidden, weights)
         total += float(weights.sum())
     return moment / total
@@ -154,11 +153,10 @@ def root(moment: Tensor) -> Tensor:
 def _audit(base: Base, texts: list[str]) -> Audit:
     """The features of each caption's words; those of its beginning and padding are much the same in all."""
     features = encode(base.pipe, texts)
-    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
-    spoken = (place > 0) & (place < features.eot.unsqueeze(1))
+    spoken = features.roles == WORD
     rows, caption = features.hidden[spoken], spoken.nonzero()[:, 0]
     squares = torch.stack(
-        [_read(linear, rows).square().sum(dim=1) for linear in kv_maps(base.unet).values()]
+        [_read(linear, rows).square().sum(dim=1) for linear in base.text_site.values()]
     ).sum(dim=0)
     sizes = torch.zeros(len(texts)).double().index_add(0, caption, squares.cpu().double()).sqrt()
     return Audit(tuple(texts), rows, caption, sizes)
@@ -166,7 +164,7 @@ def _audit(base: Base, texts: list[str]) -> Audit:
 
 def _size(base: Base, rows: Tensor) -> float:
     """||W0 Y|| over all maps, where the base is."""
-    return sum(float(_read(linear, rows).square().sum()) for linear in kv_maps(base.unet).values()) ** 0.5
+    return sum(float(_read(linear, rows).square().sum()) for linear in base.text_site.values()) ** 0.5
 
 
 def _read(linear: torch.nn.Linear, rows: Tensor) -> Tensor:

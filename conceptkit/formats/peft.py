@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import ENCODERS
 from conceptkit.formats.provenance import pack, provenance
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -19,7 +20,7 @@ def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
 
 
 def lora(concept: Concept, with_names: bool = False) -> bytes:
-    """The delta as a LoRA for `load_lora_weights`, of the UNet and of text encoders that it has maps of.
+    """The delta as a LoRA for `load_lora_weights`, of the denoiser and of text encoders that it has maps of.
 
     One rank for all maps of a part, padded with zeros, and alpha equal to it: readers that drop per-module
     alphas, as diffusers does, then still scale by 1.
@@ -42,4 +43,4 @@ def lora(concept: Concept, with_names: bool = False) -> bytes:
 
 def _written(part: str, name: str) -> str:
     """A map's name as files have it: in transformers 5 CLIP's modules lost a level, files did not."""
-    return name if part == "unet" else TEXT_MODEL + name.removeprefix(TEXT_MODEL)
+    return TEXT_MODEL + name.removeprefix(TEXT_MODEL) if part in ENCODERS else name

@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from conceptkit.base import attention, pipeline
+from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
+from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
+from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_words
 from conceptkit.concepts.concept import Concept
@@ -26,7 +28,7 @@ from conceptkit.inference.attach_request import (
 )
 from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
 from conceptkit.inference.gated_lora import gate_lora
-from conceptkit.inference.layer_check import check_layers, check_unfused, layers_of
+from conceptkit.inference.layer_check import check_layers, layers_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_length import cut_off
@@ -118,12 +120,17 @@ class Attachment:
             raise NoEffect(
                 f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
             )
-        unet = self.pipe.unet
+        denoiser, kind = denoiser_of(self.pipe), architecture_of(self.pipe)
+        if (request.masks or request.auto_regions) and kind.denoiser != "unet":
+            raise BadRegion(
+                f"Regions are of a UNet's cross-attention, and {type(denoiser).__name__} has none; leave them "
+                "out, and say in the prompt where things are"
+            )
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
             reading = _reading(self.pipe, concept, request)
             if reading:
-                undo.callback(reading.listen(unet).remove)
+                undo.callback(reading.listen(denoiser).remove)
             if changes:
                 _install(undo, self.pipe, concept, reading)
             where: Where | None = None
@@ -135,13 +142,13 @@ class Attachment:
                 from conceptkit.inference import attention_masks
 
                 where, back = (
-                    attention_masks.separate(unet, reading)
+                    attention_masks.separate(denoiser, reading)
                     if request.auto_regions
-                    else attention_masks.confine(unet, reading, request.masks)
+                    else attention_masks.confine(denoiser, reading, request.masks)
                 )
                 undo.callback(back)
             if reading and changes and (heard := rank_gates(concept)):
-                gate_lora(unet, heard, reading, where)
+                gate_lora(denoiser, heard, reading, where)
             windows = _windows(self._base, concept, request)
             if windows:
                 undo.callback(windows.open())
@@ -240,20 +247,20 @@ def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Per
 def _install(undo: ExitStack, pipe: DiffusionPipeline, concept: Concept, reading: TokenOwners | None) -> None:
     """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes."""
     delta: Delta = concept.delta
-    unet = pipe.unet
+    denoiser = denoiser_of(pipe)
     names = tuple(concept.words) or (concept.name,)
-    check_unfused(unet, list(delta), concept.name)
+    check_unfused(denoiser, list(delta), f"which {concept.name} changes")
     if reading and concept.routing:
         from conceptkit.inference.routed_attention import install_routes
 
-        maps = attention.kv_maps(unet)
+        maps = text_site(pipe)
         routed = delta.only(maps)
-        undo.callback(install_routes(unet, routed, concept.routing, reading))
-        undo.callback(check_layers(unet, {name: maps[name] for name in routed}, names))
+        undo.callback(install_routes(denoiser, routed, concept.routing, reading))
+        undo.callback(check_layers(denoiser, {name: maps[name] for name in routed}, names))
         delta = delta.without(maps)
     if delta:
         install_on(pipe, delta)
-        for owner in (unet, *(encoder for _, encoder in encoders(pipe))):
+        for owner in (denoiser, *(encoder for _, encoder in encoders(pipe))):
             undo.callback(uninstall, owner, ADAPTER)
             if layers := layers_of(owner):
                 undo.callback(unmerge, layers.values())

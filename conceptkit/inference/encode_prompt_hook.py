@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from conceptkit.base.added_tokens import Tokens
-from conceptkit.base.text_features import encoders
+from conceptkit.base.architectures import architecture_of
+from conceptkit.base.text_features import encoders, spelt_out
 from conceptkit.concepts import prompt_words
 from conceptkit.errors import ConceptError
 from conceptkit.inference.method_override import override
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+PROMPTS = tuple(f"{kind}prompt{n}" for kind in ("", "negative_") for n in ("", "_2", "_3"))
 
 
 def hook_encode_prompt(
@@ -59,17 +60,28 @@ def hook_encode_prompt(
         bound = signature.bind(attachment.pipe, *args, **kwargs)
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         _warn_unmentioned(given.get("prompt"), words)
-        spelt = {name: prompt_words.replace(text, words) for name, text in given.items()}
+        spelt = {name: written(prompt_words.replace(text, words)) for name, text in given.items()}
         bound.arguments.update(spelt)
+        if bound.arguments.get("clean_caption"):  # which takes tokens for markup
+            bound.arguments["clean_caption"] = False
         encoded = original(*bound.args[1:], **bound.kwargs)
         _warn_cut_off(given.get("prompt"), attachment, encoded)
         if apart:
             encoded = apart.encode(original, bound.arguments, encoded)
         if reading:
-            reading.note(encoded[:2], _both(spelt, encoded))
+            halves = architecture_of(attachment.pipe).halves(encoded)
+            reading.note(halves, _both(spelt, halves))
         if windows:
             windows.encode(original, bound, encoded, note_window)
         return encoded
+
+    def written(text: Any) -> Any:
+        if text is None or hasattr(attachment.pipe, "maybe_convert_prompt"):
+            return text
+        said = spelt_out(
+            attachment.pipe, encoders(attachment.pipe)[0][0], [text] if isinstance(text, str) else text
+        )
+        return said[0] if isinstance(text, str) else said
 
     def note_window(rows: Tensor, said: Sequence[str]) -> None:
         if reading:
@@ -101,15 +113,16 @@ def _both(spelt: Mapping[str, Any], encoded: Sequence[Any]) -> tuple[list[str] |
 
 
 def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """What carries concepts on a pipeline."""
-    names = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    return {name: getattr(pipe, name, None) for name in names}
+    """What carries concepts on a pipeline, whether compiled or not."""
+    names = [f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+    parts = {name: getattr(pipe, name, None) for name in (architecture_of(pipe).denoiser, *names)}
+    return {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
 
 
 def _check_parts(pipe: DiffusionPipeline, parts: Mapping[str, Any], words: Mapping[str, str]) -> None:
-    """Raises ConceptError when a part that carries concepts was replaced by another; one may be compiled."""
+    """Raises ConceptError when a part that carries concepts was replaced; compiling one is no matter."""
     for name, part in _parts(pipe).items():
-        if part is not None and getattr(part, "_orig_mod", part) is not parts[name]:
+        if part is not None and part is not parts[name]:
             raise ConceptError(
                 f"The {name} of this pipeline was replaced since {' and '.join(words) or 'concepts'} came "
                 "onto it; detach, and attach again"
@@ -127,7 +140,7 @@ def _warn_elsewhere(words: Mapping[str, str]) -> None:
 
 def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
     for text in [prompt] if isinstance(prompt, str) else prompt or []:
-        if words and not prompt_words.mentioned(text, words):
+        if text and words and not prompt_words.mentioned(text, words):
             names = ", ".join(words)
             warnings.warn(
                 f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=5
@@ -137,7 +150,7 @@ def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) 
 def _warn_cut_off(prompt: str | list[str] | None, attachment: Any, encoded: Sequence[Any]) -> None:
     """Of names behind the last position; pipelines that read on in pieces give more features."""
     length = encoders(attachment.pipe)[0][0].model_max_length
-    if encoded[0] is None or encoded[0].shape[1] > length:
+    if encoded[0] is None or len(encoded[0][0]) > length:
         return
     for text in [prompt] if isinstance(prompt, str) else prompt or []:
         for sentence in attachment.cut_off(text):

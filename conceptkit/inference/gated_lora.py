@@ -53,6 +53,9 @@ def gates(scene: UNetCall, names: Sequence[str], heard: Sequence[RankGate]) -> T
     pictures = scene.pictures if len(scene.owners) % scene.pictures == 0 else 1
     owners = scene.owners.view(-1, pictures, scene.owners.shape[1])
     said = [(owners == i).any(dim=2).any(dim=0) for i in range(len(names))]
+    if scene.before is not None:
+        earlier = scene.before.view(-1, pictures, len(names)).any(dim=0)
+        said = [mentioned | earlier[:, i] for i, mentioned in enumerate(said)]
     unread = (owners == UNKNOWN).all(dim=2).all(dim=0)
     found = []
     for voice in heard:

@@ -93,11 +93,13 @@ def draw(
 ) -> list[Image.Image]:
     """One picture of each prompt with the seed beside it; guidance and pag as for `guided`."""
     drawn: list[Image.Image] = []
+    more = base.architecture.draw_options(base.pipe)
     with guided(base, guidance, pag) as (pipe, scales):
         for start in range(0, len(prompts), batch):
             dice = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + batch]]
             told = list(prompts[start : start + batch])
-            drawn += pipe(told, num_inference_steps=steps, generator=dice, **scales).images
+            asked = base.architecture.guided(scales, len(told)) | more
+            drawn += pipe(prompt=told, num_inference_steps=steps, generator=dice, **asked).images
     return drawn
 
 

@@ -14,8 +14,6 @@ from conceptkit.errors import ConceptError
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import KVDeltaLinear
 
-FUSED = "FusedAttnProcessor"
-
 
 def check_layers(
     owner: nn.Module, layers: Mapping[str, nn.Module], names: Sequence[str]
@@ -66,18 +64,6 @@ def layers_of(owner: nn.Module) -> dict[str, nn.Module]:
         for path, layer in owner.named_modules()
         if isinstance(layer, KVDeltaLinear) and ADAPTER in layer.scaling
     }
-
-
-def check_unfused(unet: nn.Module, maps: Sequence[str], name: str) -> None:
-    """Raises ConceptError when `fuse_qkv_projections` has put others in the place of the maps."""
-    modules = dict(unet.named_modules())
-    for path in maps:
-        parent = modules.get(path.rpartition(".")[0])
-        if type(getattr(parent, "processor", None)).__name__.startswith(FUSED):
-            raise ConceptError(
-                f"fuse_qkv_projections() has put another map in the place of {path}, which {name} changes; "
-                "call unfuse_qkv_projections() first"
-            )
 
 
 def _check_state(layer: KVDeltaLinear, whose: str) -> None:

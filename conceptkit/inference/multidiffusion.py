@@ -47,6 +47,8 @@ REMEMBERED = 16
 def can_have_windows(pipe: DiffusionPipeline) -> bool:
     """Whether a pipeline begins with noise of a size that it is told, its UNet gives what it is given, and
     nothing of a picture's size is given beside: no picture to begin with or to follow, no mask, no boxes."""
+    if getattr(pipe, "unet", None) is None:
+        return False
     config = pipe.unet.config
     told = inspect.signature(pipe.prepare_latents).parameters if hasattr(pipe, "prepare_latents") else {}
     beside = [name for name in inspect.signature(type(pipe).__call__).parameters if _GIVEN.search(name)]

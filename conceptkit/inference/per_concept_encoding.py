@@ -73,10 +73,10 @@ class PerConceptEncoding:
     def _places(self, pieces: Sequence[Piece]) -> tuple[list[int], list[int]] | None:
         """How many tokens each piece has as it is and with the class noun; None where they do not add up to
         those of the prompt, because it is cut off at the end."""
-        counts = {text: len(spell(self._pipe, text)) for p in pieces for text in (p.text, p.plain)}
+        counts = {text: len(spell(self._pipe, text)[0]) for p in pieces for text in (p.text, p.plain)}
         room = encoders(self._pipe)[0][0].model_max_length - 2
         own, plain = ([counts[text] for text in said] for said in _both(pieces))
-        whole = len(spell(self._pipe, "".join(p.text for p in pieces)))
+        whole = len(spell(self._pipe, "".join(p.text for p in pieces))[0])
         return (own, plain) if sum(own) == whole <= room else None
 
 

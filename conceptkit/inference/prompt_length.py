@@ -27,7 +27,7 @@ def cut_off(
     said = prompt_words.mentioned(prompt, words)
     read: set[str] = set()
     for part in parts or (prompt,) if said else ():
-        ids = token_ids(pipe, tokenizer, [prompt_words.replace(part, words)])
+        ids = token_ids(pipe, [prompt_words.replace(part, words)])
         for name in said - read:
             tokens = prompt_words.TOKEN.findall(words[name]) or [words[name]]
             if all(positions(ids, spell(pipe, token)).any() for token in tokens):

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conceptkit.base.architectures import architecture_of_denoiser
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.routing import Routing
 from conceptkit.errors import BaseMismatch
-from conceptkit.inference.token_owners import END, TokenOwners, UNetCall
+from conceptkit.inference.token_owners import END, NOWHERE, TokenOwners, UNetCall
 
 
 def install_routes(
@@ -21,7 +22,7 @@ def install_routes(
     Positions that belong to no concept, and prompts that name none, read the base alone.
     Raises BaseMismatch when a map is missing or has another shape.
     """
-    modules = dict(unet.named_modules())
+    modules, kind = dict(unet.named_modules()), architecture_of_denoiser(unet)
     ranks = torch.tensor(routing.ranks)
     whose = torch.repeat_interleave(torch.arange(len(ranks)), ranks)
     part_of = torch.tensor([routing.part_of[name] for name in reading.names])
@@ -40,7 +41,7 @@ def install_routes(
         def route(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
             x = args[0]
             gate = gates(reading.scene, part_of.to(x.device), len(ranks), routing.padding_delta)
-            gate = gate[:, :, whose.to(x.device)].to(x)
+            gate = kind.at_site(gate[:, :, whose.to(x.device)].to(x), reading.scene.owners != NOWHERE)
             added = F.linear(F.linear(x, at(of_down, down, x)) * gate, at(name, up, x))
             return y + (added if reading.scene.scale == 1 else reading.scene.scale * added)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from conceptkit.base.architectures import denoiser_of
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import ConceptError
 from conceptkit.inference.method_override import override
@@ -25,6 +26,6 @@ def refuse_saving(pipe: DiffusionPipeline, names: Sequence[str]) -> Callable[[],
         )
 
     with ExitStack() as undo:
-        for thing in (pipe, pipe.unet, *(encoder for _, encoder in encoders(pipe))):
+        for thing in (pipe, denoiser_of(pipe), *(encoder for _, encoder in encoders(pipe))):
             undo.callback(override(thing, "save_pretrained", refused))
         return undo.pop_all().close

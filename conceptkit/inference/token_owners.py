@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from conceptkit.base.text_features import encoders, positions, spell, token_ids
+from conceptkit.base.architectures import architecture_of
+from conceptkit.base.architectures.architecture import Call
+from conceptkit.base.text_features import BEGIN, WORD, positions, roles, spell, token_ids
 from conceptkit.errors import ConceptError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-OTHER, END, UNKNOWN = -1, -2, -3
+OTHER, END, UNKNOWN, NOWHERE = -1, -2, -3, -4
 """Owners of positions that are no concept's: words and the beginning; end of text and padding; those of
-prompts that were encoded elsewhere."""
+prompts that were encoded elsewhere; none at all, where another row of the batch is longer."""
 ROUNDED = 5e-3
 """How far features may be from remembered ones, by their length: bfloat16 and back is 2e-3 away."""
 REMEMBERED = 32
@@ -40,6 +43,7 @@ class UNetCall:
     the row's prompt names each concept. size: height and width of the latents. key: which drawing of which
     prompts this is. step: how many calls about it came before. pictures: how many are drawn; the rows of each
     half of guidance are these, in order. scale: of what concepts add, as `cross_attention_kwargs` gives it.
+    before: `mentioned` of the call before, where that was the other half of guidance.
     """
 
     owners: Tensor
@@ -49,6 +53,7 @@ class UNetCall:
     step: int
     pictures: int = 1
     scale: float = 1.0
+    before: Tensor | None = None
 
 
 class TokenOwners:
@@ -76,6 +81,7 @@ class TokenOwners:
         """Remember `encode_prompt`'s features (n k, T, d) of each list of n prompts, k pictures of each."""
         self._drawings += 1
         self._here.drawing, self._here.steps, self._here.last = self._drawings, {}, None
+        self._here.half = None
         self._here.pictures = next((len(hidden) for hidden in encoded if hidden is not None), 1)
         while len(self._known) > REMEMBERED:
             self._known.pop()
@@ -91,37 +97,46 @@ class TokenOwners:
         for row, owner in zip(hidden[::pictures], owners, strict=True):
             if self._known_as(row) is None:
                 self._count += 1
-                self._known.appendleft((self._count, row.detach().clone(), owner))
+                self._known.appendleft((self._count, row.detach().clone(), owner[: len(row)]))
 
     def owners(self, prompts: Sequence[str]) -> Tensor:
         """(n, T) for prompts as they are encoded, tokens written out."""
-        tokenizer = encoders(self._pipe)[0][0]
-        ids = token_ids(self._pipe, tokenizer, prompts)
-        ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-        place = torch.arange(ids.shape[1]).expand_as(ids)
-        owner = torch.where(place >= ends.unsqueeze(1), END, OTHER)
+        ids = token_ids(self._pipe, prompts)
+        role = roles(self._pipe, ids)
+        owner = torch.where((role == WORD) | (role == BEGIN), OTHER, END)
         for i, spelt in enumerate(self._spelt):
             for word in spelt:
                 owner[positions(ids, word)] = i
         return owner
 
-    def listen(self, unet: nn.Module) -> Any:
-        """Look at every call of the UNet; the handle takes the hook off again."""
+    def listen(self, denoiser: nn.Module) -> Any:
+        """Look at every call of the denoiser; the handle takes the hook off again."""
+        kind = architecture_of(self._pipe)
 
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = kwargs["encoder_hidden_states"] if len(args) < 3 else args[2]
-            sample = args[0] if args else kwargs["sample"]
-            beside = kwargs.get("cross_attention_kwargs") or {}
-            scene = self._scene(hidden, tuple(sample.shape[-2:]))
-            self._here.scene = replace(scene, scale=float(beside.get("scale", 1.0)))
+            call = kind.read_call(args, kwargs)
+            scene = self._scene(call.hidden, call.size)
+            self._here.scene = replace(scene, scale=call.scale, before=self._other_half(call, scene))
 
-        return unet.register_forward_pre_hook(look, with_kwargs=True)
+        return denoiser.register_forward_pre_hook(look, with_kwargs=True)
 
-    def _scene(self, hidden: Tensor, size: tuple[int, int]) -> UNetCall:
+    def _other_half(self, call: Call, scene: UNetCall) -> Tensor | None:
+        """What the prompts of the same pictures mention, at the call without a prompt that follows theirs."""
+        last, mentioned = getattr(self._here, "half", None), scene.mentioned
+        if call.time is None:
+            return None
+        if last is not None and last[0] == call.time and last[1].shape == mentioned.shape:
+            self._here.half = None
+            found: Tensor = last[1]
+            return found
+        self._here.half = (call.time, mentioned)
+        return None
+
+    def _scene(self, hidden: Any, size: tuple[int, int]) -> UNetCall:
         last = getattr(self._here, "last", None)
         if last is None or last[0] is not hidden:
             found = [self._find(row) for row in hidden]
-            owners = torch.stack([owner for _, owner in found])
+            owners = pad_sequence([owner for _, owner in found], batch_first=True, padding_value=NOWHERE)
             mentioned = torch.stack([(owners == i).any(dim=1) for i in range(len(self.names))], dim=1)
             drawing = getattr(self._here, "drawing", 0)
             last = (hidden, (drawing, *(key for key, _ in found)), owners, mentioned)
@@ -130,7 +145,8 @@ class TokenOwners:
         steps = self._here.__dict__.setdefault("steps", {})
         step = steps[key] = steps.get(key, -1) + 1
         pictures = getattr(self._here, "pictures", 1)
-        return UNetCall(owners.to(hidden.device), mentioned.to(hidden.device), size, key, step, pictures)
+        device = hidden[0].device
+        return UNetCall(owners.to(device), mentioned.to(device), size, key, step, pictures)
 
     def _find(self, row: Tensor) -> tuple[int, Tensor]:
         if (found := self._known_as(row)) is not None:

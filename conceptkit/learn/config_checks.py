@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
+from conceptkit.base.attention import kv_maps
+from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import encoders
@@ -18,7 +20,6 @@ from conceptkit.learn.target_modules import UNET
 from conceptkit.learn.train_config import CHOICES, RATES, TrainConfig
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import carrier
-from conceptkit.tuners.targets import READS_TEXT
 
 LEAST = {
     "train_batch_size": 1,
@@ -38,6 +39,8 @@ LEAST = {
     "class_noun_rows": 0,
     "gated_lora_rank": 0,
 }
+LAYERWISE_CASTING = "layerwise_casting"
+"""What diffusers calls the hook of layers that are kept in less precision."""
 MAY_BE_ZERO = ("key_learning_rate",)
 """Rates of which 0 stands for another one."""
 WEIGHTS = (
@@ -56,6 +59,7 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     check_numbers(recipe)
     _check_together(recipe, adapter)
     mixed_precision.check(base.device, recipe)
+    _check_precision(base)
     schedule_of(base.pipe.scheduler)
     present = getattr(base.pipe.encode_prompt, "attachment", None)
     if present is not None and present.attached:
@@ -166,16 +170,29 @@ def _check_subject(subject: Subject, recipe: TrainConfig) -> None:
         )
 
 
+def _check_precision(base: Base) -> None:
+    """Gradients need the weights as they were in the forward pass; diffusers puts such layers away again."""
+    for part in (base.denoiser, *(encoder for _, encoder in encoders(base.pipe))):
+        for name, module in part.named_modules():
+            hooks = getattr(module, "_diffusers_hook", None)
+            if hooks is not None and hooks.get_hook(LAYERWISE_CASTING) is not None:
+                raise BadBase(
+                    f"{base.name} keeps {name} in less precision than it computes in, as "
+                    "enable_layerwise_casting() does it, and cannot learn through that; load it without"
+                )
+
+
 def _check_layers(base: Base, recipe: TrainConfig, adapter: Adapter) -> None:
     """The maps that will learn are free, and large enough for the rank."""
     if not recipe.max_train_steps:
         return
-    if ADAPTER in getattr(base.unet, "peft_config", {}):
+    if ADAPTER in getattr(base.denoiser, "peft_config", {}):
         raise ConceptError(f"This UNet already carries {ADAPTER!r}; take it off before anything is learned")
+    check_unfused(base.denoiser, list(kv_maps(base.denoiser)), "which learns")
     for part, target in adapter.target_modules(base, recipe).items():
         for name, module in target.maps.items():
             carrier(name, module)
-            reads_text = part == UNET and READS_TEXT.search(name)
+            reads_text = part == UNET and base.architecture.reads_text(name)
             rank, most = recipe.rank if reads_text else target.rank, min(module.weight.shape)
             if rank > most:
                 raise BadRecipe(f"Rank {rank} is larger than {name}, which has {most}; give at most {most}")

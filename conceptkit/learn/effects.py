@@ -24,7 +24,7 @@ def check_prompts(base: Base, subjects: Sequence[Subject], datasets: Sequence[La
     """Raises BadPhotos where a prompt has lost the subject's token behind the last position that is read."""
     tokenizer = encoders(base.pipe)[0][0]
     for subject, dataset in zip(subjects, datasets, strict=True):
-        ids = token_ids(base.pipe, tokenizer, dataset.prompts)
+        ids = token_ids(base.pipe, dataset.prompts)
         seen = positions(ids, spell(base.pipe, subject.token)).any(dim=1)
         for text, there in zip(dataset.prompts, seen.tolist(), strict=True):
             if not there:

@@ -36,9 +36,9 @@ def gradient_checkpointing(base: Base, recipe: TrainConfig) -> Iterator[None]:
     if not recipe.gradient_checkpointing:
         yield
         return
-    kept = [(module, dict(vars(module))) for module in base.unet.modules()]
+    kept = [(module, dict(vars(module))) for module in base.denoiser.modules()]
     try:
-        base.unet.enable_gradient_checkpointing()
+        base.denoiser.enable_gradient_checkpointing()
         yield
     finally:
         for module, before in kept:

@@ -64,7 +64,7 @@ class LatentDataset:
 
 def picture_size(base: Base) -> int:
     """Pixels on a side of what the base draws."""
-    return int(base.unet.config.sample_size) * int(base.pipe.vae_scale_factor)
+    return base.architecture.picture_size(base.pipe)
 
 
 def latent_dataset(
@@ -211,8 +211,6 @@ def _prompt(prefix: str, context: str, words: str, auto_caption: str) -> str:
 
 @torch.no_grad()
 def encode(base: Base, pixels: Tensor, batch: int = 8) -> Tensor:
-    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's UNet reads them."""
-    vae = base.pipe.vae
-    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in pixels.split(batch)]
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return ((torch.cat(parts).float() - shift) * vae.config.scaling_factor).to(base.device)
+    """Latent means of pictures (n, 3, h, w) in [-1, 1], scaled and shifted as the base's denoiser reads them."""
+    parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
+    return torch.cat(parts).to(base.device)

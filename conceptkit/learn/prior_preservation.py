@@ -148,7 +148,7 @@ def weights_digest(base: Base) -> str:
     for a relative; what it draws is another matter.
     """
     digest = hashlib.sha256()
-    for module in (base.unet, *(encoder for _, encoder in encoders(base.pipe))):
+    for module in (base.denoiser, *(encoder for _, encoder in encoders(base.pipe))):
         for name, tensor in module.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
@@ -171,12 +171,13 @@ def _draw(
         chunk = list(prompts[start : start + BATCH])
         seeds = [int(np.random.default_rng((7, start + k)).integers(2**31)) for k in range(len(chunk))]
         result = base.pipe(
-            chunk,
+            prompt=chunk,
             num_inference_steps=recipe.class_image_steps,
-            guidance_scale=recipe.class_image_guidance_scale,
+            **base.architecture.guided({"guidance_scale": recipe.class_image_guidance_scale}, len(chunk)),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="latent",
+            **base.architecture.draw_options(base.pipe),
         )
-        drawn.append(result.images.float().cpu())
+        drawn.append(base.architecture.drawn_latents(base.pipe, result.images).float().cpu())
         progress(min(start + BATCH, len(prompts)), len(prompts))
     return torch.cat(drawn)

@@ -8,7 +8,7 @@ from typing import Any
 
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.delta import ENCODERS
-from conceptkit.tuners.targets import find
+from conceptkit.tuners.targets import TEXT_ENCODER, find
 
 UNET = ""
 """The UNet as a part of a delta: its maps have plain names, those of a text encoder its name in front."""
@@ -26,11 +26,13 @@ class TargetMaps:
 
 
 def unet_maps(base: Base, preset: str, rank: int) -> dict[str, TargetMaps]:
-    """The maps of the UNet in a preset of `tuners.targets`, under the name of the UNet."""
-    return {UNET: TargetMaps(find(base.unet, preset), rank)}
+    """The denoiser's maps in a preset of its architecture, under the name of the denoiser."""
+    return {UNET: TargetMaps(find(base.denoiser, base.architecture.presets[preset]), rank)}
 
 
 def text_encoder_maps(base: Base, rank: int) -> dict[str, TargetMaps]:
     """The maps of the text encoders' attention, by the encoders' names; {} at rank 0."""
-    present = {part: getattr(base.pipe, part, None) for part in ENCODERS if rank}
-    return {part: TargetMaps(find(one, "text"), rank) for part, one in present.items() if one is not None}
+    parts = [part for part in ENCODERS if part in base.architecture.lora_encoders] if rank else []
+    present = {part: getattr(base.pipe, part, None) for part in parts}
+    maps = {part: find(one, TEXT_ENCODER) for part, one in present.items() if one is not None}
+    return {part: TargetMaps(found, rank) for part, found in maps.items() if found}

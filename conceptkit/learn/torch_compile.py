@@ -25,13 +25,13 @@ def compiles(base: Base, recipe: TrainConfig) -> bool:
 @contextlib.contextmanager
 def compiled(base: Base, recipe: TrainConfig) -> Iterator[None]:
     """The UNet goes through torch.compile, if the recipe says so and the device is one it helps on."""
-    own = vars(base.unet)
+    own = vars(base.denoiser)
     if not compiles(base, recipe):
         yield
         return
     before = {name: own[name] for name in ("_compiled_call_impl",) if name in own}
     try:
-        base.unet.compile()
+        base.denoiser.compile()
         yield
     finally:
         own.pop("_compiled_call_impl", None)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from conceptkit.base.attention import kv_maps
 from conceptkit.base.pipeline import Base
+from conceptkit.base.text_features import has_beginning
 from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.learn import losses
 from conceptkit.learn.target_modules import TargetMaps
@@ -24,7 +24,6 @@ from conceptkit.learn.train_config import TrainConfig
 from conceptkit.rng import hash_of
 from conceptkit.tuners.inject import ADAPTER, install, read_delta, uninstall
 from conceptkit.tuners.kv_delta import KVDeltaLinear
-from conceptkit.tuners.targets import READS_TEXT
 
 UP, FULL, DOWN = (f"kv_delta_{kind}.{ADAPTER}" for kind in ("up", "weight", "down"))
 
@@ -64,7 +63,9 @@ class TrainableDelta:
 
     def leak(self, moment: Tensor) -> Tensor:
         """||D Y||^2 over features Y with this second moment (d, d), of all maps that read text; a scalar."""
-        reading = [layer for name, layer in layers(self.base.unet) if READS_TEXT.search(name)]
+        reading = [
+            layer for name, layer in layers(self.base.denoiser) if self.base.architecture.reads_text(name)
+        ]
         if self.down is not None:
             return losses.leak(torch.cat([layer.ups[ADAPTER] for layer in reading]), self.down, moment)
         if all(layer.factors(ADAPTER).down is None for layer in reading):
@@ -87,8 +88,12 @@ def inject(
         modules: dict[str, nn.Module] = {}
         groups: list[ParameterGroup] = []
         for part, target in targets.items():
-            module = getattr(base.pipe, part) if part else base.unet
-            keyed = {name for name in target.maps if down is not None and READS_TEXT.search(name)}
+            module = getattr(base.pipe, part) if part else base.denoiser
+            keyed = {
+                name
+                for name in target.maps
+                if down is not None and not part and base.architecture.reads_text(name)
+            }
             begun = {
                 name: init_factors(name, map.weight.shape, target.rank, down if name in keyed else None, seed)
                 for name, map in target.maps.items()
@@ -97,8 +102,8 @@ def inject(
             undo.callback(uninstall, module, ADAPTER)
             groups += _by_rate(module, keyed, recipe, bool(target.rank or keyed))
             modules[part] = module
-        if recipe.detach_bos:
-            undo.enter_context(_detached_bos(base.unet))
+        if recipe.detach_bos and has_beginning(base.pipe):
+            undo.enter_context(_detached_bos(base))
         yield TrainableDelta(base, recipe, modules, groups, down)
 
 
@@ -135,7 +140,7 @@ def _by_rate(
 
 def ordinary(base: Base, moment: Tensor) -> float:
     """||W0 Y||^2 of the base's own maps over text features with this second moment."""
-    return sum(float(((w.weight.float() @ moment) * w.weight).sum()) for w in kv_maps(base.unet).values())
+    return sum(float(((w.weight.float() @ moment) * w.weight).sum()) for w in base.text_site.values())
 
 
 def init_factors(name: str, shape: Any, rank: int, down: Tensor | None, seed: int) -> Factors:
@@ -159,14 +164,14 @@ def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:
 
 
 @contextmanager
-def _detached_bos(unet: nn.Module) -> Iterator[None]:
+def _detached_bos(base: Base) -> Iterator[None]:
     """Keys and values at the first position are used, but nothing is learned from them."""
 
     def without(_: nn.Module, __: Any, made: Tensor) -> Tensor:
         return torch.cat([made[:, :1].detach(), made[:, 1:]], dim=1)
 
     with ExitStack() as undo:
-        for name, layer in layers(unet):
-            if READS_TEXT.search(name):
+        for name, layer in layers(base.denoiser):
+            if base.architecture.reads_text(name):
                 undo.callback(layer.register_forward_hook(without).remove)
         yield

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.pipeline import Base
+from conceptkit.base.text_features import END, PADDING
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features import caption_statistics, concept_rows, prompt_templates
@@ -103,8 +104,7 @@ def prepare(
 def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics) -> Prepared:
     rows = constraint_rows(concept, base, ordinary.factor)
     features, own = word_features(concept, base, "held-out")
-    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
-    end = (place >= features.eot.unsqueeze(1)) & ~own
+    end = ((features.roles == END) | (features.roles == PADDING)) & ~own
     delta = Delta({name: concept.delta[name] for name in base.sizes if name in concept.delta})
     seen = _seen(concept, base, ordinary, rows)
     chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))

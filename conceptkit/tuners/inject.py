@@ -14,6 +14,7 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from conceptkit.base.adapters import ADAPTER
+from conceptkit.base.architectures import denoiser_of
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
@@ -44,7 +45,8 @@ def install_on(pipe: DiffusionPipeline, delta: Maps, adapter_name: str = ADAPTER
 
 def uninstall_from(pipe: DiffusionPipeline, adapter_name: str | None = None) -> None:
     """Take an adapter off every part of a pipeline, or all of them."""
-    for place in ("unet", *ENCODERS):
+    uninstall(denoiser_of(pipe), adapter_name)
+    for place in ENCODERS:
         if (module := getattr(pipe, place, None)) is not None:
             uninstall(module, adapter_name)
 

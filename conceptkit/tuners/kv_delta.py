@@ -76,6 +76,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True  # diffusers turns it off, and on, where it casts layers itself
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
         self._merged: tuple[Tensor, Tensor] | None = None  # the map before and after
@@ -142,7 +143,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name in self.scaling:
                 *up, first = self._parameters_of(name)
-                added = F.linear(self._cast_input_dtype(x, first.dtype), first)
+                added = F.linear(x.to(first.dtype), first)
                 if name in self.gates:
                     added = added * self.gates[name](added)
                 for factor in up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +13,20 @@ import numpy as np
 from conceptkit import storybook
 from conceptkit.base import pipeline as bases
 from conceptkit.data import photos, resize
+from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics, scorers
 from conceptkit.evaluate.scorer_table import load_scorer
+from conceptkit.files import check_folder
 from conceptkit.inference.generate import STEPS, draw_with
 from conceptkit.merging import compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
-from conceptkit.pictures.png_metadata import save_png
+from conceptkit.pictures.png_metadata import read_metadata, save_png
 from conceptkit.registry.store import Registry
 from conceptkit.workflows import add
 
 Tick = Callable[[int, int, str], None]
 
+SHEET = "contact_sheet.png"
 DISTRACTORS = 20
 SEEDS = 2  # pictures of each prompt, with the seeds 0, 1, ...: none is chosen
 
@@ -119,7 +123,11 @@ HEAD = [
 
 
 def run(out: Path, tick: Tick) -> Path:
-    """Learn, compose and draw; writes `out/contact_sheet.png` and pictures beside it, returns the sheet."""
+    """Learn, compose and draw; writes `out/contact_sheet.png` and pictures beside it, returns the sheet.
+
+    Raises ConceptError, before anything is learned, where a file of that name is none of this function's.
+    """
+    _check_sheet(out / SHEET)
     base = bases.load()
     judge = load_scorer("subject")
     rows: list[Row] = []
@@ -160,7 +168,22 @@ def run(out: Path, tick: Tick) -> Path:
         per_line=8,
         enlarge="lanczos",
     )
-    return save_png(page, out / "contact_sheet.png", concepts=names, prompts=list(TOGETHER), steps=STEPS)
+    return save_png(page, out / SHEET, concepts=names, prompts=list(TOGETHER), steps=STEPS)
+
+
+def _check_sheet(file: Path) -> None:
+    """The sheet of an earlier run is drawn anew; whatever else has its name is somebody's."""
+    check_folder(file.parent)
+    if not os.path.lexists(file):
+        return
+    try:
+        ours = file.is_file() and read_metadata(file).get("prompts") == list(TOGETHER)
+    except ConceptError:
+        ours = False
+    if not ours:
+        raise ConceptError(
+            f"{file} is there already, and no sheet of this command; name another folder by --out"
+        )
 
 
 def _part_of(tick: Tick, number: int) -> Tick:

@@ -41,10 +41,8 @@ class Filters:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and value is not False:
-                text = composed(value) if isinstance(value, str) else value
-                if field.name in ("since", "until"):
-                    text = _midnight(value, field.name == "until")
-                parts.append((_CONDITIONS[field.name], [text] if "?" in _CONDITIONS[field.name] else []))
+                condition = _CONDITIONS[field.name]
+                parts.append((condition, [_given(field.name, value)] if "?" in condition else []))
         return " and ".join(part for part, _ in parts) or "1", [
             value for _, values in parts for value in values
         ]
@@ -77,6 +75,8 @@ _NUMBERS = {
     "method": (f"{_HEADS_OF}.method = ?", "select 1 from versions where method = ?"),
 }
 """By filter: the numbers of the names that pass it, and as many rows as those are at most."""
+_RANGES = (("min_size", "max_size"), ("since", "until"))
+"""Filters that bound a column from below and from above."""
 _BOTH = "select rowid as id from texts_fts where texts_fts match ?"
 
 
@@ -103,11 +103,12 @@ def page(
 
 def _few(registry: Registry, filters: Filters) -> tuple[str, list[Any]] | None:
     """SELECT of the numbers of all names that can pass, with its values, where those are few; or None."""
-    choices: list[tuple[str, str, list[Any]]] = []
+    choices = _ranges(filters)
     for name, (numbers, rows) in _NUMBERS.items():
-        if value := getattr(filters, name):
-            choices.append((numbers, rows, [composed(value)] if "?" in numbers else []))
-    if not (filters.tag or filters.favourite or len(choices) > 1):
+        value = getattr(filters, name)
+        if value is not None and value is not False:
+            choices.append((numbers, rows, [_given(name, value)] if "?" in numbers else []))
+    if len(choices) == 1 and (filters.base or filters.noun or filters.method):
         return None  # an index has them in order
     if filters.noun and filters.tag:
         words = [composed(text).replace('"', '""') for text in (filters.noun, filters.tag)]
@@ -119,6 +120,21 @@ def _few(registry: Registry, filters: Filters) -> tuple[str, list[Any]] | None:
         if registry.index.query(count, values)[0][0] <= FEW:
             return numbers, values
     return None
+
+
+def _ranges(filters: Filters) -> list[tuple[str, str, list[Any]]]:
+    """The same as `_NUMBERS` for sizes and days, whatever bounds them on both sides, with the values."""
+    choices = []
+    for names in _RANGES:
+        bounds = [name for name in names if getattr(filters, name) is not None]
+        if bounds:
+            few = " and ".join(f"few_{_CONDITIONS[name]}" for name in bounds)
+            rows = " and ".join(_CONDITIONS[name].removeprefix("v.") for name in bounds)
+            values = [_given(name, getattr(filters, name)) for name in bounds]
+            choices.append(
+                (f"{_HEADS_OF.removesuffix('few_v')}{few}", f"select 1 from versions where {rows}", values)
+            )
+    return choices
 
 
 def search(registry: Registry, words: str, filters: Filters = ANY, *, limit: int = PAGE) -> list[Entry]:
@@ -166,10 +182,24 @@ def labels(registry: Registry, entries: Sequence[Entry]) -> dict[str, dict[str, 
     return found
 
 
+def _given(field: str, value: Any) -> Any:
+    """The value of a filter as the index has such values."""
+    if field in ("since", "until"):
+        return _midnight(value, field == "until")
+    return composed(value) if isinstance(value, str) else value
+
+
 def _midnight(text: str, after: bool) -> str:
-    """The moment at which a day begins here, or ends (`after`), as the index has moments: in UTC."""
+    """The moment at which a day begins here, or ends (`after`), as the index has moments: in UTC.
+
+    What lies before the first moment that there is, or after the last, is that one.
+    """
     try:
-        day = date.fromisoformat(text) + timedelta(days=after)
-        return datetime.combine(day, time()).astimezone(UTC).isoformat(timespec="microseconds")
-    except (ValueError, OverflowError, OSError):
+        day = date.fromisoformat(text)
+    except ValueError:
         raise ConceptError(f"{text[:80]!r} is no date: write it as in '2026-01-31'.") from None
+    try:
+        moment = datetime.combine(day + timedelta(days=after), time()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        moment = (datetime.min if day.year < datetime.max.year // 2 else datetime.max).replace(tzinfo=UTC)
+    return moment.isoformat(timespec="microseconds")

@@ -9,7 +9,8 @@ import hashlib
 import json
 import sqlite3
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -80,6 +81,7 @@ def receive(
     *,
     origin: str | None = None,
     take: bool = False,
+    twins: Container[str] = (),
 ) -> list[ImportResult]:
     """Add what is not here yet, with its preview, tags and notes: all of it or nothing, in one moment.
 
@@ -87,15 +89,15 @@ def receive(
     exactly these. A name that is new here means the last parcel of that name. So does a name that has only
     ever meant what came from that origin. Any other name is somebody else's, mostly the user's own, and goes
     on meaning what it means, whatever dates they wrote; with `take` it means the last parcel too.
+    A name that differs from one here by case alone goes onto that one, unless there are several such names
+    where it comes from: in these parcels, or among `twins`. Each of those is a name of its own.
 
     Raises BadBlob, BadName and ConceptError for a parcel that is not what it should be.
     """
     checked = _check_all(parcels)
     origin = origin or _unsigned(digest for digest, _ in checked)
     with atomic_files.turn(registry.home):
-        names = [registry.spelled(parcel.name) for parcel in parcels]
-        first = {name.lower(): name for name in reversed(names)}
-        names = [first[name.lower()] for name in names]
+        names = _names_here(registry, parcels, twins)
         here = {name: registry.versions(name) if registry.has(name) else [] for name in set(names)}
         news: dict[int, New] = {}
         known = {name: {entry.hash for entry in entries} for name, entries in here.items()}
@@ -134,6 +136,13 @@ def receive(
             left_out = name not in theirs and bool(parcel.tags or parcel.notes)
             arrivals.append(ImportResult(entry, new, new and bool(here[name]), points, left_out))
     return arrivals
+
+
+def _names_here(registry: Registry, parcels: Sequence[IncomingConcept], twins: Container[str]) -> list[str]:
+    """What each parcel is called here."""
+    alike = Counter(name.lower() for name in {parcel.name for parcel in parcels})
+    own = {name for parcel in parcels if alike[(name := parcel.name).lower()] > 1 or name in twins}
+    return [parcel.name if parcel.name in own else registry.spelled(parcel.name) for parcel in parcels]
 
 
 def _said(parcels: Iterable[IncomingConcept]) -> tuple[Iterable[str], Iterable[str]]:

@@ -46,23 +46,30 @@ class Known:
     notes: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> "Known":
-        """Raises ConceptError when they tell more than one name can have."""
-        known = cls()
+    def by_name(cls, records: Iterable[Record]) -> "dict[str, Known]":
+        """What records tell of each name. Raises ConceptError when they tell more than one name can have."""
+        known: dict[str, Known] = {}
         for record in records:
-            known.tags |= dict.fromkeys(record.tags)
-            known.notes |= dict.fromkeys(record.notes)
-            if len(known.tags) + len(known.notes) > labels.MOST:
-                raise ConceptError(f"its records have over {labels.MOST:,} tags and notes; push it again.")
-            bare = replace(record, tags=(), notes=())
-            known.oldest[record.hash] = min(known.oldest.get(record.hash, bare), bare, key=moment)
-            if record.preview:
-                known.previews.setdefault(record.hash, record.preview)
+            known.setdefault(record.name, cls()).add(record)
         return known
+
+    def add(self, record: Record) -> None:
+        """Count one more record in. Raises ConceptError when it is one too many."""
+        self.tags |= dict.fromkeys(record.tags)
+        self.notes |= dict.fromkeys(record.notes)
+        if len(self.tags) + len(self.notes) > labels.MOST:
+            raise ConceptError(f"its records have over {labels.MOST:,} tags and notes; push it again.")
+        bare = replace(record, tags=(), notes=())
+        self.oldest[record.hash] = min(self.oldest.get(record.hash, bare), bare, key=moment)
+        if record.preview:
+            self.previews.setdefault(record.hash, record.preview)
 
 
 def parse_record(data: bytes, name: str) -> Record:
-    """The record in these bytes, if it is one of `name`. Raises ConceptError."""
+    """The record in these bytes, if it is one of `name` or of its twin in another case. Raises ConceptError.
+
+    Where a disk folds case, both lie in one folder.
+    """
     try:
         value = concept_validation.strict_json(data.decode("ascii"))
         form = value.pop("format")

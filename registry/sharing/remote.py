@@ -12,11 +12,12 @@ lose each other's, and nothing has to be believed:
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from conceptkit.registry.errors import BadRemote, ConceptError
@@ -31,6 +32,8 @@ CHUNK = 8 << 20
 LONGEST_RECORD = 1 << 20
 MOST_RECORDS = 1_000_000
 """Of a whole remote that lists all its files at once."""
+MOST_NAMES = 1_000_000
+"""Of a whole remote whose folders are listed one by one."""
 MOST_RECORDS_OF_A_NAME = 50_000
 LONGEST_RECORDS = 256 << 20
 """Bytes of all records of a name."""
@@ -41,6 +44,11 @@ ABANDONED_AFTER = timedelta(days=1)
 
 
 _UNFINISHED = re.compile(r"[0-9a-f]{24}")
+
+
+def fold(name: str) -> tuple[str, str]:
+    """A key that puts names which differ by case alone side by side."""
+    return name.lower(), name
 
 
 @dataclass(frozen=True)
@@ -86,30 +94,32 @@ class Remote:
 
     def records(self, name: str) -> list[File]:
         """The records of a name; none when it is not there. Raises ConceptError for too many of them."""
-        return self._bounded(name, self._files(f"concepts/{check_name(name)}", flat=False))
+        return self.bounded(name, self._files(f"concepts/{check_name(name)}", flat=False))
 
     def has(self, name: str) -> bool:
         """Whether there is any record of a name."""
         return bool(self._files(f"concepts/{check_name(name)}", flat=False))
 
-    def all_records(self) -> dict[str, Callable[[], list[File]]]:
-        """What gives the records of every name. What is not named like a record is passed over.
-
-        Where all files are listed at once they are at hand; elsewhere one name's are listed at a time.
-        """
-        found: dict[str, Callable[[], list[File]]] = {}
-        if self.place.kind.flat:
-            files: dict[str, list[File]] = {}
-            for file in self._files("concepts", flat=True):
-                files.setdefault(file.path.split("/")[1], []).append(file)
-            return {name: partial(self._bounded, name, some) for name, some in files.items()}
-        for entry in self._list("concepts"):
-            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            if entry["type"] == "directory" and _is_name(name):
-                found[name] = partial(self.records, name)
+    def all_records(self) -> dict[str, list[File]]:
+        """The records of every name, where a remote lists all files at once; what is none is passed over."""
+        found: dict[str, list[File]] = {}
+        for file in self._files("concepts", flat=True):
+            found.setdefault(file.path.split("/")[1], []).append(file)
         return found
 
-    def _bounded(self, name: str, files: list[File]) -> list[File]:
+    def names(self) -> list[str]:
+        """Every name that there may be records of, twins of case side by side. BadRemote for too many."""
+        found: list[str] = []
+        for entry in self._entries("concepts"):
+            if entry.folder and _is_name(entry.name):
+                found.append(entry.name)
+            if len(found) > MOST_NAMES:
+                raise BadRemote(
+                    f"The remote {self.name!r} holds over {MOST_NAMES:,} names: pull names one by one."
+                )
+        return sorted(found, key=fold)
+
+    def bounded(self, name: str, files: list[File]) -> list[File]:
         """The records of a name; ConceptError when they are more than one can bear."""
         size = sum(file.size for file in files)
         if len(files) > MOST_RECORDS_OF_A_NAME or size > LONGEST_RECORDS:
@@ -188,19 +198,17 @@ class Remote:
         """Delete what pushes that were killed over a day ago have left behind."""
         if not self.place.kind.renames or not self._own_folder("incoming"):
             return
-        for entry in self._list("incoming"):
-            name = str(entry["name"]).rpartition("/")[2]
-            if entry["type"] != "file" or entry.get("islink") or not _UNFINISHED.fullmatch(name):
+        for entry in self._entries("incoming"):
+            if not entry.plain or not _UNFINISHED.fullmatch(entry.name):
                 continue
             with self._talking(), suppress(FileNotFoundError, PermissionError):
-                if self.fs.modified(entry["name"]) < datetime.now(UTC) - ABANDONED_AFTER:
-                    self.fs.rm_file(entry["name"])
+                path = self._at(f"incoming/{entry.name}")
+                if self.fs.modified(path) < datetime.now(UTC) - ABANDONED_AFTER:
+                    self.fs.rm_file(path)
 
     def _own_folder(self, folder: str) -> bool:
         """Whether a folder of the remote is one itself, not a link that leads to somebody's files."""
-        entries = {str(entry["name"]).rstrip("/").rpartition("/")[2]: entry for entry in self._list("")}
-        entry = entries.get(folder)
-        return entry is not None and entry["type"] == "directory" and not entry.get("islink")
+        return any(entry.name == folder and entry.folder for entry in self._entries(""))
 
     @cached_property
     def fs(self) -> Any:
@@ -220,31 +228,44 @@ class Remote:
     def _at(self, path: str) -> str:
         return f"{self.place.root}/{path}".rstrip("/")
 
-    def _list(self, path: str) -> list[dict[str, Any]]:
-        with self._talking():
-            try:
-                return list(self.fs.ls(self._at(path), detail=True))
-            except FileNotFoundError:
-                return []
+    def _entries(self, path: str) -> Iterator["_Entry"]:
+        """What lies in a folder, one after the other where its kind lists so; nothing where there is none."""
+        with self._talking(), suppress(FileNotFoundError):
+            if self.place.kind.protocol == "file":
+                with os.scandir(self._at(path)) as found:
+                    for one in found:
+                        with suppress(FileNotFoundError):  # swept, or finished, meanwhile
+                            yield _Entry.of(one.name, one.stat(follow_symlinks=False))
+            elif self.place.kind.protocol == "sftp":
+                for one in self.fs.ftp.listdir_iter(self._at(path)):
+                    yield _Entry.of(one.filename, one)
+            else:
+                for told in self.fs.ls(self._at(path), detail=True):
+                    name = str(told["name"]).rstrip("/").rpartition("/")[2]
+                    size, plain = int(told["size"] or 0), told["type"] == "file" and not told.get("islink")
+                    yield _Entry(name, size, told["type"] == "directory", plain)
 
     def _files(self, folder: str, *, flat: bool) -> list[File]:
+        """The records in a folder, or in all folders below it (flat)."""
+        found = []
         if flat:
             with self._talking():
-                entries = list(self.fs.find(self._at(folder), detail=True).values())
+                told = list(self.fs.find(self._at(folder), detail=True).values())
+            if len(told) > MOST_RECORDS:
+                raise BadRemote(
+                    f"The remote {self.name!r} holds {len(told):,} records: pull names one by one."
+                )
+            for entry in told:
+                *_, name, file = ("", *str(entry["name"]).split("/"))
+                plain = entry["type"] == "file" and not entry.get("islink")
+                found += _record_file(name, file, int(entry["size"] or 0)) if plain else []
         else:
-            entries = self._list(folder)
-        if len(entries) > MOST_RECORDS:
-            raise BadRemote(
-                f"The remote {self.name!r} holds {len(entries):,} records: pull names one by one."
-            )
-        found = []
-        for entry in entries:
-            parts = str(entry["name"]).rsplit("/", 2)[-2:]
-            path = f"concepts/{parts[0]}/{parts[-1]}"
-            plain = entry["type"] == "file" and not entry.get("islink") and entry["size"] <= LONGEST_RECORD
-            stem, suffix = posixpath.splitext(parts[-1])
-            if plain and len(parts) == 2 and _is_name(parts[0]) and is_digest(stem) and suffix == ".json":
-                found.append(File(path, int(entry["size"])))
+            name = folder.rpartition("/")[2]
+            for one in self._entries(folder):
+                if one.plain:
+                    found += _record_file(name, one.name, one.size)
+                if len(found) > MOST_RECORDS_OF_A_NAME:
+                    break  # enough to be refused
         return sorted(found, key=lambda file: file.path)
 
     def _make(self, folder: str) -> None:
@@ -278,6 +299,28 @@ class Remote:
                 f"The remote {self.name!r} at {self.place.url} does not do what was asked ({why}): "
                 "nothing half-written was kept, try again when it answers."
             ) from error
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One thing in a folder of a remote. folder, plain: whether it is one itself, and no link to one."""
+
+    name: str
+    size: int
+    folder: bool
+    plain: bool
+
+    @classmethod
+    def of(cls, name: str, state: Any) -> "_Entry":
+        """state: what lstat says of it."""
+        return cls(name, state.st_size, stat.S_ISDIR(state.st_mode), stat.S_ISREG(state.st_mode))
+
+
+def _record_file(name: str, file: str, size: int) -> list[File]:
+    """The file as a record of a name, or nothing where it cannot be one."""
+    stem, suffix = posixpath.splitext(file)
+    right = _is_name(name) and is_digest(stem) and suffix == ".json" and size <= LONGEST_RECORD
+    return [File(f"concepts/{name}/{file}", size)] if right else []
 
 
 def _is_name(text: str) -> bool:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from conceptkit.registry.errors import BadBlob, BadRemote, ConceptError, Unknown
 from conceptkit.registry.sharing import bundle, exchange, incoming, signing
 from conceptkit.registry.sharing.incoming import ImportResult, IncomingConcept
 from conceptkit.registry.sharing.records import Bytes, Known, Labels, Record, moment, parse_record
-from conceptkit.registry.sharing.remote import CHUNK, LONGEST_RECORD, File, Remote
+from conceptkit.registry.sharing.remote import CHUNK, LONGEST_RECORD, File, Remote, fold
 from conceptkit.registry.sources import Source, Spool, digest_of
 from conceptkit.registry.store import Registry
 
@@ -93,7 +92,7 @@ def push(
     pushed = into or Pushed([], [])
     done = 0
     for name, versions in by_name.items():
-        found = remote.records(name) if listed is None else listed.get(name, list)()
+        found = remote.records(name) if listed is None else remote.bounded(name, listed.get(name, []))
         there = _There(remote, frozenset(found), bool(names), sign, incoming.labels_of(registry, name))
         for entry in versions:
             try:
@@ -133,22 +132,51 @@ def pull(
     for name in names:
         if not remote.has(name):
             raise UnknownConcept(f"The remote {remote.name!r} has no concept named {name[:80]!r}.")
-    listed = {name: partial(remote.records, name) for name in names} if names else remote.all_records()
+    listed = remote.all_records() if remote.place.kind.flat and not names else None
+    wanted = (
+        sorted(set(names), key=fold)
+        if names
+        else remote.names()
+        if listed is None
+        else sorted(listed, key=fold)
+    )
     pulled = into or Pulled([], [])
-    for number, (name, found) in enumerate(sorted(listed.items()), 1):
+    for number, name in enumerate(wanted, 1):
+        beside = {
+            other for other in wanted[max(0, number - 2) : number + 1] if fold(other)[0] == fold(name)[0]
+        }
         try:
-            records = _records(remote, name, found())
+            found = remote.records(name) if listed is None else remote.bounded(name, listed[name])
+            records = _records(remote, name, found)
             if signers is not None:
                 records = _of_signers(registry.home, remote, name, records, signers, pulled.refused)
-            known = Known.of(one for one, _ in records)
-            pulled.arrivals.extend(_fetch_name(registry, remote, name, known, take))
+            groups = Known.by_name(one for one, _ in records)
+            for one, known in _asked_for(groups, name, bool(names)).items():
+                twin = len(beside | set(groups)) > 1 or _has_twin(registry, remote, one)
+                pulled.arrivals.extend(_fetch_name(registry, remote, one, known, take, twin))
         except BadRemote:
             raise
         except ConceptError as error:
             pulled.refused.append(f"{name} was refused: {error}")
         if progress:
-            progress(number, len(listed))
+            progress(number, len(wanted))
     return pulled
+
+
+def _asked_for(groups: Mapping[str, Known], name: str, alone: bool) -> Mapping[str, Known]:
+    """What to take of the names in one folder: all of them, or the one that was asked for, if it is there.
+
+    A disk that folds case has twins such as rex and Rex in one folder.
+    """
+    return {name: groups[name]} if alone and name in groups else groups
+
+
+def _has_twin(registry: Registry, remote: Remote, name: str) -> bool:
+    """Whether a name that is not here has a twin in another case, both here and at the remote."""
+    here = registry.spelled(name)
+    if here == name:
+        return False
+    return any(one.name == here for one, _ in _records(remote, here, remote.records(here)))
 
 
 def _signer(home: Path, remote: Remote, key: str | None) -> Callable[[Bytes], Bytes] | None:
@@ -196,9 +224,11 @@ def _signed_by(home: Path, told: dict[str, Any]) -> str | None:
 
 
 def _fetch_name(
-    registry: Registry, remote: Remote, name: str, known: Known, take: bool
+    registry: Registry, remote: Remote, name: str, known: Known, take: bool, twin: bool
 ) -> list[ImportResult]:
-    origin, name = f"remote {remote.name}", registry.spelled(name)
+    """Fetch what is lacking of a name. twin: the remote has it in two cases, so each keeps its spelling."""
+    origin, twins = f"remote {remote.name}", {name} if twin else set()
+    name = name if twin else registry.spelled(name)
     tags, notes = tuple(sorted(known.tags)), tuple(known.notes)
     here = {entry.hash: entry for entry in registry.versions(name)} if registry.has(name) else {}
     with storage_errors.told(registry.home), Spool(paths.make_private(registry.home / "incoming")) as spool:
@@ -212,7 +242,11 @@ def _fetch_name(
             coming.append(IncomingConcept(name, data, record.created, picture, tags, notes))
         if not coming and here:
             incoming.label(registry, name, tags, notes, origin, take)
-        arrivals = incoming.receive(registry, coming, "pull", origin=origin, take=take) if coming else []
+        arrivals = (
+            incoming.receive(registry, coming, "pull", origin=origin, take=take, twins=twins)
+            if coming
+            else []
+        )
     if take and known.oldest and (arrivals or here):
         newest = max(known.oldest.values(), key=moment)
         if (taken := history.take(registry, name, newest.hash, origin)) and newest.hash in here:

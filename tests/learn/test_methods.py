@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from conceptkit.base import attention, conditioning, pipeline
+from conceptkit.base.architectures import Architecture
 from conceptkit.concepts import gates
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
@@ -32,7 +33,7 @@ from tests.learning import TINY, learn_together, method, outcome, start, teach, 
 
 
 def maps(pico, preset):
-    return list(targets.find(pico.unet, preset))
+    return list(targets.find(pico.unet, Architecture.presets[preset]))
 
 
 @pytest.mark.parametrize("name", ["custom-diffusion", "dreambooth", "dreambooth-full", "textual-inversion"])
@@ -277,7 +278,9 @@ def test_beside_keyed_maps_a_lora_learns_on_the_rest_of_attention(pico, shown):
     recipe = replace(TINY, token_train_steps=0, max_train_steps=4, prior_loss_weight=0.0, gated_lora_rank=2)
     made, narrow = teach(pico, shown, recipe), teach(pico, shown, replace(recipe, gated_lora_rank=0))
     rest = gates.maps_without_text(made.delta)
-    assert set(made.delta) == set(targets.find(pico.unet, "attn")) and set(narrow.delta) == set(pico.sizes)
+    assert set(made.delta) == set(targets.find(pico.unet, Architecture.presets["attn"])) and set(
+        narrow.delta
+    ) == set(pico.sizes)
     assert all(up.any() and up.shape[1] == 2 for up, _ in rest.values())
     assert len(made.delta.only(pico.sizes).downs) == 1, "keyed maps share their keys"
     assert len(rest.downs) == len(rest)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from conceptkit.base import pipeline as bases
@@ -85,6 +86,22 @@ def test_a_lora_on_the_maps_is_told_before_any_work(shown, at_rest):
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]), "style")
     with pytest.raises(ConceptError, match="attn2.to_k already carries a LoRA"):
         teach(bases.of(pipe, "pico"), shown)
+
+
+def test_maps_that_a_fusion_has_replaced_are_told_before_any_work(shown, at_rest):
+    pipe = tiny.pico_sd()
+    pipe.fuse_qkv_projections()
+    with pytest.raises(ConceptError, match="in the place of .*attn2.to_k, which learns; call unfuse"):
+        teach(bases.of(pipe, "pico"), shown)
+
+
+def test_layers_that_are_kept_in_less_precision_are_told_before_any_work(shown, at_rest):
+    pipe = tiny.pico_sd()
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    base = bases.of(pipe, "pico")
+    assert base.dtype == torch.float32
+    with pytest.raises(BadBase, match="pico keeps .* in less precision.*enable_layerwise_casting"):
+        teach(base, shown)
 
 
 def test_a_base_that_predicts_something_else(shown, at_rest):

@@ -1,5 +1,6 @@
 """Captions and masks that lie beside the photos."""
 
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,8 @@ def test_captions_are_read_by_the_photos_names(place):
         ("0.Txt", "\ufeffa café".encode()),
         ("0.txt", "a café".encode("utf-16")),
         ("0.txt", b"\xfe\xff" + "a caf\xe9".encode("utf-16-be")),
+        ("0.txt", "a café".encode("utf-32")),
+        ("0.txt", b"\0\0\xfe\xff" + "a café".encode("utf-32-be")),
         ("0.txt", "a café".encode("latin-1")),
         ("0.txt", "a\r\n\tcafé\r\n".encode()),
         ("0.txt", "a\x07\x1bcafé\x0c".encode()),
@@ -56,6 +59,29 @@ def test_captions_are_read_by_the_photos_names(place):
 def test_a_caption_is_read_however_it_was_written(place, name, data):
     (place / name).write_bytes(data)
     assert pictures.read(place).captions == ("a café", None, None)
+
+
+def test_quotes_and_dashes_of_windows_are_read(place):
+    (place / "0.txt").write_bytes("my dog’s “den” – small".encode("cp1252"))
+    assert pictures.read(place).captions[0] == "my dog’s “den” – small"
+    (place / "0.txt").write_bytes(b"caf\xe9\x9d")
+    assert pictures.read(place).captions[0] == "café"
+
+
+def test_accents_of_names_may_be_composed_or_not(place):
+    """One system writes them in one letter, another in two; the files belong together all the same."""
+    (place / "0.png").rename(place / unicodedata.normalize("NFD", "café.png"))
+    (place / unicodedata.normalize("NFC", "café.txt")).write_text("a photo")
+    assert "a photo" in pictures.read(place).captions
+
+
+def test_a_mask_of_two_photos_is_told(tmp_path):
+    for folder in ("one", "two", "masks"):
+        (tmp_path / folder).mkdir()
+        draw_photos(tmp_path / folder, [1 if folder != "two" else 2])
+    (tmp_path / "two/2.png").rename(tmp_path / "two/1.png")
+    with pytest.raises(BadPhotos, match="1.png is of 2 photos of that name; rename all but one"):
+        pictures.read([tmp_path / "one", tmp_path / "two"], masks=tmp_path / "masks")
 
 
 def test_a_photo_has_its_own_caption_and_no_other(tmp_path):

@@ -29,7 +29,7 @@ from conceptkit.learn.methods.key_locking import class_rows, lock_keys
 from conceptkit.learn.methods.reference_attention import ReferenceAttentionTrainer
 from conceptkit.learn.methods.table import register_method
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.target_modules import TargetMaps, text_encoder_maps, unet_maps
+from conceptkit.learn.target_modules import UNET, TargetMaps, text_encoder_maps, unet_maps
 from conceptkit.learn.train_config import TrainConfig
 from conceptkit.learn.trainable_delta import TrainableDelta
 
@@ -70,9 +70,10 @@ class Keyed(Adapter):
         """Keys and values of text; with a gated LoRA all maps of attention."""
         gated = recipe.gated_lora_rank if recipe.rank else 0
         preset = "attn" if gated else recipe.target_modules
-        return unet_maps(base, preset, gated or recipe.rank) | text_encoder_maps(
-            base, recipe.text_encoder_rank
-        )
+        targets = unet_maps(base, preset, gated or recipe.rank)
+        site = unet_maps(base, "kv", recipe.rank)[UNET].maps
+        targets[UNET] = TargetMaps({**targets[UNET].maps, **site}, targets[UNET].rank)
+        return targets | text_encoder_maps(base, recipe.text_encoder_rank)
 
     def prepare(self, base: Base, recipe: TrainConfig, concepts: list[Concept], keys: Factor) -> Prepared:
         """The concepts' rows, with those of their classes, at which the delta is nothing."""

@@ -37,9 +37,9 @@ def lock_keys(delta: TrainableDelta, difference: Tensor) -> None:
     difference: the class's rows less the concept's (s, d). At the concept's rows a key map W0 then gives what
     it gives at the class's: the values are W0 difference^T (o, s).
     """
-    held = set()
-    for name, layer in layers(delta.base.unet):
-        if name.endswith("attn2.to_k"):
+    held, ending = set(), delta.base.architecture.key_ending
+    for name, layer in layers(delta.base.denoiser):
+        if name.endswith(ending):
             values = layer.ups[inject.ADAPTER]
             weight = layer.get_base_layer().weight.cpu().double()  # Apple's GPUs have no float64
             values.data = (weight @ difference.cpu().double().T).float().to(values.device)

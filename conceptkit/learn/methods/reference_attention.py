@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import encoders, positions, spell, token_ids
+from conceptkit.base.text_features import END, positions, roles, spell, token_ids
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.reference import Reference
 from conceptkit.learn.train_config import TrainConfig
@@ -44,10 +44,10 @@ class ReferenceAttentionTrainer:
         self._maps = Delta(
             {
                 name: init_factors(name, size, recipe.rank, None, seed).map(learning)
-                for name, size in sizes(self.base.unet).items()
+                for name, size in sizes(self.base.denoiser).items()
             }
         )
-        self.attention = ImageAttention(self.base.unet, self._maps)
+        self.attention = ImageAttention(self.base.denoiser, self._maps)
         remove = self.attention.install()
         try:
             yield ParameterGroup(learned, "learning_rate" if recipe.rank else "full_learning_rate")
@@ -67,11 +67,9 @@ class ReferenceAttentionTrainer:
         """Weights (prompts, T, 2) of positions: the word, as the mean of its vectors, and the end of text."""
         if prompts not in self._own:
             pipe = self.base.pipe
-            tokenizer = encoders(pipe)[0][0]
-            ids = token_ids(pipe, tokenizer, prompts)
+            ids = token_ids(pipe, prompts)
             word = positions(ids, spell(pipe, self.token)).float()
-            ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-            end = nn.functional.one_hot(ends, ids.shape[1]).float()
+            end = (roles(pipe, ids) == END).float()
             own = torch.stack([word / word.sum(dim=1, keepdim=True).clamp_min(1), end], dim=2)
             self._own[prompts] = own.to(self.base.device)
         return self._own[prompts]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import encode
+from conceptkit.base.text_features import UNREAD, WORD, encode
 from conceptkit.concepts.concept import Concept
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import gram
@@ -44,5 +44,4 @@ def regularizers_for(
 def _edges(base: Base, concepts: Sequence[Concept]) -> Tensor:
     """Second moment (d, d) of what stands at BOS, EOT and padding of the concepts' own prompts."""
     features = encode(base.pipe, [text for concept in concepts for text in context_prompts(concept)])
-    place = torch.arange(features.ids.shape[1]).expand_as(features.ids)
-    return gram(features.hidden, ((place == 0) | (place >= features.eot.unsqueeze(1))).float())
+    return gram(features.hidden, ((features.roles != WORD) & (features.roles != UNREAD)).float())

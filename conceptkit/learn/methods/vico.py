@@ -52,7 +52,7 @@ class ReferenceAttention(Adapter):
                 raise BadRecipe(
                     f"{name} = {value} holds back keys and values, which the adapter image leaves alone"
                 )
-        for name, (o, d) in sizes(base.unet).items():
+        for name, (o, d) in sizes(base.denoiser).items():
             if recipe.rank > min(o, d):
                 raise BadRecipe(
                     f"Rank {recipe.rank} is larger than {name}, which has {min(o, d)}; give at most that"

@@ -1,0 +1,297 @@
+"""Families whose prompts language models read, or T5 alone, and every action: learn, compose, draw, export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from conceptkit.base import conditioning, pipeline
+from conceptkit.base.architectures import architecture_of, denoiser_of
+from conceptkit.base.text_features import encode, positions, spell
+from conceptkit.concepts.concept import Concept
+from conceptkit.data import photos
+from conceptkit.errors import BadRegion, ConceptError
+from conceptkit.features import caption_statistics
+from conceptkit.features.captions import captions
+from conceptkit.formats import diffusers as dialect
+from conceptkit.inference.attach import attach
+from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.merging.compose import compose
+from conceptkit.merging.method_table import MERGE_METHODS
+from conceptkit.tuners.inject import install_on, uninstall_from
+from tests import tiny
+from tests import language_model_tiny as made
+from tests.learning import TINY, draw_photos, method, outcome, teach
+
+MAKERS = {
+    "auraflow": made.pico_auraflow,
+    "chroma": made.pico_chroma,
+    "flux2": made.pico_flux2,
+    "flux2 klein": made.pico_klein,
+    "lumina2": made.pico_lumina2,
+    "qwen-image": made.pico_qwen_image,
+    "sana": made.pico_sana,
+    "z-image": made.pico_z_image,
+}
+PROMPT = "a photo of a dog in the snow"
+RECIPE = replace(TINY, prior_loss_weight=0.0, gated_lora_rank=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_captions():
+    """The metric of a pico base needs no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_statistics, "captions", lambda family: captions(family)[:40])
+        yield
+
+
+@dataclass(frozen=True)
+class Made:
+    base: pipeline.Base
+    concepts: tuple[Concept, Concept]
+
+
+@cache
+def base_of(family: str) -> pipeline.Base:
+    return pipeline.of(MAKERS[family](), family)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    return photos.read(draw_photos(tmp_path_factory.mktemp("dog"), [0, 1]))
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def learned(request, shown) -> Made:
+    base = base_of(request.param)
+    first = teach(base, shown, RECIPE)
+    second = replace(teach(base, shown, RECIPE, seed=1), name="gate", noun="gate")
+    own = {"<gate>": next(iter(second.tokens.values()))}
+    return Made(base, (first, replace(second, tokens=own, words={"gate": "<gate> gate"})))
+
+
+def latents(pipe: DiffusionPipeline, prompt: str) -> torch.Tensor:
+    dice = torch.Generator().manual_seed(3)
+    kind = architecture_of(pipe)
+    options = kind.guided({"guidance_scale": 2.0}, 1) | kind.draw_options(pipe)
+    return pipe(
+        prompt=[prompt], num_inference_steps=2, generator=dice, output_type="latent", **options
+    ).images
+
+
+def state(base: pipeline.Base) -> dict[str, str]:
+    parts = {name: part for name, part in base.pipe.components.items() if isinstance(part, torch.nn.Module)}
+    names = {
+        name: [(path, id(module)) for path, module in part.named_modules()] for name, part in parts.items()
+    }
+    return {name: f"{tiny.state_hash(part)} {names[name]}" for name, part in parts.items()}
+
+
+def test_words_are_found_in_what_the_text_site_reads(learned):
+    base = learned.base
+    features = encode(base.pipe, ["a photo of a red dog in the snow", "a cat"])
+    assert features.hidden.shape == (2, features.ids.shape[1], base.width)
+    there = positions(features.ids, spell(base.pipe, "red dog"))
+    spelt = [word for word in spell(base.pipe, "red dog") if len(word)]
+    assert there.sum(dim=1).tolist() == [sum(map(len, spelt)), 0]
+
+
+def test_the_default_method_learns_at_the_text_site_and_beside_it(learned):
+    base, (concept, _) = learned.base, learned.concepts
+    assert set(base.sizes) <= set(concept.delta) and len(concept.delta) > len(base.sizes)
+    assert all(factors.first.any() for factors in concept.delta.values())
+    assert concept.rows is not None and concept.rows.shape[1] == base.width
+    stored = Concept.from_bytes(concept.to_bytes())
+    assert stored.to_bytes() == concept.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "textual-inversion",
+        pytest.param("dreambooth", marks=pytest.mark.slow),
+        pytest.param("custom-diffusion", marks=pytest.mark.slow),
+    ],
+)
+def test_other_methods_learn(learned, shown, name):
+    base, before = learned.base, state(learned.base)
+    concept = teach(base, shown, method(name, prior_loss_weight=0.0))
+    assert state(base) == before
+    plain = latents(base.pipe, PROMPT)
+    with attach(base.pipe, Concept.from_bytes(concept.to_bytes())):
+        assert not torch.equal(latents(base.pipe, PROMPT.replace("dog", "my_dog")), plain)
+    assert state(base) == before
+
+
+QUICK = ("regmean", "routed")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in MERGE_METHODS
+        if name != "joint"
+    ],
+)
+def test_two_are_composed_by_every_merge_method(learned, how):
+    base, before = learned.base, state(learned.base)
+    merge = compose(*learned.concepts, base=base, merge_method=how)
+    plain = latents(base.pipe, "a dog next to a gate")
+    with attach(base.pipe, merge):
+        together = latents(base.pipe, "a my_dog next to a gate")
+    assert not torch.equal(together, plain) and state(base) == before
+
+
+def test_a_closed_form_merge_is_exact_on_the_concepts_words(learned):
+    merged = compose(*learned.concepts, base=learned.base, merge_method="closed-form")
+    merge, most = merged.concept, 1e-2 if merged.report.problem == "exact" else 0.3
+    for concept in learned.concepts:
+        rows = concept.rows.double()
+        wanted, found = (
+            delta.rows(learned.base.sizes, rows.float()) for delta in (concept.delta, merge.delta)
+        )
+        assert (found - wanted).norm() <= most * wanted.norm()
+
+
+def test_it_acts_on_prompts_that_name_it_and_comes_off_bit_for_bit(learned):
+    base, (concept, _) = learned.base, learned.concepts
+    before, plain = state(base), latents(base.pipe, PROMPT)
+    with attach(base.pipe, concept):
+        named = latents(base.pipe, PROMPT.replace("dog", "my_dog"))
+    assert not torch.equal(named, plain)
+    assert state(base) == before and torch.equal(latents(base.pipe, PROMPT), plain)
+
+
+@pytest.mark.slow
+def test_learning_is_resumed_to_the_same_bytes(learned, shown, tmp_path):
+    class Stopped(BaseException):
+        pass
+
+    def stop(done, total, text):
+        if done == 4:
+            raise Stopped
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Stopped):
+        outcome(learned.base, shown, RECIPE, checkpoints=CheckpointManager(path, every=0.0), progress=stop)
+    keeper = CheckpointManager(path, every=0.0)
+    keeper.resume()
+    again = outcome(learned.base, shown, RECIPE, checkpoints=keeper)
+    assert again.whole.to_bytes() == learned.concepts[0].to_bytes()
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_plain_diffusers_draws_the_same_from_the_export(family, shown, tmp_path):
+    base = base_of(family)
+    concept = replace(teach(base, shown, method("dreambooth", prior_loss_weight=0.0)), tokens={}, words={})
+    for name, content in dialect.files(concept).items():
+        (tmp_path / name).write_bytes(content)
+    plain = MAKERS[family]()
+    before = latents(plain, PROMPT)
+    plain.load_lora_weights(tmp_path)
+    loaded = latents(plain, PROMPT)
+    install_on(base.pipe, concept.delta)
+    try:
+        ours = latents(base.pipe, PROMPT)
+    finally:
+        uninstall_from(base.pipe)
+    assert not torch.equal(loaded, before)
+    assert (loaded - ours).norm() <= 1e-5 * ours.norm()
+    unread = {name for name in concept.delta if not hasattr(denoiser_of(plain).get_submodule(name), "lora_A")}
+    assert not unread, "every map has its LoRA"
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_the_denoiser_is_called_as_its_pipeline_calls_it(family):
+    """Time, sign, packing, ids and masks: the prediction of the first step, bit for bit or nearly."""
+    pipe, kind = base_of(family).pipe, base_of(family).architecture
+    seen = []
+
+    def step(prediction, t, latents, **more):
+        seen.append((prediction.clone(), t, latents.clone()))
+        return original(prediction, t, latents, **more)
+
+    original = pipe.scheduler.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.scheduler, "step", step)
+        options = kind.guided({"guidance_scale": 0.0 if family == "z-image" else 1.0}, 1)
+        pipe(prompt=[PROMPT], num_inference_steps=2, **options, **kind.draw_options(pipe))
+    theirs, t, noisy = seen[0]
+    if theirs.ndim == 3:
+        theirs, noisy = kind.drawn_latents(pipe, theirs), kind.drawn_latents(pipe, noisy)
+    with torch.no_grad():
+        ours = conditioning.predict(pipe, noisy, t.reshape(1), conditioning.encode(pipe, [PROMPT]))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_prompts_of_several_lengths_are_predicted_as_each_alone(family):
+    base = base_of(family)
+    prompts, dice = [PROMPT, "a cat"], torch.Generator().manual_seed(0)
+    one, two = (conditioning.encode(base.pipe, [prompt]) for prompt in prompts)
+    side = base.architecture.latents(base.pipe, torch.zeros(1, 3, 16, 16)).shape
+    noisy, t = torch.randn(2, *side[1:], generator=dice), torch.tensor([400.0, 400.0])
+    with torch.no_grad():
+        both = conditioning.predict(base.pipe, noisy, t, conditioning.concatenate(one, two))
+        alone = [
+            conditioning.predict(base.pipe, noisy[k : k + 1], t[:1], own) for k, own in enumerate((one, two))
+        ]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_pictures_become_the_latents_that_the_pipeline_takes_apart(family):
+    pipe, kind = base_of(family).pipe, base_of(family).architecture
+    pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    framed = pixels.unsqueeze(2) if family == "qwen-image" else pixels
+    encoded = pipe.vae.encode(framed)
+    mean = encoded.latent if family == "sana" else encoded.latent_dist.mode()
+    latents, decoded, real = kind.latents(pipe, pixels), [], pipe.vae.decode
+
+    def step(prediction, t, inner, **_):
+        if inner.ndim == 4:
+            return (latents,)
+        index = kind.drawn_latents(pipe, torch.arange(inner.numel()).view(inner.shape).float())
+        packed = torch.zeros(inner.numel())
+        packed[index.flatten().long()] = latents.flatten()
+        return (packed.view(inner.shape),)
+
+    def decode(z, *args, **more):
+        decoded.append(z)
+        return real(z, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.scheduler, "step", step)
+        patch.setattr(pipe.vae, "decode", decode)
+        pipe(prompt=["a cat"], num_inference_steps=1, **kind.draw_options(pipe))
+    assert torch.allclose(decoded[0], mean, atol=1e-4)
+
+
+def test_a_gate_stays_open_in_the_other_half_of_guidance(shown):
+    """Where both halves have a call of their own, a LoRA acts in both, as one that is always there does."""
+    base = base_of("lumina2")
+    concept = teach(base, shown, RECIPE)
+    wide = replace(concept, delta=concept.delta.without(base.sizes))
+    with attach(base.pipe, wide):
+        gated = latents(base.pipe, PROMPT.replace("dog", "my_dog"))
+        install = [layer for layer in base.denoiser.modules() if getattr(layer, "gates", None)]
+        for layer in install:
+            layer.gates.clear()
+        assert torch.equal(latents(base.pipe, PROMPT.replace("dog", "my_dog")), gated)
+
+
+def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(shown):
+    base = base_of("z-image")
+    concept = teach(base, shown, RECIPE)
+    with (
+        pytest.raises(BadRegion, match="leave them out"),
+        attach(base.pipe, concept, regions=["my_dog=left"]),
+    ):
+        pass
+    with pytest.raises(ConceptError, match="--method custom"):
+        teach(base, shown, method("vico", prior_loss_weight=0.0))
