@@ -101,13 +101,15 @@ def load(name: str = STORYBOOK, *, device: str | None = None, dtype: torch.dtype
     try:
         with quiet():
             config = DiffusionPipeline.load_config(source, local_files_only=local)
-            # Pipelines that have a checker accept its absence; the others warn about unknown arguments.
-            checker = {"safety_checker": None, "requires_safety_checker": False}
+            # A part that a folder has not, as SD3's may be without T5, must be given as None.
+            absent: dict[str, Any] = {part: None for part, kind in config.items() if kind == [None, None]}
+            if "safety_checker" in config:  # accepted where there may be one; others warn of it
+                absent |= {"safety_checker": None, "requires_safety_checker": False}
             pipe = AutoPipelineForText2Image.from_pretrained(
                 source,
                 dtype=dtype,
                 local_files_only=local,
-                **(checker if "safety_checker" in config else {}),
+                **absent,
             )
     except Exception as error:  # loaders raise nearly anything at damaged files
         advice = USABLE if local else "there is no such folder here, so check the id and the network"
