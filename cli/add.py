@@ -182,8 +182,7 @@ def add(
     }
     if dry_run:
         return _plan(name, photos, kind, (nouns, priors), joint, as_json, shared)
-    if as_json:
-        raise BadRecipe("--json is for --dry-run; add it, or leave --json out")
+    _refuse_json(as_json)
     things = _things(name, photos) if joint else {}
     with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
         for one in things or [name]:
@@ -221,6 +220,11 @@ def add(
                 )
             ]
     _write(learned, out, seed)
+
+
+def _refuse_json(as_json: bool) -> None:
+    if as_json:
+        raise BadRecipe("--json is for --dry-run; add it, or leave --json out")
 
 
 def _plan(

@@ -207,3 +207,11 @@ def test_what_a_transformer_cannot_do_is_a_sentence(family, shown):
     base = base_of(family)
     with pytest.raises(ConceptError, match=r"--method custom"):
         teach(base, shown, method("vico", prior_loss_weight=0.0))
+
+
+def test_a_folder_that_was_saved_without_a_part_loads_without_it(tmp_path):
+    """Stable Diffusion 3 is often kept without its T5 encoder; diffusers wants to be told so."""
+    made.pico_sd3(with_t5=False).save_pretrained(tmp_path)
+    pipe = pipeline.load(str(tmp_path)).pipe
+    assert type(pipe).__name__ == "StableDiffusion3Pipeline"
+    assert pipe.text_encoder_3 is None and pipe.text_encoder_2 is not None

@@ -85,7 +85,8 @@ def _from_folder(source: Source, options: LoadOptions, device: str | None) -> Di
     try:
         config = DiffusionPipeline.load_config(source.path, local_files_only=source.local)
         part = _check_family(config)
-        more: dict[str, Any] = {}
+        # A part that a folder has not, as SD3's may be without T5, must be given as None.
+        more: dict[str, Any] = {part: None for part, kind in config.items() if kind == [None, None]}
         if options.quantization:
             check_possible(options.quantization, device or "cpu")
             empty = denoiser_on_meta(source, part, config[part][1])

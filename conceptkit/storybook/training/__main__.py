@@ -2,7 +2,7 @@
 
 The stages run in order; each keeps a checkpoint in the cache and trains no longer than its minutes, so that
 the command can be stopped and started again. Weights are written at the end, or any time with `--stage save`.
-With `--onward` everything begins as the package has it.
+With `--onward` everything begins as the package has it. `flow` makes the second base, of the first one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from transformers import CLIPTextModel, CLIPTokenizer, ResNetModel
 
 from conceptkit.base import devices
 from conceptkit.base.fingerprint import fingerprint_of
-from conceptkit.storybook.training import autoencoder, data, judges, text_encoder, timed_training, tokenizer
+from conceptkit.storybook.training import (
+    autoencoder,
+    data,
+    flow_command,
+    judges,
+    text_encoder,
+    timed_training,
+    tokenizer,
+)
 from conceptkit.storybook.training import unet as unets
 from conceptkit.storybook.world import scene
 
@@ -246,7 +254,7 @@ def _note(cache: Path, **figures: float) -> None:
     timed_training.console.print(figures)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--minutes", default=120.0, show_default=True, help="Training time of all stages together.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("storybook-cache"), show_default=True)
 @click.option(
@@ -257,7 +265,9 @@ def _note(cache: Path, **figures: float) -> None:
     "--device", default="cpu", show_default=True, help="Where the UNet is trained, for example cuda."
 )
 @click.option("--onward", is_flag=True, help="Begin with the package's weights instead of nothing.")
+@click.pass_context
 def main(
+    context: click.Context,
     minutes: float,
     cache: Path,
     stage: tuple[str, ...],
@@ -266,6 +276,8 @@ def main(
     onward: bool,
 ) -> None:
     """Train the storybook base; stop it whenever you like and start it again."""
+    if context.invoked_subcommand:
+        return
     torch.set_num_threads(threads)
     cache.mkdir(parents=True, exist_ok=True)
     if onward:
@@ -275,6 +287,8 @@ def main(
         more = {"device": devices.choose(device)} if name == "denoiser" else {}
         STAGES[name](minutes * SHARE.get(name, 0), cache, **more)
 
+
+main.add_command(flow_command.main, "flow")
 
 if __name__ == "__main__":
     main()

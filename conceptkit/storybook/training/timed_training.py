@@ -19,6 +19,10 @@ console = Console()
 WEIGHT_DECAY, MAX_NORM = 0.01, 1.0
 
 
+class CoreMinutes(float):
+    """Minutes of the processor's time, all threads counted, for where other work shares the processor."""
+
+
 def half(device: str = "cpu") -> torch.autocast:
     """bfloat16 on accelerators and on a CPU that multiplies it, float32 elsewhere."""
     kind = torch.device(device).type
@@ -47,8 +51,8 @@ def train(
 ) -> nn.Module:
     """Train `model` in place for `minutes`; returns its moving average (decay given) or the model itself.
 
-    `loss_of(step)` must depend on the step alone for its randomness. A checkpoint is kept every minute; a
-    finished one is recognised, so that calling again costs nothing.
+    `loss_of(step)` must depend on the step alone for its randomness. A checkpoint is kept every minute
+    (every 20 seconds of CoreMinutes); a finished one is recognised, so that calling again costs nothing.
     """
     optimiser: torch.optim.Optimizer | Muon = (
         Muon(model.parameters(), lr, WEIGHT_DECAY)
@@ -59,13 +63,15 @@ def train(
     )
     average = copy.deepcopy(model).requires_grad_(False) if decay else model
     step, spent = 0, 0.0
+    cores = isinstance(minutes, CoreMinutes)
+    clock, keep_every = (time.process_time, 20) if cores else (time.monotonic, 60)
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         average.load_state_dict(saved["average"])
         step, spent = saved["step"], saved["spent"]
-    last, shown, running = time.monotonic(), 0.0, None
+    last, shown, running = clock(), 0.0, None
 
     def save() -> None:
         part = checkpoint.with_suffix(".part")
@@ -91,7 +97,7 @@ def train(
         if decay:
             rate = min(decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - rate)
-        now = time.monotonic()
+        now = clock()
         # a pause of the whole process (a suspended laptop) is not training time
         spent, last = spent + min(now - last, 30.0), now
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
@@ -100,7 +106,7 @@ def train(
                 f"{checkpoint.stem}: {spent / 60:.1f} of {minutes:g} min, step {step}, loss {running:.5f}"
             )
             shown = spent
-        if spent - saved_at > 60:
+        if spent - saved_at > keep_every:
             save()
             saved_at = spent
     save()

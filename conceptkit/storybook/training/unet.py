@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -107,26 +107,33 @@ SCALES = {1: 1.0, 2: 2.0, 4: 4.0}
 """How many cells wide the averages are that the loss looks at, and the weight of each."""
 
 
-def v_losses(predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, schedule: DDIMScheduler) -> Tensor:
-    """v-prediction losses (n,) of (n, 8, 16, 16), counted again averaged over 2x2 and 4x4 cells.
+def coarse_losses(error: Tensor) -> Tensor:
+    """Squared errors (n,) of (n, 8, 16, 16), counted again averaged over 2x2 and 4x4 cells.
 
     The minimum is the same, but what neighbouring cells have in common, the shape of things, is learned
     before their detail (simple diffusion, 2301.11093, section 3.2).
     """
-    error = predicted.float() - schedule.get_velocity(clean, noise, t)
     return sum(  # type: ignore[return-value]
         w * F.avg_pool2d(error, k).square().mean((1, 2, 3)) for k, w in SCALES.items()
     )
 
 
-class Level:
+def v_losses(predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, schedule: DDIMScheduler) -> Tensor:
+    """v-prediction losses (n,) of (n, 8, 16, 16), at several scales."""
+    return coarse_losses(predicted.float() - schedule.get_velocity(clean, noise, t))
+
+
+class Level(nn.Module):
     """What the loss usually is at each noise, so that no noise drowns the others (EDM2, 2312.02696, 2.2)."""
 
+    mean: Tensor
+
     def __init__(self, bins: int = 20, decay: float = 0.98) -> None:
-        self.mean = torch.ones(bins)
+        super().__init__()
+        self.register_buffer("mean", torch.ones(bins))
         self.decay = decay
 
-    def __call__(self, losses: Tensor, t: Tensor) -> Tensor:
+    def forward(self, losses: Tensor, t: Tensor) -> Tensor:
         """Mean of losses (n,) at timesteps (n,) in 0..999, each over the usual one of its bin."""
         self.mean = self.mean.to(losses.device)
         bins = t * len(self.mean) // 1000
