@@ -56,46 +56,51 @@ class Flux2(JointTransformer):
 
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity; times are 0 to 1."""
-        n, c, h, w = noisy.shape
+        patches = pipe._patchify_latents(noisy)
+        n, c, h, w = patches.shape
         guided = pipe.transformer.config.guidance_embeds
         found: Tensor = pipe.transformer(
-            hidden_states=noisy.flatten(2).transpose(1, 2),
+            hidden_states=patches.flatten(2).transpose(1, 2),
             timestep=t / 1000,
             guidance=torch.full((n,), GUIDANCE).to(noisy) if guided else None,
             encoder_hidden_states=condition.hidden,
             txt_ids=pipe._prepare_text_ids(condition.hidden).to(noisy.device),
-            img_ids=pipe._prepare_latent_ids(noisy).to(noisy.device),
+            img_ids=pipe._prepare_latent_ids(patches).to(noisy.device),
             return_dict=False,
         )[0]
-        return found.transpose(1, 2).reshape(n, c, h, w)
+        cells: Tensor = pipe._unpatchify_latents(found.transpose(1, 2).reshape(n, c, h, w))
+        return cells
 
     def read_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """The size is the last place of the picture; each half of guidance has a call."""
         scale = (kwargs.get("joint_attention_kwargs") or {}).get("scale", 1.0)
         h, w = (int(last) + 1 for last in kwargs["img_ids"][0, -1, 1:3].tolist())
-        return Call(kwargs["encoder_hidden_states"], (h, w), float(scale), first_time(kwargs["timestep"]))
+        time = first_time(kwargs["timestep"])
+        return Call(kwargs["encoder_hidden_states"], (2 * h, 2 * w), float(scale), time)
 
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
-        """Patches of 2 x 2 cells as channels, normalised by what the autoencoder has seen."""
+        """Normalised as channels of 2 x 2 patches, by what the autoencoder has seen; as single cells."""
         vae = pipe.vae
-        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-        patches = pipe._patchify_latents(mean).float()
-        centre, spread = (
-            values.float().view(1, -1, 1, 1)
-            for values in (vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt())
-        )
-        return (patches - centre) / spread
+        return self._normalised(pipe, vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode())
 
     def drawn_latents(self, pipe: DiffusionPipeline, drawn: Tensor) -> Tensor:
         """FLUX.2's come packed, klein's as the autoencoder reads them."""
-        if drawn.ndim == 3:
-            side = round(drawn.shape[1] ** 0.5)
-            return drawn.transpose(1, 2).reshape(len(drawn), drawn.shape[2], side, side)
+        if drawn.ndim == 4:
+            return self._normalised(pipe, drawn)
+        side = round(drawn.shape[1] ** 0.5)
+        patches = drawn.transpose(1, 2).reshape(len(drawn), drawn.shape[2], side, side)
+        cells: Tensor = pipe._unpatchify_latents(patches)
+        return cells
+
+    @staticmethod
+    def _normalised(pipe: DiffusionPipeline, cells: Tensor) -> Tensor:
         bn = pipe.vae.bn
-        patches = pipe._patchify_latents(drawn).float()
-        spread = (bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
-        centred: Tensor = (patches - bn.running_mean.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
-        return centred
+        centre, spread = (
+            values.float().view(1, -1, 1, 1)
+            for values in (bn.running_mean, (bn.running_var + pipe.vae.config.batch_norm_eps).sqrt())
+        )
+        normed: Tensor = pipe._unpatchify_latents((pipe._patchify_latents(cells).float() - centre) / spread)
+        return normed
 
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """What the pipeline draws when it is not told a size."""
