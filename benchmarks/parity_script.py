@@ -131,7 +131,7 @@ def _begin_loras(tape: Tape) -> None:
 
 
 def _learn_alone(maps: list[str]) -> None:
-    """Of a UNet that learns in full these maps do, as ours are; convolutions, norms and biases stand still."""
+    """Of a UNet that learns in full these maps do, as in ours; convolutions, norms and biases stand still."""
     from diffusers import UNet2DConditionModel
 
     train = UNet2DConditionModel.train

@@ -197,8 +197,8 @@ def compose(
     if len(drawing.pictures) > 1:
         path = free_path(out, f"{slug(prompt)}-sheet", ".png")
         wrote(save_png(drawing.sheet(), path, **drawing.sheet_metadata))
-    if layout and (picture := drawing.layout_sheet()):
-        wrote(save_png(picture, layout, **drawing.sheet_metadata))
+    if layout and (layouts := drawing.layout_sheet()):
+        wrote(save_png(layouts, layout, **drawing.sheet_metadata))
     elif layout:
         note("There is no layout, because the prompt names one thing, or the concepts are not confined.")
     _show_report(drawing.merge.report, heatmap)

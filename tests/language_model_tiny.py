@@ -97,14 +97,14 @@ def _shape(vocabulary: int) -> dict[str, int]:
     }
 
 
-def qwen(tok: Qwen2Tokenizer) -> Qwen3Model:
+def qwen(tok: Qwen2Tokenizer, kind: type[Qwen3Model] = Qwen3Model) -> Qwen3Model:
     """A decoder of three layers."""
-    return Qwen3Model(Qwen3Config(**_shape(len(tok)), pad_token_id=tok.pad_token_id))
+    return kind(Qwen3Config(**_shape(len(tok)), pad_token_id=tok.pad_token_id))
 
 
 def mistral(tok: Qwen2Tokenizer) -> MistralModel:
     """The same of Mistral's kind."""
-    return MistralModel(MistralConfig(**_shape(len(tok)), pad_token_id=tok.pad_token_id))
+    return _DeepMistral(MistralConfig(**_shape(len(tok)), pad_token_id=tok.pad_token_id))
 
 
 def gemma(tok: PreTrainedTokenizerFast) -> Gemma2Model:
@@ -334,7 +334,7 @@ def pico_flux2(seed: int = 0) -> DiffusionPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tok = qwen_tokenizer()
-        pipe = _Layers(text_encoder=mistral(tok), tokenizer=tok, **_flux2_parts(guidance=True))
+        pipe = Flux2Pipeline(text_encoder=mistral(tok), tokenizer=tok, **_flux2_parts(guidance=True))
     return _flux2(pipe)
 
 
@@ -343,7 +343,9 @@ def pico_klein(seed: int = 0) -> DiffusionPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tok = qwen_tokenizer()
-        pipe = _KleinLayers(text_encoder=qwen(tok), tokenizer=tok, **_flux2_parts(guidance=False))
+        pipe = Flux2KleinPipeline(
+            text_encoder=qwen(tok, _DeepQwen), tokenizer=tok, **_flux2_parts(guidance=False)
+        )
     return _flux2(pipe)
 
 
@@ -355,13 +357,18 @@ def _flux2(pipe: DiffusionPipeline) -> DiffusionPipeline:
     return _quiet(pipe)
 
 
-class _Layers(Flux2Pipeline):
-    """A text encoder of three layers, all of which are read."""
+class _DeepMistral(MistralModel):
+    """Three layers, given as if they were thirty, of which FLUX.2 reads three."""
 
-    def encode_prompt(self, *args, **kwargs):
-        return super().encode_prompt(*args, **{**kwargs, "text_encoder_out_layers": (1, 2, 3)})
+    def forward(self, *args, **kwargs):
+        return _deep(super().forward(*args, **kwargs))
 
 
-class _KleinLayers(Flux2KleinPipeline):
-    def encode_prompt(self, *args, **kwargs):
-        return super().encode_prompt(*args, **{**kwargs, "text_encoder_out_layers": (1, 2, 3)})
+class _DeepQwen(Qwen3Model):
+    def forward(self, *args, **kwargs):
+        return _deep(super().forward(*args, **kwargs))
+
+
+def _deep(output):
+    output.hidden_states = tuple(output.hidden_states[min(k // 9, 3)] for k in range(31))
+    return output

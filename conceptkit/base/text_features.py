@@ -125,7 +125,8 @@ def spelt_out(pipe: DiffusionPipeline, tokenizer: Any, prompts: Sequence[str]) -
         for token in several:
             count = next(k for k in itertools.count(1) if f"{token}_{k}" not in added)
             whole = " ".join([token, *(f"{token}_{k}" for k in range(1, count))])
-            text = re.sub(rf"{re.escape(token)}(?!_\d| {re.escape(token)}_1)", lambda _, w=whole: w, text)
+            alone = rf"{re.escape(token)}(?!_\d| {re.escape(token)}_1)"
+            text = whole.join(re.split(alone, text))
         found.append(text)
     return found
 

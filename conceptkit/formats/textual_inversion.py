@@ -7,7 +7,19 @@ from torch import Tensor
 from conceptkit.concepts.concept import Concept
 from conceptkit.formats.provenance import pack, provenance
 
-SDXL_KEYS = ("clip_l", "clip_g")
+KEYS = {1: ("emb_params",), 2: ("clip_l", "clip_g"), 3: ("clip_l", "clip_g", "t5xxl")}
+"""What files call the rows for one encoder, for both of SDXL, and for the three of Stable Diffusion 3."""
+FLUX_KEYS = ("clip_l", "t5")
+
+
+def keys_of(concept: Concept, count: int) -> tuple[str, ...]:
+    """What a file of this concept calls the rows for `count` encoders."""
+    return FLUX_KEYS if count == 2 and on_transformer(concept) else KEYS[count]
+
+
+def on_transformer(concept: Concept) -> bool:
+    """Whether a concept was learned on a base whose denoiser is a transformer."""
+    return "family" in concept.provenance or "transformer" in concept.delta.by_component()
 
 
 def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
@@ -19,8 +31,8 @@ def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
 
 
 def embedding(concept: Concept, rows: Sequence[Tensor], with_names: bool = False) -> bytes:
-    """One token's rows (k, d): `emb_params`, or `clip_l` and `clip_g` for the two encoders of SDXL."""
-    keys = ("emb_params",) if len(rows) == 1 else SDXL_KEYS
+    """One token's rows (k, d) for each encoder, see `KEYS`."""
+    keys = keys_of(concept, len(rows))
     return pack(dict(zip(keys, rows, strict=True)), {"conceptkit": provenance(concept, with_names)})
 
 

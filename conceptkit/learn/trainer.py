@@ -265,6 +265,8 @@ class _Run:
             "seed": self.request.seed,
             **self.origins[subject.token][1],
         }
+        if not self.base.family.has_unet:
+            provenance["family"] = self.base.family.name
         if scene := str(subject.auto_caption):
             provenance["scene"] = scene
         return Concept(

@@ -36,10 +36,11 @@ class KVDeltaConv2d(KVDeltaLinear):
             return y
         for name in self.active_adapters:
             if name in self.scaling:
-                y = y + (self._added(name, x) * self.scaling[name]).to(y.dtype)
+                added = self._added(name, x)
+                y = y if added is None else y + (added * self.scaling[name]).to(y.dtype)
         return y
 
-    def _added(self, name: str, x: Tensor) -> Tensor:
+    def _added(self, name: str, x: Tensor) -> Tensor | None:
         base = self.base_layer
         *up, first = self._parameters_of(name)
         kernel = first.view(len(first), *base.weight.shape[1:])
@@ -47,7 +48,10 @@ class KVDeltaConv2d(KVDeltaLinear):
         added = F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
         if name in self.gates:
             cells = added.flatten(2).transpose(1, 2)  # (B, H W, r), as a linear map has them
-            added = (cells * self.gates[name](cells)).transpose(1, 2).view_as(added)
+            share = self.gates[name](cells)
+            if share is None:
+                return None
+            added = (cells * share).transpose(1, 2).view_as(added)
         for factor in up:
             added = F.conv2d(added, factor[:, :, None, None])
         return added

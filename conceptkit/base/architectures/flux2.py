@@ -56,49 +56,54 @@ class Flux2(JointTransformer):
 
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity; times are 0 to 1."""
-        n, c, h, w = noisy.shape
+        patches = pipe._patchify_latents(noisy)
+        n, c, h, w = patches.shape
         guided = pipe.transformer.config.guidance_embeds
         found: Tensor = pipe.transformer(
-            hidden_states=noisy.flatten(2).transpose(1, 2),
+            hidden_states=patches.flatten(2).transpose(1, 2),
             timestep=t / 1000,
             guidance=torch.full((n,), GUIDANCE).to(noisy) if guided else None,
             encoder_hidden_states=condition.hidden,
             txt_ids=pipe._prepare_text_ids(condition.hidden).to(noisy.device),
-            img_ids=pipe._prepare_latent_ids(noisy).to(noisy.device),
+            img_ids=pipe._prepare_latent_ids(patches).to(noisy.device),
             return_dict=False,
         )[0]
-        return found.transpose(1, 2).reshape(n, c, h, w)
+        cells: Tensor = pipe._unpatchify_latents(found.transpose(1, 2).reshape(n, c, h, w))
+        return cells
 
     def read_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """The size is the last place of the picture; each half of guidance has a call."""
         scale = (kwargs.get("joint_attention_kwargs") or {}).get("scale", 1.0)
         h, w = (int(last) + 1 for last in kwargs["img_ids"][0, -1, 1:3].tolist())
-        return Call(kwargs["encoder_hidden_states"], (h, w), float(scale), first_time(kwargs["timestep"]))
+        time = first_time(kwargs["timestep"])
+        return Call(kwargs["encoder_hidden_states"], (2 * h, 2 * w), float(scale), time)
 
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
-        """Patches of 2 x 2 cells as channels, normalised by what the autoencoder has seen."""
+        """Normalised as channels of 2 x 2 patches, by what the autoencoder has seen; as single cells."""
         vae = pipe.vae
-        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-        patches = pipe._patchify_latents(mean).float()
-        return (patches - vae.bn.running_mean.float().view(1, -1, 1, 1)) / _spread(vae)
+        return self._normalised(pipe, vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode())
 
     def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
-        """In the same patches."""
+        """Scaled in the same patches."""
         vae = pipe.vae
-        deviations = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.std
-        patches: Tensor = pipe._patchify_latents(deviations).float()
-        return patches / _spread(vae)
+        spread = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.std
+        scaled: Tensor = pipe._unpatchify_latents(pipe._patchify_latents(spread).float() / _spread(vae))
+        return scaled
 
     def drawn_latents(self, pipe: DiffusionPipeline, drawn: Tensor) -> Tensor:
         """FLUX.2's come packed, klein's as the autoencoder reads them."""
-        if drawn.ndim == 3:
-            side = round(drawn.shape[1] ** 0.5)
-            return drawn.transpose(1, 2).reshape(len(drawn), drawn.shape[2], side, side)
-        bn = pipe.vae.bn
-        patches = pipe._patchify_latents(drawn).float()
-        spread = (bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
-        centred: Tensor = (patches - bn.running_mean.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
-        return centred
+        if drawn.ndim == 4:
+            return self._normalised(pipe, drawn)
+        side = round(drawn.shape[1] ** 0.5)
+        patches = drawn.transpose(1, 2).reshape(len(drawn), drawn.shape[2], side, side)
+        cells: Tensor = pipe._unpatchify_latents(patches)
+        return cells
+
+    @staticmethod
+    def _normalised(pipe: DiffusionPipeline, cells: Tensor) -> Tensor:
+        centred = pipe._patchify_latents(cells).float() - pipe.vae.bn.running_mean.float().view(1, -1, 1, 1)
+        normed: Tensor = pipe._unpatchify_latents(centred / _spread(pipe.vae))
+        return normed
 
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """What the pipeline draws when it is not told a size."""
