@@ -134,7 +134,12 @@ CASES = {
         _custom_file,
         _custom,
         {"initializer_token": "dog"},
-        {"modifier_token": MODIFIER, "initializer_token": "dog", "freeze_model": "crossattn_kv"},
+        {
+            "modifier_token": MODIFIER,
+            "initializer_token": "dog",
+            "freeze_model": "crossattn_kv",
+            "dataloader_num_workers": 0,  # workers would each begin the tape anew
+        },
     ),
 }
 
