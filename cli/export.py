@@ -18,6 +18,7 @@ from conceptkit.cli.terminal import echo
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_folder, check_new_file
 from conceptkit.formats.dialects import DIALECT, DIALECTS, dialect_of
+from conceptkit.registry.paths import expanded
 
 
 @click.command()
@@ -36,7 +37,7 @@ from conceptkit.formats.dialects import DIALECT, DIALECTS, dialect_of
 )
 @click.option(
     "--to",
-    type=click.Path(file_okay=False, exists=True, writable=True, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="The folder of the program itself, which is there: the files go where it looks for them.",
 )
@@ -91,7 +92,10 @@ def export(
         raise click.UsageError(
             "--to is the folder of a program: give --for with it, and no --out or --bundle."
         )
-    out = out if to is None else to
+    if to is not None:
+        out = expanded(to)
+        if not out.is_dir():
+            raise ConceptError(f"There is no folder {to}; name the one that the program is in")
     if (out is None) == (bundle is None):
         raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
     if bundle is None and (all_versions or with_parents or sign or key):

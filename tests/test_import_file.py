@@ -346,6 +346,15 @@ def test_nothing_is_matched_in_part(pipe, registry, tmp_path):
     save_file(half, tmp_path / "ink.safetensors")
     with pytest.raises(BadBlob, match="no whole module"):
         import_file(tmp_path / "ink.safetensors", base=of(pipe), registry=registry)
+    key = next(key for key in tensors if key.endswith("lora_up.weight"))
+    twice = {**tensors, key.replace("lora_up.weight", "lora_B.weight"): tensors[key] + 1}
+    save_file(twice, tmp_path / "ink.safetensors")
+    with pytest.raises(BadBlob, match="say the same of a map"):
+        import_file(tmp_path / "ink.safetensors", base=of(pipe), registry=registry)
+    core, _ = foreign.loha(pipe)
+    save_file({k: t for k, t in core.items() if not k.endswith("hada_t2")}, tmp_path / "ink.safetensors")
+    with pytest.raises(BadBlob, match="no whole module"):
+        import_file(tmp_path / "ink.safetensors", base=of(pipe), registry=registry)
     save_file({key: torch.zeros_like(t) for key, t in tensors.items()}, tmp_path / "ink.safetensors")
     with pytest.raises(NoEffect, match="would change nothing"):
         import_file(tmp_path / "ink.safetensors", base=of(pipe), registry=registry)

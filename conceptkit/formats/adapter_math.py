@@ -129,6 +129,8 @@ def kind_of(roles: Collection[str]) -> str | None:
     """The kind of a module that holds tensors in these roles, None where none fits."""
     given = set(roles) - BESIDE
     for kind, (ways, _) in KINDS.items():
-        if frozenset(given - EXTRA.get(kind, set())) in ways:
+        extra = EXTRA.get(kind, set())
+        whole = not given & extra or given >= extra  # a core that is there in part has no meaning
+        if whole and frozenset(given - extra) in ways and not given >= {"lokr_w2", "lokr_t2"}:
             return kind
     return None

@@ -47,6 +47,8 @@ def interpret(file: TensorFile, index: ModuleIndex, base_name: str, widths: Sequ
     keys = {key: about for key in rest if (about := module_of(key)) is not None}
     _refuse(file, [key for key in rest if key not in keys], "are none that a concept can hold")
     modules = grouped(keys)
+    known = {key for roles in modules.values() for key in roles.values()}
+    _refuse(file, [key for key in keys if key not in known], "say the same of a map as other keys")
     unknown = [next(iter(roles.values())) for at, roles in modules.items() if not index.find(*at)]
     if unknown:
         _refuse_family(file, index, base_name)
