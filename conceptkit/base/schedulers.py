@@ -93,10 +93,10 @@ def _made(base: Base, name: str) -> Any:
     kind = getattr(diffusers, row.class_name)
     made = kind.from_config(own.config, **{**row.config, **_shift(own, kind)})
     if not _takes(made, *_told(base)):
-        suited = [other for other in SCHEDULERS if SCHEDULERS[other].class_name == type(own).__name__]
+        same = [other for other in SCHEDULERS if SCHEDULERS[other].class_name == type(own).__name__]
         raise BadRecipe(
             f"{type(base.pipe).__name__} says its noise levels itself, which {name} does not take; "
-            f"choose {' or '.join(suited) or 'another'}, or leave it out"
+            f"choose {' or '.join(same) or 'another'}, or leave it out"
         )
     return made
 
@@ -104,7 +104,7 @@ def _made(base: Base, name: str) -> Any:
 def _shift(own: Any, kind: type) -> dict[str, Any]:
     """How far a flow shifts its noise levels, under the name that another class has for it."""
     shift = own.config.get("shift", own.config.get("flow_shift"))
-    names = set(inspect.signature(kind.__init__).parameters) & {"shift", "flow_shift"}
+    names = set(inspect.signature(kind).parameters) & {"shift", "flow_shift"}
     return dict.fromkeys(names, shift) if shift is not None else {}
 
 
