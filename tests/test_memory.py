@@ -103,7 +103,7 @@ def test_each_base_learns_on_the_card_that_is_promised(build, billions, pixels, 
     assert found.peak < card * GB, found.text()
     page = (documents.ROOT / "docs" / "how-to" / "memory.md").read_text(encoding="utf-8")
     numbers = found.weights, found.read_once, found.encoding, found.learning, found.activations
-    row = " | ".join(f"{max(size / GB, 0.051):.1f}" for size in numbers)
+    row = " | ".join(f"{size / GB:.1f}" for size in numbers)
     assert f"| {card} GB |" in page and f"| {found.peak / GB:.1f} GB |" in page and f"| {row};" in page
     quantised = {None: 2, "bnb-4bit": 0.5625}[plan.quantization]
     assert found.weights == pytest.approx(billions * 1e9 * quantised, rel=0.01)
