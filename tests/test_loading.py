@@ -1,5 +1,6 @@
 """Where bases are loaded from, in which precision, and what is said when that cannot be."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 import conceptkit as ck
 from conceptkit.base import loading, pipeline, quantization
 from conceptkit.base.load_options import LoadOptions
+from conceptkit.data import photos
 from conceptkit.errors import BadBase, BadDevice, BadRecipe
 from conceptkit.workflows.add_settings import AddSettings
 from tests import tiny
+from tests.learning import SEEDS, TINY, draw_photos, teach
 from tests.original_layout import save_checkpoint
 
 
@@ -243,3 +246,14 @@ def test_options_of_loading_are_of_no_use_with_a_loaded_base(pipe, tmp_path):
             ck.draw("my_dog", prompt="my_dog", base=base, dtype="bf16", registry=registry)
     with pytest.raises(BadRecipe, match="quantization = '2bit' is unknown"):
         AddSettings(quantization="2bit")
+
+
+def test_a_base_in_half_precision_learns_and_stays_as_it_is(folder, tmp_path):
+    base = pipeline.load(str(folder), dtype="bf16")
+    before, shown = tiny.state_hash(base.pipe.unet), photos.read(draw_photos(tmp_path, SEEDS))
+    concept = teach(base, shown, TINY)
+    assert any(factors.first.any() for factors in concept.delta.values())
+    assert base.dtype == torch.bfloat16 and tiny.state_hash(base.pipe.unet) == before
+    half = pipeline.load(str(folder), dtype="fp16")
+    with pytest.raises(BadRecipe, match="is in fp16, which does not go with mixed_precision = bf16"):
+        teach(half, shown, dataclasses.replace(TINY, mixed_precision="bf16"))

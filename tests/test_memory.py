@@ -18,7 +18,7 @@ from conceptkit.errors import BadDevice
 from conceptkit.learn import memory
 from conceptkit.learn.freeze import gradient_checkpointing
 from conceptkit.tuners.targets import find
-from tests import tiny
+from tests import documents, tiny
 from tests.learning import SEEDS, TINY, draw_photos, method, teach
 from tests.test_base import SD15, SDXL
 
@@ -101,6 +101,10 @@ def test_each_base_learns_on_the_card_that_is_promised(build, billions, pixels, 
     plan = LearningPlan(lora(denoiser), pixels, batch, **options)
     found = estimate(denoiser, beside, 8, plan)
     assert found.peak < card * GB, found.text()
+    page = (documents.ROOT / "docs" / "how-to" / "memory.md").read_text(encoding="utf-8")
+    numbers = found.weights, found.read_once, found.encoding, found.learning, found.activations
+    row = " | ".join(f"{size / GB:.1f}" for size in numbers)
+    assert f"| {card} GB |" in page and f"| {found.peak / GB:.1f} GB |" in page and f"| {row};" in page
     quantised = {None: 2, "bnb-4bit": 0.5625}[plan.quantization]
     assert found.weights == pytest.approx(billions * 1e9 * quantised, rel=0.01)
     assert found.learning == 16 * sum(plan.maps.values())

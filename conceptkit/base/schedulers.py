@@ -93,10 +93,10 @@ def _made(base: Base, name: str) -> Any:
     kind = getattr(diffusers, row.class_name)
     made = kind.from_config(own.config, **{**row.config, **_shift(own, kind)})
     if not _takes(made, *_told(base)):
-        alike = [other for other in SCHEDULERS if SCHEDULERS[other].class_name == type(own).__name__]
+        same = [other for other in SCHEDULERS if SCHEDULERS[other].class_name == type(own).__name__]
         raise BadRecipe(
             f"{type(base.pipe).__name__} says its noise levels itself, which {name} does not take; "
-            f"choose {' or '.join(alike) or 'another'}, or leave it out"
+            f"choose {' or '.join(same) or 'another'}, or leave it out"
         )
     return made
 

@@ -67,6 +67,7 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     mixed_precision.check(base.device, recipe)
     _check_precision(base)
     check_learnable(base)
+    _check_dtype(base, recipe)
     loop_checks.check_schedule(recipe, schedule_of(base.pipe.scheduler))
     present = getattr(base.pipe.encode_prompt, "attachment", None)
     if present is not None and present.attached:
@@ -77,6 +78,17 @@ def check(base: Base, subjects: Sequence[Subject], recipe: TrainConfig) -> None:
     adapter.check(base, subjects, recipe)
     _check_layers(base, recipe, adapter)
     _check_words(base, subjects, recipe)
+
+
+def _check_dtype(base: Base, recipe: TrainConfig) -> None:
+    """Raises BadRecipe where the weights are in a half precision that does not go with that of the pass."""
+    autocast = mixed_precision.HALF.get(recipe.mixed_precision)
+    if autocast is not None and base.dtype in mixed_precision.HALF.values() and base.dtype != autocast:
+        own = next(name for name, one in mixed_precision.HALF.items() if one == base.dtype)
+        raise BadRecipe(
+            f"{base.name} is in {own}, which does not go with mixed_precision = {recipe.mixed_precision}; "
+            f"give --mixed-precision {own}, or load the base in fp32"
+        )
 
 
 def check_drawing(base: Base) -> None:
