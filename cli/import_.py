@@ -51,7 +51,7 @@ def import_(
     name: str | None,
     trigger: str | None,
     as_json: bool,
-    **more: Any,
+    **more: str | bool | None,
 ) -> None:
     """Add concepts from bundles and from other programs.
 

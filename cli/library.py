@@ -1,7 +1,6 @@
 """`conceptkit scan` and `library`: the LoRAs and embeddings of other programs, where they lie."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -71,7 +70,7 @@ def library(
     add_tag: tuple[str, ...],
     remove_tag: tuple[str, ...],
     as_json: bool,
-    **only: Any,
+    **only: str | None,
 ) -> None:
     """List the files that `scan` found.
 

@@ -1,5 +1,6 @@
 """Deltas on convolutions: a matrix (o, i h w), of low rank or whole, changes the weight (o, i, h, w)."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn.functional as F
@@ -26,12 +27,12 @@ class KVDeltaConv2d(KVDeltaLinear):
         """(o, i, h, w), scaled; what merging adds."""
         return super().get_delta_weight(adapter_name).view_as(self.base_layer.weight)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *, adapter_names: Collection[str] | None = None) -> Tensor:  # type: ignore[override]
         """The convolution and the active deltas of x (B, i, H, W). Raises ConceptError on `adapter_names`."""
-        refuse_mixed_batch(kwargs.pop("adapter_names", None))
+        refuse_mixed_batch(adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        y = self.base_layer(x, *args, **kwargs)
+        y = self.base_layer(x)
         if self.disable_adapters or self.merged:
             return y
         for name in self.active_adapters:

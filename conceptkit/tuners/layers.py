@@ -16,7 +16,7 @@ from conceptkit.tuners.conv_delta import KVDeltaConv2d
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 
 
-def below(module: nn.Module | None) -> Any:
+def below(module: nn.Module | None) -> nn.Linear | nn.Conv2d | KVDeltaLinear:
     """What a delta on this module lies on, or is part of already: itself, or the map below LoRAs of others.
 
     The output of a plain LoRA is that of the map below it and something beside it, so a delta may be there.

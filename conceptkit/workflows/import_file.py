@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -44,6 +44,16 @@ class Imported:
     notices: tuple[str, ...] = ()
 
 
+class ImportKeywords(TypedDict, total=False):
+    """The keyword arguments of `import_file`; see `ImportOptions`."""
+
+    name: str | None
+    trigger: str | None
+    class_noun: str | None
+    gated: bool
+    new_version: bool
+
+
 @dataclass(frozen=True)
 class ImportOptions:
     """How a file becomes a concept.
@@ -66,7 +76,7 @@ def import_file(
     *,
     base: Base | str | None = None,
     registry: Registry | None = None,
-    **options: Any,
+    **options: Unpack[ImportKeywords],
 ) -> Imported:
     """Take a file or folder of another program into the registry, whole or not at all.
 
