@@ -14,7 +14,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from tests.tiny import WORDS, _quiet, text_encoder, tokenizer
@@ -27,9 +27,11 @@ def t5_tokenizer(length: int = 512) -> PreTrainedTokenizerFast:
     letters = sorted({letter for letter in "▁abcdefghijklmnopqrstuvwxyz0123456789<>_,.-'"})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
     pieces += [(f"▁{word}", -5.0) for word in dict.fromkeys(WORDS.split())]
+    pieces += [(f"▁{rare}", -11.0) for rare in ("zwx", "qlm", "sks")]
     pieces += [(letter, -12.0) for letter in letters]
     made = Tokenizer(models.Unigram(pieces, unk_id=2))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
     made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=made,

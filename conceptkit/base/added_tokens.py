@@ -148,7 +148,11 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     table = encoder.get_input_embeddings()
     wider = WiderTable(table, rows, first)
     # T5 has its table in two places, which need not be one module.
-    before = {path: module for path, module in encoder.named_modules(remove_duplicate=False) if _reads(module, table)}
+    before = {
+        path: module
+        for path, module in encoder.named_modules(remove_duplicate=False)
+        if _reads(module, table)
+    }
     encoder.set_input_embeddings(wider)
 
     def restore() -> None:

@@ -45,7 +45,7 @@ def candidates(pipe: DiffusionPipeline, captions: Sequence[str], longest: int = 
     counts = Counter(word for text in captions for word in text.lower().split())
     found = []
     for entry, number in first.get_vocab().items():
-        if not entry.endswith("</w>") or number in first.all_special_ids:
+        if not _whole_word(entry) or number in first.all_special_ids:
             continue
         text = first.decode([number]).strip()
         if not (0 < len(text) <= longest and text.isalpha() and text == text.lower()):
@@ -72,6 +72,12 @@ def choose(
         )
     rarest = unseen[: max(count, round(RAREST * len(unseen)))]
     return random.Random(seed).sample(rarest, count)
+
+
+def _whole_word(entry: str) -> bool:
+    """Whether an entry of a vocabulary is a word, and no part of one: CLIP marks where words end, unigram and
+    byte-level vocabularies where they begin."""
+    return entry.endswith("</w>") or entry.startswith(("▁", "Ġ"))
 
 
 def _one(tokenizer: Any, text: str) -> int | None:
