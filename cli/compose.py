@@ -64,13 +64,13 @@ if TYPE_CHECKING:
     "--side-by-side/--one-frame",
     default=None,
     help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
-    "[default: one frame]",
+    "[default: side by side on storybook]",
 )
 @click.option(
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
-    "[default: where the prompt names several things]",
+    "[default: on bases with a UNet, but for storybook, where the prompt names several things]",
 )
 @click.option(
     "--layout",

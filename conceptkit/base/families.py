@@ -70,6 +70,7 @@ FAMILIES.register(
         guidance_scale=3.5,
         pag_scale=1.5,
         pag_layers=("attn1",),
+        side_by_side=True,
         isolate_concepts=True,
         class_nouns=tuple(_STORYBOOK_NOUNS.split()),
         captions=PACKAGE / "storybook" / "captions.txt",

@@ -260,10 +260,11 @@ def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) 
 def _confined(
     here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
 ) -> ConfinedDrawing | None:
-    """A layout for pictures of several things, where that was ordered, or nothing was and it can be."""
+    """A layout for pictures of several things, where that was ordered, or nothing was and it suits the base."""
     kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
     nouns = here.family.class_nouns
-    other = bool(request.side_by_side) or request.auto_regions
+    # Bases that draw several things better side by side have small frames, in which parts are too small.
+    other = bool(request.side_by_side) or request.auto_regions or here.family.side_by_side
     if request.confine and kind is None:
         raise BadRegion(
             f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "

@@ -110,7 +110,7 @@ class Confinement:
         for s, scene in enumerate(stage.scenes):
             for i, thing in enumerate(scene.things):
                 before, so_far = (self._with(scene.plain[:end]) for end in (thing.start, thing.end))
-                begin, end = (1 + len(spell(self._pipe, text)) for text in (before, so_far))
+                begin, end = (1 + len(spell(self._pipe, text)[0]) for text in (before, so_far))
                 own[s, begin:end, i] = 1
         return own.repeat_interleave(stage.pictures // len(own), dim=0)
 

@@ -17,11 +17,9 @@ from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics, scorers
 from conceptkit.evaluate.scorer_table import load_scorer
 from conceptkit.files import check_folder
-from conceptkit.inference.attach import attach
-from conceptkit.inference.generate import STEPS, draw, draw_with
+from conceptkit.inference.generate import STEPS, draw_with
 from conceptkit.merging import compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
-from conceptkit.pictures.layout import layout_picture
 from conceptkit.pictures.png_metadata import read_metadata, save_png
 from conceptkit.registry.store import Registry
 from conceptkit.workflows import add
@@ -145,16 +143,12 @@ def run(out: Path, tick: Tick) -> Path:
         for line, kept in zip(figures, merged.report.kept, strict=True):
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
         summed = compose.compose(*names, base=base, registry=registry, merge_method="sum")
-        ours, layouts = _together(base, merged, TOGETHER, 4)
-        dog, gate = PARTS
-        plain = [text.replace(dog.name, dog.noun).replace(gate.name, gate.noun) for text in TOGETHER]
-        naive = _tiles(base, summed, TOGETHER, 4, confine=False, isolate_concepts=False)
-        rows += [
-            Row(_tiles(base, None, plain, 4), "The base's layout", "what it draws of the class nouns"),
-            Row(layouts, "Who is where", "attention to each noun, on the picture that came of it"),
-            Row(ours, "Both together", "each concept in its own part alone"),
-            Row(naive, "Both, added up", "the two deltas simply summed, for comparison"),
-        ]
+        for what, title, note, wide in (
+            (merged, "Both together", "side by side, merged by least squares", True),
+            (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison", True),
+            (merged, "In one frame", "merged; here the second thing keeps less of its look", False),
+        ):
+            rows.append(Row(_tiles(base, what, TOGETHER, 4, side_by_side=wide), title, note))
     tick(3, 3, "done")
     footer: list[str | Sequence[str]] = [
         HEAD,
@@ -255,23 +249,6 @@ def distractors(part: Part, judge: scorers.SubjectJudge) -> Any:
     ]
     shots = [shot for k, subject in enumerate(other) for shot in scene.photos(subject, 5, k)]
     return judge.embed(shots).view(DISTRACTORS, 5, -1)
-
-
-def _together(
-    base: bases.Base, concept: Any, prompts: Sequence[str], seeds: int
-) -> tuple[list[Tile], list[Tile]]:
-    """`seeds` pictures of each prompt, and the same with the parts of their concepts."""
-    drawn: list[Tile] = []
-    layouts: list[Tile] = []
-    with attach(base.pipe, concept) as attachment:
-        for prompt in prompts:
-            for seed in range(seeds):
-                (picture,) = draw(base, [prompt], [seed])
-                drawn.append(Tile(picture, prompt))
-                if attachment.layout:
-                    shown = layout_picture(picture, attachment.layout.pictures[0].regions())
-                    layouts.append(Tile(shown, prompt))
-    return drawn, layouts
 
 
 def _tiles(base: bases.Base, concept: Any, prompts: Sequence[str], seeds: int, **options: Any) -> list[Tile]:
