@@ -101,7 +101,7 @@ class Plain:
         if self.custom:
             parts |= self._with_a_token(parts["tokenizer"], parts["text_encoder"], identifier.ids[0])
             maps = targets.find(unet, Architecture.presets[recipe.target_modules])
-            reading = [layer for name, layer in maps.items() if targets.READS_TEXT.search(name)]
+            reading = [layer for name, layer in maps.items() if Architecture().reads_text(name)]
             for layer in reading if recipe.detach_bos else ():
                 layer.register_forward_hook(_learning_nothing_at_bos)
             self.learned = [layer.weight for layer in maps.values()]

@@ -10,7 +10,7 @@ from conceptkit.cli.terminal import echo_table
 @json_option
 @debug_option
 def bases(as_json: bool) -> None:
-    """List the families of bases that can be taught, and what works on each.
+    """List the families of bases and what works on each.
 
     Any diffusers pipeline of one of them is a base: give its folder or hub id as --base. SIZE is the side of
     its pictures in pixels, and WEIGHTS what its UNet or transformer takes in 16 bits; text encoders come on

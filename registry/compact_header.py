@@ -17,7 +17,7 @@ NEEDS = "0.1"
 MOST_RANK = 1 << 20
 
 
-def public_fields(**fields: Any) -> dict[str, Any]:
+def public_fields(**fields: object) -> dict[str, object]:
     """The header with these fields, without its checksum."""
     return {"format": FORMAT, "needs": NEEDS, **fields}
 

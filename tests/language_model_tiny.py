@@ -258,7 +258,7 @@ def pico_auraflow(seed: int = 0) -> AuraFlowPipeline:
         pipe = AuraFlowPipeline(
             tokenizer=tok,
             text_encoder=t5(tok),
-            vae=autoencoder(4),
+            vae=autoencoder(4, shift=None),
             transformer=AuraFlowTransformer2DModel(
                 sample_size=8,
                 in_channels=4,

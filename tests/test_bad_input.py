@@ -324,14 +324,16 @@ def test_a_base_that_is_no_pipeline(stored, place, pico, refused, spoil):
     for command in (("add", "rex", "dogs", "--class", "dog"), ("compose", "my_dog", "--prompt", "my_dog")):
         sentence = refused(*command, "--base", "my base", "--steps", 2)
         assert "'my base'" in sentence
-        assert re.search("give one with a model_index.json|use a Stable Diffusion or SDXL pipeline", sentence)
+        assert re.search("give one with a model_index.json|use a text-to-image pipeline", sentence)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "nobody/nothing", "dogs/0.png"])
 def test_a_base_that_is_not_there(refused, name):
     sentence = refused("add", "rex", "dogs", "--class", "dog", "--base", name)
     assert f"'{name}'" in sentence
-    assert re.search("give a diffusers folder|check the id and the network", sentence)
+    assert re.search(
+        "give a diffusers folder|check the id and the network|give a .safetensors file or a folder", sentence
+    )
 
 
 # classes

@@ -213,6 +213,7 @@ def test_add(rooms, tmp_path):
         "masks": None,
         "class_images": None,
         "resume": False,
+        "size": "full",
     }
     assert "Learned my_dog@1 in 62 s; it takes 0.0 kB." in result.stdout
     assert "Note: These look like photographs." in result.stderr

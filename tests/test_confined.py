@@ -350,7 +350,10 @@ def test_on_storybook_both_are_found_and_the_rest_of_the_picture_stays(tmp_path)
         for name in ("storybook/my_dog", "storybook-gate/moongate")
     ]
     (plain,) = generate.draw(base, ["a dog next to a gate"], [0], pag=0)
-    with Registry(tmp_path) as registry, attach(base.pipe, *stored, registry=registry, confine=True) as attachment:
+    with (
+        Registry(tmp_path) as registry,
+        attach(base.pipe, *stored, registry=registry, confine=True) as attachment,
+    ):
         (picture,) = generate.draw(base, ["a my_dog next to a moongate"], [0], pag=0)
         (layout,) = attachment.layout.pictures
     assert layout.complete and layout.tries == 1

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from conceptkit.base import fingerprint, pipeline
 from conceptkit.errors import BadBlob, BaseMismatch, ConceptError
 from conceptkit.features import caption_statistics, captions, concept_rows
+from conceptkit.inference import attach as attaching
 from conceptkit.inference.attach import attach
 from conceptkit.learn.prior_preservation import weights_digest
 from conceptkit.merging.compose import compose
@@ -121,6 +122,10 @@ def test_adapters_that_make_it_another_base_are_named():
         attach(pipe, concept)
 
 
+def refuse(*_):
+    raise ConceptError("refused at the last moment")
+
+
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_lora_on_the_text_encoder_does_not_change_later_merges(refused):
     registry, pair = (
@@ -133,9 +138,10 @@ def test_a_lora_on_the_text_encoder_does_not_change_later_merges(refused):
     pipe = pico_sd()
     lora(pipe.text_encoder, ["q_proj", "v_proj"])
     if refused:
-        lora(pipe.unet, ["to_k"])
-        with pytest.raises(ConceptError):
-            attach(pipe, *pair, registry=registry)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attaching, "_install", refuse)
+            with pytest.raises(ConceptError, match="refused"):
+                attach(pipe, *pair, registry=registry)
     else:
         with pytest.warns(UserWarning, match="text encoders differ"):
             attach(pipe, *pair, registry=registry).detach()

@@ -238,7 +238,7 @@ def test_own_words_are_found_where_they_stand(pico, pair):
     assert own.sum(dim=1).min() >= 3, "two vectors and a noun"
     assert not own[:, 0].any()
     ids = torch.tensor([[9, 1, 2, 3, 1, 2], [1, 2, 9, 9, 2, 1]])
-    assert positions(ids, torch.tensor([1, 2])).int().tolist() == [[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
+    assert positions(ids, (torch.tensor([1, 2]),)).int().tolist() == [[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
     assert features.hidden.shape[-1] == pico.width
 
 

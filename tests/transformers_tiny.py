@@ -48,8 +48,8 @@ def t5(tok: PreTrainedTokenizerFast) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def autoencoder(channels: int) -> AutoencoderKL:
-    """2 pixels a cell; latents are scaled and shifted."""
+def autoencoder(channels: int, shift: float | None = 0.06) -> AutoencoderKL:
+    """2 pixels a cell; latents are scaled, and shifted where the pipeline does so."""
     return AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -58,7 +58,7 @@ def autoencoder(channels: int) -> AutoencoderKL:
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=1.5,
-        shift_factor=0.06,
+        shift_factor=shift,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
@@ -133,7 +133,7 @@ def pico_pixart(seed: int = 0) -> PixArtSigmaPipeline:
         pipe = PixArtSigmaPipeline(
             tokenizer=tok,
             text_encoder=t5(tok),
-            vae=autoencoder(4),
+            vae=autoencoder(4, shift=None),
             transformer=PixArtTransformer2DModel(
                 num_attention_heads=4,
                 attention_head_dim=8,

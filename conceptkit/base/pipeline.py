@@ -131,12 +131,14 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
             "does it, and cannot be read; use enable_model_cpu_offload() or enable_group_offload() instead"
         )
     fingerprint = fingerprint_of(pipe)
+    embedded = FAMILIES.get(name) if name else None
+    named = embedded if embedded is not None and embedded.weights is not None else None
     name = name or _name_of(pipe, fingerprint)
     denoiser = getattr(pipe, kind.denoiser)
     by_class = family_of_pipeline(
         type(pipe).__name__, type(getattr(denoiser, "_orig_mod", denoiser)).__name__
     )
-    row = _family_by_weights(fingerprint) or by_class or family_of(name)
+    row = _family_by_weights(fingerprint) or named or by_class or family_of(name)
     return Base(name, pipe, fingerprint, row)
 
 

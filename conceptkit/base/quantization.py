@@ -44,16 +44,16 @@ def check_possible(name: str, device: str) -> None:
         )
 
 
-def is_quantized(denoiser: Any) -> bool:
+def is_quantized(denoiser: object) -> bool:
     """Whether a denoiser was loaded in few bits."""
     return getattr(denoiser, "hf_quantizer", None) is not None
 
 
-def bits_of(denoiser: Any) -> str | None:
+def bits_of(denoiser: object) -> str | None:
     """The row of QUANTIZATIONS that a denoiser was loaded with, or comes nearest to; None: in no few bits."""
     if not is_quantized(denoiser):
         return None
-    config = denoiser.hf_quantizer.quantization_config
+    config = getattr(denoiser, "hf_quantizer").quantization_config  # noqa: B009
     if getattr(config, "load_in_4bit", False):
         return "bnb-4bit"
     return "bnb-8bit" if getattr(config, "load_in_8bit", False) else "torchao-int8"

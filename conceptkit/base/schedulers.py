@@ -74,9 +74,9 @@ def scheduled(base: Base, name: str | None, steps: int) -> Iterator[None]:
         base.pipe.scheduler = before
 
 
-def is_flow(scheduler: Any) -> bool:
+def is_flow(scheduler: object) -> bool:
     """Whether a scheduler is of a base that predicts a flow."""
-    config = scheduler.config
+    config = getattr(scheduler, "config", {})
     return type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
 
 

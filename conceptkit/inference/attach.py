@@ -260,7 +260,7 @@ def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) 
 def _confined(
     here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
 ) -> ConfinedDrawing | None:
-    """A layout for pictures of several things, where that was ordered, or nothing was and it suits the base."""
+    """A layout for pictures of several things, where that was ordered, or where it suits the base."""
     kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
     nouns = here.family.class_nouns
     # Bases that draw several things better side by side have small frames, in which parts are too small.

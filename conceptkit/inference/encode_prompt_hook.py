@@ -61,7 +61,11 @@ def hook_encode_prompt(
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         stage = drawing.confinement.stage if drawing else None
         if drawing and stage and given.get("prompt"):
-            return drawing.confinement.encode(original, bound.arguments, stage)
+            laying_out = stage.layout is None
+            encoded = drawing.confinement.encode(original, bound.arguments, stage)
+            if laying_out:
+                _warn_cut_off(given.get("prompt"), attachment, encoded)
+            return encoded
         _warn_unmentioned(given.get("prompt"), words)
         spelt = {
             name: _written(attachment.pipe, prompt_words.replace(text, words)) for name, text in given.items()

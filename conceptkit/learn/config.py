@@ -68,7 +68,10 @@ class DefaultConfigs(MutableMapping[str, TrainConfig]):
         return self.of_family(name, "")
 
     def __setitem__(self, name: str, recipe: TrainConfig) -> None:
-        self._set[name] = recipe
+        # The method's own is no change of it, and must not hide the recipes of families.
+        self._set.pop(name, None)
+        if name not in METHODS or recipe != METHODS[name].config(""):
+            self._set[name] = recipe
 
     def __delitem__(self, name: str) -> None:
         del self._set[name]

@@ -51,6 +51,8 @@ class TrainConfig:
         noun; aside of the colour, pattern or material by which the base would have "described" the photos; or
         at a "rare" token of the vocabulary. Where no word describes them better than the noun, or there is no
         class, "described" starts far aside.
+    initializer_token: text at whose tokens' mean the embedding starts instead, as in diffusers' scripts; "":
+        as `token_init` says.
     token_init_noise: the distance from the word at which it starts, in lengths of the word's embedding.
     num_vectors: how many vectors the token has.
     token_train_steps: first the embedding is trained alone, at `token_learning_rate` (Adam, per step).

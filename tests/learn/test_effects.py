@@ -100,7 +100,7 @@ def resumed(folder, before, after, rate):
     if rate:
         manager.resume()
     else:
-        with pytest.raises(BadRecipe, match="key_learning_rate = 0.0, not 0.123"):
+        with pytest.raises(BadRecipe, match=r"(key_learning_rate|text_encoder_lr) = 0.0, not 0.123"):
             manager.resume()
     return manager
 

@@ -168,7 +168,9 @@ class Architecture:
         tokenizer = pipe.tokenizer
         return (Segment(tokenizer, tokenizer.model_max_length),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """The conditions of prompts, through a pipeline's own `encode_prompt`."""
         encoded = pipe.encode_prompt(
             prompt=list(prompts),

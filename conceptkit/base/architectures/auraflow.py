@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from conceptkit.base.architectures.architecture import Condition, Segment
@@ -30,7 +31,9 @@ class AuraFlow(JointTransformer):
         """The only tokenizer's."""
         return (Segment(pipe.tokenizer, LENGTH, masked=True),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """The mask is in the features."""
         hidden = pipe.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, device=device or pipe._execution_device

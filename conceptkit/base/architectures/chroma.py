@@ -25,7 +25,9 @@ class Chroma(Flux):
         """T5's."""
         return (Segment(pipe.tokenizer, T5_LENGTH, masked=True),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """Features with their mask."""
         hidden, _, mask, *_ = pipe.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, device=device or pipe._execution_device

@@ -34,7 +34,9 @@ class Flux(JointTransformer):
         """T5's alone."""
         return (Segment(pipe.tokenizer_2, T5_LENGTH),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """The same prompt for both encoders."""
         hidden, pooled, _ = pipe.encode_prompt(
             prompt=list(prompts), prompt_2=None, device=device or pipe._execution_device

@@ -45,7 +45,9 @@ class Flux2(JointTransformer):
             before, after = chat_template(pipe.tokenizer, enable_thinking=False)
         return (Segment(pipe.tokenizer, LENGTH, before, after),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """All positions, padding too."""
         hidden, _ = pipe.encode_prompt(prompt=list(prompts), device=device or pipe._execution_device)
         return Condition(hidden)

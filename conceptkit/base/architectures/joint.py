@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from conceptkit.base.architectures.architecture import Architecture, Call
 
 _ATTENTION = r"\battn\.(?:to_(?:q|k|v|out\.0)|add_[qkv]_proj|to_add_out)"
@@ -36,6 +38,6 @@ class JointTransformer(Architecture):
         )
 
 
-def first_time(time: Any) -> float:
+def first_time(time: Tensor) -> float:
     """Of a batch of equal times (B,)."""
     return float(time.flatten()[0])

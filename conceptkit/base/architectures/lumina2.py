@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from conceptkit.base.architectures.architecture import Call, Condition, Segment
@@ -34,7 +35,9 @@ class Lumina2(JointTransformer):
         """Behind the pipeline's instruction."""
         return (Segment(pipe.tokenizer, LENGTH, f"{pipe.system_prompt} <Prompt Start> ", masked=True),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """The last but one layer's features, with their mask."""
         hidden, mask, _, _ = pipe.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, device=device or pipe._execution_device

@@ -39,7 +39,9 @@ class QwenImage(JointTransformer):
         skipped = pipe.prompt_template_encode_start_idx
         return (Segment(pipe.tokenizer, LENGTH, before, after, skipped, trimmed=True),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """As many positions as the longest prompt has, with their mask."""
         hidden, mask = pipe.encode_prompt(
             prompt=list(prompts), device=device or pipe._execution_device, max_sequence_length=LENGTH

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from conceptkit.base.architectures.architecture import Condition, Segment
@@ -28,7 +29,9 @@ class StableDiffusion3(JointTransformer):
             Segment(None if without else pipe.tokenizer_3, T5_LENGTH),
         )
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """The same prompt for all encoders."""
         hidden, _, pooled, _ = pipe.encode_prompt(
             prompt=list(prompts),

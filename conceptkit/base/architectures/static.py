@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from conceptkit.base.architectures.architecture import Architecture, Call, Condition, Segment
@@ -34,7 +35,9 @@ class StaticCrossAttention(Architecture):
         """The only tokenizer's."""
         return (Segment(pipe.tokenizer, LENGTH, masked=True),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """Features of T5 or Gemma before the projection, with their mask."""
         hidden, mask, _, _ = pipe.encode_prompt(
             prompt=list(prompts),

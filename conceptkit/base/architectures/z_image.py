@@ -41,7 +41,9 @@ class ZImage(JointTransformer):
         before, after = chat_template(pipe.tokenizer, enable_thinking=True)
         return (Segment(pipe.tokenizer, LENGTH, before, after, trimmed=True),)
 
-    def encode(self, pipe: DiffusionPipeline, prompts: Sequence[str], device: Any = None) -> Condition:
+    def encode(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], device: torch.device | str | None = None
+    ) -> Condition:
         """Features filled up with zeros, and where they are none."""
         rows, _ = pipe.encode_prompt(
             list(prompts), device or pipe._execution_device, do_classifier_free_guidance=False
