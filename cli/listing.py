@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def echo_entries(entries: "list[Entry]", marks: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
-    """A listing; `marks` as `registry.find.labels` returns them."""
+    """A listing; `marks` as `catalogue.search.labels` returns them."""
     if as_json:
         echo_json([entry.to_json() | dict(marks[entry.name]) for entry in entries])
         return

@@ -1,4 +1,4 @@
-"""Voices: what a concept changes beside keys and values acts where prompts say its words, not elsewhere."""
+"""Gated LoRA: what a concept changes beside keys and values acts where prompts say its words, not elsewhere."""
 
 from collections.abc import Sequence
 
@@ -52,7 +52,7 @@ def gate_lora(
 def gates(scene: UNetCall, names: Sequence[str], heard: Sequence[RankGate]) -> Tensor:
     """How far each rank acts on each picture: (pictures, ranks), 1 or 0.
 
-    Both halves of guidance belong to one picture. Prompts that nobody has read may say anything: every voice
+    Both halves of guidance belong to one picture. Prompts that nobody has read may say anything: every gate
     speaks on pictures of which no other prompt is known.
     """
     pictures = scene.pictures if len(scene.owners) % scene.pictures == 0 else 1
@@ -63,19 +63,19 @@ def gates(scene: UNetCall, names: Sequence[str], heard: Sequence[RankGate]) -> T
         said = [mentioned | earlier[:, i] for i, mentioned in enumerate(said)]
     unread = (owners == UNKNOWN).all(dim=2).all(dim=0)
     found = []
-    for voice in heard:
-        own = [mentioned for name, mentioned in zip(names, said, strict=True) if name in (voice.words or ())]
-        always = torch.ones_like(unread) if voice.words is None else unread
+    for one in heard:
+        own = [mentioned for name, mentioned in zip(names, said, strict=True) if name in (one.words or ())]
+        always = torch.ones_like(unread) if one.words is None else unread
         speaks = torch.stack([always, *own]).any(dim=0)
-        found.append(speaks.unsqueeze(1).expand(-1, voice.ranks))
+        found.append(speaks.unsqueeze(1).expand(-1, one.ranks))
     return torch.cat(found, dim=1).float()
 
 
 def _own_cells(inside: Tensor, names: Sequence[str], heard: Sequence[RankGate]) -> Tensor:
     """Where each rank may act, (B, cells, ranks), from where each concept may be, (B, N, cells)."""
     found = []
-    for voice in heard:
-        own = [i for i, name in enumerate(names) if name in (voice.words or ())]
-        cells = torch.ones_like(inside[:, 0]) if voice.words is None else inside[:, own].any(dim=1)
-        found.append(cells.unsqueeze(2).expand(-1, -1, voice.ranks))
+    for one in heard:
+        own = [i for i, name in enumerate(names) if name in (one.words or ())]
+        cells = torch.ones_like(inside[:, 0]) if one.words is None else inside[:, own].any(dim=1)
+        found.append(cells.unsqueeze(2).expand(-1, -1, one.ranks))
     return torch.cat(found, dim=2)

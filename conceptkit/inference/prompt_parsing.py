@@ -101,7 +101,7 @@ def things(words: Mapping[str, str]) -> dict[str, str]:
 
 
 def clause_of_each(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
-    """Name -> what a prompt says of that thing, from left to right; `words` as in `prompts.replace`.
+    """Name -> what a prompt says of that thing, from left to right; `words` as in `prompt_words.replace`.
 
     From left to right is the order of first mention, unless the prompt says otherwise ("my_dog to the right
     of a moongate", "moongate on the left"). Fewer than two things: nothing to take apart, so an empty

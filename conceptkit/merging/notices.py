@@ -9,10 +9,10 @@ from conceptkit.merging.methods.base import MergeContext, equal
 
 def notices_of(context: MergeContext) -> list[str]:
     """All sentences about these parts."""
-    return [*_weak_words(context), *_same_words(context), *_wide(context)]
+    return [*_weak_words(context), *_same_words(context), *_beyond_cross_attention(context)]
 
 
-def _wide(context: MergeContext) -> list[str]:
+def _beyond_cross_attention(context: MergeContext) -> list[str]:
     """One sentence for each part that changes more than keys and values on all pictures, beside others."""
     several = len(context.parts) > 1
     beyond = parts.beyond(context.parts, context.base.sizes)

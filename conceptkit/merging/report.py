@@ -44,7 +44,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Solved:
-    """How the constraints were met, see `compose.merge_rows`; `missed` is ||D C^T - R^T|| / ||R||."""
+    """How the constraints were met, see `features.closed_form`; `missed` is ||D C^T - R^T|| / ||R||."""
 
     condition: float | None = None
     damping: float = 0.0
@@ -63,7 +63,7 @@ class Report:
 
     captions: ||D Y|| / ||W0 Y|| over held-out captions Y that mention no concept, of the maps that read text;
         what a concept changes in text encoders or elsewhere comes on top.
-    condition, damping: of the constraint rows, see `compose.closed_form`; None: dependent, or no constraints.
+    condition, damping: of the constraint rows, see `features.closed_form`; None: dependent, or no constraints.
     rows, width: s constraint rows where there is room for d. problem, missed: see `Solved`.
     interference: `[i][j]` is what j's share of the merge adds at i's own words, by what i alone adds there.
     audit: captions that the merge moves far more than unrelated parts would.
