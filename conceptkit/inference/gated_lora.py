@@ -1,4 +1,4 @@
-"""Gated LoRA: what a concept changes beside keys and values acts where prompts say its words, not elsewhere."""
+"""Gated LoRA: what a concept changes beside keys and values acts only where prompts say its words."""
 
 from collections.abc import Sequence
 

@@ -63,7 +63,7 @@ class Report:
 
     captions: ||D Y|| / ||W0 Y|| over held-out captions Y that mention no concept, of the maps that read text;
         what a concept changes in text encoders or elsewhere comes on top.
-    condition, damping: of the constraint rows, see `features.closed_form`; None: dependent, or no constraints.
+    condition, damping: of the constraint rows, see `features.closed_form`; None: dependent, or none.
     rows, width: s constraint rows where there is room for d. problem, missed: see `Solved`.
     interference: `[i][j]` is what j's share of the merge adds at i's own words, by what i alone adds there.
     audit: captions that the merge moves far more than unrelated parts would.
