@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
-    "[default: on bases with a UNet, but for storybook, where the prompt names several things]",
+    "[default: no-confine]",
 )
 @click.option(
     "--layout",
@@ -200,7 +200,7 @@ def compose(
     if layout and (layouts := drawing.layout_sheet()):
         wrote(save_png(layouts, layout, **drawing.sheet_metadata))
     elif layout:
-        note("There is no layout, because the prompt names one thing, or the concepts are not confined.")
+        note("There is no layout, because it takes --confine, and a prompt that names a concept.")
     _show_report(drawing.merge.report, heatmap)
 
 

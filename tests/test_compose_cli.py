@@ -102,7 +102,7 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
 
 def test_a_layout_is_told_and_drawn_and_the_picture_remembers():
     both = ("compose", "my_dog", "moongate", *PROMPT)
-    result = run(*both, "--layout", "layout.png", "--region", "my_dog=left", "-n", 2)
+    result = run(*both, "--confine", "--layout", "layout.png", "--region", "my_dog=left", "-n", 2)
     assert result.exit_code == 0, result.output
     assert "Seed 1: my_dog is in the region that it was given." in result.stderr
     assert "Seed 0: moongate " in result.stderr

@@ -1,6 +1,7 @@
 """Concepts in one frame: the base lays the picture out, and each concept acts in its part of it alone."""
 
 import dataclasses
+import functools
 import inspect
 
 import numpy as np
@@ -13,8 +14,8 @@ from conceptkit.base import pipeline
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.features import caption_statistics, captions
+from conceptkit.inference import attach as attaching
 from conceptkit.inference import confined_drawing, generate, layout_noise
-from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import guided
 from conceptkit.inference.layout import Layout, LayoutWarning, PictureLayout, Placed
 from conceptkit.inference.layout_attention import Watch, kind_of
@@ -22,6 +23,8 @@ from conceptkit.pictures.layout import Region, layout_picture
 from conceptkit.registry.store import Registry
 from tests.golden.files import DATA
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
+
+attach = functools.partial(attaching.attach, confine=True)
 
 BOTH, NOUNS = "my_dog in front of a moongate", "dog in front of a gate"
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -159,7 +162,7 @@ def test_no_trace_is_left(pipe, pair):
 def test_one_thing_alone_is_drawn_as_ever(pipe, pair):
     with attach(pipe, *pair, confine=False):
         plain = draw(pipe, "a photo of my_dog")
-    with attach(pipe, *pair) as attachment:
+    with attaching.attach(pipe, *pair) as attachment:
         assert torch.equal(draw(pipe, "a photo of my_dog"), plain) and attachment.layout is None
 
 

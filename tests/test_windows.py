@@ -243,7 +243,7 @@ def test_who_sees_side_by_side_unasked(pipe):
     with attach(pipe, *pair) as attachment:
         assert not attachment.side_by_side and attachment.clauses(BOTH) == {}
         assert draw(pipe, BOTH).shape == (3, 16, 16)
-    assert not pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
+    assert pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
     assert not pipeline.of(pipe, "pico").family.side_by_side
     with pytest.raises(BadRegion, match="choose one of them"):
         attach(pipe, *pair, side_by_side=True, auto_regions=True)

@@ -29,8 +29,9 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 UNET = re.compile(
-    r"(?:down_blocks|mid_block|up_blocks|conv_|time_embedding|add_embedding|class_embedding|encoder_hid_proj)"
+    r"(?:_orig_mod\.)?(?:down_blocks|mid_block|up_blocks|conv_|time_embedding|add_embedding|class_embedding|encoder_hid_proj)"
 )
+"""Names of a UNet's maps; a compiled one has them behind `_orig_mod`."""
 
 
 def denoiser_attribute(name: str) -> str:

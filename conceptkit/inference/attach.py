@@ -260,26 +260,22 @@ def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) 
 def _confined(
     here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
 ) -> ConfinedDrawing | None:
-    """A layout for pictures of several things, where that was ordered, or where it suits the base."""
+    """A layout for pictures of several things, where that was ordered and it can be."""
+    if not request.confine:
+        return None
     kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
-    nouns = here.family.class_nouns
-    # Bases that draw several things better side by side have small frames, in which parts are too small.
-    other = bool(request.side_by_side) or request.auto_regions or here.family.side_by_side
-    if request.confine and kind is None:
+    if kind is None:
         raise BadRegion(
             f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "
-            "there; attach with confine=False"
+            "there; leave confine out"
         )
-    wanted = not other and (len(concept.words) > 1 or bool(nouns) or bool(request.masks))
-    if (
-        kind is None
-        or not things(concept.words)
-        or not (wanted if request.confine is None else request.confine)
-    ):
+    if not things(concept.words):
         return None
     isolated = request.isolate_concepts is not False
     confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
-    return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
+    return ConfinedDrawing(
+        here.pipe, confinement, concept.words, request.masks, here.family.class_nouns, True
+    )
 
 
 def _windows(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Windows | None:

@@ -61,11 +61,7 @@ def hook_encode_prompt(
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         stage = drawing.confinement.stage if drawing else None
         if drawing and stage and given.get("prompt"):
-            laying_out = stage.layout is None
-            encoded = drawing.confinement.encode(original, bound.arguments, stage)
-            if laying_out:
-                _warn_cut_off(given.get("prompt"), attachment, encoded)
-            return encoded
+            return _in_stage(original, attachment, drawing, bound.arguments)
         _warn_unmentioned(given.get("prompt"), words)
         spelt = {
             name: _written(attachment.pipe, prompt_words.replace(text, words)) for name, text in given.items()
@@ -101,6 +97,19 @@ def hook_encode_prompt(
             undo.callback(first.register_forward_pre_hook(read_elsewhere).remove)
         undo.callback(override(attachment.pipe, "encode_prompt", encode_prompt))
         return undo.pop_all().close
+
+
+def _in_stage(
+    original: Callable[..., Any], attachment: Any, drawing: ConfinedDrawing, given: dict[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """What a stage of a confined drawing reads; what is cut off is told once, at the layout."""
+    stage = drawing.confinement.stage
+    assert stage is not None
+    laying_out = stage.layout is None
+    encoded = drawing.confinement.encode(original, given, stage)
+    if laying_out:
+        _warn_cut_off(given.get("prompt"), attachment, encoded)
+    return encoded
 
 
 def _written(pipe: DiffusionPipeline, text: str | list[str] | None) -> str | list[str] | None:

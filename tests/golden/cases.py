@@ -138,7 +138,9 @@ PICTURES = (
     Picture("joint", "pico", ("merges/joint",), _PLAIN_TWO, options=_FREE),
     _alone("storybook", "storybook", steps=3),
     Picture("storybook-windows", "storybook", _BOTH, _TWO, options={"side_by_side": True}, slow=True),
-    Picture("storybook-one-frame", "storybook", _BOTH, _TWO, options=_FREE, slow=True),
+    Picture(
+        "storybook-one-frame", "storybook", _BOTH, _TWO, options={"side_by_side": False, **_FREE}, slow=True
+    ),
     Picture(
         "storybook-regions",
         "storybook",
