@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from conceptkit.cli.options import debug_option, out_option
 from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import debug_option, out_option
 
 
 @click.command()

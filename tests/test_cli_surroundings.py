@@ -12,7 +12,7 @@ from PIL import Image
 from conceptkit import files
 from conceptkit.cli import terminal
 from conceptkit.cli.main import main
-from conceptkit.cli.options import free_path
+from conceptkit.cli.shared_options import free_path
 from conceptkit.data import photos
 from conceptkit.errors import BadPhotos, BadPrompt, BadRecipe, ConceptError
 from conceptkit.pictures.png_metadata import save_png

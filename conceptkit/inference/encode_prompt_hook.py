@@ -15,7 +15,7 @@ from torch import Tensor
 from conceptkit.base.added_tokens import Tokens
 from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders, spelt_out
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 from conceptkit.errors import ConceptError
 from conceptkit.inference.confined_drawing import ConfinedDrawing
 from conceptkit.inference.confinement import PROMPTS
@@ -64,7 +64,8 @@ def hook_encode_prompt(
             return _in_stage(original, attachment, drawing, bound.arguments)
         _warn_unmentioned(given.get("prompt"), words)
         spelt = {
-            name: _written(attachment.pipe, prompt_words.replace(text, words)) for name, text in given.items()
+            name: _written(attachment.pipe, prompt_rewriting.replace(text, words))
+            for name, text in given.items()
         }
         bound.arguments.update(spelt)
         if bound.arguments.get("clean_caption"):  # which takes tokens for markup
@@ -148,7 +149,7 @@ def _warn_elsewhere(words: Mapping[str, str]) -> None:
 
 def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
     for text in [prompt] if isinstance(prompt, str) else prompt or []:
-        if text and words and not prompt_words.mentioned(text, words):
+        if text and words and not prompt_rewriting.mentioned(text, words):
             names = ", ".join(words)
             warnings.warn(
                 f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=5

@@ -7,7 +7,7 @@ alpha = r.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -160,7 +160,7 @@ def ordinary(base: Base, moment: Tensor) -> float:
 
 
 def init_factors(
-    name: str, shape: Any, rank: int, down: Tensor | None, seed: int, init: str = "unit"
+    name: str, shape: Sequence[int], rank: int, down: Tensor | None, seed: int, init: str = "unit"
 ) -> Factors:
     """Factors whose product is zero and has a gradient.
 

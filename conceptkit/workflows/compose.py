@@ -16,7 +16,7 @@ from conceptkit.base import devices
 from conceptkit.base.load_options import AS_USUAL, LoadOptions
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.base.schedulers import scheduled
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
 from conceptkit.inference import draw_call
 from conceptkit.inference.attach import Attachment, attach
@@ -210,7 +210,7 @@ def _carried_out(
 
 
 def _unmentioned(request: DrawRequest, concept: Concept) -> Iterator[str]:
-    for name in sorted(set(concept.words) - prompt_words.mentioned(request.prompt, concept.words)):
+    for name in sorted(set(concept.words) - prompt_rewriting.mentioned(request.prompt, concept.words)):
         yield f"The prompt does not mention {name!r}: write the name where the thing should be."
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conceptkit.inference.prompt_parsing import clause_of_each
+from conceptkit.inference.split_prompt import clause_of_each
 
 WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my_cat> cat", "inky": "<inky>"}
 
