@@ -141,6 +141,7 @@ _CUSTOM: dict[str, Any] = {
     "key_learning_rate": 1.0,
     "gated_lora_learning_rate": 1.0,
     "init_lora_weights": "gaussian",
+    "relative_to_weights": True,
     "max_grad_norm": 1.0,
     "token_train_steps": 250,
     "max_train_steps": 500,
@@ -290,7 +291,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("custom", "stable-diffusion"): Row(
         TrainConfig("custom", **_CUSTOM),
         "conceptkit, benchmarks.carry_over",
-        "no rate is tuned: Prodigy finds those of the word, values, keys and the LoRA, each its own",
+        "no rate is tuned: Prodigy finds each group's, in units of the base's own weights",
     ),
 }
 

@@ -90,6 +90,8 @@ class TrainConfig:
     text_encoder_lr: its rate, 0 for `learning_rate`.
     init_lora_weights: the down factors of a LoRA begin with rows of "unit" length on average; as PEFT's
         "gaussian" does, of deviation 1/rank, or as its default, "kaiming", uniform within 1/sqrt(inputs).
+    relative_to_weights: every map learns in units of its own weight's root mean square, so that one rate
+        means the same on maps and bases of any scale.
     gated_lora_rank: keyed: the rank of a LoRA beside the delta, on the maps of attention that read no text,
         trained at `gated_lora_learning_rate`. In a pipeline it acts only on pictures whose prompts name the
         concept.
@@ -179,6 +181,7 @@ class TrainConfig:
     train_text_encoder_ti_frac: float = _off(1.0)
     text_encoder_lr: float = _off(0.0)
     init_lora_weights: str = _off("unit")
+    relative_to_weights: bool = _off(False)
     augmentation: str = _off("zoom")
     center_crop: bool = _off(False)
     random_flip: bool = _off(True)
