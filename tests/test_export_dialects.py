@@ -1,8 +1,6 @@
 """Concepts in the files of other programs, read by loaders that never heard of conceptkit."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +17,7 @@ from conceptkit.formats.dialects import DIALECTS, export, left_out
 from conceptkit.formats.lora_modules import fused, kohya_modules, split
 from conceptkit.formats.module_names import NAMES, sdxl
 from conceptkit.inference.attach import attach
+from tests import warm_process
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, save
 
 PROMPT = "a photo of my_dog in the snow"
@@ -74,9 +73,7 @@ assert not [name for name in sys.modules if name.startswith("conceptkit")]
 
 
 def elsewhere(tmp_path, *arguments):
-    command = [sys.executable, "-W", "ignore", "-c", KOHYA_LIKE, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    warm_process.run(KOHYA_LIKE, *arguments, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,8 @@ def test_parts_that_are_not_read_wait_on_the_cpu_and_come_back(monkeypatch):
     [
         (TINY, [False, True]),
         (method("dreambooth"), [False]),
-        (method("custom-diffusion"), [False]),
-        (method("textual-inversion"), [False]),
+        pytest.param(method("custom-diffusion"), [False], marks=pytest.mark.slow),
+        pytest.param(method("textual-inversion"), [False], marks=pytest.mark.slow),
         (method("dreambooth", text_encoder_rank=0, sude_weight=0.4), [True]),
     ],
 )
