@@ -92,7 +92,7 @@ class ConfinedDrawing:
         self.layout = None
         if bound.arguments.get("prompt_embeds") is not None:
             warnings.warn(
-                "prompt_embeds do not say which words they are, so no concept is confined to its part of this "
+                "prompt_embeds do not say which words they are, so no concept is confined to its part of the "
                 "picture; give the prompt as text",
                 LayoutWarning,
                 stacklevel=4,
