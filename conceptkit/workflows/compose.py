@@ -263,9 +263,7 @@ def _draw(
             metadata["windows"] = list(windows)
             session.notice("Side by side: " + " | ".join(windows))
             if (overlap := overlap_in(prompt)) is not None:
-                session.notice(
-                    f"Windows stand next to each other, so {overlap!r} is not drawn; --one-frame may"
-                )
+                session.notice(f"Windows stand side by side, so {overlap!r} is not drawn; --one-frame may")
         for seed, picture in _pictures(pipe, request, scales | call, session.progress):
             layout = attachment.layout.pictures[0] if attachment.layout else None
             more = {"seed": seed, **({"layout": layout.places()} if layout else {})}
