@@ -22,6 +22,6 @@ def demo(out: Path) -> None:
     """
     from conceptkit.workflows import demo as library
 
-    with bar("Demo") as tick:
+    with bar("Demo", stages=True) as tick:
         library.run(out, tick)
     click.echo(f"Wrote {out / 'contact_sheet.png'}")

@@ -124,8 +124,8 @@ def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     row, whole = dialect_of(dialect), _whole(concept)
     if row.program and not fits_models(whole):
         return [
-            f"{whole.name} fits {whole.base_name} alone, and no model of {row.program}; to use it there, teach it "
-            "on a base of yours, add --base MODEL"
+            f"{whole.name} fits {whole.base_name} alone, and no model of {row.program}; to use it there, "
+            "teach it on a base of yours, add --base MODEL"
         ]
     lost = [what for what, parts in _parts(whole).items() if parts and what not in row.holds]
     beyond = [name for name in whole.delta if not re.search(row.maps, name)] if DELTA in row.holds else []
