@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 T5_LENGTH = 256
 """What `encode_prompt` of diffusers' pipeline reads unless told otherwise."""
+T5_WIDTH = 4096
+"""Of the features of every Stable Diffusion 3; a smaller base was never trained with T5."""
+
+
+def t5_positions(pipe: DiffusionPipeline) -> int:
+    """Rows for T5: zeros stand in them where it is left out, and none do on a base that never had it."""
+    never = pipe.text_encoder_3 is None and pipe.transformer.config.joint_attention_dim < T5_WIDTH
+    return 0 if never else T5_LENGTH
 
 
 class StableDiffusion3(JointTransformer):
@@ -26,7 +34,7 @@ class StableDiffusion3(JointTransformer):
         without = pipe.text_encoder_3 is None
         return (
             Segment(pipe.tokenizer, pipe.tokenizer_max_length),
-            Segment(None if without else pipe.tokenizer_3, T5_LENGTH),
+            Segment(None if without else pipe.tokenizer_3, t5_positions(pipe)),
         )
 
     def encode(
@@ -39,8 +47,13 @@ class StableDiffusion3(JointTransformer):
             prompt_3=None,
             device=device or pipe._execution_device,
             do_classifier_free_guidance=False,
+            max_sequence_length=t5_positions(pipe),
         )
         return Condition(hidden, pooled)
+
+    def draw_options(self, pipe: DiffusionPipeline) -> dict[str, Any]:
+        """As many rows for T5 as are learned with."""
+        return {} if t5_positions(pipe) == T5_LENGTH else {"max_sequence_length": t5_positions(pipe)}
 
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity; times are 0 to 1000."""
