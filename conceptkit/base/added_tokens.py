@@ -113,12 +113,20 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
         tables = []
         for i, (tokenizer, encoder) in enumerate(pairs):
             wider = _copy_tokenizer(tokenizer)
-            wider.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
+            wider.add_tokens([_added(name) for name in names])
             _lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
             tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
             _read_true_eos(undo, encoder, tokenizer.eos_token_id)
         return Tokens(sizes, tuple(tables), owners, undo.pop_all())
+
+
+def _added(name: str) -> AddedToken:
+    """A token that has the space before it, as words of T5's and of language models' vocabularies have.
+
+    Otherwise these would read a space and the token, two where the words of the base are one.
+    """
+    return AddedToken(name, normalized=False, special=False, lstrip=True)
 
 
 def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, ...]) -> int:

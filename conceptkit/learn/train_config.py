@@ -12,7 +12,7 @@ from conceptkit.errors import BadRecipe
 __all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value", "todays_fields"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "target_modules": ("kv", "cross", "attn", "attn+ff"),
+    "target_modules": ("kv", "cross", "qkv", "attn", "attn+ff"),
     "token_init": ("aside", "described", "noun", "rare", "random"),
     "sude_timestep_weighting": ("code", "paper"),
     "sude_prompts": ("own", "states"),
@@ -83,7 +83,7 @@ class TrainConfig:
     adapter: where a concept is learned: "keyed" values at its own rows, a "kv" delta or a "lora" on
         `target_modules`, every linear map of the "unet", or attention to the first photo, the "image".
     target_modules: keys and values of cross-attention ("kv"), all of it ("cross"), of self-attention too
-        ("attn"), or feed-forward maps besides ("attn+ff").
+        ("attn"), of both without the map of their output ("qkv"), or feed-forward maps besides ("attn+ff").
     attention_regularization_weight: ViCo's (2306.00971): attention to the word as to the end of text.
     text_encoder_rank: the rank of a LoRA on the text encoders; 0: none.
     text_encoder_lr: its rate, 0 for `learning_rate`.
