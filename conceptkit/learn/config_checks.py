@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from conceptkit.base.attention import kv_maps
 from conceptkit.base.distilled import check_learnable

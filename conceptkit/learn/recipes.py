@@ -169,7 +169,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
         why="5e-6 times the batch of 4, as --scale_lr has it",
     ),
     ("dreambooth", "sd3"): _dreambooth(
-        "README_sd3.md", learning_rate=4e-4, weighting_scheme="logit_normal"
+        "README_sd3.md", learning_rate=4e-4, weighting_scheme="logit_normal", precondition_outputs=True
     ),
     ("dreambooth", "flux"): _dreambooth(
         "train_dreambooth_lora_flux.py",

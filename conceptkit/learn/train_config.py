@@ -109,6 +109,8 @@ class TrainConfig:
     weighting_scheme: how noise levels are drawn: "stratified", one in each equal part; uniform with "none";
         by "logit_normal" of `logit_mean`, `logit_std`, or "mode" of `mode_scale` (SD3, 2403.03206, 3.1); or
         uniform with the loss weighted by "sigma_sqrt" or "cosmap", which are for flows.
+    precondition_outputs: the loss of a flow is that of the picture which its prediction speaks of, as SD3's
+        script has it: that of the velocity, weighted by the square of the noise level.
     snr_gamma: gamma of min-SNR weighting (2303.09556) of the subject's loss; 0: without it.
     masked_loss: "mean" over the cells of all views and over channels; or "channel_sum", each view by itself
         and summed over channels, as Custom Diffusion's programs have it: the subject weighs four times more.
@@ -187,6 +189,7 @@ class TrainConfig:
     logit_mean: float = _off(0.0)
     logit_std: float = _off(1.0)
     mode_scale: float = _off(1.29)
+    precondition_outputs: bool = _off(False)
     snr_gamma: float = _off(0.0)
     masked_loss: str = _off("mean")
     prior_source: str = _off("class_images")
