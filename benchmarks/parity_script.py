@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from functools import wraps
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def main(script: Path, tape_file: Path, options: list[str]) -> None:
     module.args = args  # which its functions read, as where it is run as a program
     play(module, Tape.from_json(stored["tape"]), stored["said"])
     _miniature(module, stored["prompts"])
+    if "z_image" in script.name:
+        _mend(module)
     if stored["alone"]:
         _learn_alone(stored["alone"])
     module.main(args) if module.main.__code__.co_argcount else module.main()
@@ -198,11 +201,34 @@ def _miniature(module: Any, skipped: int | None) -> None:
     module.Qwen2_5_VLForConditionalGeneration = Qwen3Model
     begin = QwenImagePipeline.__init__
 
+    @wraps(begin)
     def begun(self: Any, *args: Any, **parts: Any) -> None:
         begin(self, *args, **parts)
         self.prompt_template_encode_start_idx = skipped
 
     QwenImagePipeline.__init__ = begun
+
+
+def _mend(module: Any) -> None:
+    """Z-Image's script cannot keep a class as it is, as it takes lists of prompts for tensors; mended here.
+
+    It would stop at putting both prompts together, and then repeat them from step to step: the class's
+    picture would get the subject's prompt.
+    """
+    collate = module.collate_fn
+
+    class Joining:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        def cat(self, parts: Any, dim: int = 0) -> Any:
+            return sum(parts, []) if isinstance(parts[0], list) else torch.cat(parts, dim)
+
+    def one_prompt_each(*args: Any, **more: Any) -> Any:
+        batch = collate(*args, **more)
+        return batch | {"prompts": batch["prompts"][:1]}
+
+    module.torch, module.collate_fn = Joining(), one_prompt_each
 
 
 def _imported(script: Path) -> Any:
