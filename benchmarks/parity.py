@@ -43,6 +43,7 @@ FEW: dict[str, Any] = {
     "prior_batch": 2,
 }
 
+
 def photos(count: int = 3) -> PhotoSet:
     """Pictures of noise."""
     dice = np.random.default_rng(0)

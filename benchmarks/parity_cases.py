@@ -119,9 +119,7 @@ def _dreambooth(
 CASES = {
     **_dreambooth("", "stable-diffusion", tiny.pico_sd, parts=False, learning_rate=1e-4),
     **_dreambooth("_sdxl", "sdxl", tiny.pico_sdxl, learning_rate=1e-4),
-    **_dreambooth(
-        "_sd3", "sd3", transformers_tiny.pico_sd3, learning_rate=4e-4, max_sequence_length=256
-    ),
+    **_dreambooth("_sd3", "sd3", transformers_tiny.pico_sd3, learning_rate=4e-4, max_sequence_length=256),
     **_dreambooth("_flux", "flux", transformers_tiny.pico_flux, learning_rate=1e-4, guidance_scale=1),
     **_dreambooth("_sana", "sana", _sana, learning_rate=1e-4),
     **_dreambooth("_qwen_image", "qwen-image", language_model_tiny.pico_qwen_image, learning_rate=2e-4),

@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from functools import wraps
+from itertools import chain
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def _mend(module: Any) -> None:
             return getattr(torch, name)
 
         def cat(self, parts: Any, dim: int = 0) -> Any:
-            return sum(parts, []) if isinstance(parts[0], list) else torch.cat(parts, dim)
+            return list(chain(*parts)) if isinstance(parts[0], list) else torch.cat(parts, dim)
 
     def one_prompt_each(*args: Any, **more: Any) -> Any:
         batch = collate(*args, **more)

@@ -63,7 +63,8 @@ def check_schedule(recipe: TrainConfig, schedule: NoiseSchedule) -> None:
         )
     if recipe.precondition_outputs and not flow:
         raise BadRecipe(
-            "precondition_outputs weighs the noise levels of a flow, and this base is a diffusion; leave it out"
+            "precondition_outputs weighs the noise levels of a flow, and this base is a diffusion; "
+            "leave it out"
         )
     if recipe.weighting_scheme in ("sigma_sqrt", "cosmap") and not flow:
         raise BadRecipe(

@@ -20,10 +20,9 @@ GUIDANCE = 1.0
 
 
 class Flux(JointTransformer):
-    """A LoRA learns on attention of both kinds of blocks, with `attn+ff` on feed-forward maps of the first too.
+    """A LoRA learns on attention of both kinds of blocks, with `attn+ff` on feed-forward maps too.
 
-    (The second kind has none of its own: `proj_mlp` and `proj_out` are half of an attention with them, and
-    diffusers' scripts leave them.)
+    Single blocks have none apart from their attention: `proj_mlp` and `proj_out` stay, as in diffusers' scripts.
     """
 
     sets_sigmas = True
