@@ -12,8 +12,8 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from functools import wraps
-from itertools import chain
 from importlib.machinery import ModuleSpec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest import mock

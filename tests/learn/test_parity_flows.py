@@ -54,7 +54,7 @@ def flux(pipe, noisy, times, prompts):
 
 def sana(pipe, noisy, times, prompts):
     hidden, mask, _, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
-    return pipe.transformer(noisy, hidden, times, encoder_attention_mask=mask).sample
+    return pipe.transformer(noisy, hidden.to(noisy), times, encoder_attention_mask=mask).sample
 
 
 def qwen_image(pipe, noisy, times, prompts):
@@ -184,6 +184,17 @@ def test_a_dreambooth_lora_on_a_flow_is_that_of_the_script(shown, family, prior)
     wanted = theirs(base, tape, script, concept.provenance["identifier"])
     weights, way = compared(found, wanted, first)
     assert weights < CLOSE and way < 1e-3
+
+
+def test_prompts_may_be_read_in_another_precision_than_pictures_are_learned_in(shown):
+    """As the script for Sana has it, and its pipeline."""
+    pipe = language_model_tiny.pico_sana()
+    pipe.text_encoder.to(torch.bfloat16)
+    base = copy.deepcopy(pipe)
+    concept, tape = ours(pipe, shown, "sana")
+    found, first = moved(concept, tape)
+    wanted = theirs(base, tape, SCRIPTS["sana"], concept.provenance["identifier"])
+    assert compared(found, wanted, first)[0] < CLOSE
 
 
 @pytest.mark.parametrize(

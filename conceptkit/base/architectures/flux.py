@@ -22,7 +22,7 @@ GUIDANCE = 1.0
 class Flux(JointTransformer):
     """A LoRA learns on attention of both kinds of blocks, with `attn+ff` on feed-forward maps too.
 
-    Single blocks have none apart from their attention: `proj_mlp` and `proj_out` stay, as in diffusers' scripts.
+    Single blocks have none beside their attention: `proj_mlp` and `proj_out` stay, as in diffusers' scripts.
     """
 
     sets_sigmas = True
