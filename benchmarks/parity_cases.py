@@ -121,6 +121,7 @@ CASES = {
     **_dreambooth("_sdxl", "sdxl", tiny.pico_sdxl, learning_rate=1e-4),
     **_dreambooth("_sd3", "sd3", transformers_tiny.pico_sd3, learning_rate=4e-4, max_sequence_length=256),
     **_dreambooth("_flux", "flux", transformers_tiny.pico_flux, learning_rate=1e-4, guidance_scale=1),
+    **_dreambooth("_flux2_klein", "flux2", language_model_tiny.pico_klein, learning_rate=1e-4),
     **_dreambooth("_sana", "sana", _sana, learning_rate=1e-4),
     **_dreambooth("_qwen_image", "qwen-image", language_model_tiny.pico_qwen_image, learning_rate=2e-4),
     **_dreambooth("_z_image", "z-image", language_model_tiny.pico_z_image, learning_rate=1e-4),

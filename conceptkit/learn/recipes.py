@@ -169,7 +169,11 @@ ROWS: Mapping[tuple[str, str], Row] = {
         why="5e-6 times the batch of 4, as --scale_lr has it",
     ),
     ("dreambooth", "sd3"): _dreambooth(
-        "README_sd3.md", learning_rate=4e-4, weighting_scheme="logit_normal", precondition_outputs=True
+        "README_sd3.md",
+        learning_rate=4e-4,
+        weighting_scheme="logit_normal",
+        precondition_outputs=True,
+        why="T5 reads 256 positions, as its pipeline does; the script has --max_sequence_length 77",
     ),
     ("dreambooth", "flux"): _dreambooth(
         "train_dreambooth_lora_flux.py",

@@ -52,6 +52,19 @@ def flux(pipe, noisy, times, prompts):
     return FluxPipeline._unpack_latents(found.sample, 2 * h, 2 * w, 2)
 
 
+def klein(pipe, noisy, times, prompts):
+    hidden, text_ids = pipe.encode_prompt(prompts)
+    squares = torch.nn.functional.pixel_unshuffle(noisy, 2)
+    found = pipe.transformer(
+        hidden_states=squares.flatten(2).mT,
+        encoder_hidden_states=hidden,
+        timestep=times / 1000,
+        img_ids=pipe._prepare_latent_ids(squares),
+        txt_ids=text_ids,
+    )
+    return torch.nn.functional.pixel_shuffle(found.sample.mT.reshape(squares.shape), 2)
+
+
 def sana(pipe, noisy, times, prompts):
     hidden, mask, _, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
     return pipe.transformer(noisy, hidden.to(noisy), times, encoder_attention_mask=mask).sample
@@ -95,6 +108,11 @@ class Script:
 SCRIPTS = {
     "sd3": Script(transformers_tiny.pico_sd3, sd3, tuple(f"attn.{m}" for m in JOINT), rate=4e-4, power=2),
     "flux": Script(transformers_tiny.pico_flux, flux, (*(f"attn.{m}" for m in JOINT), *FEED_FORWARD)),
+    "flux2": Script(
+        language_model_tiny.pico_klein,
+        klein,
+        (*SELF, "to_qkv_mlp_proj", "single_transformer_blocks.0.attn.to_out"),
+    ),
     "sana": Script(language_model_tiny.pico_sana, sana, SELF[:3]),
     "qwen-image": Script(language_model_tiny.pico_qwen_image, qwen_image, SELF, rate=2e-4),
     "z-image": Script(language_model_tiny.pico_z_image, z_image, SELF),
