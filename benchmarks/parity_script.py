@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from functools import wraps
 from importlib.machinery import ModuleSpec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +22,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.parity_tape import Part, Tape
+from tests import language_model_tiny
 
-IMAGES = ("instance_images", "class_images")
+LEVELS = 1000
+DATASETS = ("DreamBoothDataset", "CustomDiffusionDataset", "TextualInversionDataset")
+SIDE = 16
 
 
 def main(script: Path, tape_file: Path, options: list[str]) -> None:
@@ -29,7 +34,11 @@ def main(script: Path, tape_file: Path, options: list[str]) -> None:
     _without_torchvision()
     module = _imported(script)
     args = module.parse_args(options) if module.parse_args.__code__.co_argcount else _parsed(module, options)
+    module.args = args  # which its functions read, as where it is run as a program
     play(module, Tape.from_json(stored["tape"]), stored["said"])
+    _miniature(module, stored["prompts"])
+    if "z_image" in script.name:
+        _mend(module)
     if stored["alone"]:
         _learn_alone(stored["alone"])
     module.main(args) if module.main.__code__.co_argcount else module.main()
@@ -46,13 +55,24 @@ def play(module: Any, tape: Tape, said: dict[str, str]) -> None:
     like, integers = torch.randn_like, torch.randint
 
     def randn_like(tensor: Tensor, *args: Any, **more: Any) -> Tensor:
-        return next(noises) if tensor.ndim == 4 else like(tensor, *args, **more)
+        if tensor.ndim < 4:
+            return like(tensor, *args, **more)
+        noise = next(noises)
+        if noise.shape[-2:] != tensor.shape[-2:]:  # FLUX.2's is of patches
+            return patched(noise)
+        return noise.unsqueeze(2) if tensor.ndim == 5 else noise
 
     def randint(*args: Any, **more: Any) -> Tensor:
         return next(levels) if args[:1] == (0,) and len(args) == 3 else integers(*args, **more)
 
+    def share(*args: Any, **more: Any) -> Tensor:
+        """Of the way from noise to picture: the scripts count levels down from the noise."""
+        return (LEVELS - next(levels) - 0.5) / LEVELS
+
     torch.randn_like, torch.randint = randn_like, randint
-    for name in ("DreamBoothDataset", "CustomDiffusionDataset", "TextualInversionDataset"):
+    if hasattr(module, "compute_density_for_timestep_sampling"):
+        module.compute_density_for_timestep_sampling = share
+    for name in DATASETS:
         if hasattr(module, name):
             setattr(module, name, lambda *args, **more: Views(module, tape, said, more))
     _begin_loras(tape)
@@ -65,9 +85,13 @@ class Views(torch.utils.data.Dataset):
     custom_instance_prompts = None
 
     def __init__(self, module: Any, tape: Tape, said: dict[str, str], given: dict[str, Any]) -> None:
-        self.tokenizer, self.said, self.count = given.get("tokenizer"), said, sum(p.own for p in tape.parts)
+        names = [name for name in ("tokenizer", "tokenizer_1", "tokenizer_2") if given.get(name)]
+        self.tokenizers = {name.replace("tokenizer", "input_ids"): given[name] for name in names}
+        self.said, self.count = said, sum(p.own for p in tape.parts)
         self.inversion = hasattr(module, "TextualInversionDataset")
         self.pictures = self._pictures(tape)
+        self.num_instance_images, self.buckets = self.count, [(SIDE, SIDE)]
+        self.pixel_values = [(None, 0)] * self.count  # where pictures of a size are looked for
 
     def __len__(self) -> int:
         return self.count
@@ -81,36 +105,36 @@ class Views(torch.utils.data.Dataset):
                 yield self._picture(part, k)
 
     def _picture(self, part: Part, k: int) -> dict[str, Any]:
-        own = self._ids(part.prompts[k])
+        sizes = {"original_size": (SIDE, SIDE), "crop_top_left": (0, 0)}
         if self.inversion:
-            return {"pixel_values": part.clean[k], "input_ids": own[0]}
-        found = {
-            "instance_images": part.clean[k],
-            "instance_prompt_ids": own,
-            "instance_attention_mask": torch.ones_like(own),
-            "instance_prompt": part.prompts[k],
-            "mask": part.masks[k],
-            "original_size": (16, 16),
-            "crop_top_left": (0, 0),
-        }
+            ids = {name: self._ids(part.prompts[k], name)[0] for name in self.tokenizers}
+            return {"pixel_values": part.clean[k], **ids, **sizes}
+        found = {"index": 0, "bucket_idx": 0, "mask": part.masks[k], **sizes}
+        found |= self._read("instance", part.prompts[k], part.clean[k])
         if len(part.prompts) > part.own:
-            ids = self._ids(part.prompts[part.own + k])
-            found |= {
-                "class_images": part.clean[part.own + k],
-                "class_prompt_ids": ids,
-                "class_attention_mask": torch.ones_like(ids),
-                "class_prompt": part.prompts[part.own + k],
-                "class_mask": torch.ones_like(part.masks[k]),
-            }
+            found |= self._read("class", part.prompts[part.own + k], part.clean[part.own + k])
+            found |= {"class_mask": torch.ones_like(part.masks[k])}
         return found
 
-    def _ids(self, prompt: str) -> Tensor:
+    def _read(self, whose: str, prompt: str, latents: Tensor) -> dict[str, Any]:
+        ids = self._ids(prompt)
+        return {
+            f"{whose}_images": latents,
+            f"{whose}_prompt": self._words(prompt),
+            f"{whose}_prompt_ids": ids,
+            f"{whose}_attention_mask": torch.ones_like(ids),
+        }
+
+    def _words(self, prompt: str) -> str:
         for ours, theirs in self.said.items():
             prompt = prompt.replace(ours, theirs)
-        if self.tokenizer is None:
+        return prompt
+
+    def _ids(self, prompt: str, name: str = "input_ids") -> Tensor:
+        if name not in self.tokenizers:
             return torch.zeros(1, 1, dtype=torch.int64)
-        return self.tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        return self.tokenizers[name](
+            self._words(prompt), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
         ).input_ids
 
 
@@ -145,17 +169,87 @@ def _learn_alone(maps: list[str]) -> None:
 
 
 def _encode_nothing() -> None:
-    """Pictures are latents already, scaled as a UNet reads them."""
-    from diffusers import AutoencoderKL
+    """Pictures are latents already, scaled as a denoiser reads them."""
+    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 
-    class Latents:
-        def __init__(self, vae: Any, latents: Tensor) -> None:
-            self.latent_dist, self.given = self, latents / vae.config.scaling_factor
+    for kind in (AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage):
+        kind.encode = lambda self, pictures: Latents(self, pictures)
 
-        def sample(self) -> Tensor:
-            return self.given
 
-    AutoencoderKL.encode = lambda self, pictures: Latents(self, pictures)
+class Latents:
+    """What an autoencoder would have given: its distribution, with nothing to draw, or the latents."""
+
+    def __init__(self, vae: Any, latents: Tensor) -> None:
+        config, self.latent_dist = vae.config, self
+        if "latents_std" in config and config.latents_std:
+            shift, scale = (torch.tensor(config[name]) for name in ("latents_mean", "latents_std"))
+            self.latent = latents * scale.view(1, -1, 1, 1, 1) + shift.view(1, -1, 1, 1, 1)
+        elif hasattr(vae, "bn"):
+            scale = (vae.bn.running_var + config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+            self.latent = unpatched(patched(latents) * scale + vae.bn.running_mean.view(1, -1, 1, 1))
+        else:
+            self.latent = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+    def sample(self) -> Tensor:
+        return self.latent
+
+    mode = sample
+
+
+def patched(cells: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n, 4 c, h / 2, w / 2), as torch takes squares of 2 x 2 cells apart."""
+    return torch.nn.functional.pixel_unshuffle(cells, 2)
+
+
+def unpatched(squares: Tensor) -> Tensor:
+    """The way back."""
+    return torch.nn.functional.pixel_shuffle(squares, 2)
+
+
+def _miniature(module: Any, skipped: int | None) -> None:
+    """A miniature's tokenizers and text encoder are of other classes, and its template is of other tokens."""
+    from diffusers import QwenImagePipeline
+    from diffusers.pipelines import pipeline_utils
+    from transformers import PreTrainedTokenizerFast, Qwen3Model
+
+    if hasattr(module, "Qwen3ForCausalLM"):
+        module.Qwen3ForCausalLM = language_model_tiny.DeepQwen
+        pipeline_utils.maybe_raise_or_warn = lambda *parts, **more: None  # a class that no library has
+    if hasattr(module, "T5TokenizerFast"):
+        module.T5TokenizerFast = PreTrainedTokenizerFast
+    if skipped is None:
+        return
+    module.Qwen2_5_VLForConditionalGeneration = Qwen3Model
+    begin = QwenImagePipeline.__init__
+
+    @wraps(begin)
+    def begun(self: Any, *args: Any, **parts: Any) -> None:
+        begin(self, *args, **parts)
+        self.prompt_template_encode_start_idx = skipped
+
+    QwenImagePipeline.__init__ = begun
+
+
+def _mend(module: Any) -> None:
+    """Z-Image's script cannot keep a class as it is, as it takes lists of prompts for tensors; mended here.
+
+    It would stop at putting both prompts together, and then repeat them from step to step: the class's
+    picture would get the subject's prompt.
+    """
+    collate = module.collate_fn
+
+    class Joining:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        def cat(self, parts: Any, dim: int = 0) -> Any:
+            return list(chain(*parts)) if isinstance(parts[0], list) else torch.cat(parts, dim)
+
+    def one_prompt_each(*args: Any, **more: Any) -> Any:
+        batch = collate(*args, **more)
+        return batch | {"prompts": batch["prompts"][:1]}
+
+    module.torch, module.collate_fn = Joining(), one_prompt_each
 
 
 def _imported(script: Path) -> Any:

@@ -344,7 +344,7 @@ def pico_klein(seed: int = 0) -> DiffusionPipeline:
         torch.manual_seed(seed)
         tok = qwen_tokenizer()
         pipe = Flux2KleinPipeline(
-            text_encoder=qwen(tok, _DeepQwen), tokenizer=tok, **_flux2_parts(guidance=False)
+            text_encoder=qwen(tok, DeepQwen), tokenizer=tok, **_flux2_parts(guidance=False)
         )
     return _flux2(pipe)
 
@@ -364,7 +364,9 @@ class _DeepMistral(MistralModel):
         return _deep(super().forward(*args, **kwargs))
 
 
-class _DeepQwen(Qwen3Model):
+class DeepQwen(Qwen3Model):
+    """The same of a Qwen."""
+
     def forward(self, *args, **kwargs):
         return _deep(super().forward(*args, **kwargs))
 

@@ -52,7 +52,7 @@ SITES = {
 MAPS = {
     "sd3": 38 * 8 - 1,  # the last block has no way out for text
     "flux": 19 * 8 + 38 * 3,
-    "flux2": 8 * 8 + 48 * 2,
+    "flux2": 8 * 4 + 48 * 2,
     "qwen-image": 60 * 4,
     "z-image": 34 * 4,
     "chroma": 19 * 8 + 38 * 3,
@@ -65,7 +65,7 @@ MAPS = {
 BYTES = {
     "sd3": 5934336,
     "flux": 6580224,
-    "flux2": 20969472,
+    "flux2": 19396608,
     "qwen-image": 5938176,
     "z-image": 4216320,
     "chroma": 6580224,

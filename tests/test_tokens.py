@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from conceptkit.base import text_features
+from conceptkit.base import conditioning, rare_tokens, text_features
 from conceptkit.base.added_tokens import WiderTable, add_tokens
 from conceptkit.errors import BaseMismatch, ConceptError
+from tests.language_model_tiny import pico_qwen_image, pico_sana
 from tests.tiny import draw, pico_sd, pico_sdxl, snapshot
+from tests.transformers_tiny import pico_flux, pico_sd3
 
 BUILDS = pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
 
@@ -46,6 +48,18 @@ def test_each_vector_is_read_in_its_place(build):
         assert all(
             torch.equal(a, b) for name in values for a, b in zip(values[name], read[name], strict=True)
         )
+
+
+@pytest.mark.parametrize("build", [pico_sd, pico_sd3, pico_flux, pico_sana, pico_qwen_image])
+def test_a_token_that_begins_as_a_word_reads_as_the_word_does(build):
+    """Also where a vocabulary has the space before a word in the word, as T5's and language models' have."""
+    pipe = build()
+    (rare,) = rare_tokens.choose(pipe, [], 0)
+    pairs = zip(text_features.encoders(pipe), rare.ids, strict=True)
+    copied = tuple(encoder.get_input_embeddings().weight[[number]] for (_, encoder), number in pairs)
+    with torch.no_grad(), add_tokens(pipe, {"<x>": copied}):
+        own, word = conditioning.encode(pipe, ["a photo of <x> dog", f"a photo of {rare.text} dog"]).hidden
+    assert torch.allclose(own, word, atol=1e-4) and own.std() > 0.1
 
 
 def test_the_base_table_is_neither_copied_nor_moved_by_training():

@@ -113,12 +113,22 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
         tables = []
         for i, (tokenizer, encoder) in enumerate(pairs):
             wider = _copy_tokenizer(tokenizer)
-            wider.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
+            wider.add_tokens([_added(name, sizes, tokenizer) for name in names])
             _lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
             tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
             _read_true_eos(undo, encoder, tokenizer.eos_token_id)
         return Tokens(sizes, tuple(tables), owners, undo.pop_all())
+
+
+def _added(name: str, sizes: Mapping[str, int], tokenizer: Any) -> AddedToken:
+    """A token that has the space before it, where words of this vocabulary have: T5's, language models'.
+
+    Otherwise these would read a space and the token, two where the words of the base are one. A token of
+    several vectors is found by its bare name, for diffusers to spell it out.
+    """
+    spaced = tokenizer.tokenize("a a")[-1].startswith(("▁", "Ġ"))
+    return AddedToken(name, normalized=False, special=False, lstrip=spaced and sizes.get(name) == 1)
 
 
 def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, ...]) -> int:

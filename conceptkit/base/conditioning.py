@@ -52,5 +52,8 @@ def concatenate(first: Condition, second: Condition) -> Condition:
 
 
 def predict(pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
-    """The denoiser's prediction for latents (n, c, h, w) at timesteps t (n,)."""
-    return architecture_of(pipe).predict(pipe, noisy, t, condition)
+    """The denoiser's prediction for latents (n, c, h, w) at timesteps t (n,), in the precision of these.
+
+    Text encoders may be in another one, as Sana's pipeline has them.
+    """
+    return architecture_of(pipe).predict(pipe, noisy, t, condition.to(noisy.dtype))

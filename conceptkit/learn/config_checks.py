@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from conceptkit.base.attention import kv_maps
 from conceptkit.base.distilled import check_learnable
@@ -94,11 +95,17 @@ def _check_dtype(base: Base, recipe: TrainConfig) -> None:
 def check_drawing(base: Base) -> None:
     """Raises BadBase where the pipeline cannot draw with its scheduler, which class images need."""
     scheduler = base.pipe.scheduler
-    if not hasattr(scheduler, "init_noise_sigma"):
+    if not hasattr(scheduler, "init_noise_sigma") and _asks_for(base.pipe, "init_noise_sigma"):
         raise BadBase(
             f"{base.name} cannot draw: its scheduler {type(scheduler).__name__} has no init_noise_sigma, "
             f"which {type(base.pipe).__name__} asks for; load it with another one, for example DDIMScheduler"
         )
+
+
+def _asks_for(pipe: Any, attribute: str) -> bool:
+    """Whether a pipeline's methods read an attribute of this name: those of flows do without some."""
+    methods = (method for kind in type(pipe).__mro__ for method in vars(kind).values())
+    return any(attribute in method.__code__.co_names for method in methods if hasattr(method, "__code__"))
 
 
 def check_numbers(recipe: TrainConfig) -> None:

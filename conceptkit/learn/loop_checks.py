@@ -61,6 +61,11 @@ def check_schedule(recipe: TrainConfig, schedule: NoiseSchedule) -> None:
             f"snr_gamma = {recipe.snr_gamma:g} weighs the noise levels of a diffusion, and this base is a "
             "flow; give weighting_scheme = logit_normal instead"
         )
+    if recipe.precondition_outputs and not flow:
+        raise BadRecipe(
+            "precondition_outputs weighs the noise levels of a flow, and this base is a diffusion; "
+            "leave it out"
+        )
     if recipe.weighting_scheme in ("sigma_sqrt", "cosmap") and not flow:
         raise BadRecipe(
             f"weighting_scheme = {recipe.weighting_scheme} weighs the noise levels of a flow, and this base "

@@ -65,13 +65,18 @@ def sample_levels(recipe: TrainConfig, count: int, levels: int, dice: torch.Gene
     return levels - 1 - (share * levels).long().clamp(0, levels - 1)
 
 
-def flow_weights(scheme: str, sigmas: Tensor) -> Tensor:
-    """Weights (n,) of the loss at the noise levels sigma (n,) of a flow (2403.03206, 3.1)."""
+def flow_weights(scheme: str, sigmas: Tensor, preconditioned: bool = False) -> Tensor:
+    """Weights (n,) of the loss at the noise levels sigma (n,) of a flow (2403.03206, 3.1).
+
+    preconditioned: x_t - sigma v and x0 are compared instead of v and eps - x0 (2206.00364, section 5), whose
+    squared distance is sigma^2 times as large.
+    """
+    weights = torch.ones_like(sigmas, dtype=torch.float32)
     if scheme == "sigma_sqrt":
-        return sigmas.float() ** -2
+        weights = sigmas.float() ** -2
     if scheme == "cosmap":
-        return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas.square()).float())
-    return torch.ones_like(sigmas, dtype=torch.float32)
+        weights = 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas.square()).float())
+    return weights * sigmas.float().square() if preconditioned else weights
 
 
 def min_snr(prediction: str, bars: Tensor, gamma: float) -> Tensor:

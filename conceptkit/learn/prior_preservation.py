@@ -50,8 +50,13 @@ class ClassImages:
         return cls(safetensors.torch.load(data)["latents"].float(), tuple(header["prompts"]))
 
 
-def prompts_for(noun: str, family: str, count: int) -> tuple[str, ...]:
-    """Captions that name the class: from the family's own as far as they reach, else "photo of a NOUN"."""
+def prompts_for(noun: str, family: str, count: int, instance_prompt: str = "") -> tuple[str, ...]:
+    """Captions that name the class: from the family's own as far as they reach, else "photo of a NOUN".
+
+    instance_prompt: of a recipe that has one prompt for all photos; then it is that of the class too.
+    """
+    if instance_prompt:
+        return (instance_prompt.format(noun),) * count
     naming = [
         text
         for text in captions(family)
@@ -69,7 +74,7 @@ def of_class(
     progress: Callable[[int, int], None],
 ) -> ClassImages:
     """The class's prior set, from the registry or drawn now; `progress(done, total)` follows the drawing."""
-    prompts = prompts_for(noun, base.family.name, recipe.num_class_images)
+    prompts = prompts_for(noun, base.family.name, recipe.num_class_images, recipe.instance_prompt)
     drawn_by = json.dumps(
         [prompts, recipe.class_image_steps, recipe.class_image_guidance_scale, _sampler(base)]
     )
@@ -82,21 +87,30 @@ def of_class(
     return ClassImages.from_bytes(stored)
 
 
-def of_photos(base: Base, photos: PhotoSet, noun: str) -> ClassImages:
-    """Pictures of the class that the user has: whole, with their captions or "photo of a NOUN"."""
-    contexts = [text and text.replace("{", "{{").replace("}", "}}") for text in photos.captions]
+def of_photos(base: Base, photos: PhotoSet, noun: str, instance_prompt: str = "") -> ClassImages:
+    """Pictures of the class that the user has: whole, with their captions or else their recipe's prompt.
+
+    instance_prompt: with {} for the noun; "": "photo of a NOUN".
+    """
+    usual = instance_prompt or None
+    given = photos.captions or (None,) * len(photos.pictures)
+    contexts = [text.replace("{", "{{").replace("}", "}}") if text else usual for text in given]
     shown = latent_dataset.still_dataset(base, photos, noun, contexts=contexts)
     return ClassImages(
         shown.latents.half().float().cpu(), tuple(shown.prompts[int(k)] for k in shown.prompt_of)
     )
 
 
-def of_photo_sets(base: Base, subjects: Sequence[Subject]) -> dict[str, ClassImages]:
-    """The subjects' own class images, by class noun."""
+def of_photo_sets(
+    base: Base, subjects: Sequence[Subject], instance_prompt: str = ""
+) -> dict[str, ClassImages]:
+    """The subjects' own class images, by class noun; instance_prompt: the recipe's, or ""."""
     found: dict[str, list[ClassImages]] = {}
     for subject in subjects:
         if subject.class_images is not None and subject.noun is not None:
-            found.setdefault(subject.noun, []).append(of_photos(base, subject.class_images, subject.noun))
+            found.setdefault(subject.noun, []).append(
+                of_photos(base, subject.class_images, subject.noun, instance_prompt)
+            )
     return {noun: joined(sets) for noun, sets in found.items()}
 
 

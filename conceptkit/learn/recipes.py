@@ -169,7 +169,13 @@ ROWS: Mapping[tuple[str, str], Row] = {
         instance_prompt="a {}",
         why="5e-6 times the batch of 4, as --scale_lr has it",
     ),
-    ("dreambooth", "sd3"): _dreambooth("README_sd3.md", weighting_scheme="logit_normal"),
+    ("dreambooth", "sd3"): _dreambooth(
+        "README_sd3.md",
+        learning_rate=4e-4,
+        weighting_scheme="logit_normal",
+        precondition_outputs=True,
+        why="T5 reads 256 positions, as its pipeline does; the script has --max_sequence_length 77",
+    ),
     ("dreambooth", "flux"): _dreambooth(
         "train_dreambooth_lora_flux.py",
         target_modules="attn+ff",
@@ -179,7 +185,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("dreambooth", "flux2"): _dreambooth("README_flux2.md", why=_WARMUP, sample_latents=False),
     ("dreambooth", "qwen-image"): _dreambooth("README_qwen.md", learning_rate=2e-4),
     ("dreambooth", "z-image"): _dreambooth("README_z_image.md", why=_WARMUP, sample_latents=False),
-    ("dreambooth", "sana"): _dreambooth("README_sana.md", sample_latents=False),
+    ("dreambooth", "sana"): _dreambooth("README_sana.md", sample_latents=False, target_modules="qkv"),
     ("dreambooth", "lumina2"): _dreambooth("README_lumina2.md"),
     ("dreambooth", "chroma"): Row(
         TrainConfig(
@@ -215,7 +221,6 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("textual-inversion", "sdxl"): Row(
         TrainConfig("textual-inversion", **{**_INVERSION, "token_train_steps": 500}),
         f"{_EXAMPLES}/textual_inversion/README_sdxl.md",
-        "both encoders' rows learn, where the script has the first one's alone",
     ),
     ("custom-diffusion", "stable-diffusion"): Row(
         TrainConfig(

@@ -12,7 +12,7 @@ from conceptkit.errors import BadRecipe
 __all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value", "todays_fields"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "target_modules": ("kv", "cross", "attn", "attn+ff"),
+    "target_modules": ("kv", "cross", "qkv", "attn", "attn+ff"),
     "token_init": ("aside", "described", "noun", "rare", "random"),
     "sude_timestep_weighting": ("code", "paper"),
     "sude_prompts": ("own", "states"),
@@ -84,7 +84,7 @@ class TrainConfig:
         `target_modules`, every linear map of the denoiser in "full", or attention to the first photo, the
         "image".
     target_modules: keys and values of cross-attention ("kv"), all of it ("cross"), of self-attention too
-        ("attn"), or feed-forward maps besides ("attn+ff").
+        ("attn"), of both without the map of their output ("qkv"), or feed-forward maps besides ("attn+ff").
     attention_regularization_weight: ViCo's (2306.00971): attention to the word as to the end of text.
     text_encoder_rank: the rank of a LoRA on the text encoders; 0: none.
     text_encoder_lr: its rate, 0 for `learning_rate`.
@@ -112,6 +112,8 @@ class TrainConfig:
     weighting_scheme: how noise levels are drawn: "stratified", one in each equal part; uniform with "none";
         by "logit_normal" of `logit_mean`, `logit_std`, or "mode" of `mode_scale` (SD3, 2403.03206, 3.1); or
         uniform with the loss weighted by "sigma_sqrt" or "cosmap", which are for flows.
+    precondition_outputs: the loss of a flow is that of the picture which its prediction speaks of, as SD3's
+        script has it: that of the velocity, weighted by the square of the noise level.
     snr_gamma: gamma of min-SNR weighting (2303.09556) of the subject's loss; 0: without it.
     masked_loss: "mean" over the cells of all views and over channels; or "channel_sum", each view by itself
         and summed over channels, as Custom Diffusion's programs have it: the subject weighs four times more.
@@ -191,6 +193,7 @@ class TrainConfig:
     logit_mean: float = _off(0.0)
     logit_std: float = _off(1.0)
     mode_scale: float = _off(1.29)
+    precondition_outputs: bool = _off(False)
     snr_gamma: float = _off(0.0)
     masked_loss: str = _off("mean")
     prior_source: str = _off("class_images")

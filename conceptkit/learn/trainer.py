@@ -114,7 +114,9 @@ def train(
         )
     given = class_images
     if given is None:
-        given = prior_preservation.of_photo_sets(session.base, request.subjects)
+        given = prior_preservation.of_photo_sets(
+            session.base, request.subjects, request.config.instance_prompt
+        )
     if prior_preservation.undrawn(request.subjects, request.config, given):
         config_checks.check_drawing(session.base)
     with (

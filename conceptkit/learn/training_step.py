@@ -261,11 +261,12 @@ def _preserved(context: TrainingContext, found: Tensor, wanted: Tensor, t: Tenso
 
 
 def level_weights(context: TrainingContext, t: Tensor) -> Tensor | None:
-    """Weights (n,) of a flow's levels t (n,), where the recipe's scheme has any."""
-    scheme, sigmas = context.recipe.weighting_scheme, context.schedule.sigmas
-    if sigmas is None or scheme not in ("sigma_sqrt", "cosmap"):
+    """Weights (n,) of a flow's levels t (n,), where the recipe has any."""
+    recipe, sigmas = context.recipe, context.schedule.sigmas
+    weighted = recipe.precondition_outputs or recipe.weighting_scheme in ("sigma_sqrt", "cosmap")
+    if sigmas is None or not weighted:
         return None
-    return losses.flow_weights(scheme, sigmas[t])
+    return losses.flow_weights(recipe.weighting_scheme, sigmas[t], recipe.precondition_outputs)
 
 
 def glance(

@@ -41,6 +41,7 @@ def early_stopping_for(context: TrainingContext) -> EarlyStopping:
         snr_gamma=0.0,
         masked_loss="mean",
         weighting_scheme="stratified",
+        precondition_outputs=False,
         gradient_accumulation_steps=1,
     )
     judged = replace(context, dataset=latent_dataset.joined(datasets), prior=None, recipe=plain)

@@ -160,7 +160,7 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         notices += memory.notices(base, order.config)
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
-        images = prior_preservation.of_photo_sets(base, request.subjects)
+        images = prior_preservation.of_photo_sets(base, request.subjects, order.config.instance_prompt)
         checkpoints = _checkpoints(request, session, images)
         try:
             outcome = train(request, session, checkpoints, images)

@@ -105,7 +105,9 @@ def test_custom_diffusion_learns_full_matrices_where_it_is_told(pico, shown, pre
     assert not gates.rank_gates(concept), "what is not told apart by ranks acts on every picture"
 
 
-@pytest.mark.parametrize(("preset", "count"), [("kv", 14), ("cross", 28), ("attn", 56), ("attn+ff", 70)])
+@pytest.mark.parametrize(
+    ("preset", "count"), [("kv", 14), ("cross", 28), ("qkv", 42), ("attn", 56), ("attn+ff", 70)]
+)
 def test_dreambooth_lays_a_lora_on_the_maps_it_names(pico, shown, preset, count):
     concept = teach(pico, shown, method("dreambooth", target_modules=preset, text_encoder_rank=0))
     assert list(concept.delta) == maps(pico, preset) and len(concept.delta) == count

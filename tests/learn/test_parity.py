@@ -111,6 +111,9 @@ def descend(pipe, tape, recipe, unet, reader, learned, *, summed=False, only=Non
             loss = (error.mean([1, 2, 3]) * snr.clamp(max=recipe.snr_gamma) / snr).mean()
         else:
             loss = error.mean()
+        if recipe.sude_weight:
+            shown = found[:n], noisy[:n], part.t[:n]
+            loss = loss + recipe.sude_weight * inherited(scheduler, unet, reader, shown, part.prompts[:n])
         if len(found) > n:
             loss = loss + recipe.prior_loss_weight * F.mse_loss(found[n:], wanted[n:])
         loss.backward()
@@ -123,6 +126,36 @@ def descend(pipe, tape, recipe, unet, reader, learned, *, summed=False, only=Non
         if not recipe.max_train_steps:
             for table, first in zip(reader.tables, before, strict=True):
                 table.data[:-1] = first[:-1]
+
+
+def inherited(scheduler, unet, reader, shown, prompts):
+    """SuDe (2403.06775) as the paper derives it: how much less the class expects where the subject's step
+    leads, x_{t-1}, than anything does, -log p(x_{t-1} | x_t, class) + log p(x_{t-1} | x_t).
+
+    Densities are those of the posterior (2006.11239, eq. 6 and 7), a mean over elements; what the class
+    itself would say is the least that a sample can come to.
+    """
+    found, noisy, t = shown
+    plain = [text.replace(f"{TOKEN} dog", "dog") for text in prompts]
+    with torch.no_grad():
+        kind, nothing = (
+            unet(noisy, t, reader.read(texts)[0]).sample.double() for texts in (plain, [""] * len(plain))
+        )
+    bars = scheduler.alphas_cumprod.double()
+    bar, before = (bars[k].view(-1, 1, 1, 1) for k in (t, t - 1))
+    beta = 1 - bar / before
+    deviation = ((1 - before) / (1 - bar) * beta).sqrt()
+
+    def step(eps):
+        clean = (noisy - (1 - bar).sqrt() * eps) / bar.sqrt()
+        return (before.sqrt() * beta * clean + (bar / before).sqrt() * (1 - before) * noisy) / (1 - bar)
+
+    def unlikely(at):
+        of_class, of_any = (torch.distributions.Normal(step(eps), deviation) for eps in (kind, nothing))
+        return (of_any.log_prob(at) - of_class.log_prob(at)).mean([1, 2, 3])
+
+    own, least = unlikely(step(found.double())), unlikely(step(kind))
+    return (own * (own > least)).mean()
 
 
 def apart(found, wanted):
@@ -141,12 +174,8 @@ LORAS = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 20])
-@pytest.mark.parametrize("case", LORAS)
-def test_a_dreambooth_lora_is_that_of_the_script(shown, case, steps):
-    build, family, changes = LORAS[case]
-    pipe = build()
-    concept, tape, recipe = ours(pipe, shown, "dreambooth", family, steps, **changes)
+def beside(pipe, tape, recipe):
+    """A LoRA of PEFT's own after the scripts' loop, by names, and whether it began as ours did."""
     unet = copy.deepcopy(pipe.unet).requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=LORA_MAPS))
     begun, theirs = {name: p for name, p in unet.named_parameters() if p.requires_grad}, []
@@ -156,17 +185,45 @@ def test_a_dreambooth_lora_is_that_of_the_script(shown, case, steps):
             theirs.append(own.flatten().clone())
             own.copy_(down)
     mine = torch.cat([down.flatten() for down in tape.downs.values()])
-    assert 0.9 < float(mine.std() / torch.cat(theirs).std()) < 1.1, "it begins as PEFT's gaussian does"
-    assert 2 * len(tape.downs) == len(begun)
     descend(pipe, tape, recipe, unet, Reader(pipe, tape.rows), list(begun.values()))
-    factors = {
+    return {name: value.detach() for name, value in begun.items()}, float(
+        mine.std() / torch.cat(theirs).std()
+    )
+
+
+def factors_of(concept):
+    return {
         f"{name}.lora_{'AB'[k]}.default.weight": part
         for name, (up, down) in concept.delta.items()
         for k, part in enumerate((down, up))
     }
-    ups = {name: value.detach() for name, value in begun.items() if "lora_B" in name}
-    assert len(tape.parts) == steps and apart(factors, ups) < CLOSE
-    assert apart(factors, {name: value.detach() for name, value in begun.items()}) < CLOSE
+
+
+def ups_of(weights):
+    return {name: value for name, value in weights.items() if "lora_B" in name}
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("case", LORAS)
+def test_a_dreambooth_lora_is_that_of_the_script(shown, case, steps):
+    build, family, changes = LORAS[case]
+    pipe = build()
+    concept, tape, recipe = ours(pipe, shown, "dreambooth", family, steps, **changes)
+    wanted, size = beside(pipe, tape, recipe)
+    assert 0.9 < size < 1.1, "it begins as PEFT's gaussian does"
+    assert 2 * len(tape.downs) == len(wanted) and len(tape.parts) == steps
+    assert apart(factors_of(concept), ups_of(wanted)) < CLOSE
+    assert apart(factors_of(concept), wanted) < CLOSE
+
+
+def test_sude_is_that_of_the_paper(shown):
+    pipe = tiny.pico_sd(seed=1)
+    changes = {"sude_weight": 1e5, "sude_timestep_weighting": "paper"}
+    concept, tape, recipe = ours(pipe, shown, "dreambooth", "stable-diffusion", 4, **changes)
+    wanted, _ = beside(pipe, tape, recipe)
+    without, _ = beside(pipe, tape, replace(recipe, sude_weight=0.0))
+    assert apart(factors_of(concept), ups_of(wanted)) < CLOSE
+    assert apart(ups_of(without), ups_of(wanted)) > 0.1, "not all samples are truncated"
 
 
 @pytest.mark.parametrize("steps", [1, 20])
@@ -234,13 +291,5 @@ def test_a_recipe_of_one_loop_is_not_that_of_another(shown):
     """The tolerance of these tests tells a loop from one that differs in a single setting."""
     pipe = tiny.pico_sd()
     concept, tape, recipe = ours(pipe, shown, "dreambooth", "stable-diffusion", 20, max_grad_norm=1e-3)
-    unet = copy.deepcopy(pipe.unet).requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=LORA_MAPS))
-    begun = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for name, down in tape.downs.items():
-            begun[f"{name}.lora_A.default.weight"].copy_(down)
-    reader = Reader(pipe, tape.rows)
-    descend(pipe, tape, replace(recipe, max_grad_norm=1.0), unet, reader, list(begun.values()))
-    ups = {name: begun[f"{name}.lora_B.default.weight"].detach() for name in tape.downs}
-    assert apart({name: up for name, (up, _) in concept.delta.items()}, ups) > 10 * CLOSE
+    wanted, _ = beside(pipe, tape, replace(recipe, max_grad_norm=1.0))
+    assert apart(factors_of(concept), ups_of(wanted)) > 10 * CLOSE

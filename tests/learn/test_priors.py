@@ -34,6 +34,19 @@ def test_prior_prompts_name_the_class_and_are_as_many_as_asked():
     assert prior_preservation.prompts_for("coffee cup", "pico", 3) == ("photo of a coffee cup",) * 3
 
 
+def test_a_recipe_with_one_prompt_for_all_photos_has_it_for_the_class_too(pico, shown, monkeypatch):
+    told = []
+    draw = prior_preservation._draw
+    monkeypatch.setattr(prior_preservation, "_draw", lambda *a: told.extend(a[1]) or draw(*a))
+    published = replace(TINY, instance_prompt="a photo of {}")
+    teach(pico, shown, published)
+    assert set(told) == {"a photo of dog"} and len(told) == TINY.num_class_images
+    given = replace(shown, captions=("a dog {here}", *[None] * (len(shown.pictures) - 1)))
+    found = prior_preservation.of_photos(pico, given, "dog", "a photo of {}")
+    assert found.prompts[0] == "a dog {here}" and set(found.prompts[1:]) == {"a photo of dog"}
+    assert set(prior_preservation.of_photos(pico, shown, "dog").prompts) == {"photo of a dog"}
+
+
 def test_prior_sets_come_back_from_their_bytes():
     there = prior_preservation.ClassImages(
         torch.randn(3, 4, 8, 8).half().float(), ("a dog", "a café", "a dog")

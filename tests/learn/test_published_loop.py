@@ -58,6 +58,12 @@ def test_weights_of_noise_levels_are_those_of_the_papers():
     for scheme in ("sigma_sqrt", "cosmap", "none"):
         theirs = compute_loss_weighting_for_sd3(scheme, sigmas)
         assert torch.allclose(losses.flow_weights(scheme, sigmas), theirs.float(), rtol=1e-5)
+    clean, noise, found = (torch.randn(3, 4, 2, 2) for _ in range(3))
+    sigma = sigmas.view(-1, 1, 1, 1)
+    picture = (1 - sigma) * clean + sigma * noise - sigma * found
+    apart = (found - (noise - clean)).square().mean([1, 2, 3])
+    weighted = losses.flow_weights("none", sigmas, preconditioned=True) * apart
+    assert torch.allclose(weighted, (picture - clean).square().mean([1, 2, 3]), rtol=1e-4)
     bars = torch.tensor([0.99, 0.5, 0.01])
     snr = bars / (1 - bars)
     assert torch.allclose(losses.min_snr("epsilon", bars, 5.0), snr.clamp(max=5) / snr)
@@ -135,6 +141,7 @@ def test_photos_have_the_instance_prompt_and_latents_are_drawn(pico, shown):
         ({"instance_prompt": "a photo"}, "instance_prompt = 'a photo'"),
         ({"center_crop": True}, "center_crop is about crops"),
         ({"weighting_scheme": "cosmap"}, "weighting_scheme = cosmap weighs the noise levels of a flow"),
+        ({"precondition_outputs": True}, "precondition_outputs weighs the noise levels of a flow"),
         ({"adam_beta2": 1.0}, "adam_beta2 = 1 is no decay rate"),
         ({"adam_epsilon": 0.0}, "adam_epsilon = 0"),
         ({"train_text_encoder_ti_frac": 0.0}, "train_text_encoder_ti_frac = 0"),

@@ -35,6 +35,11 @@ class Condition:
     def __getitem__(self, picks: Tensor) -> Condition:
         return self._each(lambda part: part[picks])
 
+    def to(self, dtype: torch.dtype) -> Condition:
+        """The same features in another precision; a mask stays as it is."""
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return Condition(self.hidden.to(dtype), pooled, self.mask)
+
     def detach(self) -> Condition:
         """The same without a gradient."""
         return self._each(torch.detach)
@@ -128,6 +133,7 @@ class Architecture:
     presets: ClassVar[Mapping[str, str]] = {
         "kv": r"\battn2\.to_[kv]",
         "cross": r"\battn2\.to_(?:q|k|v|out\.0)",
+        "qkv": r"\battn[12]\.to_[qkv]",
         "attn": _UNET_ATTENTION,
         "attn+ff": rf"(?:{_UNET_ATTENTION}|\bff\.net\.(?:0\.proj|2))",
         "linear": r"",

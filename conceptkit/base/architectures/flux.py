@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,18 +15,15 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 T5_LENGTH = 512
-_SINGLE = r"\bsingle_transformer_blocks\.\d+\.proj_(?:mlp|out)"
 GUIDANCE = 1.0
 """What a base that takes guidance as an input is told while it learns (README_flux.md of diffusers)."""
 
 
 class Flux(JointTransformer):
-    """A LoRA learns on attention of both kinds of blocks, with `attn+ff` on their feed-forward maps too."""
+    """A LoRA learns on attention of both kinds of blocks, with `attn+ff` on feed-forward maps too.
 
-    presets: ClassVar[Mapping[str, str]] = {
-        **JointTransformer.presets,
-        "attn+ff": rf"(?:{JointTransformer.presets['attn+ff']}|{_SINGLE})",
-    }
+    Single blocks have none beside their attention: `proj_mlp` and `proj_out` stay, as in diffusers' scripts.
+    """
 
     sets_sigmas = True
 

@@ -22,12 +22,15 @@ _SINGLE = r"\bsingle_transformer_blocks\.\d+\.attn\.to_(?:qkv_mlp_proj|out)"
 
 
 class Flux2(JointTransformer):
-    """Nothing is masked: padding is read as it is. The entry map has no bias."""
+    """Nothing is masked: padding is read as it is. The entry map has no bias.
+
+    `attn` are the maps of diffusers' script: those of text in the first blocks, `add_*`, stay.
+    """
 
     lora_encoders = ()
     presets: ClassVar[Mapping[str, str]] = {
         **JointTransformer.presets,
-        "attn": rf"(?:{JointTransformer.presets['attn']}|{_SINGLE})",
+        "attn": rf"(?:\battn\.to_(?:q|k|v|out\.0)|{_SINGLE})",
         "attn+ff": rf"(?:{JointTransformer.presets['attn']}|{_SINGLE}|\bff(?:_context)?\.linear_(?:in|out))",
     }
 

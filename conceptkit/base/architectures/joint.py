@@ -22,6 +22,7 @@ class JointTransformer(Architecture):
     presets: ClassVar[Mapping[str, str]] = {
         "kv": r"context_embedder",
         "cross": r"context_embedder",
+        "qkv": r"\battn\.(?:to_[qkv]|add_[qkv]_proj)",
         "attn": _ATTENTION,
         "attn+ff": rf"(?:{_ATTENTION}|{_FEED_FORWARD})",
         "linear": r"",

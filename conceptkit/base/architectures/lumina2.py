@@ -26,6 +26,7 @@ class Lumina2(JointTransformer):
     presets: ClassVar[Mapping[str, str]] = {
         "kv": r"caption_embedder\.1",
         "cross": r"caption_embedder\.1",
+        "qkv": r"\battn\.to_[qkv]",
         "attn": _ATTENTION,
         "attn+ff": rf"(?:{_ATTENTION}|\bfeed_forward\.linear_[123])",
         "linear": r"",

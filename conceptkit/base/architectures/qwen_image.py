@@ -29,6 +29,7 @@ class QwenImage(JointTransformer):
         **JointTransformer.presets,
         "kv": r"txt_in",
         "cross": r"txt_in",
+        "qkv": r"\battn\.to_[qkv]",
         "attn": _ATTENTION,
         "attn+ff": rf"(?:{_ATTENTION}|{_FEED_FORWARD})",
     }

@@ -27,6 +27,7 @@ class StaticCrossAttention(Architecture):
     label = "transformer"
     presets: ClassVar[Mapping[str, str]] = {
         **Architecture.presets,
+        "qkv": r"\btransformer_blocks\.\d+\.attn[12]\.to_[qkv]",
         "attn": _ATTENTION,
         "attn+ff": rf"(?:{_ATTENTION}|\bff\.(?:net\.(?:0\.proj|2)|conv_(?:inverted|point)))",
     }

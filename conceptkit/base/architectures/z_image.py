@@ -31,6 +31,7 @@ class ZImage(JointTransformer):
     presets: ClassVar[Mapping[str, str]] = {
         "kv": r"cap_embedder\.1",
         "cross": r"cap_embedder\.1",
+        "qkv": r"\battention\.to_[qkv]",
         "attn": _ATTENTION,
         "attn+ff": rf"(?:{_ATTENTION}|\bfeed_forward\.w[123])",
         "linear": r"",
