@@ -133,7 +133,7 @@ def _ours(file: Path, require_signed: bool, take: bool, as_json: bool) -> dict[s
             echo(one.signer.sentence())
         elif one.signer:
             note(one.signer.sentence())
-    return one.to_json()
+    return one.to_json() | {"arrivals": [to_json(arrival) for arrival in one.arrivals]}
 
 
 def _foreign(file: Path, asked: dict[str, Any], as_json: bool) -> list[dict[str, Any]]:

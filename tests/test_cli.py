@@ -290,7 +290,7 @@ def test_compose_reads_settings_from_a_file_and_options_go_before_them(rooms, tm
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("with = 3", "a drawing has no setting 'with'; choose one of base, device, prompt"),
+        ("with = 3", "a drawing has no setting 'with'; did you mean 'width'?"),
         ('width = "wide"', "width = 'wide' makes no sense; give a whole number"),
         ("width = true", "width = True makes no sense; give a whole number"),
         ("auto_regions = 1", "auto_regions = 1 makes no sense; give true or false"),

@@ -54,7 +54,7 @@ def test_one_version_comes_back(home):
 def test_gc_empties_the_trash(home):
     run("rm", "my_dog")
     assert json.loads(run("gc", "--json"))["trash"] == 1 and list((home / "trash").iterdir())
-    assert "Deleted 1 removals that are in the trash" in run("gc", "--yes")
+    assert "Deleted 1 removal in the trash" in run("gc", "--yes")
     assert not list((home / "trash").iterdir())
 
 
