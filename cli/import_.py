@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from conceptkit.cli.library import scan_folder
+from conceptkit.cli.listing import to_json
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import base_option, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import echo

@@ -158,7 +158,7 @@ def insert(
 
 
 def _number(conn: sqlite3.Connection, new: New) -> int:
-    """The number of a name that is not there: the one that it had before, or else one that nobody ever had."""
+    """The number of a name that is not there: the one that it had before, or else one that nobody had."""
     had = """select 1 where not exists (select 1 from names where id = ?)
              and exists (select 1 from history where name_id = ? and name = ? and event = 'remove')"""
     if new.number is not None and conn.execute(had, [new.number, new.number, new.name]).fetchone():

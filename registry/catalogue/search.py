@@ -174,7 +174,7 @@ def search(registry: Registry, words: str, filters: Filters = ANY, *, limit: int
 
 
 def nearest_words(registry: Registry, words: Sequence[str]) -> list[str]:
-    """The words with each that is nowhere replaced by the nearest that is; empty when that is none of them."""
+    """The words, the nearest known one for each that is nowhere; empty when nothing is like those."""
     found = [_nearest_word(registry, word) for word in words]
     return found if found != [composed(word).lower() for word in words] else []
 
