@@ -143,7 +143,7 @@ def test_list():
     put("both", b"y" * 2_345_678, kind="merge", noun=None, parents=["my_dog", "moongate"])
     lines = run("list").output.splitlines()
     assert lines[0].split() == ["NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED"]
-    assert lines[1].startswith("both    1        merge    my_dog + moongate  storybook  2.3 MB")
+    assert lines[1].startswith("both    1        merge    my_dog@1 + moongate  storybook  2.3 MB")
     assert lines[2].startswith("my_dog  1        subject  dog                storybook  12.3 kB")
 
 
@@ -180,7 +180,7 @@ def test_rm_removes_all_it_names_or_nothing():
         put(name)
     result = run("rm", "a", "bb")
     assert result.exit_code == 2 and "did you mean 'b'" in result.stderr
-    assert run("rm", "a", "a@1", "b").stdout == "Removed a@1, b@1.\n"
+    assert run("rm", "a", "a@1", "b").stdout.startswith("Removed a@1, b@1.\n")
     assert [entry["name"] for entry in json.loads(run("rm", "c", "--json").stdout)] == ["c"]
     assert json.loads(run("list", "--json").output) == []
 

@@ -10,7 +10,6 @@ from conceptkit.base.loading import locate
 from conceptkit.cli.main import main
 from conceptkit.errors import BadBase, BadRecipe, ConceptError
 from conceptkit.files import fill_folder
-from conceptkit.formats.diffusers import LORA
 from conceptkit.learn.config import config_for
 from conceptkit.registry.catalogue import labels
 from conceptkit.registry.names import choose
@@ -99,10 +98,10 @@ def test_export_names_all_its_targets():
 
 
 def test_equal_bytes_are_no_overwriting(tmp_path):
-    fill_folder(tmp_path, {"embeddings/my_cat.safetensors": b"cat", LORA: b"one"})
+    fill_folder(tmp_path, {"embeddings/my_cat.safetensors": b"cat", "lora": b"one"})
     fill_folder(tmp_path, {"embeddings/my_cat.safetensors": b"cat", "b": b"two"})
     with pytest.raises(ConceptError, match="b is never overwritten"):
-        fill_folder(tmp_path, {LORA: b"one", "b": b"2wo"})
+        fill_folder(tmp_path, {"lora": b"one", "b": b"2wo"})
     (tmp_path / "c").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConceptError, match="c is never overwritten"):
         fill_folder(tmp_path, {"c": b"one"})
