@@ -152,7 +152,7 @@ def rm(names: tuple[str, ...], now: bool, undo: bool, as_json: bool) -> None:
       conceptkit rm --undo my_dog
     """
     if undo:
-        _take_back(names, as_json)
+        _take_back(tuple(dict.fromkeys(names)), as_json)
         return
     from conceptkit.registry import odd_files
     from conceptkit.registry.sharing import trash

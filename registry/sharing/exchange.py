@@ -114,8 +114,8 @@ def export(
 
     sign = signing.signer(registry.home, signer) if signer is not None else None
     written = bundle.write(file, list(concepts.values()), sizes, read, sign, progress)
-    tags, notes = (sum(len(one[what]) for one in concepts.values()) for what in ("tags", "notes"))
-    return Export(file, entries, written, signer, len(shown), tags, notes, private)
+    tag_count, note_count = (sum(len(one[what]) for one in concepts.values()) for what in ("tags", "notes"))
+    return Export(file, entries, written, signer, len(shown), tag_count, note_count, private)
 
 
 def _different(entries: Sequence[Entry]) -> list[Entry]:
