@@ -24,6 +24,7 @@ def demo(out: Path) -> None:
     """
     from conceptkit.workflows import demo as library
 
-    with resumable(f"`conceptkit demo --out {shlex.quote(str(out))}` goes on"), bar("Demo") as tick:
+    way = f"`conceptkit demo --out {shlex.quote(str(out))}` goes on"
+    with resumable(way), bar("Demo", stages=True) as tick:
         library.run(out, tick)
     click.echo(f"Wrote {out / 'contact_sheet.png'}")

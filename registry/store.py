@@ -157,8 +157,8 @@ class Registry:
             return from_row(rows[0])
         if others := self._versions(bare):
             numbers = ", ".join(str(other.version) for other in others)
-            back = trash_files.advice(self.home, bare, version) or f"ask for one of {numbers}."
-            raise UnknownConcept(f"{bare!r} has no version {version}: {back}")
+            advice = trash_files.advice(self.home, bare, version) or f"ask for one of {numbers}."
+            raise UnknownConcept(f"{bare!r} has no version {version}: {advice}")
         if back := trash_files.advice(self.home, bare, version):
             raise UnknownConcept(f"There is no concept named {bare[:80]!r}: {back}")
         raise unknown(bare, spelling.likely(self.index, bare))

@@ -238,6 +238,19 @@ def test_the_header_tells_other_programs_what_it_is(tmp_path):
     assert len(lines) == 3 and "models/loras" in lines[0] and "embedding:my_dog dog" in lines[1]
 
 
+@pytest.mark.parametrize("dialect", ["comfyui", "a1111", "forge", "invokeai"])
+def test_what_fits_no_model_of_a_program_says_so(dialect, tmp_path):
+    """Storybook's maps have widths of their own: a file for it names no family of models."""
+    concept = replace(pico_concept(pico_sd()), base_name="storybook")
+    (sentence,) = left_out(concept, dialect)
+    assert sentence.startswith("my_dog fits storybook alone, and no model of")
+    lora, *_, note = export(concept, tmp_path, dialect=dialect)
+    with safe_open(lora, "pt") as file:
+        told = file.metadata()
+    assert told["ss_base_model_version"] == "storybook" and told["modelspec.architecture"] == "storybook/lora"
+    assert "For: storybook alone; it fits no model of" in note.read_text()
+
+
 @pytest.mark.parametrize("dialect", [name for name in DIALECTS if name not in ("peft", "textual-inversion")])
 def test_nothing_of_this_machine_leaves(dialect, tmp_path):
     pipe = pico_sd()

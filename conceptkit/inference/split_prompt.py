@@ -61,6 +61,19 @@ LINKS = (
 """Words between two things; the last of them before a thing ends what is said of the one before it."""
 BESIDE = LINKS[: LINKS.index("alongside")]
 """Those that are about where things stand to each other, and can begin a prompt."""
+OVERLAPPING = (
+    "in front of",
+    "on top of",
+    "sitting on",
+    "underneath",
+    "behind",
+    "holding",
+    "riding",
+    "through",
+    "inside",
+    "under",
+)
+"""Those that say that one thing is before, upon or within the other."""
 PLACES = (
     "in",
     "on",
@@ -93,6 +106,12 @@ _STANDS_AT = re.compile(rf"^(\s*(?:is |\w+ing )?){_SIDE}", re.IGNORECASE)
 _SIDE_BEFORE = re.compile(rf"{_SIDE}[,:]?(\s*(?:is )?(?:an?|the|my)?\s*)$", re.IGNORECASE)
 _RIGHT_OF = re.compile(_WORD.format("right of"), re.IGNORECASE)
 _ARTICLE = re.compile(r"\s(?:a|an|the|my|our|another|one)(?:\s[\w-]+)*\s*$")
+
+
+def overlap_in(prompt: str) -> str | None:
+    """The first words of a prompt that put one thing before, upon or within another; None without any."""
+    found = re.search(rf"\b(?:{'|'.join(OVERLAPPING)})\b", prompt)
+    return found[0] if found else None
 
 
 def things(words: Mapping[str, str]) -> dict[str, str]:
