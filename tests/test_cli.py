@@ -144,7 +144,7 @@ def test_list():
     lines = run("list").output.splitlines()
     assert lines[0].split() == ["NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED"]
     assert lines[1].startswith("both    1        merge    my_dog@1 + moongate  storybook  2.3 MB")
-    assert lines[2].startswith("my_dog  1        subject  dog                storybook  12.3 kB")
+    assert lines[2].startswith("my_dog  1        subject  dog                  storybook  12.3 kB")
 
 
 def test_list_json():

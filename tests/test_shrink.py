@@ -277,7 +277,7 @@ def test_the_command_says_what_it_came_to(pico, few_pictures, tmp_path, monkeypa
         said,
     )
     shown = run("show", "my_dog")
-    assert re.search(r"bits a value  other maps \d[\d.]* \([\d,]+ values\), keys and values", shown)
+    assert re.search(r"bits a value +other maps \d[\d.]* \([\d,]+ values\), keys and values", shown)
     told = json.loads(run("shrink", "my_dog@1", "--bytes", "2kB", "--base", str(folder), "--json"))
     assert told["bytes"] <= 2000 and 0 < told["kept"] < 1
     assert json.loads(run("stats", "--json"))["bytes"]["concepts made smaller"] > 0
