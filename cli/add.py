@@ -9,6 +9,8 @@ import click
 
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import (
+    GOES_ON,
+    Choice,
     base_option,
     debug_option,
     device_option,
@@ -24,6 +26,7 @@ from conceptkit.cli.shared_options import (
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.config import CHOICES, DEFAULT
 from conceptkit.learn.methods.table import METHODS
+from conceptkit.registry.names import choose
 
 SIZES = ("tiny", "small", "full")
 
@@ -40,7 +43,7 @@ class MethodName(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name itself, if there is such a method."""
         if not isinstance(value, str) or value not in METHODS.names():
-            self.fail(f"{value!r} is not one of {', '.join(METHODS.names())}.", param, ctx)
+            self.fail(f"{value!r} is no method; {choose(str(value), METHODS.names())}.", param, ctx)
         return value
 
 
@@ -52,7 +55,7 @@ class MethodName(click.ParamType):
 )
 @click.option(
     "--kind",
-    type=click.Choice(["subject", "style"]),
+    type=Choice(["subject", "style"]),
     default="subject",
     show_default=True,
     help="A thing, or a manner of drawing: 'a dog in the style of NAME'.",
@@ -100,13 +103,13 @@ class MethodName(click.ParamType):
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for a third more time.")
 @click.option(
     "--mixed-precision",
-    type=click.Choice(CHOICES["mixed_precision"]),
+    type=Choice(CHOICES["mixed_precision"]),
     help="Of the forward pass; fp16 is for CUDA.  [default: fp32]",
 )
 @click.option(
     "--size",
     "stored_size",
-    type=click.Choice(SIZES),
+    type=Choice(SIZES),
     default="full",
     show_default=True,
     help="How it is stored: every number as learned, or rounded where pictures do not show it.",
@@ -184,7 +187,7 @@ def add(
         return _plan(name, photos, kind, (nouns, priors), joint, as_json, shared)
     _refuse_json(as_json)
     things = _things(name, photos) if joint else {}
-    with _resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
+    with resumable(), Registry() as registry, bar(f"Learning {' and '.join(things) or name}") as progress:
         for one in things or [name]:
             registry.check_free(one, new_version=new_version)
 
@@ -274,20 +277,19 @@ def _write(learned: Sequence[Any], out: Path, seed: int) -> None:
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
-    """Ctrl-C says how to go on, where there is something to go on with."""
+def resumable(way: str = "give the same command with --resume to go on") -> Iterator[None]:
+    """Ctrl-C says what is kept, and the way to go on, where there is something to go on with."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        from conceptkit.workflows.add import STORED
+        from conceptkit.workflows.add import STORED, UNFINISHED
 
-        if notes := getattr(stop, "__notes__", None):
-            click.echo(err=True)
-            note(
-                f"{STORED}."
-                if STORED in notes
-                else "What was learned so far is kept; give the same command with --resume to go on."
-            )
+        notes = getattr(stop, "__notes__", [])
+        meta = click.get_current_context().meta
+        if UNFINISHED in notes:
+            meta[GOES_ON] = f"Stopped; what was learned so far is kept: {way}."
+        elif STORED in notes:
+            meta[GOES_ON] = f"Stopped; {STORED[:1].lower()}{STORED[1:]}."
         raise
 
 

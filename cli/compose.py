@@ -9,6 +9,7 @@ from conceptkit.base.load_options import LoadOptions
 from conceptkit.base.schedulers import SCHEDULERS
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import (
+    Choice,
     RowName,
     base_option,
     debug_option,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--padding-delta",
-    type=click.Choice(PADDING_DELTAS),
+    type=Choice(PADDING_DELTAS),
     default=request.PADDING_DELTA,
     show_default=True,
     help="With --merge-method routed: which deltas the end of the prompt and its padding read.",
@@ -109,7 +110,7 @@ if TYPE_CHECKING:
 @click.option("--height", type=click.IntRange(1), metavar="PIXELS", help="Height.  [default: the base's]")
 @click.option(
     "--scheduler",
-    type=click.Choice(list(SCHEDULERS)),
+    type=Choice(list(SCHEDULERS)),
     help="How noise becomes a picture.  [default: the base's]",
 )
 @click.option(

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conceptkit.cli.listing import echo_entries, size
-from conceptkit.cli.search import filter_options, filters
+from conceptkit.cli.listing import echo_entries, size, to_json
+from conceptkit.cli.search import filter_options, filters, nearest_filters
 from conceptkit.cli.shared_options import (
     MOST,
+    Choice,
     debug_option,
     echo_json,
     force_option,
@@ -22,6 +23,7 @@ from conceptkit.files import check_new_file
 
 if TYPE_CHECKING:
     from conceptkit.registry.entries import Entry
+    from conceptkit.registry.store import Registry
 
 
 REFERENCE = (
@@ -39,7 +41,7 @@ REFERENCE = (
 @click.option("--all", "everything", is_flag=True, help="Show all, however many there are.")
 @click.option(
     "--sort",
-    type=click.Choice(["name", "date", "size"]),
+    type=Choice(["name", "date", "size"]),
     default="name",
     show_default=True,
     help="The order; newest or largest first.",
@@ -64,13 +66,13 @@ def list_(limit: int, after: str | None, everything: bool, sort: str, as_json: b
         if sort != "name":
             found.sort(key=lambda e: e.created if sort == "date" else e.bytes, reverse=True)
         entries = found if everything else found[:limit]
-        marks = search.labels(registry, entries)
+        if entries or as_json:
+            echo_entries(registry, entries, as_json)
+        near = "" if entries else nearest_filters(registry, filters(values))
     if not entries and not as_json:
         some = after or any(values.values())
-        none = "No concept is like that: `conceptkit list` shows what there is."
+        none = f"No concept is like that: {near or '`conceptkit list` shows what there is.'}"
         echo(none if some else "No concepts yet: teach one with `conceptkit add NAME PHOTOS`.")
-    else:
-        echo_entries(entries, marks, as_json)
     if len(found) > len(entries):
         more = f"--after {entries[-1].name}" if sort == "name" else f"--limit {2 * limit}"
         echo(f"There are more: add {more}, or --all.", err=True)
@@ -98,7 +100,7 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
       conceptkit show my_dog --preview my_dog.png
     """
     from conceptkit.registry import atomic_files, odd_files
-    from conceptkit.registry.catalogue import labels, search
+    from conceptkit.registry.catalogue import labels, lineage, search
     from conceptkit.registry.store import Registry
 
     if preview:
@@ -109,11 +111,13 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
         marks = search.labels(registry, [entry])[entry.name]
         marks["notes"] = [note.text for note in labels.notes(registry, entry.name)]
         picture = registry.preview(entry) if preview else None
+        parts = lineage.parts(registry, entry)
+        instead = _instead(registry, entry, versions) if preview and picture is None else ""
     if as_json:
-        echo_json(entry.to_json() | {"versions": [other.version for other in versions]} | marks)
+        echo_json(to_json(entry) | {"versions": [other.version for other in versions]} | marks)
     else:
         echo(entry.ref)
-        facts = _facts(entry, versions) | {
+        facts = _facts(entry, versions, parts) | {
             "tags": ", ".join(marks["tags"]),
             "favourite": "yes" if marks["favourite"] else "",
             "notes": " / ".join(" ".join(note.split()) for note in marks["notes"]),
@@ -123,9 +127,7 @@ def show(name: str, preview: Path | None, force: bool, rebuild: bool, as_json: b
         _rebuild(entry)
     if preview:
         if picture is None:
-            raise ConceptError(
-                f"{entry.ref} was stored without a preview: draw one with `conceptkit compose {name}`."
-            )
+            raise ConceptError(f"{entry.ref} was stored without a preview: {instead}")
         odd_files.check_output(preview, mine=True)
         atomic_files.write_whole(preview, lambda out: out.write(picture))
         if not as_json:
@@ -142,7 +144,7 @@ def rm(names: tuple[str, ...], now: bool, undo: bool, as_json: bool) -> None:
     """Remove concepts.
 
     NAME goes with all its versions, NAME@2 is one version. They stay in the trash, until `conceptkit gc
-    --yes` empties it.
+    --yes` empties it. With --undo they come back as they were, with tags, notes and previews.
 
     \b
     Example:
@@ -150,7 +152,7 @@ def rm(names: tuple[str, ...], now: bool, undo: bool, as_json: bool) -> None:
       conceptkit rm --undo my_dog
     """
     if undo:
-        _take_back(names, as_json)
+        _take_back(tuple(dict.fromkeys(names)), as_json)
         return
     from conceptkit.registry import odd_files
     from conceptkit.registry.sharing import trash
@@ -166,18 +168,22 @@ def rm(names: tuple[str, ...], now: bool, undo: bool, as_json: bool) -> None:
             file.unlink(missing_ok=True)
         # A name goes with all its versions, and one of them beside it says nothing more.
         wanted = [n for n in dict.fromkeys(names) if "@" not in n or n.partition("@")[0] not in names]
-        gone, lost = [], []
+        gone, lost, kept = [], [], []
         for name in wanted:
             removed, sentence = (registry.remove(name), None) if now else trash.discard(registry, name)
             gone += removed
             lost += [sentence] if sentence else []
+            kept += [] if now or sentence else [name]
     if as_json:
-        echo_json([*(e.to_json() for e in gone), *({"name": n, "checkpoint": str(only[n])} for n in only)])
+        echo_json([*(to_json(e) for e in gone), *({"name": n, "checkpoint": str(only[n])} for n in only)])
         return
     for sentence in lost:
         note(sentence)
     if gone:
         echo(f"Removed {', '.join(entry.ref for entry in gone)}.")
+    if kept:
+        them = "it" if len(gone) == 1 else "them"
+        echo(f"`conceptkit rm --undo {' '.join(kept)}` brings {them} back, until `conceptkit gc --yes`.")
     if only:
         echo(f"Removed the checkpoint of {', '.join(only)}, whose learning was stopped.")
 
@@ -187,21 +193,25 @@ def _take_back(names: tuple[str, ...], as_json: bool) -> None:
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
-        found = [arrival for name in names for arrival in trash.take_back(registry, name)]
+        for name in names:
+            trash.find(registry.home, name)  # all are there, or none is taken back
+        found = [version for name in names for version in trash.take_back(registry, name)]
     if as_json:
-        echo_json([arrival.to_json() for arrival in found])
+        echo_json([to_json(version) for version in found])
         return
-    for arrival in found:
-        echo(arrival.sentence())
+    for version in found:
+        echo(version.sentence())
 
 
-def _parents(about: dict[str, Any]) -> list[str]:
-    """What it was merged from, with the strengths, as `compose` takes them."""
-    parents = list(map(str, about.get("parents") or ()))
-    weights = about.get("weights") or [1] * len(parents)
-    return [
-        ref if weight == 1 else f"{ref}:{weight:g}" for ref, weight in zip(parents, weights, strict=False)
-    ]
+def _instead(registry: "Registry", entry: "Entry", versions: "list[Entry]") -> str:
+    """Where there is a picture of what has no preview, or which command draws one."""
+    from conceptkit.registry import concept_header
+
+    if shown := [other.ref for other in versions if other.preview]:
+        return f"`conceptkit show {shown[-1]} --preview FILE` writes that of {shown[-1]}."
+    header = concept_header.read_if_any(registry.read(entry))
+    words = " and ".join(header.words) if header else entry.name
+    return f'`conceptkit compose {entry.ref} --prompt "a picture of {words}"` draws one.'
 
 
 def _rebuild(entry: "Entry") -> None:
@@ -225,8 +235,11 @@ def _bits(about: dict[str, Any]) -> str:
     return ", ".join(f"{part} {bits:.2g} ({count:,} values)" for part, (count, bits) in parts.items())
 
 
-def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
-    about = entry.summary
+def _facts(entry: "Entry", versions: "list[Entry]", parts: list[str]) -> dict[str, str]:
+    from conceptkit.registry.catalogue import lineage
+
+    about = to_json(entry)["summary"]
+    made = "made smaller from" if lineage.made_smaller(entry) else "merged from"
     facts = {
         "kind": about.get("kind"),
         "class": about.get("noun"),
@@ -235,7 +248,7 @@ def _facts(entry: "Entry", versions: "list[Entry]") -> dict[str, str]:
         "rank": about.get("rank"),
         "tokens": ", ".join(about.get("tokens") or ()),
         "photo": REFERENCE if about.get("reference") else "",
-        "merged from": ", ".join(_parents(about)),
+        made: ", ".join(parts),
         "size": size(entry.bytes),
         "bits a value": _bits(about),
         "created": local(entry.created),

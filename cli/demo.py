@@ -1,9 +1,11 @@
 """`conceptkit demo`: the whole road on two concepts, ending in one contact sheet."""
 
+import shlex
 from pathlib import Path
 
 import click
 
+from conceptkit.cli.add import resumable
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import debug_option, out_option
 
@@ -22,6 +24,7 @@ def demo(out: Path) -> None:
     """
     from conceptkit.workflows import demo as library
 
-    with bar("Demo", stages=True) as tick:
+    way = f"`conceptkit demo --out {shlex.quote(str(out))}` goes on"
+    with resumable(way), bar("Demo", stages=True) as tick:
         library.run(out, tick)
     click.echo(f"Wrote {out / 'contact_sheet.png'}")

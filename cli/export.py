@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from conceptkit.cli.listing import counted, plurals
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import (
     RowName,
@@ -80,7 +81,7 @@ def export(
     A LoRA and embeddings of one concept, or of the merge of several. With --bundle, concepts with their
     previews, tags and notes, as `conceptkit import` reads them; photos are not in it, but for the reference
     photo of a concept learned with --method vico. No file has a path of this machine in it, or the names of
-    your photos; only their hashes.
+    your photos, only their hashes; a bundle says where older concepts hold them.
 
     \b
     Example:
@@ -97,7 +98,7 @@ def export(
         if not out.is_dir():
             raise ConceptError(f"There is no folder {to}; name the one that the program is in")
     if (out is None) == (bundle is None):
-        raise click.UsageError("Missing option '--out' or '--bundle': give one of them.")
+        raise click.UsageError("Give one of --out DIR, --for NAME --to DIR and --bundle FILE.")
     if bundle is None and (all_versions or with_parents or sign or key):
         raise click.UsageError("--all-versions, --with-parents, --sign and --key belong to --bundle.")
     if bundle is not None and with_names:
@@ -127,9 +128,11 @@ def export(
         if done.private:
             note(private_names.sentence(done.private))
         echo(f"Wrote {done.file} with {', '.join(entry.ref for entry in done.entries)}.")
+        named = any(private_names.OF_PHOTOS in told for told in done.private.values())
+        photos = "the hashes and, as noted, names" if named else "the hashes alone"
         echo(
-            f"In it are {done.previews:,} previews, {done.said:,} tags and notes, "
-            "and of photos the hashes alone."
+            f"In it are {counted(done.previews, 'preview')}, {counted(done.tags, 'tag')}, "
+            f"{counted(done.notes, 'note')}, and of photos {photos}."
         )
 
 
@@ -138,9 +141,7 @@ def refusals(sentences: list[str]) -> None:
     for sentence in sentences:
         note(sentence)
     if sentences:
-        import inflect
-
-        words = inflect.engine()
+        words = plurals()
         count = len(sentences)
         things = f"{words.number_to_words(str(count), threshold=1)} {words.plural_noun('thing', count)}"
         was = words.plural_verb("was", count)

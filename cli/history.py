@@ -2,6 +2,7 @@
 
 import click
 
+from conceptkit.cli.listing import to_json
 from conceptkit.cli.shared_options import MOST, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import CELL, clip, echo, echo_table
 
@@ -78,7 +79,7 @@ def rollback(name: str, version: int | None, as_json: bool) -> None:
     with Registry() as registry:
         entry = history.rollback(registry, name, version)
     if as_json:
-        echo_json(entry.to_json())
+        echo_json(to_json(entry))
     else:
         echo(f"{entry.name} points at version {entry.version} now.")
 
@@ -102,10 +103,13 @@ def lineage_(name: str, as_json: bool) -> None:
     with Registry() as registry:
         node = lineage.tree(registry, name)
         made = lineage.children(registry, registry.get(name))
+        smaller = [ref for ref in made if lineage.made_smaller(registry.get(ref))]
     if as_json:
         echo_json(node.to_json() | {"merged_into": made})
         return
     for line in lineage.lines(node):
         echo(clip(line, 2 * CELL))
-    if made:
-        echo(f"Merged into {', '.join(made)}.")
+    if smaller:
+        echo(f"Made smaller as {', '.join(smaller)}.")
+    if merged := [ref for ref in made if ref not in smaller]:
+        echo(f"Merged into {', '.join(merged)}.")

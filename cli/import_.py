@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from conceptkit.cli.library import scan_folder
+from conceptkit.cli.listing import to_json
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import base_option, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import echo
@@ -133,7 +134,7 @@ def _ours(file: Path, require_signed: bool, take: bool, as_json: bool) -> dict[s
             echo(one.signer.sentence())
         elif one.signer:
             note(one.signer.sentence())
-    return one.to_json()
+    return one.to_json() | {"arrivals": [to_json(arrival) for arrival in one.arrivals]}
 
 
 def _foreign(file: Path, asked: dict[str, Any], as_json: bool) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import click
 
 from conceptkit.cli.listing import size
 from conceptkit.cli.progress import bar
-from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note
+from conceptkit.cli.shared_options import Choice, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import TEXT, clip, echo, echo_table
 from conceptkit.registry.library.files import SORTS
 
@@ -54,7 +54,7 @@ def scan_folder(folder: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[WORD]...")
-@click.option("--sort", type=click.Choice(list(SORTS)), default="name", show_default=True, help="The order.")
+@click.option("--sort", type=Choice(list(SORTS)), default="name", show_default=True, help="The order.")
 @click.option("--family", metavar="NAME", help="Only files for sd1, sd2, sdxl, sd3 or flux.")
 @click.option("--kind", metavar="NAME", help="Only LoRA, LoHa, LoKr, DoRA, embedding, ...")
 @click.option("--tag", metavar="TAG", help="Only files with that tag.")

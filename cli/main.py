@@ -32,7 +32,7 @@ from conceptkit.cli import (
     storybook,
     tokens,
 )
-from conceptkit.cli.shared_options import ANSWERED, DEBUG, debug_option, echo_json
+from conceptkit.cli.shared_options import ANSWERED, DEBUG, GOES_ON, debug_option, echo_json
 from conceptkit.cli.terminal import any_text, plain
 from conceptkit.errors import ConceptError
 
@@ -86,8 +86,9 @@ class Root(click.Group):
             _answer(ctx, as_json, error.message)
             raise error
         except KeyboardInterrupt:
-            click.echo(f"\n{STOPPED}", err=True)
-            _answer(ctx, as_json, STOPPED)
+            sentence = str(ctx.meta.get(GOES_ON, STOPPED))
+            click.echo(f"\n{plain(sentence)}", err=True)
+            _answer(ctx, as_json, sentence)
             ctx.exit(130)
         except ConceptError as error:
             _refuse(ctx, as_json, str(error), error)

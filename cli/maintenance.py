@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from conceptkit.cli.listing import size
+from conceptkit.cli.listing import counted, size
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note, wrote
 from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
+from conceptkit.renamed import method_today
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -103,7 +104,7 @@ def gc(yes: bool, as_json: bool) -> None:
             f"{found.concepts:,} of them are concepts, perhaps of an index that was lost: look before --yes."
         )
     if thrown:
-        echo(f"{done} {thrown:,} removals that are in the trash, {size(thrown_bytes)}.")
+        echo(f"{done} {counted(thrown, 'removal')} in the trash, {size(thrown_bytes)}.")
     if not yes and (found.blobs or found.old or thrown):
         echo("Run it again with --yes to delete them.")
     if kept:
@@ -125,6 +126,7 @@ def stats(as_json: bool) -> None:
 
     with Registry() as registry:
         found = maintenance.stats(registry)
+    found["method"] = {(method_today(what) or what): count for what, count in found["method"].items()}
     if as_json:
         echo_json(found)
         return

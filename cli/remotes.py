@@ -7,6 +7,7 @@ import click
 
 from conceptkit.cli.export import refusals
 from conceptkit.cli.import_ import require_signed_option, take_option
+from conceptkit.cli.listing import to_json
 from conceptkit.cli.progress import bar
 from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import VALUE, echo, echo_table
@@ -203,7 +204,7 @@ def _exchange(wish: Wish) -> None:
         broke_off = error
     refused = pulled.refused + pushed.refused
     if wish.as_json:
-        result: dict[str, Any] = {"pulled": [one.to_json() for one in pulled.arrivals]}
+        result: dict[str, Any] = {"pulled": [to_json(one) for one in pulled.arrivals]}
         result |= {"pushed": [one.to_json() for one in pushed.sent], "refused": refused}
         result |= {"private": pushed.private} if wish.push else {}
         echo_json(result | ({"error": str(broke_off)} if broke_off else {}))

@@ -10,6 +10,7 @@ from conceptkit.cli.listing import echo_entries
 from conceptkit.cli.shared_options import MOST, debug_option, echo_json, json_option
 from conceptkit.cli.terminal import echo, local
 from conceptkit.errors import UnknownConcept
+from conceptkit.renamed import method_today
 
 if TYPE_CHECKING:
     from conceptkit.registry.catalogue.search import Filters
@@ -64,7 +65,21 @@ def filters(values: dict[str, Any]) -> "Filters":
 
     if (base := values.get("base")) and base != "storybook" and (folder := expanded(base)).is_dir():
         values = {**values, "base": str(folder.resolve())}
+    if method := values.get("method"):
+        from conceptkit.merging.request import stored_name
+
+        values = {**values, "method": stored_name(method)}
     return Filters(**values)
+
+
+def nearest_filters(registry: "Registry", given: "Filters") -> str:
+    """ "did you mean --base storybook?" where a filter has a value that no concept has; else empty."""
+    from conceptkit.registry.catalogue import search as catalogue
+
+    near = catalogue.nearest_filters(registry, given)
+    options = {"noun": "class"}
+    meant = " ".join(f"--{options.get(name, name)} {method_today(value)}" for name, value in near.items())
+    return f"did you mean {meant}?" if meant else ""
 
 
 @click.command()
@@ -89,11 +104,13 @@ def search(words: tuple[str, ...], limit: int, as_json: bool, **values: Any) -> 
 
     with Registry() as registry:
         entries = catalogue.search(registry, " ".join(words), filters(values), limit=limit)
-        marks = catalogue.labels(registry, entries)
-    if not entries and not as_json:
-        echo(f"Nothing has {' and '.join(words)}; `conceptkit list` shows what there is.")
-    else:
-        echo_entries(entries, marks, as_json)
+        if entries or as_json:
+            echo_entries(registry, entries, as_json)
+            return
+        near = catalogue.nearest_words(registry, words)
+        meant = nearest_filters(registry, filters(values))
+    advice = f"did you mean {' '.join(near)}?" if near else meant or "`conceptkit list` shows what there is."
+    echo(f"Nothing has {' and '.join(words)}; {advice}")
 
 
 @click.command()

@@ -12,6 +12,7 @@ from conceptkit.base.load_options import DTYPES, OFFLOADS, QUANTIZATIONS
 from conceptkit.cli.terminal import plain, safe_json
 from conceptkit.extension_table import ExtensionTable
 from conceptkit.files import check_folder
+from conceptkit.registry.names import choose
 
 MOST = 2**63 - 2
 """The largest number that the index can look for, less one for the row after it."""
@@ -20,6 +21,8 @@ DEBUG = "conceptkit.debug"
 """Key of the flag in click's `Context.meta`, which a command and its groups share."""
 ANSWERED = "conceptkit.answered"
 """The same for whether the JSON that was asked for has been printed."""
+GOES_ON = "conceptkit.goes_on"
+"""The same for what Ctrl-C says of work that is kept, and how it goes on."""
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -38,6 +41,17 @@ def debug_option(command: Decorated) -> Decorated:
         callback=remember,
         help="Show the traceback of an error.",
     )(command)
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]  # no generic class before click 8.2
+    """One of some words; of what is none of them, the nearest one comes first."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word itself. Raises click.BadParameter."""
+        known = list(map(str, self.choices))
+        if isinstance(value, str) and value not in known:
+            self.fail(f"{value[:80]!r} is not known: {choose(value, known)}.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class RowName(click.ParamType):
@@ -101,18 +115,18 @@ device_option = click.option(
 
 
 dtype_option = click.option(
-    "--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Precision of the base."
+    "--dtype", type=Choice(DTYPES), default="fp32", show_default=True, help="Precision of the base."
 )
 
 quantization_option = click.option(
     "--quantization",
-    type=click.Choice(QUANTIZATIONS),
+    type=Choice(QUANTIZATIONS),
     help="Load the base's UNet or transformer in 4 or 8 bits, with bitsandbytes or torchao.",
 )
 
 offload_option = click.option(
     "--offload",
-    type=click.Choice(OFFLOADS),
+    type=Choice(OFFLOADS),
     help="Keep what is not at work on the CPU, whole models or layer by layer: less memory, more time.",
 )
 

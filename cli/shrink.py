@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from conceptkit.cli.listing import size as shown_size
-from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note
+from conceptkit.cli.listing import to_json
+from conceptkit.cli.shared_options import Choice, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import echo
 
 SIZES = ("tiny", "small")
@@ -13,7 +14,7 @@ SIZES = ("tiny", "small")
 
 @click.command()
 @click.argument("name")
-@click.option("--size", type=click.Choice(SIZES), help="A preset; small unless anything else is given.")
+@click.option("--size", type=Choice(SIZES), help="A preset; small unless anything else is given.")
 @click.option("--bytes", "amount", metavar="SIZE", help="The best file of at most so many bytes, like 8kB.")
 @click.option(
     "--keep", type=float, metavar="SHARE", help="The smallest file that keeps this share of its effect."
@@ -42,7 +43,7 @@ def shrink(
         before = registry.get(name)
         made = shrink_to(name, wish, base=base, registry=registry)
     if as_json:
-        echo_json(made.entry.to_json() | {"kept": made.kept})
+        echo_json(to_json(made.entry) | {"kept": made.kept})
         return
     if made.notice:
         note(made.notice)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Generic, TypeVar
 
 from conceptkit.errors import ConceptError
+from conceptkit.registry.names import choose
 
 Row = TypeVar("Row")
 
@@ -41,7 +42,7 @@ class ExtensionTable(Mapping[str, Row], Generic[Row]):
     def find(self, name: str) -> Row:
         """The row of that name. Raises ConceptError that lists the known ones."""
         if name not in self:
-            raise ConceptError(f"There is no {self.what} {name!r}; choose one of {', '.join(self)}")
+            raise ConceptError(f"There is no {self.what} {name!r}; {choose(name, list(self))}")
         return self[name]
 
     def __getitem__(self, name: str) -> Row:

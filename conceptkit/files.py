@@ -33,12 +33,12 @@ def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -
     """Write these files into a folder, all of them or none; what else is in it stays.
 
     files: name -> content; a name may have folders in it. force: files of these names may be written over.
-    Raises ConceptError when one of them is there, and for a folder that takes no files.
+    Raises ConceptError when one of them is there with other bytes, and for a folder that takes no files.
     """
     check_folder(folder)
     if not force:
-        for name in files:
-            if os.path.lexists(folder / name):
+        for name, data in files.items():
+            if os.path.lexists(folder / name) and not _holds(folder / name, data):
                 raise ConceptError(
                     f"{folder} already holds files: {name} is never overwritten; "
                     "name another folder, or give --force"
@@ -67,6 +67,14 @@ def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -
             raise ConceptError(f"{folder} takes no files ({error.strerror}); name another folder") from error
         raise
     return list(parts)
+
+
+def _holds(file: Path, data: bytes) -> bool:
+    """Whether a file has these bytes already."""
+    try:
+        return file.is_file() and file.stat().st_size == len(data) and file.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _absent(places: Collection[Path], root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Names that arguments had before: whoever gives one hears its name of today, and is served."""
+"""Names that arguments and merge methods had before: they are heard or shown under those of today."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
+
+MERGE_METHODS = {"soft": "regmean", "constrained": "closed-form", "average": "linear"}
+"""What merge methods were called before -> their names. Stored merges say the old ones, today's too: the same
+parts give the same bytes as ever."""
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -33,3 +37,8 @@ def renamed_arguments(**names: str) -> Callable[[Callable[Given, Result]], Calla
         return call
 
     return decorate
+
+
+def method_today(stored: str | None) -> str | None:
+    """What a method that a stored concept names is called today."""
+    return stored if stored is None else MERGE_METHODS.get(stored, stored)

@@ -1,4 +1,7 @@
-"""Files written whole or not at all, private to the user; and one process at a time where that matters."""
+"""Files written whole or not at all, private to the user; and one process at a time where that matters.
+
+Many blobs at once are written the same way by `blobs.put_many`, which shares the waits for the disk.
+"""
 
 import os
 import time

@@ -54,6 +54,8 @@ class New:
 
     uses: blobs to keep with this version, by role ("photo/1.png", "prior"): bytes, or the sha256 of an
     asset that is already there. created, event: another time and another word in the history, for imports.
+    number: for what was removed and comes back, the number its name had, where neither is there any more.
+    version: the one it had, if that is free; it moves no name that is there.
     """
 
     name: str
@@ -64,6 +66,8 @@ class New:
     event: str = "add"
     origin: str | None = None  # whose it is; a name that did not come from there then stays as it is
     preview: bytes | Source | None = None  # PNG
+    number: int | None = None
+    version: int | None = None
 
 
 def from_row(row: Sequence[Any]) -> Entry:
@@ -116,9 +120,9 @@ def insert(
     created = new.created or now()
     found = conn.execute("select id, newest from names where name = ?", [new.name]).fetchone()
     if found is None:
-        number, version, points = None, 1, True
+        number, version, points = None, new.version or 1, True
     else:
-        number, version = found[0], found[1] + 1
+        number, version = found[0], _free_version(conn, new, found[1])
     text = json.dumps(dict(new.summary))
     summary = json.loads(text)
     captions = summary.get("captions")
@@ -132,15 +136,13 @@ def insert(
         ],
     ).lastrowid
     if number is None:
-        # A number that the history knows of belongs to a name that was removed, and stays that one's.
-        (number,) = conn.execute(
-            """select 1 + max(coalesce((select max(id) from names), 0),
-                              coalesce((select max(name_id) from history), 0))"""
-        ).fetchone()
-        conn.execute("insert into names (id, name, version, newest) values (?, ?, 1, 1)", [number, new.name])
+        number = _number(conn, new)
+        values = [number, new.name, version, version]
+        conn.execute("insert into names (id, name, version, newest) values (?, ?, ?, ?)", values)
     else:
-        points = new.origin is None or _belongs(conn, number, new.origin, batch)
-        conn.execute("update names set newest = ? where id = ?", [version, number])
+        mine = new.origin is None or _belongs(conn, number, new.origin, batch)
+        points = new.version is None and mine
+        conn.execute("update names set newest = max(newest, ?) where id = ?", [version, number])
         if points:
             conn.execute("update names set version = ? where id = ?", [version, number])
     for place, (name, parent, parent_digest) in enumerate(_parents(conn, header, summary)):
@@ -153,6 +155,26 @@ def insert(
     else:
         batch.touched.add(number)
     return Entry(new.name, version, digest, size, created, summary)
+
+
+def _number(conn: sqlite3.Connection, new: New) -> int:
+    """The number of a name that is not there: the one that it had before, or else one that nobody had."""
+    had = """select 1 where not exists (select 1 from names where id = ?)
+             and exists (select 1 from history where name_id = ? and name = ? and event = 'remove')"""
+    if new.number is not None and conn.execute(had, [new.number, new.number, new.name]).fetchone():
+        return new.number
+    # A number that the history knows of belongs to a name that was removed, and stays that one's.
+    query = """select 1 + max(coalesce((select max(id) from names), 0),
+                              coalesce((select max(name_id) from history), 0))"""
+    return int(conn.execute(query).fetchone()[0])
+
+
+def _free_version(conn: sqlite3.Connection, new: New, newest: int) -> int:
+    """The number of a further version of a name: the one that it had, if that is free, or else the next."""
+    query = "select 1 from versions where name = ? and version = ?"
+    if new.version is None or conn.execute(query, [new.name, new.version]).fetchone():
+        return newest + 1
+    return new.version
 
 
 def belongs(conn: sqlite3.Connection, number: int, origin: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, odd_files, salvage, storage_errors
+from conceptkit.registry import blobs, concept_header, odd_files, salvage, storage_errors, trash_files
 from conceptkit.registry.entries import HEADS
 from conceptkit.registry.index import index_files
 from conceptkit.registry.sources import is_digest
@@ -177,6 +177,7 @@ def stats(registry: Registry) -> dict[str, Any]:
     on_disk = [getattr(status, "st_blocks", 0) * 512 or status.st_size for status in found.values()]
     index = sum(file.stat().st_size for file in index_files(registry.home))
     saved = odd_files.checkpoints(registry.home)
+    removals, removed_bytes = trash_files.count(registry.home)
     return {
         "home": str(registry.home),
         "concepts": names,
@@ -186,6 +187,7 @@ def stats(registry: Registry) -> dict[str, Any]:
         "assets": assets,
         "files": len(sizes),
         "checkpoints": len(saved),
+        "trash": removals,
         "bytes": {
             "concepts": query(stored)[0][0] or 0,
             "saved by storing equal ones once": claimed - (query(stored)[0][0] or 0),
@@ -196,6 +198,7 @@ def stats(registry: Registry) -> dict[str, Any]:
             "all files on the disk": sum(on_disk),
             "index": index,
             "checkpoints": sum(left.bytes for left in saved),
+            "trash": removed_bytes,
         },
         **{column: _counts(registry, column) for column in ("noun", "base", "method")},
     }

@@ -1,12 +1,14 @@
 """What a concept may be called: a word in a prompt, a token, and a file name on every disk."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 from conceptkit.registry.errors import BadName, UnknownConcept
 
 LONGEST = 64
+LISTED = 20
+"""Up to so many names are listed beside the nearest one."""
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST - 1}}}")
 
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
@@ -62,6 +64,20 @@ def unknown(name: str, known: Iterable[str]) -> UnknownConcept:
     else:
         advice = f"teach it with `conceptkit add {name[:LONGEST]} PHOTOS`."
     return UnknownConcept(f"There is no concept named {name[:80]!r}: {advice}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The known name that a misspelt one probably means."""
+    folded = {known.casefold(): known for known in sorted(names)}
+    return next((folded[found] for found in get_close_matches(name.casefold(), folded, n=1)), None)
+
+
+def choose(name: str, known: Collection[str]) -> str:
+    """What to do about a name that is none of these: the nearest first, then all, if a person reads them."""
+    every = f"choose one of {', '.join(known)}"
+    if (near := nearest(name, known)) is None:
+        return every
+    return f"did you mean {near!r}?" + (f" If not, {every}" if len(known) <= LISTED else "")
 
 
 def tidy(name: str) -> str:

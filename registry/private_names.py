@@ -17,6 +17,10 @@ PHOTOS = "photos"
 """The key, in a concept's provenance, of the names of its photos; it is in no bytes written today."""
 
 
+OF_PHOTOS = "the names of its photos"
+"""What `held` calls them."""
+
+
 def is_path(base_name: str) -> bool:
     """Whether a base is named by a place on a machine, not by an id that everybody knows."""
     windows = PureWindowsPath(base_name)
@@ -44,7 +48,7 @@ def held(data: bytes | Source) -> list[str]:
         path, photos = is_path(str(inner["base_name"])), bool(inner["provenance"].get(PHOTOS))
     except (BadBlob, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
-    return ["the path of its base"] * path + ["the names of its photos"] * photos
+    return ["the path of its base"] * path + [OF_PHOTOS] * photos
 
 
 def sentence(refs: Mapping[str, list[str]]) -> str:

@@ -13,7 +13,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, odd_files, paths, spelling, storage_errors, swap
+from conceptkit.registry import (
+    blobs,
+    concept_header,
+    odd_files,
+    paths,
+    spelling,
+    storage_errors,
+    swap,
+    trash_files,
+)
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -134,7 +143,8 @@ class Registry:
     def get(self, name: str, version: int | None = None) -> Entry:
         """The version that `name` points at, or the one asked for as `version` or as `"my_dog@2"`.
 
-        Raises UnknownConcept, with the nearest name or the versions there are.
+        Raises UnknownConcept, with the nearest name or the versions there are, or how to take back what was
+        removed.
         """
         bare, written = split_version(name)
         version = written if version is None else version
@@ -147,7 +157,10 @@ class Registry:
             return from_row(rows[0])
         if others := self._versions(bare):
             numbers = ", ".join(str(other.version) for other in others)
-            raise UnknownConcept(f"{bare!r} has no version {version}: ask for one of {numbers}.")
+            advice = trash_files.advice(self.home, bare, version) or f"ask for one of {numbers}."
+            raise UnknownConcept(f"{bare!r} has no version {version}: {advice}")
+        if back := trash_files.advice(self.home, bare, version):
+            raise UnknownConcept(f"There is no concept named {bare[:80]!r}: {back}")
         raise unknown(bare, spelling.likely(self.index, bare))
 
     def read(self, entry: Entry | str) -> bytes:

@@ -373,8 +373,8 @@ def test_ctrl_c_while_learning(stored, place, pico, monkeypatch, moment):
         patch.setattr(f"conceptkit.{moment}", interrupt)
         result = run(*learning)
     learned = moment == "workflows.add.preview"
-    stored = "Note: What was learned is stored; only its preview is missing.\n"
-    told = f"\n{stored}\n{STOPPED}\n" if learned else f"\n{STOPPED}\n"
+    stored = "Stopped; what was learned is stored; only its preview is missing."
+    told = f"\n{stored if learned else STOPPED}\n"
     assert (result.exit_code, result.stderr) == (130, told)
     assert (kept(place) == before) is not learned
     assert run(*learning).exit_code == 0

@@ -143,8 +143,8 @@ def test_list():
     put("both", b"y" * 2_345_678, kind="merge", noun=None, parents=["my_dog", "moongate"])
     lines = run("list").output.splitlines()
     assert lines[0].split() == ["NAME", "VERSION", "KIND", "CLASS", "BASE", "SIZE", "CREATED"]
-    assert lines[1].startswith("both    1        merge    my_dog + moongate  storybook  2.3 MB")
-    assert lines[2].startswith("my_dog  1        subject  dog                storybook  12.3 kB")
+    assert lines[1].startswith("both    1        merge    my_dog@1 + moongate  storybook  2.3 MB")
+    assert lines[2].startswith("my_dog  1        subject  dog                  storybook  12.3 kB")
 
 
 def test_list_json():
@@ -180,7 +180,7 @@ def test_rm_removes_all_it_names_or_nothing():
         put(name)
     result = run("rm", "a", "bb")
     assert result.exit_code == 2 and "did you mean 'b'" in result.stderr
-    assert run("rm", "a", "a@1", "b").stdout == "Removed a@1, b@1.\n"
+    assert run("rm", "a", "a@1", "b").stdout.startswith("Removed a@1, b@1.\n")
     assert [entry["name"] for entry in json.loads(run("rm", "c", "--json").stdout)] == ["c"]
     assert json.loads(run("list", "--json").output) == []
 
@@ -290,7 +290,7 @@ def test_compose_reads_settings_from_a_file_and_options_go_before_them(rooms, tm
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("with = 3", "a drawing has no setting 'with'; choose one of base, device, prompt"),
+        ("with = 3", "a drawing has no setting 'with'; did you mean 'width'?"),
         ('width = "wide"', "width = 'wide' makes no sense; give a whole number"),
         ("width = true", "width = True makes no sense; give a whole number"),
         ("auto_regions = 1", "auto_regions = 1 makes no sense; give true or false"),

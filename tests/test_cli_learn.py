@@ -109,12 +109,12 @@ def test_several_in_one_run(asked, tmp_path):
         (["--joint", "a=1", "b=2", "--kind", "style"], "learn a style by itself"),
         (["--joint", "a=1", "b=2", "--masks", "m"], "--masks takes NAME=VALUE .* not 'm'"),
         (["my_dog", "a", "--masks", "m", "--masks", "n"], "are for --joint"),
-        (["my_dog", "a", "--mixed-precision", "half"], "'half' is not one of"),
+        (["my_dog", "a", "--mixed-precision", "half"], "'half' is not known: choose one of"),
         (["my_dog", "a", "--name", "x"], "are for --joint"),
         (["my_dog", "a", "--class", "dog", "--class", "cat"], "are for --joint"),
         (["my_dog", "a", "--set", "lr"], "--set takes NAME=VALUE"),
         (["my_dog", "a", "--steps", "5", "--max-train-steps", "5"], "give one of them"),
-        (["my_dog", "a", "--method", "magic"], "'magic' is not one of"),
+        (["my_dog", "a", "--method", "magic"], "'magic' is no method; choose one of"),
     ],
 )
 def test_mistakes_are_one_sentence(asked, words, named):
@@ -124,18 +124,47 @@ def test_mistakes_are_one_sentence(asked, words, named):
     assert re.search(named, " ".join(result.stderr.split())), result.stderr
 
 
-@pytest.mark.parametrize("notes", [[], ["What was learned so far is kept"]])
-def test_ctrl_c_says_how_to_go_on(monkeypatch, notes):
+@pytest.mark.parametrize("kept", [False, True])
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, kept):
     from conceptkit.workflows import add as adding
+    from conceptkit.workflows import demo
 
-    def add(name, photos, **options):
+    def stopped(*_, **options):
         stop = KeyboardInterrupt()
-        for text in notes:
-            stop.add_note(text)
+        if kept:
+            stop.add_note(adding.UNFINISHED)
         raise stop
 
-    monkeypatch.setattr(adding, "add", add)
-    result = run("my_dog", "a")
-    assert result.exit_code == 130
-    assert ("give the same command with --resume" in result.stderr) is bool(notes)
-    assert "nothing half-written was kept" in result.stderr
+    monkeypatch.setattr(adding, "add", stopped)
+    monkeypatch.setattr(demo, "run", stopped)
+    for words, way in (
+        (["add", "my_dog", "a"], "give the same command with --resume to go on."),
+        (["demo", "--out", str(tmp_path)], f"`conceptkit demo --out {tmp_path}` goes on."),
+    ):
+        result = CliRunner().invoke(main, words)
+        ways = f"what was learned so far is kept: {way}" if kept else "nothing half-written was kept."
+        assert (result.exit_code, result.stderr) == (130, f"\nStopped; {ways}\n")
+
+
+def test_the_demo_goes_on_from_a_checkpoint(monkeypatch, tmp_path):
+    """And learns anew where the checkpoint is of something else."""
+    from conceptkit.errors import ConceptError
+    from conceptkit.registry.store import Registry
+    from conceptkit.workflows import demo
+
+    asked = []
+
+    def learn(name, photos, **options):
+        asked.append((name, bool(options.get("resume"))))
+        if len(asked) == 2:
+            raise ConceptError("it is of another run")
+        return name
+
+    monkeypatch.setattr(demo.add, "add", learn)
+    with Registry(tmp_path) as registry:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "my_dog.safetensors").write_bytes(b"state")
+        for _ in range(2):
+            assert demo._learn(demo.PARTS[0], tmp_path, None, registry, print) == "my_dog"
+        assert demo._learn(demo.PARTS[1], tmp_path, None, registry, print) == "moongate"
+    assert asked == [("my_dog", True), ("my_dog", True), ("my_dog", False), ("moongate", False)]

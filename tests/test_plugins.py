@@ -94,7 +94,7 @@ def test_a_scorer_of_another_package():
     ("words", "said"),
     [
         (("compose", "a", "--prompt", "x", "--merge-method", "soft"), "called 'regmean' now"),
-        (("compose", "a", "--prompt", "x", "--merge-method", "blend"), "use one of regmean, closed-form"),
+        (("compose", "a", "--prompt", "x", "--merge-method", "blend"), "choose one of regmean, closed-form"),
         (("export", "a", "--out", "x", "--for", "kohyaa"), "choose one of diffusers, comfyui"),
         (("export", "a", "--bundle", "x", "--for", "peft"), "--for belongs to --out"),
     ],

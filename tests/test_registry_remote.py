@@ -573,7 +573,7 @@ def test_the_whole_road_on_the_command_line(home, tmp_path, monkeypatch):
     file = tmp_path / "ours.bundle"
     assert f"Wrote {file} with my_dog@2.\n" in run("export", "my_dog", "--bundle", file, "--sign")
     run("export", "my_dog", "--bundle", tmp_path / "all", "--all-versions")
-    assert "give one of them" in run("export", "my_dog", code=2)
+    assert "Give one of --out" in run("export", "my_dog", code=2)
     assert "belong to --bundle" in run("export", "my_dog", "--out", "x", "--sign", code=2)
     assert "Added team" in run("remote", "add", "team", tmp_path / "remote")
     assert str(tmp_path / "remote") in run("remote", "list")

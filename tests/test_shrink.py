@@ -24,6 +24,7 @@ from conceptkit.registry.catalogue import lineage
 from conceptkit.workflows import add
 from conceptkit.workflows.shrink import shrink_to
 from tests import tiny
+from tests.blobs import PNG
 from tests.commands import run
 
 
@@ -47,8 +48,10 @@ def kept(pico, registry):
 
 
 def test_a_concept_is_shrunk_as_its_next_version(pico, kept):
+    kept.set_preview("my_dog", 1, PNG)
     before = kept.get("my_dog")
     entry = ck.shrink("my_dog", rank=2, base=pico, registry=kept)
+    assert kept.preview(entry) == kept.preview("my_dog@2") == PNG  # it is the same concept
     assert entry.ref == "my_dog@2" and entry.bytes < before.bytes
     small = read(kept, "my_dog")
     assert small.delta.rank == 2 and small.recipe["shrunk"]["rank"] == 2
@@ -274,7 +277,7 @@ def test_the_command_says_what_it_came_to(pico, few_pictures, tmp_path, monkeypa
         said,
     )
     shown = run("show", "my_dog")
-    assert re.search(r"bits a value  other maps \d[\d.]* \([\d,]+ values\), keys and values", shown)
+    assert re.search(r"bits a value +other maps \d[\d.]* \([\d,]+ values\), keys and values", shown)
     told = json.loads(run("shrink", "my_dog@1", "--bytes", "2kB", "--base", str(folder), "--json"))
     assert told["bytes"] <= 2000 and 0 < told["kept"] < 1
     assert json.loads(run("stats", "--json"))["bytes"]["concepts made smaller"] > 0

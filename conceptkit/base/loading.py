@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conceptkit.base.architectures import GUIDE, check_denoiser_class
-from conceptkit.base.families import STORYBOOK, family_of
+from conceptkit.base.families import FAMILIES, STORYBOOK, family_of
 from conceptkit.base.hub import HUB_ID, hub_error
 from conceptkit.base.load_options import LoadOptions
 from conceptkit.base.quantization import check_possible, quantization_config
 from conceptkit.errors import BadBase, BadDevice, ConceptError
+from conceptkit.registry.names import nearest
 from conceptkit.registry.paths import expanded
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ def locate(name: str) -> Source:
         return Source(name, str(path), local=True, file=True)
     if HUB_ID.fullmatch(name) and not name.lower().endswith((CHECKPOINT, *OLD_CHECKPOINTS)):
         return Source(name, name, local=False)
+    near = nearest(name, [own for own, row in FAMILIES.items() if row.weights is not None])
     raise BadBase(
-        f"There is no base {name!r}; give a diffusers folder, a {CHECKPOINT} file, owner/model or "
-        f"{STORYBOOK!r}"
+        f"There is no base {name!r}; {f'did you mean {near!r}? If not, ' if near else ''}give a diffusers "
+        f"folder, a {CHECKPOINT} file, owner/model or {STORYBOOK!r}"
     )
 
 

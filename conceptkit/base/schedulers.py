@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import BadRecipe
+from conceptkit.registry.names import choose
 
 if TYPE_CHECKING:
     from conceptkit.base.pipeline import Base
@@ -55,7 +56,7 @@ SCHEDULERS: dict[str, SchedulerRow] = {
 def check_scheduler(name: str) -> None:
     """Raises BadRecipe for a name that is not in the table."""
     if name not in SCHEDULERS:
-        raise BadRecipe(f"There is no scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
+        raise BadRecipe(f"There is no scheduler {name!r}; {choose(name, SCHEDULERS)}")
 
 
 @contextmanager

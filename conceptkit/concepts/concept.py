@@ -18,6 +18,7 @@ from conceptkit.concepts.routing import Routing
 from conceptkit.errors import BadBlob
 from conceptkit.pictures import html
 from conceptkit.registry import private_names
+from conceptkit.renamed import method_today
 
 if TYPE_CHECKING:
     from conceptkit.registry.store import Entry, Registry
@@ -113,8 +114,10 @@ class Concept:
         """What a notebook shows."""
         about = self.summary()
         shown = {name: about[name] for name in ("kind", "noun", "base_name", "method", "rank", "bytes")}
+        shown["method"] = method_today(shown["method"])
         words = ", ".join(f"{word} = {text}" for word, text in self.words.items())
-        return html.facts(self.name, {**shown, "words": words, "merged from": ", ".join(about["parents"])})
+        made = "made smaller from" if self.provenance.get("how") == "shrink" else "merged from"
+        return html.facts(self.name, {**shown, "words": words, made: ", ".join(about["parents"])})
 
     def called(self, name: str) -> "Concept":
         """The same under another name, its word in prompts from then on; a merge keeps its parts' words."""

@@ -1,6 +1,5 @@
 """Names in prompts: where concepts are attached, "my_dog at night" reads as "<my_dog> dog at night"."""
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import overload
@@ -50,12 +49,6 @@ def mentions(prompt: str, words: Mapping[str, str]) -> list[tuple[str, tuple[int
         said = (n for n, text in words.items() if text == found[0] or any(t in text for t in tokens))
         places += [(n, found.span()) for n in said]
     return places
-
-
-def nearest(name: str, names: Collection[str]) -> str | None:
-    """The known name that a misspelt one probably means."""
-    folded = {known.casefold(): known for known in sorted(names)}
-    return next((folded[found] for found in difflib.get_close_matches(name.casefold(), folded, n=1)), None)
 
 
 def _name(found: re.Match[str]) -> str:

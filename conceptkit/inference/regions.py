@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from conceptkit.concepts.prompt_rewriting import nearest
 from conceptkit.errors import BadRegion
+from conceptkit.registry.names import nearest
 
 GRID = 240
 """Cells along each side of the picture in which regions are compared: halves, thirds and fifths fit."""

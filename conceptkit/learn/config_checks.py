@@ -20,6 +20,7 @@ from conceptkit.learn.methods.table import METHODS, adapter_of
 from conceptkit.learn.subject import Subject
 from conceptkit.learn.target_modules import UNET
 from conceptkit.learn.train_config import CHOICES, RATES, TrainConfig
+from conceptkit.registry.names import choose
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import carrier
 
@@ -118,7 +119,7 @@ def check_numbers(recipe: TrainConfig) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise BadRecipe(f"{f.name} = {value} is no number to learn with; give a finite one")
         if f.name in CHOICES and value not in CHOICES[f.name]:
-            raise BadRecipe(f"{f.name} = {value!r} is unknown; choose one of {', '.join(CHOICES[f.name])}")
+            raise BadRecipe(f"{f.name} = {value!r} is unknown; {choose(str(value), CHOICES[f.name])}")
     for name in RATES:
         if getattr(recipe, name) <= 0 and name not in MAY_BE_ZERO:
             raise BadRecipe(f"{name} = {getattr(recipe, name)} learns nothing; give a positive rate")

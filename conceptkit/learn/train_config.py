@@ -8,6 +8,7 @@ from typing import Any
 
 from conceptkit.concepts.recipe_fields import OLD_FIELDS, current_fields, renamed, todays_value
 from conceptkit.errors import BadRecipe
+from conceptkit.registry.names import choose
 
 __all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value", "todays_fields"]
 
@@ -246,7 +247,7 @@ def field_value(recipe: TrainConfig, name: str, value: object) -> str | int | fl
     """A value, which may be a text, in the type of its field. Raises BadRecipe where either is unknown."""
     known = [f.name for f in fields(recipe) if f.name != "method"]
     if name not in known:
-        raise BadRecipe(f"A recipe has no field {name!r}; choose one of {', '.join(known)}")
+        raise BadRecipe(f"A recipe has no field {name!r}; {choose(name, known)}")
     kind = type(getattr(recipe, name))
     try:
         if kind is bool:
@@ -258,7 +259,7 @@ def field_value(recipe: TrainConfig, name: str, value: object) -> str | int | fl
         wanted = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
         raise BadRecipe(f"{name} = {value!r} makes no sense; give {wanted}") from error
     if name in CHOICES and found not in CHOICES[name]:
-        raise BadRecipe(f"{name} = {value!r} is unknown; choose one of {', '.join(CHOICES[name])}")
+        raise BadRecipe(f"{name} = {value!r} is unknown; {choose(str(value), CHOICES[name])}")
     return found
 
 

@@ -11,14 +11,13 @@ from typing import Any
 from conceptkit.concepts.routing import PADDING_DELTAS
 from conceptkit.errors import BadRecipe, BadRegion, ConceptError
 from conceptkit.merging.method_table import MERGE_METHODS
+from conceptkit.registry.names import choose
+from conceptkit.renamed import MERGE_METHODS as OLD_NAMES
 
 MERGE_METHOD = "regmean"
 """Unless told otherwise: of several concepts in one delta it keeps more on prompts that nothing was fitted on
 than exact rows or a sum do, and moves ordinary captions less."""
 PADDING_DELTA = PADDING_DELTAS[0]
-OLD_NAMES = {"soft": "regmean", "constrained": "closed-form", "average": "linear"}
-"""What merge methods were called before -> their names. Stored merges say the old ones, today's too: the same
-parts give the same bytes as ever."""
 STRONGEST = 10.0
 """A delta ten times as strong as it was learned gives noise on any base."""
 
@@ -123,7 +122,7 @@ def check_merge_method(name: str) -> str:
     if name in OLD_NAMES:
         raise BadRecipe(f"The merge method {name!r} is called {OLD_NAMES[name]!r} now; give that name")
     if name not in MERGE_METHODS:
-        raise BadRecipe(f"There is no merge method {name!r}; use one of {', '.join(MERGE_METHODS)}")
+        raise BadRecipe(f"There is no merge method {name!r}; {choose(name, list(MERGE_METHODS))}")
     return name
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from conceptkit.base import pipeline as bases
 from conceptkit.data import class_noun as pictures
 from conceptkit.errors import BadRecipe
+from conceptkit.registry.names import choose
 
 _COMMON = """
     dog cat bird horse fish rabbit bear duck car bike boat house gate chair table lamp teapot cup bowl vase
@@ -34,7 +35,5 @@ def noun_of(
             )
         notices.append(f"{name} was taken to be a {noun}; give --class NOUN if it is something else.")
     if known and noun not in known:
-        raise BadRecipe(
-            f"The base {base.name} does not know the class {noun!r}; choose one of {', '.join(known)}"
-        )
+        raise BadRecipe(f"The base {base.name} does not know the class {noun!r}; {choose(noun, known)}")
     return noun

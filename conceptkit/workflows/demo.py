@@ -22,6 +22,7 @@ from conceptkit.inference.generate import STEPS, draw_with
 from conceptkit.merging import compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
 from conceptkit.pictures.png_metadata import read_metadata, save_png
+from conceptkit.registry import odd_files
 from conceptkit.registry.store import Registry
 from conceptkit.workflows import add
 
@@ -197,9 +198,7 @@ def _one(
 ) -> tuple[list[Row], _Figures]:
     folder = example_photos(part, out)
     shown = photos.read(folder)
-    learned = add.add(
-        part.name, folder, class_noun=part.noun, base=base, registry=registry, new_version=True, progress=tick
-    )
+    learned = _learn(part, folder, base, registry, tick)
     plain_prompts = [prompt.replace(part.name, part.noun) for prompt in part.prompts]
     plain = [tile for tile in _tiles(base, None, plain_prompts, SEEDS)]
     own = _tiles(base, learned.concept, part.prompts, SEEDS)
@@ -223,6 +222,23 @@ def _one(
         Row(own, part.name, "new places, acts, clothes, styles"),
     ]
     return rows, line
+
+
+def _learn(part: Part, folder: Path, base: bases.Base, registry: Registry, tick: Tick) -> add.Learned:
+    """The concept, from where an earlier run was stopped while it learned; else from the beginning."""
+    options: dict[str, Any] = {
+        "class_noun": part.noun,
+        "base": base,
+        "registry": registry,
+        "new_version": True,
+        "progress": tick,
+    }
+    if odd_files.checkpoint_of(registry.home, part.name) is not None:
+        try:
+            return add.add(part.name, folder, resume=True, **options)
+        except ConceptError:  # it is of another recipe or damaged: then it learns anew
+            pass
+    return add.add(part.name, folder, **options)
 
 
 def example_photos(part: Part, out: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from conceptkit.base.load_options import LoadOptions
 from conceptkit.errors import BadRecipe
+from conceptkit.registry.names import choose
 from conceptkit.registry.paths import expanded
 from conceptkit.workflows.draw_request import DrawRequest
 
@@ -34,7 +35,7 @@ def read_settings(file: Path | str) -> dict[str, Any]:
     known = known_settings()
     for name, value in found.items():
         if name not in known:
-            raise BadRecipe(f"{path}: a drawing has no setting {name!r}; choose one of {', '.join(known)}")
+            raise BadRecipe(f"{path}: a drawing has no setting {name!r}; {choose(name, known)}")
         if not _fits(value, known[name]):
             raise BadRecipe(f"{path}: {name} = {value!r} makes no sense; give {_wanted(known[name])}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}

@@ -13,7 +13,7 @@ from conceptkit.features import caption_statistics
 from conceptkit.merging.shrink import check_size, shrink_concept
 from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.opening import opened
-from conceptkit.registry.store import Entry, Registry
+from conceptkit.registry.store import Entry, New, Registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,12 @@ class Shrunk:
 
 @dataclass(frozen=True)
 class _Given:
-    """A concept to be made smaller, how it is called, and the sha256 of its bytes."""
+    """A concept to be made smaller, how it is called, the sha256 of its bytes, its preview (PNG) if any."""
 
     concept: Concept
     source: str
     digest: str
+    preview: bytes | None = None
 
 
 def shrink(
@@ -83,7 +84,7 @@ def shrink(
                 f"{given.source} would be no smaller: its rank is {given.concept.delta.rank}; give a smaller "
                 "rank or energy"
             )
-        return _stored(replace(small, provenance=_descended(given).provenance), store)
+        return _stored(replace(small, provenance=_descended(given).provenance), store, given.preview)
 
 
 def shrink_to(
@@ -107,7 +108,7 @@ def shrink_to(
                 f"{given.source} would be no smaller: it takes {len(given.concept.to_bytes()):,} bytes, and "
                 f"would take {smaller.bytes:,}; ask for less"
             )
-        entry = _stored(smaller.concept, store)
+        entry = _stored(smaller.concept, store, given.preview or before.preview)
         return Shrunk(entry, smaller.concept, smaller.kept, notice and f"{notice} {_left(smaller)}")
 
 
@@ -118,8 +119,10 @@ def _left(smaller: Smaller) -> str:
 def _given(what: Concept | str, registry: Registry) -> _Given:
     if isinstance(what, str):
         entry = registry.get(what)
-        return _Given(read(registry, entry.ref), entry.ref, entry.hash)
-    return _Given(what, what.name, hashlib.sha256(what.to_bytes()).hexdigest())
+        return _Given(read(registry, entry.ref), entry.ref, entry.hash, registry.preview(entry))
+    digest = hashlib.sha256(what.to_bytes()).hexdigest()
+    stored = lineage.holder(registry, digest)
+    return _Given(what, what.name, digest, registry.preview(stored) if stored else None)
 
 
 def _original(given: _Given, registry: Registry) -> tuple[_Given, str | None]:
@@ -135,7 +138,7 @@ def _original(given: _Given, registry: Registry) -> tuple[_Given, str | None]:
     if entry is not None:
         original = read(registry, entry.ref).called(given.concept.name)
         if original.coded is None:
-            found = _Given(original, entry.ref, entry.hash)
+            found = _Given(original, entry.ref, entry.hash, registry.preview(entry))
             return found, f"{given.source} was made smaller before, so {entry.ref} was taken;"
     return given, f"{given.source} was made smaller before, and what was learned is not stored here;"
 
@@ -147,8 +150,10 @@ def _base(given: _Given, base: Base | str | None) -> Base:
     return here
 
 
-def _stored(small: Concept, registry: Registry) -> Entry:
-    return registry.add(small.name, small.to_bytes(), small.summary(), new_version=True)
+def _stored(small: Concept, registry: Registry, preview: bytes | None) -> Entry:
+    """The next version, with the picture of what it was made from: it is the same concept."""
+    new = New(small.name, small.to_bytes(), small.summary(), preview=preview)
+    return registry.add_many([new], new_version=True)[0]
 
 
 def _descended(given: _Given) -> Concept:

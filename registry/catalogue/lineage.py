@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from conceptkit.registry.entries import COLUMNS, Entry, from_row
@@ -18,6 +18,7 @@ class Node:
 
     gone: no version here has these bytes any more. repeated: its parents are shown where it came first.
     deeper: its parents are left out, because they are too many generations away.
+    weight: how strong it is in what it is a parent of, 1 for as strong as it was learned.
     """
 
     ref: str  # what it is called now, else what it was called when it was merged
@@ -26,10 +27,12 @@ class Node:
     repeated: bool = False
     deeper: bool = False
     parents: "tuple[Node, ...]" = field(default_factory=tuple)
+    weight: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """The tree as JSON."""
-        marks = {mark: True for mark in ("repeated", "deeper") if getattr(self, mark)}
+        marks: dict[str, Any] = {mark: True for mark in ("repeated", "deeper") if getattr(self, mark)}
+        marks |= {} if self.weight == 1 else {"weight": self.weight}
         parents = [parent.to_json() for parent in self.parents]
         return {"ref": self.ref, "hash": self.hash, "gone": self.gone, **marks, "parents": parents}
 
@@ -50,7 +53,7 @@ def ancestors(registry: Registry, entries: Iterable[Entry]) -> list[Entry]:
     seen: set[str] = set()
     while coming:
         one = coming.popleft()
-        for name, version, digest in _parents(registry, one):
+        for name, version, digest, _ in _parents(registry, one):
             if digest is None or digest in seen:
                 continue
             seen.add(digest)
@@ -73,12 +76,31 @@ def holder(registry: Registry, digest: str) -> Entry | None:
     return next(map(from_row, registry.index.query(query, [digest])), None)
 
 
+def parts(registry: Registry, entry: Entry) -> list[str]:
+    """What a version was made of, called as it is now, as `compose` takes it: ["my_dog@1:0.8", ...]."""
+    found = []
+    for name, version, digest, weight in _parents(registry, entry):
+        ref = f"{name}@{version}" if version else name
+        here = None if digest is None else _holder(registry, ref, digest)
+        found.append(_weighted(here.ref if here else ref, weight))
+    return found
+
+
+def made_smaller(entry: Entry) -> bool:
+    """Whether a version is one other made smaller, and no merge: that has strengths."""
+    return len(entry.summary.get("parents") or ()) == 1 and not entry.summary.get("weights")
+
+
 def lines(node: Node, first: str = "", rest: str = "") -> Iterator[str]:
     """The tree as text, one line a concept."""
-    yield f"{first}{node.ref}{_mark(node)}"
+    yield f"{first}{_weighted(node.ref, node.weight)}{_mark(node)}"
     for number, parent in enumerate(node.parents, 1):
         last = number == len(node.parents)
         yield from lines(parent, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
+
+
+def _weighted(ref: str, weight: float) -> str:
+    return ref if weight == 1 else f"{ref}:{weight:g}"
 
 
 def _mark(node: Node) -> str:
@@ -103,19 +125,22 @@ def _node(registry: Registry, ref: str, digest: str | None, shown: dict[str, boo
         return Node(entry.ref, digest, deeper=True)
     shown[digest] = bool(found)
     parents = tuple(
-        _node(registry, f"{name}@{version}" if version else name, parent, shown, depth + 1)
-        for name, version, parent in found
+        replace(_node(registry, f"{name}@{version}" if version else name, parent, shown, depth + 1), weight=w)
+        for name, version, parent, w in found
     )
     return Node(entry.ref, digest, parents=parents)
 
 
-def _parents(registry: Registry, entry: Entry) -> list[tuple[str, int | None, str | None]]:
-    """(name, version, sha256) of what one version was made of, as it was called then."""
+def _parents(registry: Registry, entry: Entry) -> list[tuple[str, int | None, str | None, float]]:
+    """(name, version, sha256, strength) of what one version was made of, as it was called then."""
     query = """select name, version, hash from parents
                where version_id = (select id from versions where name = ? and version = ?) order by place"""
+    rows = registry.index.query(query, [entry.name, entry.version])
+    given = entry.summary.get("weights")
+    weights = given if isinstance(given, list) and len(given) == len(rows) else [1.0] * len(rows)
     return [
-        (name, version, digest)
-        for name, version, digest in registry.index.query(query, [entry.name, entry.version])
+        (name, version, digest, float(weight) if isinstance(weight, int | float) else 1.0)
+        for (name, version, digest), weight in zip(rows, weights, strict=True)
     ]
 
 

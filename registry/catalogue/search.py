@@ -8,6 +8,7 @@ from typing import Any
 
 from conceptkit.registry.entries import COLUMNS, HEADS, Entry, from_row
 from conceptkit.registry.errors import ConceptError
+from conceptkit.registry.names import nearest
 from conceptkit.registry.store import Registry
 from conceptkit.registry.texts import composed
 
@@ -15,6 +16,10 @@ RANKED = 2000
 """With more hits than this the newest come first: ranking reads every hit, and so many are alike anyway."""
 
 PAGE = 50
+
+COMPARED = 5000
+"""Words that are compared with one that is nowhere, those with its first letter before others."""
+_VOCABULARY = "fts5vocab('main', 'texts_fts', 'row')"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,15 @@ _CONDITIONS = {
     "since": "v.created >= ?",
     "until": "v.created < ?",
 }
+
+_VALUES = {
+    **{
+        column: f"select distinct {column} from versions where {column} is not null"
+        for column in ("base", "noun", "method")
+    },
+    "tag": "select distinct tag from tags",
+}
+"""The values that concepts have of what is filtered by a word."""
 
 ANY = Filters()
 
@@ -159,12 +173,43 @@ def search(registry: Registry, words: str, filters: Filters = ANY, *, limit: int
     return (first + [entry for entry in found if entry not in first])[:limit]
 
 
+def nearest_words(registry: Registry, words: Sequence[str]) -> list[str]:
+    """The words, the nearest known one for each that is nowhere; empty when nothing is like those."""
+    found = [_nearest_word(registry, word) for word in words]
+    return found if found != [composed(word).lower() for word in words] else []
+
+
+def _nearest_word(registry: Registry, word: str) -> str:
+    """The word itself, in small letters, if it is somewhere or nothing is like it."""
+    word = composed(word).lower()
+    with registry.index.using() as conn:  # a table of this connection alone
+        conn.execute(f"create virtual table if not exists temp.known_words using {_VOCABULARY}")
+    if registry.index.query("select 1 from temp.known_words where term = ?", [word]):
+        return word
+    query = f"""select term from temp.known_words where abs(length(term) - ?) < 3
+                order by substr(term, 1, 1) <> ? limit {COMPARED}"""
+    terms = [row[0] for row in registry.index.query(query, [len(word), word[:1]])]
+    return nearest(word, terms) or word
+
+
 def expression(words: str) -> str:
     """The FTS5 expression for what a person typed; every word is quoted, so nothing in it is syntax."""
     plain = re.findall(r"[^\W_]+", composed(words))
     if not plain:
         raise ConceptError(f"There is no word to look for in {words[:80]!r}: give letters or digits.")
     return " ".join(f'"{word}"' for word in plain[:20]) + "*"
+
+
+def nearest_filters(registry: Registry, filters: Filters) -> dict[str, str]:
+    """The filters whose value no concept has, each with the nearest value that some have."""
+    found = {}
+    for name, query in _VALUES.items():
+        if (value := getattr(filters, name)) is None:
+            continue
+        known = [row[0] for row in registry.index.query(f"{query} limit {COMPARED}")]
+        if value not in known and (near := nearest(value, known)):
+            found[name] = near
+    return found
 
 
 def labels(registry: Registry, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:

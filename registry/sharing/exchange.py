@@ -26,13 +26,14 @@ class Export:
     bytes: int
     signer: str | None
     previews: int = 0
-    said: int = 0  # tags and notes
+    tags: int = 0
+    notes: int = 0
     private: dict[str, list[str]] = field(default_factory=dict)  # ref -> what it tells of this machine
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON."""
         refs = [entry.ref for entry in self.entries]
-        told = {"previews": self.previews, "tags_and_notes": self.said, "private": self.private}
+        told = {"previews": self.previews, "tags_and_notes": self.tags + self.notes, "private": self.private}
         return {"file": str(self.file), "concepts": refs, "bytes": self.bytes, "signer": self.signer} | told
 
 
@@ -113,8 +114,8 @@ def export(
 
     sign = signing.signer(registry.home, signer) if signer is not None else None
     written = bundle.write(file, list(concepts.values()), sizes, read, sign, progress)
-    said = sum(len(one["tags"]) + len(one["notes"]) for one in concepts.values())
-    return Export(file, entries, written, signer, len(shown), said, private)
+    tag_count, note_count = (sum(len(one[what]) for one in concepts.values()) for what in ("tags", "notes"))
+    return Export(file, entries, written, signer, len(shown), tag_count, note_count, private)
 
 
 def _different(entries: Sequence[Entry]) -> list[Entry]:

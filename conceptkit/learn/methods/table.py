@@ -16,6 +16,7 @@ from conceptkit import extension_table
 from conceptkit.concepts.recipe_fields import todays_value
 from conceptkit.errors import BadRecipe
 from conceptkit.extension_table import ExtensionTable
+from conceptkit.registry.names import choose
 
 if TYPE_CHECKING:
     from conceptkit.learn.methods.base import Adapter, Method
@@ -83,7 +84,7 @@ def register_method(
 def find_method(name: str) -> Method:
     """The method of that name. Raises BadRecipe that lists the known ones."""
     if name not in METHODS:
-        raise BadRecipe(f"There is no method {name!r}; choose one of {', '.join(METHODS.names())}")
+        raise BadRecipe(f"There is no method {name!r}; {choose(name, METHODS.names())}")
     return METHODS[name]
 
 
