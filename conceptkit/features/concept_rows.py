@@ -6,27 +6,33 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.added_tokens import add_tokens
-from conceptkit.base.fingerprint import fingerprint_of
+from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import TextFeatures, encode, positions, spell
+from conceptkit.base.text_features import positions, spell
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.recipe_fields import recipe_field
 from conceptkit.errors import ConceptError
 from conceptkit.features.closed_form import Factor, principal_rows
+from conceptkit.features.prompt_sample import WHOLE_OF_CONCEPTS, SampledFeatures, read_prompts
 from conceptkit.features.prompt_templates import context_prompts
 
 MOST_ROWS = 8
 ENERGY = 0.99
 
 
-def word_features(concept: Concept, base: Base, split: str = "fit") -> tuple[TextFeatures, Tensor]:
+def word_features(concept: Concept, base: Base, split: str = "fit") -> tuple[SampledFeatures, Tensor]:
     """Features of the concept's prompts, and where its own words stand in them: (n, T) bool.
 
     Its tokens are put on the pipeline meanwhile. Raises ConceptError when its words cannot be found again.
     """
     with add_tokens(base.pipe, concept.tokens) if concept.tokens else nullcontext():
-        features = encode(base.pipe, context_prompts(concept, split))
-        spelt = [spell(base.pipe, text) for text in concept.words.values()]
+        return features_with_tokens(concept, base, split)
+
+
+def features_with_tokens(concept: Concept, base: Base, split: str = "fit") -> tuple[SampledFeatures, Tensor]:
+    """The same while its tokens are on the pipeline."""
+    features = read_prompts(base.pipe, context_prompts(concept, split), WHOLE_OF_CONCEPTS)
+    spelt = [spell(base.pipe, text) for text in concept.words.values()]
     own = torch.stack([positions(features.ids, ids) for ids in spelt]).any(dim=0)
     if not own.any():
         raise ConceptError(
@@ -35,20 +41,30 @@ def word_features(concept: Concept, base: Base, split: str = "fit") -> tuple[Tex
     return features, own
 
 
-def constraint_rows(concept: Concept, base: Base, metric: Factor) -> Tensor:
+def constraint_rows(
+    concept: Concept,
+    base: Base,
+    metric: Factor,
+    now: Fingerprint | None = None,
+    read: tuple[SampledFeatures, Tensor] | None = None,
+) -> Tensor:
     """The concept's constraint rows (s, d): the ones it carries, or the principal features of its words.
 
     Modifier and noun positions over all fit prompts, k <= MOST_ROWS for each of its names by ENERGY in the
     metric of G^-1. Rows that it carries are features of the base it was learned on: on a relative of
     it, whose text encoder may read its words in another way, they are found anew.
+
+    now: what the base is now, with attached concepts; read: `word_features` to fit on. None: worked out here.
     """
-    rows = concept.rows if concept.base.same(fingerprint_of(base.pipe, own=True)) else None
+    rows = concept.rows
+    if rows is not None and not concept.base.same(now or fingerprint_of(base.pipe, own=True)):
+        rows = None
     most = MOST_ROWS * max(1, len(concept.words))
     if rows is not None and len(rows) <= most:
         return rows.double()
     if rows is not None:
         return principal_rows(rows, metric, energy=ENERGY, most=most)
-    features, own = word_features(concept, base)
+    features, own = read or word_features(concept, base)
     found = principal_rows(features.hidden[own], metric, energy=ENERGY, most=most)
     shrunk = concept.recipe.get("shrunk")
     if not isinstance(shrunk, dict) or "kept" not in shrunk or len(concept.words) != 1:
@@ -69,6 +85,7 @@ def class_noun_rows(concept: Concept, base: Base, metric: Factor, most: int) -> 
     if not most:
         return torch.zeros(0, base.width, dtype=torch.float64)
     (words,) = concept.words.values()
-    read = encode(base.pipe, [text.replace(words, concept.noun or "") for text in context_prompts(concept)])
+    plain = [text.replace(words, concept.noun or "") for text in context_prompts(concept)]
+    read = read_prompts(base.pipe, plain)
     there = positions(read.ids, spell(base.pipe, concept.noun or ""))
     return principal_rows(read.hidden[there], metric, energy=ENERGY, most=most)
