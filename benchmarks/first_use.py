@@ -11,7 +11,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -138,12 +138,14 @@ def of_many(base: bases.Base, registry: Registry, made: list[Concept]) -> Spent:
     return Spent.of(lambda: merging.compose(*made, base=base, registry=registry))
 
 
-def fidelity() -> list[dict[str, Any]]:
+def fidelity(
+    pairs: Sequence[tuple[str, str]] = PAIRS, methods: Sequence[str] = ("regmean", "closed-form")
+) -> list[dict[str, Any]]:
     """On the storybook base: merges worked out from a sample of the padding, measured on all of it."""
     base, rows = bases.load(device="cpu"), []
-    for names in PAIRS:
+    for names in pairs:
         pair = [Concept.from_bytes((STORED / f"{name}.safetensors").read_bytes()) for name in names]
-        for method in ("regmean", "closed-form"):
+        for method in methods:
             with tempfile.TemporaryDirectory() as home, Registry(Path(home)) as registry:
                 whole = _measured(base, registry, pair, method)
                 with mock.patch.object(prompt_sample, "LARGE", 0):

@@ -73,17 +73,36 @@ def read_prompts(pipe: DiffusionPipeline, prompts: Sequence[str], whole: int = 0
 
     whole: one prompt in so many, and at least one, is then read with all of its padding; 0: none is.
     """
-    if not prompts or not samples_padding(pipe):
-        features = encode(pipe, prompts)
-        read = (features.roles != UNREAD).float()
-        return SampledFeatures(features.hidden, features.ids, features.roles, read)
-    ids = token_ids(pipe, prompts)
-    role = roles(pipe, ids)
-    counts = _counts(role == PADDING, whole)
-    unread = counts == 0
-    hidden = _encoded(pipe, prompts, (~unread).sum(dim=1), ids.shape[1])
-    hidden = torch.where(unread.unsqueeze(2), 0.0, hidden)
-    return SampledFeatures(hidden, ids, torch.where(unread, UNREAD, role), counts)
+    (found,) = read_each(pipe, [prompts], whole)
+    return found
+
+
+def read_each(
+    pipe: DiffusionPipeline, lists: Sequence[Sequence[str]], whole: int = 0
+) -> list[SampledFeatures]:
+    """The same of several lists of prompts; where padding is sampled they go through the encoder together."""
+    if not samples_padding(pipe):
+        return [_all(encode(pipe, prompts)) for prompts in lists]
+    ids = [token_ids(pipe, prompts) for prompts in lists]
+    role = [roles(pipe, each) for each in ids]
+    counts = [_counts(each == PADDING, whole) for each in role]
+    lengths = torch.cat([(each > 0).sum(dim=1) for each in counts])
+    hidden = _encoded(pipe, [text for prompts in lists for text in prompts], lengths, ids[0].shape[1])
+    parts = hidden.split([len(each) for each in ids])
+    return [
+        SampledFeatures(
+            torch.where((count > 0).unsqueeze(2), features, 0.0),
+            each,
+            torch.where(count > 0, at, UNREAD),
+            count,
+        )
+        for features, each, at, count in zip(parts, ids, role, counts, strict=True)
+    ]
+
+
+def _all(features: TextFeatures) -> SampledFeatures:
+    read = (features.roles != UNREAD).float()
+    return SampledFeatures(features.hidden, features.ids, features.roles, read)
 
 
 def _counts(padding: Tensor, whole: int) -> Tensor:

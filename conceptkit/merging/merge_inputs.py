@@ -20,8 +20,8 @@ from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features import caption_statistics, concept_rows, prompt_templates
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import MAX_CONDITION
-from conceptkit.features.concept_rows import constraint_rows, features_with_tokens
-from conceptkit.features.prompt_sample import SampledFeatures
+from conceptkit.features.concept_rows import WordFeatures, constraint_rows, word_features_of_all
+from conceptkit.features.prompt_sample import WHOLE_OF_CONCEPTS, SampledFeatures
 from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ OTHER_WEIGHT = 0.1
 """Of the positions of its prompts that are not its words, in what a concept asks of a merge by regmean."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
+READ_TOGETHER = 16
+"""As many new concepts go through a large text encoder together."""
 MOST_ASKED = 16
 """Directions in which a concept, under each of its names, asks for something in a merge by regmean."""
 
@@ -116,27 +118,37 @@ def prepare_all(
         for c, digest in concepts
     ]
     stored = [registry.get_asset(key) if registry else None for key in keys]
-    new = [concept for (concept, _), data in zip(concepts, stored, strict=True) if data is None]
-    tokens = {token: rows for concept in new for token, rows in concept.tokens.items()}
+    new = [i for i, data in enumerate(stored) if data is None]
+    tokens = {token: rows for i in new for token, rows in concepts[i][0].tokens.items()}
+    read: dict[int, tuple[WordFeatures, WordFeatures]] = {}
     found, now = [], now or (fingerprint_of(base.pipe, own=True) if new else None)
     with add_tokens(base.pipe, tokens) if tokens else nullcontext():
         for i, ((concept, _), key, data) in enumerate(zip(concepts, keys, stored, strict=True)):
             progress(i, len(concepts), f"reading {concept.name}")
             if data is None:
-                data = _work_out(concept, base, ordinary, now).to_bytes()
+                if i not in read:
+                    next_ones = [k for k in new if k >= i][:READ_TOGETHER]
+                    features = word_features_of_all([concepts[k][0] for k in next_ones], base)
+                    read = dict(zip(next_ones, features, strict=True))
+                data = _work_out(concept, base, ordinary, now, read[i]).to_bytes()
                 if registry:
                     registry.put_asset(key, data)
             found.append(Prepared.from_bytes(data))
     return found
 
 
-def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics, now: Fingerprint | None) -> Prepared:
-    read = features_with_tokens(concept, base)
-    rows = constraint_rows(concept, base, ordinary.factor, now, read)
-    features, own = features_with_tokens(concept, base, "held-out")
+def _work_out(
+    concept: Concept,
+    base: Base,
+    ordinary: CaptionStatistics,
+    now: Fingerprint | None,
+    read: tuple[WordFeatures, WordFeatures],
+) -> Prepared:
+    fit, (features, own) = read
+    rows = constraint_rows(concept, base, ordinary.factor, now, fit)
     end = ((features.roles == END) | (features.roles == PADDING)) & ~own
     delta = Delta({name: concept.delta[name] for name in base.sizes if name in concept.delta})
-    seen = _seen(read, ordinary, rows)
+    seen = _seen(fit, ordinary, rows)
     chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))
     return Prepared(
         rows=rows,
@@ -151,7 +163,7 @@ def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics, now: Fi
     )
 
 
-def _seen(read: tuple[SampledFeatures, Tensor], ordinary: CaptionStatistics, rows: Tensor) -> Tensor:
+def _seen(read: WordFeatures, ordinary: CaptionStatistics, rows: Tensor) -> Tensor:
     """X L^-T (m, d): X^T X is the mean over its words in the prompts to fit, with a share of what is around
     them, and over its rows, whose last ones may be those of its class noun."""
     features, own = read
@@ -190,6 +202,8 @@ def _circumstances(ordinary: CaptionStatistics) -> str:
         concept_rows.MOST_ROWS,
         concept_rows.ENERGY,
         MAX_CONDITION,
+        concept_rows.TEMPLATE_STEP,
+        WHOLE_OF_CONCEPTS,
     ]
     asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
     written = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
