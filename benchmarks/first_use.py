@@ -173,6 +173,13 @@ def _measured(
     return {"words": round(words, 4), "prompt": round(prompt, 4), "captions": round(told.captions, 5)}
 
 
+def matmul_gflops() -> float:
+    """What plain products of matrices reach just now: on a busy machine a part of what it can do."""
+    left, right = torch.randn(2048, 768), torch.randn(768, 3072)
+    spent = Spent.of(lambda: [left @ right for _ in range(20)])
+    return 20 * 2 * left.numel() * right.shape[1] / spent.wall / 1e9
+
+
 def peak_gb() -> float:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -216,6 +223,7 @@ def main(parts: tuple[str, ...], many: int, threads: int | None) -> None:
         cpu_seconds={name: round(one.cpu, 2) for name, one in spent.items()},
         bars=BARS,
         peak_gb=round(peak_gb(), 2),
+        matmul_gflops=round(matmul_gflops()),
         fidelity=told,
     )
 

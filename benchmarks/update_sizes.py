@@ -174,7 +174,7 @@ def lora(bench: Bench) -> Moved:
     found = Moved(seconds=loop(bench, learned, 1e-4), plain=bench.plain())
     for name, module in unet.named_modules():
         if hasattr(module, "lora_A") and "default" in module.lora_A:
-            change = module.get_delta_weight("default")
+            change = module.get_delta_weight("default").detach()
             found.maps[name] = float(change.norm() / module.base_layer.weight.norm())
     unet.unload_lora()
     return found
