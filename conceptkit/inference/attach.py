@@ -14,7 +14,7 @@ from conceptkit.base.added_tokens import WiderTable, add_tokens
 from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
 from conceptkit.base.text_features import encoders
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
@@ -36,8 +36,8 @@ from conceptkit.inference.layout_attention import kind_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
 from conceptkit.inference.prompt_length import cut_off, unread
-from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
+from conceptkit.inference.split_prompt import clause_of_each, things
 from conceptkit.inference.token_owners import TokenOwners
 from conceptkit.renamed import renamed_arguments
 from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
@@ -253,7 +253,7 @@ def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) 
     strict = concept.routing is not None or bool(request.masks) or request.auto_regions
     if not strict and not rank_gates(concept):
         return None
-    spelt = {name: [text, *prompt_words.TOKEN.findall(text)] for name, text in concept.words.items()}
+    spelt = {name: [text, *prompt_rewriting.TOKEN.findall(text)] for name, text in concept.words.items()}
     return TokenOwners(pipe, spelt, strict)
 
 

@@ -21,6 +21,7 @@ from conceptkit.merging.request import (
 )
 
 if TYPE_CHECKING:
+    from conceptkit.merging.compose import Merge
     from conceptkit.merging.report import Report
     from conceptkit.registry.store import Registry
 
@@ -45,7 +46,7 @@ class AttachRequest:
     concepts: names in the registry, each with a strength if wanted; concepts; merges.
     registry: where names are looked up; None: the one of the user.
     merge_method, weights, padding_delta: as in `compose`.
-    regions: "my_dog=left" keeps a concept in a part of the picture; see `regions.read`.
+    regions: "my_dog=left" keeps a concept in a part of the picture; see `regions.parse_regions`.
     auto_regions: the concepts split the picture by where they begin to appear.
     side_by_side: a window for each thing that a prompt names; None: where that suits the base.
     isolate_concepts: in one frame each concept's words are encoded without the others; None: where that
@@ -75,7 +76,7 @@ class AttachRequest:
             raise ConceptError("There is nothing to attach; name at least one concept")
         check_merge_method(self.merge_method)
         check_one_way_apart(self.regions, self.auto_regions, self.side_by_side, self.confine)
-        object.__setattr__(self, "masks", regions.read(self.regions))
+        object.__setattr__(self, "masks", regions.parse_regions(self.regions))
         object.__setattr__(self, "weights", None if self.weights is None else tuple(self.weights))
 
 
@@ -128,7 +129,9 @@ def resolve_concepts(request: AttachRequest, here: pipeline.Base) -> "tuple[Conc
     return getattr(first, "concept", first), getattr(first, "report", None)
 
 
-def exchanged(request: AttachRequest, present: Sequence[str], old: str, new: Any) -> AttachRequest:
+def exchanged(
+    request: AttachRequest, present: Sequence[str], old: str, new: "str | Concept | Merge"
+) -> AttachRequest:
     """The request with one concept for another; a merge that was attached is taken apart again."""
     (first, *more) = request.concepts
     if not more and len(getattr(first, "parts", ())) > 1:
@@ -143,10 +146,7 @@ def exchanged(request: AttachRequest, present: Sequence[str], old: str, new: Any
             merge_method=first.report.merge_method,
             padding_delta=routing.padding_delta if routing else request.padding_delta,
         )
-    names = [
-        split_weight(c)[0].partition("@")[0] if isinstance(c, str) else getattr(c, "concept", c).name
-        for c in request.concepts
-    ]
+    names = [_name(given) for given in request.concepts]
     if old not in names:
         listed = ", ".join(names)
         raise UnknownConcept(
@@ -160,9 +160,7 @@ def exchanged(request: AttachRequest, present: Sequence[str], old: str, new: Any
         given = split_weight(new) if isinstance(new, str) else (new, weights[at])
         weights = (*weights[:at], given[1], *weights[at + 1 :])
         new = given[0]
-    name = (
-        split_weight(new)[0].partition("@")[0] if isinstance(new, str) else getattr(new, "concept", new).name
-    )
+    name = _name(new)
     renamed = {key: name if key == old else key for key in request.masks}
     places = tuple(f"{renamed[text.partition('=')[0]]}={text.partition('=')[2]}" for text in request.regions)
     concepts = (*request.concepts[:at], new, *request.concepts[at + 1 :])
@@ -172,3 +170,10 @@ def exchanged(request: AttachRequest, present: Sequence[str], old: str, new: Any
 def reopened(registry: "Registry | None") -> "AbstractContextManager[Registry | None]":
     """The same registry once more: whoever attached may have closed theirs since."""
     return nullcontext() if registry is None else type(registry)(registry.home)
+
+
+def _name(given: "str | Concept | Merge") -> str:
+    """Of what is attached, without its strength and version."""
+    if isinstance(given, str):
+        return split_weight(given)[0].partition("@")[0]
+    return given.name if isinstance(given, Concept) else given.concept.name
