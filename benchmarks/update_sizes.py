@@ -124,9 +124,9 @@ class Bench:
                 module.weight.data = kept[name]
 
 
-def ours(bench: Bench, method: str) -> Moved:
-    """A few steps of a method's row for this family."""
-    recipe = row_in_short(method, bench.steps)
+def ours(bench: Bench, method: str, changes: Mapping[str, str]) -> Moved:
+    """A few steps of a method's row for this family, with changes."""
+    recipe = row_in_short(method, bench.steps, changes)
     few = captions.captions("sd15")[: sd15.CAPTIONS]
     begun = time.perf_counter()
     with mock.patch.object(caption_statistics, "captions", lambda name: few):
@@ -150,9 +150,9 @@ def ours(bench: Bench, method: str) -> Moved:
     return found
 
 
-def row_in_short(method: str, steps: int) -> TrainConfig:
+def row_in_short(method: str, steps: int, changes: Mapping[str, str]) -> TrainConfig:
     """The row of Stable Diffusion, in a few steps of one picture, without pictures of the class."""
-    row = config_for(method, family="stable-diffusion")
+    row = config_for(method, family="stable-diffusion", changes=changes)
     return replace(
         row,
         max_train_steps=min(steps, row.max_train_steps),
@@ -274,11 +274,12 @@ def ratios(mine: Moved, theirs: Moved) -> dict[str, float]:
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(BESIDE)), help="Only these.")
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--pixels", default=PIXELS, show_default=True, help="On a side, a multiple of 64.")
+@click.option("--set", "given", multiple=True, metavar="FIELD=VALUE", help="Of our rows.")
 @click.option("--tiny", "small", is_flag=True, help="On a miniature, to try the program.")
-def main(methods: tuple[str, ...], steps: int, pixels: int, small: bool) -> None:
+def main(methods: tuple[str, ...], steps: int, pixels: int, given: tuple[str, ...], small: bool) -> None:
     use_own_cores()
     bench = Bench(steps, 16 if small else pixels, _tiny if small else lambda side: sd15.pipeline(pixels=side))
-    chosen = methods or USUAL
+    chosen, changes = methods or USUAL, dict(one.split("=", 1) for one in given)
     beside: dict[str, Moved] = {}
     rows: dict[str, Any] = {}
     for name in dict.fromkeys(BESIDE[method] for method in chosen):
@@ -287,7 +288,7 @@ def main(methods: tuple[str, ...], steps: int, pixels: int, small: bool) -> None
         print(f"published: {name}", rows[f"published: {name}"], flush=True)
     compared: dict[str, dict[str, float]] = {}
     for method in chosen:
-        mine = ours(bench, method)
+        mine = ours(bench, method, changes)
         rows[method] = mine.figures()
         compared[method] = ratios(mine, beside[BESIDE[method]])
         print(method, rows[method], "times published:", compared[method], flush=True)
@@ -295,7 +296,7 @@ def main(methods: tuple[str, ...], steps: int, pixels: int, small: bool) -> None
         method: max(max(r, 1 / r) for r in found.values()) for method, found in compared.items() if found
     }
     worst = max(apart.values(), default=None)
-    full = not small and set(chosen) >= set(USUAL) and steps >= STEPS
+    full = not small and not given and set(chosen) >= set(USUAL) and steps >= STEPS
     finish(
         "update_sizes",
         worst,
@@ -303,7 +304,9 @@ def main(methods: tuple[str, ...], steps: int, pixels: int, small: bool) -> None
         BAR,
         worst is not None and worst <= BAR,
         [0],
-        trial="" if full else f"{', '.join(chosen)} in {steps} steps{' on a miniature' if small else ''}",
+        trial=""
+        if full
+        else ", ".join([*chosen, f"{steps} steps", *(["a miniature"] if small else []), *given]),
         rows=rows,
         times_published=compared,
         steps=steps,
