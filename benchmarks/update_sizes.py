@@ -1,6 +1,6 @@
 """How far a few steps of each method's row move a base's maps, beside the published loops.
 
-    python -m benchmarks.update_sizes [--steps 30] [--pixels 64] [--method custom ...]
+    python -m benchmarks.update_sizes [--steps 15] [--pixels 64] [--method custom ...]
 
 At Stable Diffusion 1.5's full shape with random weights; pictures are small, for the shapes of the maps are
 what counts, not that of the picture. It prints ||dW|| / ||W|| of the maps, and how far predictions for plain
@@ -38,7 +38,7 @@ from conceptkit.learn.trainer import train
 
 BAR = 3.0
 """Times that our figure may be above or below the published loop's."""
-STEPS, PIXELS = 30, 64
+STEPS, PIXELS = 15, 64
 PLAIN = ("a dog on the beach", "a red car", "a house in the snow", "a birthday party")
 LEVELS = (100, 500, 900)
 BESIDE = {
