@@ -293,7 +293,9 @@ def main(methods: tuple[str, ...], steps: int, pixels: int, given: tuple[str, ..
         compared[method] = ratios(mine, beside[BESIDE[method]])
         print(method, rows[method], "times published:", compared[method], flush=True)
     apart = {
-        method: max(max(r, 1 / r) for r in found.values()) for method, found in compared.items() if found
+        method: max(max(r, 1 / max(r, 1e-9)) for r in found.values())
+        for method, found in compared.items()
+        if found
     }
     worst = max(apart.values(), default=None)
     full = not small and not given and set(chosen) >= set(USUAL) and steps >= STEPS
