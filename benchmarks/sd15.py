@@ -58,15 +58,19 @@ TEXT: dict[str, Any] = {
 CAPTIONS = 48
 
 
-def pipeline(seed: int = 0) -> StableDiffusionPipeline:
-    """All parts in float32 on the CPU, 4.2 GB; only the vocabulary is smaller than the real one."""
+def pipeline(seed: int = 0, pixels: int = 512) -> StableDiffusionPipeline:
+    """All parts in float32 on the CPU, 4.2 GB; only the vocabulary is smaller than the real one.
+
+    pixels: on a side of what it draws and learns from; its maps have one shape at all sizes.
+    """
     words = " ".join(dict.fromkeys(" ".join(captions.captions("sd15")).split()))
     tokenizer = tiny.tokenizer(words)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     with seeded(seed, torch.device("cpu")):
         text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **special, **TEXT))
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+        unet = UNet2DConditionModel(**{**UNET, "sample_size": pixels // 8})
+        vae = AutoencoderKL(**VAE)
     for module in (unet, vae):
         _fill(module, seed)
     pipe = StableDiffusionPipeline(

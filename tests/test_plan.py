@@ -12,8 +12,9 @@ from PIL import Image
 from conceptkit.base import families, pipeline
 from conceptkit.cli.main import main
 from conceptkit.errors import BadRecipe
+from conceptkit.learn import costs, memory
 from conceptkit.learn.config import config_for
-from conceptkit.learn.costs import learned_numbers
+from conceptkit.learn.memory import learned_numbers
 from conceptkit.workflows.add_settings import AddSettings
 from conceptkit.workflows.plan import plan
 from tests import tiny
@@ -44,7 +45,7 @@ def test_a_plan_names_the_source_of_each_number(pico, folder):
     assert lines["max_grad_norm"].source == "diffusers, examples/dreambooth/README.md"
     assert lines["family"].value == "stable-diffusion" and lines["pixels"].value == 16
     assert lines["class pictures"].value == 0 and "token_learning_rate" not in lines
-    assert "GB" in str(lines["memory, about"].value) and "lr" in found.notices[0]
+    assert "GiB" in str(lines["memory, about"].value) and "lr" in found.notices[0]
 
 
 def test_class_pictures_and_a_word_alone_are_planned(pico, folder):
@@ -100,3 +101,14 @@ def test_a_base_is_known_by_what_it_is_and_not_by_its_name(folder, tmp_path_fact
     found = {line.what: line for line in plan("my_dog", folder, class_noun="dog", base=str(copy)).lines}
     assert found["family"].value == "storybook" and found["learning_rate"].value == 0.02
     assert found["learning_rate"].source == "tuned on the storybook" and found["base"].source == "given"
+
+
+def test_a_plan_and_the_check_before_learning_count_memory_alike(pico, folder):
+    recipe = replace(config_for("custom", family="stable-diffusion"), gated_lora_rank=2)
+    found = costs.costs_of(pico, recipe, 0)
+    assert found.memory == memory.needed(pico, recipe, False)
+    assert found.memory.learning == found.numbers * 24, "itself, its gradient, and four numbers of Prodigy's"
+    lines = {
+        line.what: line for line in plan("my_dog", folder, class_noun="dog", base=pico, method="custom").lines
+    }
+    assert "activations" in lines["memory, about"].source or "encoding" in lines["memory, about"].source

@@ -122,7 +122,7 @@ def test_rows_of_a_relative_are_read_anew(pico, trio):
 
 
 def test_two_thousand_are_refused_at_once(pico, trio, monkeypatch):
-    monkeypatch.setattr(merges, "prepare", None)
+    monkeypatch.setattr(merges, "prepare_all", None)
     with pytest.raises(ConceptError, match="2000 concepts are more than the 32 directions"):
         compose(*[trio[0]] * 2000, base=pico)
     with pytest.raises(ConceptError, match="2000 concepts are more"):

@@ -99,13 +99,14 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
     owners = tuple(encoder for _, encoder in pairs)
     sizes = {token: _check_rows(token, rows, owners) for token, rows in tokens.items()}
     names = [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
+    vocabularies = [tokenizer.get_vocab() for tokenizer, _ in pairs]
     for name in names:
         if name != name.lower() and architecture_of(pipe).lower_case:
             raise ConceptError(
                 f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give "
                 "it a name in lower case"
             )
-        if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
+        if any(name in known for known in vocabularies) or names.count(name) > 1:
             raise ConceptError(
                 f"The pipeline already has a token {name}; detach or unload what brought it first"
             )
@@ -143,7 +144,9 @@ def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, 
 
 
 def _copy_tokenizer(tokenizer: Any) -> Any:
-    wider = copy.deepcopy(tokenizer)
+    # The words of a real one are ten thousands; nobody changes them.
+    kept = [vars(tokenizer).get(name) for name in ("_merges", "_vocab")]
+    wider = copy.deepcopy(tokenizer, {id(part): part for part in kept if part is not None})
     # CLIP's tokenizer patches the decoding of its own instance, which a copy loses.
     getattr(wider, "_wrap_decode_method_backend_tokenizer", lambda: None)()
     return wider

@@ -23,8 +23,9 @@ GIB = 2**30
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 QUANTIZED = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5 + 4 / 64}
 """Bytes of a weight; nf4 has a scale of four bytes for each 64 of them (2305.14314, section 3)."""
-LEARNED = {"adamw": 16, "adamw8bit": 10}
-"""Bytes for each number that learns: itself and its gradient in float32, and two moments."""
+LEARNED = {"adamw": 16, "adamw8bit": 10, "prodigy": 24}
+"""Bytes for each number that learns: itself and its gradient in float32, and what the optimizer keeps, two
+moments; Prodigy keeps the first values and a sum too."""
 RESERVED = 0.75 * GIB
 """What CUDA and its libraries take for themselves, and what is lost between blocks of memory."""
 ENCODED_PIXELS = 8 * 512 * 512
@@ -55,19 +56,27 @@ class MemoryEstimate:
         return self.weights + self.learning + self.activations
 
     @property
+    def most(self) -> int:
+        """The most of both."""
+        return max(self.caching, self.steps)
+
+    @property
     def peak(self) -> int:
         """The most of both, and what is reserved beside."""
-        return max(self.caching, self.steps) + int(RESERVED)
+        return self.most + int(RESERVED)
 
     def text(self) -> str:
         """The sum, as in "4.1 GiB: weights 1.6, what learns 0.0, activations 1.7, CUDA 0.8"."""
+        return f"{self.peak / GIB:.1f} GiB: {self.parts()}, CUDA {RESERVED / GIB:.1f}"
+
+    def parts(self) -> str:
+        """What is there when it is most, as in "weights 1.6, what learns 0.0, activations 1.7"."""
         parts = {"weights": self.weights}
         if self.caching > self.steps:
             parts |= {"text encoders and autoencoder": self.read_once, "encoding": self.encoding}
         else:
             parts |= {"what learns": self.learning, "activations": self.activations}
-        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-        return f"{self.peak / GIB:.1f} GiB: {listed}, CUDA {RESERVED / GIB:.1f}"
+        return ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class LearningPlan:
 
     maps: names of the denoiser's maps that learn, each with the numbers that learn there.
     pixels: of a picture's side. batch: pictures in one pass. keeps_encoders: whether text encoders stay.
+    numbers: how many learn in all, words and text encoders too; None: those of the maps.
     """
 
     maps: Mapping[str, int]
@@ -86,6 +96,7 @@ class LearningPlan:
     gradient_checkpointing: bool = True
     optimizer: str = "adamw"
     keeps_encoders: bool = False
+    numbers: int | None = None
 
 
 def estimate(
@@ -97,13 +108,14 @@ def estimate(
     cell: pixels of a cell of the latents on a side.
     """
     size = BYTES[plan.dtype]
+    numbers = sum(plan.maps.values()) if plan.numbers is None else plan.numbers
     read_once = int(sum(p.numel() for module in beside for p in module.parameters()) * size)
     weights = weight_bytes(denoiser, plan.dtype, plan.quantization)
     return MemoryEstimate(
         weights=weights + (read_once if plan.keeps_encoders else 0),
         read_once=0 if plan.keeps_encoders else read_once,
         encoding=int(encoding_numbers(beside, plan.pixels) * size),
-        learning=sum(plan.maps.values()) * LEARNED.get(plan.optimizer, LEARNED["adamw"]),
+        learning=numbers * LEARNED.get(plan.optimizer, LEARNED["adamw"]),
         activations=activation_bytes(denoiser, cell, plan),
     )
 

@@ -42,7 +42,15 @@ def plan_of(base: Base, recipe: TrainConfig, gradient_checkpointing: bool) -> Le
         keeps_encoders=bool(
             recipe.text_encoder_rank or recipe.token_train_steps or recipe.train_token_jointly
         ),
+        numbers=learned_numbers(base, recipe),
     )
+
+
+def learned_numbers(base: Base, recipe: TrainConfig) -> int:
+    """How many numbers learn at most at once: those of maps, and the word's."""
+    widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in base.encoders]
+    found = recipe.num_vectors * sum(widths)
+    return found + (adapter_of(recipe).learned_numbers(base, recipe) if recipe.max_train_steps else 0)
 
 
 def needed(base: Base, recipe: TrainConfig, gradient_checkpointing: bool) -> MemoryEstimate:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.base.pipeline import Base, check_fits, load, refreshed
 from conceptkit.concepts.concept import Concept, base_of
 from conceptkit.concepts.routing import ROUTED
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.features import caption_statistics
 from conceptkit.merging import parts, report, request
-from conceptkit.merging.merge_inputs import prepare
+from conceptkit.merging.merge_inputs import prepare_all
 from conceptkit.merging.method_table import CROWDS, STRENGTHS, MergeMethod, merge_method_of
 from conceptkit.merging.methods.base import MergeContext, MergeResult
 from conceptkit.merging.notices import notices_of
@@ -133,11 +134,10 @@ def _context(
     asked: ComposeRequest, chosen: Sequence[Part], base: Base, registry: "Registry", progress: Progress
 ) -> MergeContext:
     """What the method may look at: what each part brings is worked out, or read when it was before."""
-    ordinary = caption_statistics.statistics_of(base, registry)
-    inputs = []
-    for i, part in enumerate(chosen):
-        progress(i, len(chosen), f"reading {part.concept.name}")
-        inputs.append(prepare(part.concept, base, ordinary, registry, part.digest))
+    now = fingerprint_of(base.pipe, own=True)
+    ordinary = caption_statistics.statistics_of(base, registry, now=now)
+    concepts = [(part.concept, part.digest) for part in chosen]
+    inputs = prepare_all(concepts, base, ordinary, registry, now, progress)
     progress(len(chosen), len(chosen), "merging")
     sizes = {map: o for map, o in base.sizes.items() if any(map in part.delta for part in chosen)}
     return MergeContext(chosen, inputs, base, ordinary, registry, sizes, asked.padding_delta)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from conceptkit.base.added_tokens import add_tokens
+from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.base.pipeline import Base
 from conceptkit.base.text_features import END, PADDING
 from conceptkit.concepts.concept import Concept
@@ -17,7 +20,8 @@ from conceptkit.concepts.delta import Delta, Factors
 from conceptkit.features import caption_statistics, concept_rows, prompt_templates
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import MAX_CONDITION
-from conceptkit.features.concept_rows import constraint_rows, word_features
+from conceptkit.features.concept_rows import WordFeatures, constraint_rows, word_features_of_all
+from conceptkit.features.prompt_sample import WHOLE_OF_CONCEPTS, SampledFeatures
 from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ OTHER_WEIGHT = 0.1
 """Of the positions of its prompts that are not its words, in what a concept asks of a merge by regmean."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
+READ_TOGETHER = 16
+"""As many new concepts go through a large text encoder together."""
 MOST_ASKED = 16
 """Directions in which a concept, under each of its names, asks for something in a merge by regmean."""
 
@@ -91,22 +97,58 @@ def prepare(
     digest: str = "",
 ) -> Prepared:
     """What `concept`, whose bytes have this sha256, brings into merges on `base`, made on the first call."""
-    digest = digest or hashlib.sha256(concept.to_bytes()).hexdigest()
-    key = f"prepared/{digest[:32]}/{_circumstances(ordinary)}"
-    stored = registry.get_asset(key) if registry else None
-    if stored is None:
-        stored = _work_out(concept, base, ordinary).to_bytes()
-        if registry:
-            registry.put_asset(key, stored)
-    return Prepared.from_bytes(stored)
+    (one,) = prepare_all([(concept, digest)], base, ordinary, registry)
+    return one
 
 
-def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics) -> Prepared:
-    rows = constraint_rows(concept, base, ordinary.factor)
-    features, own = word_features(concept, base, "held-out")
+def prepare_all(
+    concepts: Sequence[tuple[Concept, str]],
+    base: Base,
+    ordinary: CaptionStatistics,
+    registry: "Registry | None" = None,
+    now: Fingerprint | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> list[Prepared]:
+    """The same of several concepts, each with its digest; the tokens of all that are new are added at once.
+
+    now: what the base is now, with attached concepts; None: worked out here.
+    """
+    keys = [
+        f"prepared/{(digest or hashlib.sha256(c.to_bytes()).hexdigest())[:32]}/{_circumstances(ordinary)}"
+        for c, digest in concepts
+    ]
+    stored = [registry.get_asset(key) if registry else None for key in keys]
+    new = [i for i, data in enumerate(stored) if data is None]
+    tokens = {token: rows for i in new for token, rows in concepts[i][0].tokens.items()}
+    read: dict[int, tuple[WordFeatures, WordFeatures]] = {}
+    found, now = [], now or (fingerprint_of(base.pipe, own=True) if new else None)
+    with add_tokens(base.pipe, tokens) if tokens else nullcontext():
+        for i, ((concept, _), key, data) in enumerate(zip(concepts, keys, stored, strict=True)):
+            progress(i, len(concepts), f"reading {concept.name}")
+            if data is None:
+                if i not in read:
+                    next_ones = [k for k in new if k >= i][:READ_TOGETHER]
+                    features = word_features_of_all([concepts[k][0] for k in next_ones], base)
+                    read = dict(zip(next_ones, features, strict=True))
+                data = _work_out(concept, base, ordinary, now, read[i]).to_bytes()
+                if registry:
+                    registry.put_asset(key, data)
+            found.append(Prepared.from_bytes(data))
+    return found
+
+
+def _work_out(
+    concept: Concept,
+    base: Base,
+    ordinary: CaptionStatistics,
+    now: Fingerprint | None,
+    read: tuple[WordFeatures, WordFeatures],
+) -> Prepared:
+    fit, (features, own) = read
+    rows = constraint_rows(concept, base, ordinary.factor, now, fit)
     end = ((features.roles == END) | (features.roles == PADDING)) & ~own
     delta = Delta({name: concept.delta[name] for name in base.sizes if name in concept.delta})
-    seen = _seen(concept, base, ordinary, rows)
+    seen = _seen(fit, ordinary, rows)
     chosen, given = _asked(delta, ordinary.factor.colour(seen), MOST_ASKED * max(1, len(concept.words)))
     return Prepared(
         rows=rows,
@@ -115,19 +157,19 @@ def _work_out(concept: Concept, base: Base, ordinary: CaptionStatistics) -> Prep
         seen=seen,
         asked=chosen @ seen,
         given=given,
-        own=_stand_in(features.hidden[own]),
-        end=_stand_in(features.hidden[end]),
-        rest=_stand_in(features.hidden[~own & ~end]),
+        own=_stand_in(features, own),
+        end=_stand_in(features, end),
+        rest=_stand_in(features, ~own & ~end),
     )
 
 
-def _seen(concept: Concept, base: Base, ordinary: CaptionStatistics, rows: Tensor) -> Tensor:
+def _seen(read: WordFeatures, ordinary: CaptionStatistics, rows: Tensor) -> Tensor:
     """X L^-T (m, d): X^T X is the mean over its words in the prompts to fit, with a share of what is around
     them, and over its rows, whose last ones may be those of its class noun."""
-    features, own = word_features(concept, base)
+    features, own = read
     weight = torch.where(own, 1.0, OTHER_WEIGHT * caption_statistics.position_weights(features)) / own.sum()
-    heard = features.hidden.double() * weight.double().sqrt().unsqueeze(2)
-    white = ordinary.factor.whiten(torch.cat([heard.flatten(0, 1), rows.double() / len(rows) ** 0.5]))
+    heard = (features.hidden.double() * weight.double().sqrt().unsqueeze(2))[features.counts > 0]
+    white = ordinary.factor.whiten(torch.cat([heard, rows.double() / len(rows) ** 0.5]))
     values, vectors = torch.linalg.eigh(white.T @ white)
     there = values > NOTHING * values[-1]
     return values[there].sqrt().unsqueeze(1) * vectors[:, there].T
@@ -145,9 +187,10 @@ def _asked(delta: Delta, seen: Tensor, most: int) -> tuple[Tensor, dict[str, Ten
     return chosen, {name: chosen @ block.double() for name, block in answers.items()}
 
 
-def _stand_in(rows: Tensor) -> Tensor:
-    """At most d features with the same x x^T in sum."""
-    rows = rows.double()
+def _stand_in(features: SampledFeatures, places: Tensor) -> Tensor:
+    """At most d features with the same x x^T in sum as all that those at some places (n, T) stand for."""
+    there = places & (features.counts > 0)
+    rows = features.hidden[there].double() * features.counts[there].double().sqrt().unsqueeze(1)
     return rows if len(rows) <= rows.shape[1] else caption_statistics.root(rows.T @ rows)
 
 
@@ -159,6 +202,8 @@ def _circumstances(ordinary: CaptionStatistics) -> str:
         concept_rows.MOST_ROWS,
         concept_rows.ENERGY,
         MAX_CONDITION,
+        concept_rows.TEMPLATE_STEP,
+        WHOLE_OF_CONCEPTS,
     ]
     asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
     written = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)

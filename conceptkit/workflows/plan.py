@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
 from conceptkit.base import pipeline as bases
+from conceptkit.base.memory import GIB
 from conceptkit.data import photos as photo_files
 from conceptkit.learn import config_checks, latent_dataset
 from conceptkit.learn.config import TrainConfig, named_fields, old_name_notices
@@ -161,18 +162,10 @@ def _has_effect(recipe: TrainConfig, field: str) -> bool:
 
 
 def _of_costs(costs: Costs) -> list[Line]:
-    giga = f"{costs.memory / 2**30:.1f} GB"
-    parts = " + ".join(
-        f"{value / 2**30:.1f} {what}"
-        for what, value in (
-            ("the base", costs.weights),
-            ("what learns", costs.learning),
-            ("activations", costs.activations),
-        )
-    )
+    size, parts = f"{costs.memory.most / GIB:.1f} GiB", costs.memory.parts()
     return [
         Line("numbers that learn", costs.numbers, ARITHMETIC),
-        Line("memory, about", giga, f"{ARITHMETIC}: {parts}"),
+        Line("memory, about", size, f"{ARITHMETIC}: {parts}"),
         Line("learning, about", _duration(costs.seconds), f"one pass of the base, {HERE}"),
         Line("class pictures, about", _duration(costs.class_seconds), f"one pass of the base, {HERE}"),
     ]

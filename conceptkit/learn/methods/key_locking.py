@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import encode, positions, spell
+from conceptkit.base.text_features import positions, spell
 from conceptkit.concepts.concept import Concept
 from conceptkit.features.concept_rows import word_features
+from conceptkit.features.prompt_sample import read_prompts
 from conceptkit.features.prompt_templates import context_prompts
 from conceptkit.learn.trainable_delta import TrainableDelta, layers
 from conceptkit.tuners import inject
@@ -23,7 +24,7 @@ def class_rows(concept: Concept, base: Base, rows: Tensor) -> Tensor:
     features, own = word_features(concept, base)
     (words,) = concept.words.values()
     plain = [text.replace(words, concept.noun or "") for text in context_prompts(concept)]
-    read = encode(base.pipe, plain)
+    read = read_prompts(base.pipe, plain)
     there = positions(read.ids, spell(base.pipe, concept.noun or ""))
     means = [hidden[at].mean(0) for hidden, at in zip(read.hidden, there, strict=True)]
     of_class = torch.stack([means[k] for k, at in enumerate(own) for _ in range(int(at.sum()))]).double()
