@@ -1,6 +1,6 @@
 """New tokens on a pipeline's text encoders, and off again without a trace.
 
-The base's vocabulary and token table are never edited. A copy of the tokenizer learns the tokens and lends
+The base's vocabulary and token table are never edited. A twin of the tokenizer learns the tokens and lends
 its state to the tokenizer, so that all pipelines that share it read them, and none of them does afterwards. A
 table over the base's own memory has the new rows behind it, as a parameter of their own: training them cannot
 move the rest, and taking the tokens off puts the originals back.
@@ -8,7 +8,6 @@ move the rest, and taking the tokens off puts the originals back.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders
+from conceptkit.base.tokenizer_copy import knows, twin_of
 from conceptkit.errors import BaseMismatch, ConceptError
 
 if TYPE_CHECKING:
@@ -105,14 +105,14 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
                 f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give "
                 "it a name in lower case"
             )
-        if any(name in tokenizer.get_vocab() for tokenizer, _ in pairs) or names.count(name) > 1:
+        if any(knows(tokenizer, name) for tokenizer, _ in pairs) or names.count(name) > 1:
             raise ConceptError(
                 f"The pipeline already has a token {name}; detach or unload what brought it first"
             )
     with ExitStack() as undo:
         tables = []
         for i, (tokenizer, encoder) in enumerate(pairs):
-            wider = _copy_tokenizer(tokenizer)
+            wider = twin_of(tokenizer)
             wider.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
             _lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
@@ -130,13 +130,6 @@ def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, 
             f"{token} is for text encoders of width {found}, not {widths}; use the base it was learned on"
         )
     return len(rows[0])
-
-
-def _copy_tokenizer(tokenizer: Any) -> Any:
-    wider = copy.deepcopy(tokenizer)
-    # CLIP's tokenizer patches the decoding of its own instance, which a copy loses.
-    getattr(wider, "_wrap_decode_method_backend_tokenizer", lambda: None)()
-    return wider
 
 
 def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
@@ -159,7 +152,7 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     before = {
         path: module
         for path, module in encoder.named_modules(remove_duplicate=False)
-        if _reads(module, table)
+        if isinstance(module, nn.Embedding) and _reads(module, table)
     }
     encoder.set_input_embeddings(wider)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from conceptkit.base.module_walk import named_modules
 from conceptkit.errors import BadBase
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Architecture:
         Raises BadBase when there is none, or when they read features of different widths.
         """
         maps: dict[str, Any] = {}
-        for path, module in denoiser.named_modules():
+        for path, module in named_modules(denoiser):
             name = path.replace(".base_layer", "")
             if self.reads_text(name) and name not in maps and _is_linear(module):
                 maps[name] = module
