@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from conceptkit.base.adapters import own_parameters
 from conceptkit.base.architectures import denoiser_of, text_site
+from conceptkit.base.fingerprint_memo import remembered
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBlob
 
@@ -27,6 +29,10 @@ def fingerprint_of(pipe: DiffusionPipeline, own: bool = False) -> Fingerprint:
 
     own: whether to count what attached concepts change in its text encoders too.
     """
+    return remembered(pipe, ("fingerprint", own), lambda: _fingerprint(pipe, own))
+
+
+def _fingerprint(pipe: DiffusionPipeline, own: bool) -> Fingerprint:
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(SKETCH_SIZE), 0.0
     effective = {name: (value, more) for name, value, more in own_parameters(denoiser_of(pipe))}
@@ -52,11 +58,34 @@ def features_digest(pipe: DiffusionPipeline) -> str:
     told = [now.exact, now.text_exact]
     for tokenizer, encoder in encoders(pipe):
         config = [str(getattr(encoder.config, name, "")) for name in READING]
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Tokens that were added are no part of ordinary text.
-        text = {name: backend[name] for name in ("model", "normalizer", "pre_tokenizer")}
-        told += [*config, str(tokenizer.model_max_length), json.dumps(text, sort_keys=True)]
+        text = _spelling(_Backend(tokenizer.backend_tokenizer))
+        told += [*config, str(tokenizer.model_max_length), text]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+class _Backend:
+    """A tokenizer's backend, equal to itself while it has the same parts; a vocabulary has no other way to
+    change than to be replaced."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        size = backend.get_vocab_size(with_added_tokens=False)
+        model = [repr(getattr(backend.model, name, None)) for name in SPELLING]
+        self._parts = size, *model, repr(backend.normalizer), repr(backend.pre_tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Backend) and other.backend is self.backend and other._parts == self._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+
+@lru_cache(maxsize=8)
+def _spelling(of: _Backend) -> str:
+    """JSON of how ordinary text is spelt; tokens that were added are no part of it."""
+    whole = json.loads(of.backend.to_str())
+    parts = {name: whole[name] for name in ("model", "normalizer", "pre_tokenizer")}
+    return json.dumps(parts, sort_keys=True)
 
 
 def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float, ...]]:
@@ -116,6 +145,11 @@ SKETCH_SIZE = 64
 TEXT_SKETCH_SIZE = 16
 TOKEN_TABLES = ("token_embedding", "shared", "embed_tokens")
 """What text encoders call their token tables, on which new tokens have rows."""
+SPELLING = (
+    *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
+    *("fuse_unk", "byte_fallback", "ignore_merges"),
+)
+"""What can be set on a tokenizer's vocabulary."""
 READING = ("hidden_act", "num_attention_heads", "layer_norm_eps")
 """What a text encoder's configuration says of how it computes."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -20,6 +21,7 @@ from conceptkit.inference.attach_request import (
     AttachOptions,
     AttachRequest,
     Found,
+    at_weights,
     exchanged,
     find_concepts,
     reopened,
@@ -64,6 +66,8 @@ class Attachment:
     _installed: InstalledDelta
     _request: AttachRequest
     _base: pipeline.Base
+    _found: Found
+    _strengths: dict[str, float]
     _drawing: ConfinedDrawing | None = None
     side_by_side: bool = False
     isolate_concepts: bool = False
@@ -78,10 +82,21 @@ class Attachment:
             finally:
                 self._installed.remove()
 
-    def draw(self, *args: Any, **options: Any) -> Any:
-        """Call the pipeline while nobody can swap or detach: for servers with threads."""
+    def draw(self, *args: Any, strengths: Mapping[str, float] | None = None, **options: Any) -> Any:
+        """Call the pipeline while nobody can swap or detach: for servers with threads.
+
+        strengths: of concepts by name, for this one call; see `strengths`.
+        """
         with self.lock:
-            return self.pipe(*args, **options)
+            if strengths is None:
+                return self.pipe(*args, **options)
+            before = self.strengths
+            self.strengths = strengths  # type: ignore[assignment]
+            try:
+                return self.pipe(*args, **options)
+            finally:
+                if self.attached:
+                    self.strengths = before
 
     @property
     def layout(self) -> Layout | None:
@@ -113,20 +128,54 @@ class Attachment:
         pipeline, and whatever `attach` raises for `new`; then all is as it was before.
         """
         with self.lock:
-            if not self.attached:
-                raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
+            self._check_attached()
             request = exchanged(self._request, self.concepts, old, new)
-            before, found = self._request, Found(self.concept, self.report, self.notice)
-            self._undo.close()
-            try:
+            with self._exchanging():
+                self._base = pipeline.refreshed(self._base)
                 with reopened(request.registry) as registry:
                     after = find_concepts(replace(request, registry=registry), self._base)
                 self._put(request, after)
-            except BaseException:
-                self._put(before, found)
-                raise
+                self._found, self._strengths = after, after.strengths
         if self.notice:
             warnings.warn(self.notice, stacklevel=2)
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """How strongly each concept acts, by name; 1 is as it was learned.
+
+            attachment.strengths = {"my_dog": 0.5}
+
+        What is not named keeps its strength, and 0 leaves a concept out but for its token. No merge is made
+        again, so that setting it takes milliseconds. Raises UnknownConcept, and BadRecipe for a merge by
+        "svd" or "ties", which are not linear in the strength of each part, unless all change by one factor.
+        """
+        return dict(self._strengths)
+
+    @strengths.setter
+    def strengths(self, strengths: Mapping[str, float]) -> None:
+        with self.lock:
+            self._check_attached()
+            wanted = {**self._strengths, **strengths}
+            concept = self._found.at_strengths(wanted, self._base)
+            request = at_weights(self._request, wanted)
+            with self._exchanging():
+                self._put(request, replace(self._found, concept=concept))
+                self._strengths = wanted
+
+    def _check_attached(self) -> None:
+        if not self.attached:
+            raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """The pipeline is bare inside of the block; where it fails all is as it was before."""
+        before, found = self._request, Found(self.concept, self.report, self.notice)
+        self._undo.close()
+        try:
+            yield
+        except BaseException:
+            self._put(before, found)
+            raise
 
     def _put(self, request: AttachRequest, found: Found) -> None:
         """Everything onto a bare pipeline, or nothing."""
@@ -245,7 +294,9 @@ def attach(
     here = pipeline.of(pipe)
     found = find_concepts(request, here)
     installed = InstalledDelta(pipe)
-    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), installed, request, here)
+    attachment = Attachment(
+        pipe, (), found.concept, None, None, ExitStack(), installed, request, here, found, found.strengths
+    )
     attachment._put(request, found)
     if attachment.notice:
         warnings.warn(attachment.notice, stacklevel=2)

@@ -151,7 +151,7 @@ class Architecture:
         maps: dict[str, Any] = {}
         for path, module in named_modules(denoiser):
             name = path.replace(".base_layer", "")
-            if self.reads_text(name) and name not in maps and _is_linear(module):
+            if _is_linear(module) and name not in maps and self.reads_text(name):
                 maps[name] = module
                 while hasattr(maps[name], "base_layer"):
                     maps[name] = maps[name].base_layer
@@ -255,4 +255,4 @@ class Architecture:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or hasattr(module, "base_layer")
+    return isinstance(module, nn.Linear) or "base_layer" in module._modules
