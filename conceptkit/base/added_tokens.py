@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from conceptkit.base.architectures import architecture_of
+from conceptkit.base.module_walk import named_modules
 from conceptkit.base.text_features import encoders
 from conceptkit.base.tokenizer_copy import knows, twin_of
 from conceptkit.errors import BaseMismatch, ConceptError
@@ -151,7 +152,7 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     # T5 has its table in two places, which need not be one module.
     before = {
         path: module
-        for path, module in encoder.named_modules(remove_duplicate=False)
+        for path, module in named_modules(encoder, leaves=nn.Embedding, repeated=True)
         if isinstance(module, nn.Embedding) and _reads(module, table)
     }
     encoder.set_input_embeddings(wider)
@@ -178,8 +179,8 @@ def _reads(module: nn.Module, table: nn.Embedding) -> bool:
 
 def _read_true_eos(undo: ExitStack, encoder: nn.Module, eos: int) -> None:
     """Old CLIP configs pool at the largest id, which a new token would be; pool at the end of text."""
-    for module in encoder.modules():
-        if getattr(module, "eos_token_id", None) == LEGACY_EOS:
+    for _, module in named_modules(encoder):
+        if vars(module).get("eos_token_id") == LEGACY_EOS:
             _swap(undo, module, "eos_token_id", eos)
 
 

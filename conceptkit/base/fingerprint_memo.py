@@ -33,6 +33,7 @@ KEPT = 8
 """Results that are kept of one base."""
 
 _known: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Tensor, Any]]] = WeakKeyDictionary()
+_sites: WeakKeyDictionary[nn.Module, dict[str, nn.Linear]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -59,18 +60,39 @@ def remembered(pipe: DiffusionPipeline, what: Hashable, work_out: Callable[[], V
     return value
 
 
+@torch.no_grad()
 def _state(pipe: DiffusionPipeline) -> tuple[Hashable, Tensor]:
     """What can be compared exactly, and a sample of all weights (n,)."""
-    denoiser, seen = denoiser_of(pipe), _Seen()
-    site = list(text_site(pipe))
-    for name in site:
-        seen.look(submodule(denoiser, name))
+    seen = _Seen()
+    for name, module in _site(pipe):
+        seen.told.append(name)
+        seen.look(module)
     for tokenizer, encoder in encoders(pipe):
         sizes = getattr(encoder.config, "text_config", encoder.config)
         seen.told += [tokenizer.vocab_size, sizes.hidden_size, sizes.num_hidden_layers]
         seen.look(encoder)
-    sample = torch.cat([values.to("cpu", torch.float32) for values in seen.values])
-    return (tuple(site), tuple(seen.told)), sample
+    return tuple(seen.told), torch.cat(seen.values)
+
+
+def _site(pipe: DiffusionPipeline) -> list[tuple[str, nn.Module | None]]:
+    """(name, map with what is around it) of the text site; names are looked for where maps have changed."""
+    denoiser = denoiser_of(pipe)
+    with _lock:
+        names = _sites.get(denoiser, {})
+    found = [(name, submodule(denoiser, name)) for name in names]
+    if not found or any(_innermost(module) is not names[name] for name, module in found):
+        names = text_site(pipe)
+        found = [(name, submodule(denoiser, name)) for name in names]
+        with _lock:
+            _sites[denoiser] = dict(names)
+    return found
+
+
+def _innermost(module: Any) -> Any:
+    """The map below all layers of adapters."""
+    while module is not None and (below := module._modules.get("base_layer")) is not None:
+        module = below
+    return module
 
 
 class _Seen:
@@ -96,12 +118,16 @@ class _Seen:
                 self.told.append(tuple((name, scaling.get(name)) for name in names))
             for weight in module._parameters.values():
                 if weight is not None:
-                    self._note(weight.detach(), weight)
+                    self._note(weight)
             waiting += module._modules.values()
 
-    def _note(self, values: Tensor, weight: nn.Parameter) -> None:
+    def _note(self, weight: nn.Parameter) -> None:
         version = 0 if weight.is_inference() else weight._version
         place = (weight.data_ptr(), version, weight.shape, weight.dtype, weight.device)
         self.told.append(place)
-        flat = values.reshape(-1)
-        self.values.append(flat[:: max(1, flat.numel() // SAMPLES)])
+        size, step = weight.numel(), max(1, weight.numel() // SAMPLES)
+        flat = weight if weight.is_contiguous() else weight.reshape(-1)
+        values = flat.as_strided((-(-size // step),), (step,))
+        self.values.append(
+            values if values.dtype == torch.float32 and values.is_cpu else values.float().cpu()
+        )

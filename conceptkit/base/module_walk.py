@@ -9,20 +9,28 @@ from __future__ import annotations
 from torch import nn
 
 
-def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(path, module) of a model and all below it, each module once, in PyTorch's order."""
+def named_modules(
+    model: nn.Module, *, leaves: type[nn.Module] = nn.Module, repeated: bool = False
+) -> list[tuple[str, nn.Module]]:
+    """(path, module) of a model and all below it, each module once, in PyTorch's order.
+
+    leaves: of modules with none below them, only those of this kind. repeated: a module at every path it has.
+    """
     found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
     waiting: list[tuple[str, nn.Module]] = [("", model)]
     while waiting:
         path, module = waiting.pop()
-        if id(module) in seen:
+        if id(module) in seen and not repeated:
             continue
         seen.add(id(module))
         found.append((path, module))
         start = f"{path}." if path else ""
-        children = reversed(module._modules.items())
-        waiting += [(start + name, child) for name, child in children if child is not None]
+        waiting += [
+            (start + name, child)
+            for name, child in reversed(module._modules.items())
+            if child is not None and (child._modules or isinstance(child, leaves))
+        ]
     return found
 
 

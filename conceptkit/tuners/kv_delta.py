@@ -111,13 +111,13 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
 
     def set_factors(self, adapter_name: str, factors: Factors) -> None:
         """Replace an adapter's factors; a Parameter stays the same object, so layers can share one."""
-        for name in self.adapter_layer_names:
-            if adapter_name in (part := getattr(self, name)):
+        given = (factors.up, factors.down, factors.weight)
+        for name, factor in zip(self.adapter_layer_names, given, strict=True):
+            part = getattr(self, name)
+            if factor is not None:
+                part[adapter_name] = factor
+            elif adapter_name in part:
                 del part[adapter_name]
-        if factors.down is None:
-            getattr(self, self.full_name)[adapter_name] = factors.weight
-        else:
-            self.ups[adapter_name], self.downs[adapter_name] = factors
         self.r[adapter_name] = factors.rank
         self.scaling.setdefault(adapter_name, 1.0)
 

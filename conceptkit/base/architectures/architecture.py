@@ -149,7 +149,7 @@ class Architecture:
         Raises BadBase when there is none, or when they read features of different widths.
         """
         maps: dict[str, Any] = {}
-        for path, module in named_modules(denoiser):
+        for path, module in named_modules(denoiser, leaves=nn.Linear):
             name = path.replace(".base_layer", "")
             if _is_linear(module) and name not in maps and self.reads_text(name):
                 maps[name] = module
