@@ -99,7 +99,7 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
     pairs = encoders(pipe)
     owners = tuple(encoder for _, encoder in pairs)
     sizes = {token: _check_rows(token, rows, owners) for token, rows in tokens.items()}
-    names = [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
+    names = names_of(sizes)
     for name in names:
         if name != name.lower() and architecture_of(pipe).lower_case:
             raise ConceptError(
@@ -115,11 +115,16 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
         for i, (tokenizer, encoder) in enumerate(pairs):
             wider = twin_of(tokenizer)
             wider.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
-            _lend(undo, wider, tokenizer)
+            lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
             tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
             _read_true_eos(undo, encoder, tokenizer.eos_token_id)
         return Tokens(sizes, tuple(tables), owners, undo.pop_all())
+
+
+def names_of(sizes: Mapping[str, int]) -> list[str]:
+    """What tokens of so many vectors each are called, vector by vector."""
+    return [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
 
 
 def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, ...]) -> int:
@@ -133,7 +138,7 @@ def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, 
     return len(rows[0])
 
 
-def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
+def lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
     """Let a tokenizer be another one of its kind until it is undone."""
     kept = dict(vars(tokenizer))
 
@@ -153,7 +158,7 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     before = {
         path: module
         for path, module in named_modules(encoder, leaves=nn.Embedding, repeated=True)
-        if isinstance(module, nn.Embedding) and _reads(module, table)
+        if isinstance(module, nn.Embedding) and reads_table(module, table)
     }
     encoder.set_input_embeddings(wider)
 
@@ -172,7 +177,7 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     return wider
 
 
-def _reads(module: nn.Module, table: nn.Embedding) -> bool:
+def reads_table(module: nn.Module, table: nn.Embedding) -> bool:
     """Whether a module is that table, or another with the same weight."""
     return module is table or (isinstance(module, nn.Embedding) and module.weight is table.weight)
 
