@@ -1,8 +1,8 @@
 """Concepts folded into a whole pipeline, as a diffusers folder or as one checkpoint file.
 
 Weights are the base's plus the delta: what keys, values and text encoders add is the same for every prompt,
-and is exact. Tokens are words of the tokenizers. What acts only where a prompt says a concept's words cannot do
-so in plain weights, and acts on every picture.
+and is exact. Tokens are words of the tokenizers. What acts only where a prompt says a concept's words cannot
+do so in plain weights, and acts on every picture.
 """
 
 from __future__ import annotations
