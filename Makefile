@@ -10,7 +10,7 @@ SOURCES := conceptkit registry cli tests $(wildcard examples benchmarks docs/ext
 THREADS ?= 2
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= $(THREADS)
-export MKL_NUM_THREADS ?= $(THREADS)
+export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 # Tests run in WORKERS processes, a file in one of them, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 

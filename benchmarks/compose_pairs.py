@@ -32,7 +32,7 @@ from conceptkit.evaluate.scorers import AttributeJudge, SubjectJudge
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import STEPS
 from conceptkit.inference.layout import PictureLayout
-from conceptkit.inference.prompt_parsing import clause_of_each
+from conceptkit.inference.split_prompt import clause_of_each
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.world import scene
 

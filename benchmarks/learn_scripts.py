@@ -70,7 +70,7 @@ class Lesson:
     @property
     def half(self) -> int:
         """Photos in a step of a script that shows as many class pictures, with all as many as in ours."""
-        return max(1, (self.recipe.train_batch_size + self.recipe.prior_batch) // 2)
+        return max(1, (self.recipe.train_batch_size + self.recipe.prior_batch_size) // 2)
 
 
 def _with_class_pictures(lesson: Lesson) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def memory(method: str, loop: str, drawing: int) -> float | None:
 def alone(studio: Studio, pupil: Pupil, recipe: TrainConfig, loop: str, registry: Registry) -> float:
     """GB that one loop adds to what this process has held so far."""
     device = studio.base.device
-    beside = class_pictures(studio.base, replace(recipe, num_class_images=recipe.prior_batch), pupil.noun)
+    beside = class_pictures(
+        studio.base, replace(recipe, num_class_images=recipe.prior_batch_size), pupil.noun
+    )
     forget_peak(device)
     before = peak_gb(device)
     if loop == "ours":

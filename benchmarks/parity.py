@@ -44,7 +44,7 @@ FEW: dict[str, Any] = {
     "class_image_steps": 2,
     "gradient_accumulation_steps": 1,
     "train_batch_size": 2,
-    "prior_batch": 2,
+    "prior_batch_size": 2,
 }
 Weights = dict[str, Tensor]
 

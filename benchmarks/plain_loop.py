@@ -148,7 +148,7 @@ class Plain:
             shown, masks = zip(
                 *(self._look(self.photos) for _ in range(recipe.train_batch_size)), strict=True
             )
-            beside = [self._look(self.of_class, own=False)[0] for _ in range(recipe.prior_batch)]
+            beside = [self._look(self.of_class, own=False)[0] for _ in range(recipe.prior_batch_size)]
             pixels = torch.from_numpy(np.stack([*shown, *beside]))
             mask = torch.from_numpy(np.stack(masks)).to(self.base.device)
         with clock.of(ENCODING):

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from conceptkit.cli.options import (
+from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import (
     base_option,
     debug_option,
     device_option,
@@ -20,7 +21,6 @@ from conceptkit.cli.options import (
     quantization_option,
     wrote,
 )
-from conceptkit.cli.progress import bar
 from conceptkit.errors import BadRecipe
 from conceptkit.learn.config import CHOICES, DEFAULT
 from conceptkit.learn.methods.table import METHODS
@@ -66,7 +66,7 @@ class MethodName(click.ParamType):
     type=MethodName(),
     help=f"How to learn.  [default: {DEFAULT}]",
 )
-@click.option("--adapter", metavar="[keyed|kv|lora|unet|image]", help="What learns.  [default: the method's]")
+@click.option("--adapter", metavar="[keyed|kv|lora|full|image]", help="What learns.  [default: the method's]")
 @click.option("--sude", is_flag=True, help="Let it inherit what its class can do; one photo is enough.")
 @click.option("--joint", is_flag=True, help="Learn several in one run: NAME=PHOTOS NAME=PHOTOS...")
 @click.option("--name", "joint_name", metavar="NAME", help="With --joint: the name of all of them together.")

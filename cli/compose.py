@@ -7,7 +7,8 @@ import click
 
 from conceptkit.base.load_options import LoadOptions
 from conceptkit.base.schedulers import SCHEDULERS
-from conceptkit.cli.options import (
+from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import (
     RowName,
     base_option,
     debug_option,
@@ -21,7 +22,6 @@ from conceptkit.cli.options import (
     quantization_option,
     wrote,
 )
-from conceptkit.cli.progress import bar
 from conceptkit.concepts.routing import PADDING_DELTAS
 from conceptkit.files import check_new_file
 from conceptkit.merging import request

@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptkit.cli.listing import echo_entries, size
-from conceptkit.cli.options import MOST, debug_option, echo_json, force_option, json_option, note, wrote
 from conceptkit.cli.search import filter_options, filters
+from conceptkit.cli.shared_options import (
+    MOST,
+    debug_option,
+    echo_json,
+    force_option,
+    json_option,
+    note,
+    wrote,
+)
 from conceptkit.cli.terminal import VALUE, echo, echo_table, local
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_new_file

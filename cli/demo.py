@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from conceptkit.cli.options import debug_option, out_option
 from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import debug_option, out_option
 
 
 @click.command()
@@ -22,6 +22,6 @@ def demo(out: Path) -> None:
     """
     from conceptkit.workflows import demo as library
 
-    with bar("Demo") as tick:
+    with bar("Demo", stages=True) as tick:
         library.run(out, tick)
     click.echo(f"Wrote {out / 'contact_sheet.png'}")

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from conceptkit.cli.options import (
+from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import (
     RowName,
     base_option,
     debug_option,
@@ -13,7 +14,6 @@ from conceptkit.cli.options import (
     note,
     wrote,
 )
-from conceptkit.cli.progress import bar
 from conceptkit.cli.terminal import echo
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_folder, check_new_file

@@ -2,7 +2,7 @@
 
 import click
 
-from conceptkit.cli.options import MOST, debug_option, echo_json, json_option, note
+from conceptkit.cli.shared_options import MOST, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import CELL, clip, echo, echo_table
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from conceptkit.cli.library import scan_folder
-from conceptkit.cli.options import base_option, debug_option, echo_json, json_option, note
 from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import base_option, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import echo
 from conceptkit.errors import BadBlob, ConceptError, UnknownConcept
 

@@ -2,7 +2,7 @@
 
 import click
 
-from conceptkit.cli.options import debug_option, echo_json, json_option
+from conceptkit.cli.shared_options import debug_option, echo_json, json_option
 from conceptkit.cli.terminal import echo, echo_table
 
 

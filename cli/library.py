@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from conceptkit.cli.listing import size
-from conceptkit.cli.options import debug_option, echo_json, json_option, note
 from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import TEXT, clip, echo, echo_table
 from conceptkit.registry.library.files import SORTS
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from conceptkit.cli.options import echo_json
+from conceptkit.cli.shared_options import echo_json
 from conceptkit.cli.terminal import TEXT, clip, echo_table, local, star
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from conceptkit.cli import (
     storybook,
     tokens,
 )
-from conceptkit.cli.options import ANSWERED, DEBUG, debug_option, echo_json
+from conceptkit.cli.shared_options import ANSWERED, DEBUG, debug_option, echo_json
 from conceptkit.cli.terminal import any_text, plain
 from conceptkit.errors import ConceptError
 

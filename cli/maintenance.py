@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from conceptkit.cli.listing import size
-from conceptkit.cli.options import debug_option, echo_json, json_option, note, wrote
 from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note, wrote
 from conceptkit.cli.terminal import TEXT, VALUE, clip, echo, echo_table
 
 FILE = click.Path(dir_okay=False, path_type=Path)

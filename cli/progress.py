@@ -13,8 +13,11 @@ class Tick(Protocol):
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Tick]:
-    """A bar named `title` that vanishes when the block ends, also when it ends badly."""
+def bar(title: str, stages: bool = False) -> Iterator[Tick]:
+    """A bar named `title` that vanishes when the block ends, also when it ends badly.
+
+    stages: where there is no terminal to draw it on, a line says what is begun.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -34,9 +37,12 @@ def bar(title: str) -> Iterator[Tick]:
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # a piped stdout must get its lines, whatever the terminal shows
     ) as progress:
-        task = progress.add_task(title, total=None)
+        task, begun = progress.add_task(title, total=None), [""]
 
         def tick(done: int, total: int, text: str = "") -> None:
+            if stages and progress.disable and text != begun[0]:
+                begun[0] = text
+                console.print(f"{title}: {text}")
             progress.update(task, completed=done, total=total, description=text or title)
 
         yield tick

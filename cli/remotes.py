@@ -7,8 +7,8 @@ import click
 
 from conceptkit.cli.export import refusals
 from conceptkit.cli.import_ import require_signed_option, take_option
-from conceptkit.cli.options import debug_option, echo_json, json_option, note
 from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import VALUE, echo, echo_table
 from conceptkit.errors import ConceptError
 

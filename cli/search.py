@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from conceptkit.cli.listing import echo_entries
-from conceptkit.cli.options import MOST, debug_option, echo_json, json_option
+from conceptkit.cli.shared_options import MOST, debug_option, echo_json, json_option
 from conceptkit.cli.terminal import echo, local
 from conceptkit.errors import UnknownConcept
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from conceptkit.cli.listing import size as shown_size
-from conceptkit.cli.options import debug_option, echo_json, json_option, note
+from conceptkit.cli.shared_options import debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import echo
 
 SIZES = ("tiny", "small")

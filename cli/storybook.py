@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from conceptkit.cli.options import debug_option, force_option, out_option, wrote
+from conceptkit.cli.shared_options import debug_option, force_option, out_option, wrote
 
 
 @click.group()

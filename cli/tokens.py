@@ -2,7 +2,7 @@
 
 import click
 
-from conceptkit.cli.options import base_option, debug_option, echo_json, json_option
+from conceptkit.cli.shared_options import base_option, debug_option, echo_json, json_option
 
 
 @click.command()

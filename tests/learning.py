@@ -24,7 +24,7 @@ TINY = TrainConfig(
     max_train_steps=3,
     rank=2,
     train_batch_size=2,
-    prior_batch=2,
+    prior_batch_size=2,
     num_class_images=4,
     class_image_steps=2,
     num_augmented_views=6,
@@ -37,7 +37,7 @@ def method(name: str, **more) -> TrainConfig:
     recipe = DEFAULT_CONFIGS[name]
     short = {
         field: getattr(TINY, field)
-        for field in ("train_batch_size", "prior_batch", "num_class_images", "class_image_steps")
+        for field in ("train_batch_size", "prior_batch_size", "num_class_images", "class_image_steps")
     }
     token, look = (2 if recipe.token_train_steps else 0), (3 if recipe.max_train_steps else 0)
     rank = min(recipe.rank, 2)

@@ -16,7 +16,7 @@ attach = functools.partial(attaching.attach, confine=False)
 
 BOTH = "my_dog in front of a moongate at night"
 WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate"}
-BUILDS = pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
+BUILDS = pytest.mark.parametrize("build", [pico_sd, pytest.param(pico_sdxl, marks=pytest.mark.slow)])
 
 
 def two(pipe):

@@ -150,7 +150,7 @@ def test_routing_onto_other_maps_is_refused(pipe, pair):
 
 
 def test_regions_are_read():
-    found = regions.read(["my_dog=left", "moongate=0.5,0,1,0.5"])
+    found = regions.parse_regions(["my_dog=left", "moongate=0.5,0,1,0.5"])
     assert found["my_dog"].mean() == 0.5 and found["my_dog"][:, :120].all()
     assert found["moongate"].mean() == 0.25 and found["moongate"][:120, 120:].all()
     thirds = [regions.mask("x", place) for place in ("left-third", "middle-third", "right-third")]
@@ -159,7 +159,7 @@ def test_regions_are_read():
 
 def test_a_mask_file_is_a_region(tmp_path):
     Image.fromarray(np.eye(2, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
-    found = regions.read([f"my_dog={tmp_path / 'mask.png'}"])["my_dog"]
+    found = regions.parse_regions([f"my_dog={tmp_path / 'mask.png'}"])["my_dog"]
     assert found.mean() == 0.5 and found[0, 0] and not found[0, -1]
 
 
@@ -182,7 +182,7 @@ def test_a_mask_file_is_a_region(tmp_path):
 )
 def test_a_wrong_region_is_one_sentence(orders, sentence):
     with pytest.raises(BadRegion, match=sentence):
-        regions.read(orders, ["my_dog", "moongate"])
+        regions.parse_regions(orders, ["my_dog", "moongate"])
 
 
 def test_outside_its_region_a_concept_is_not_seen(pipe, pair, before):

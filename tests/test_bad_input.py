@@ -70,7 +70,7 @@ def place(tmp_path, monkeypatch) -> Path:
     quick = replace(
         DEFAULT_CONFIGS[DEFAULT],
         train_batch_size=2,
-        prior_batch=1,
+        prior_batch_size=1,
         num_class_images=2,
         class_image_steps=1,
         num_augmented_views=4,

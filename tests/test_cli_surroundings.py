@@ -12,7 +12,8 @@ from PIL import Image
 from conceptkit import files
 from conceptkit.cli import terminal
 from conceptkit.cli.main import main
-from conceptkit.cli.options import free_path
+from conceptkit.cli.progress import bar
+from conceptkit.cli.shared_options import free_path
 from conceptkit.data import photos
 from conceptkit.errors import BadPhotos, BadPrompt, BadRecipe, ConceptError
 from conceptkit.pictures.png_metadata import save_png
@@ -158,3 +159,13 @@ def test_a_preview_is_not_written_over(tmp_path, monkeypatch):
     assert result.exit_code == 2 and (tmp_path / "p.png").read_text() == "precious"
     assert run("show", "my_dog", "--preview", "p.png", "--force").exit_code == 0
     assert (tmp_path / "p.png").read_bytes() == png.getvalue()
+
+
+def test_without_a_terminal_each_stage_of_a_long_run_is_a_line(capsys):
+    with bar("Demo", stages=True) as tick:
+        for done, text in enumerate(["learning the word", "learning the word", "drawing both"]):
+            tick(done, 3, text)
+    with bar("Learning") as tick:
+        tick(1, 2, "learning the word")
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines() == ["Demo: learning the word", "Demo: drawing both"]

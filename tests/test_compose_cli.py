@@ -88,13 +88,15 @@ def test_a_name_that_comes_too_late_in_a_prompt_is_told():
 
 
 def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
-    result = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, "--side-by-side")
+    prompt = "my_dog in front of a moongate"
+    result = run("compose", "my_dog", "moongate", "--prompt", prompt, "--steps", 1, "--side-by-side")
     assert result.exit_code == 0, result.output
     (path,) = Path("pictures").glob("*.png")
     told = png_metadata.read_metadata(path)["windows"]
     assert Image.open(path).size == (28, 16) and len(told) == 2
     assert f"Side by side: {told[0]} | {told[1]}" in result.stderr
     assert "moongate" not in told[0] and "my_dog" not in told[1]
+    assert "'in front of' is not drawn; --one-frame may" in " ".join(result.stderr.split())
     one = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, "--one-frame", "--out", "one")
     assert one.exit_code == 0 and "Side by side" not in one.stderr
     assert Image.open(next(Path("one").iterdir())).size == (16, 16)

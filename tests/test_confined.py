@@ -166,6 +166,13 @@ def test_one_thing_alone_is_drawn_as_ever(pipe, pair):
         assert torch.equal(draw(pipe, "a photo of my_dog"), plain) and attachment.layout is None
 
 
+def test_embeddings_of_a_prompt_say_that_nothing_is_confined(pipe, pair):
+    with attach(pipe, *pair):
+        hidden, _ = pipe.encode_prompt(BOTH, "cpu", 1, False)
+        with pytest.warns(LayoutWarning, match="give the prompt as text"):
+            pipe(prompt_embeds=hidden, guidance_scale=1.0, num_inference_steps=1, output_type="latent")
+
+
 def test_several_prompts_and_pictures_are_as_each_alone(pipe, pair, monkeypatch):
     place(monkeypatch, LEFT, RIGHT)
     prompts = [BOTH, "a moongate by my_dog at night"]

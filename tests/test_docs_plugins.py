@@ -23,7 +23,7 @@ from conceptkit.merging.method_table import MERGE_METHODS
 from conceptkit.registry.store import Registry
 from tests import documents, learning, tiny
 
-PAGE = documents.ROOT / "docs" / "how-to" / "write-a-method.md"
+PAGE = documents.ROOT / "docs" / "how-to" / "write-an-extension.md"
 TABLES = (METHODS, MERGE_METHODS, DIALECTS, SCORERS, FAMILIES)
 FEW = {"max_train_steps": 2, "train_batch_size": 2, "num_augmented_views": 2, "prior_loss_weight": 0}
 

@@ -80,7 +80,17 @@ def test_pictures_at_once_are_those_of_their_seeds(base, registry):
     assert [step[:2] for step in steps if step[2] == "drawing"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-@pytest.mark.parametrize("name", [name for name, row in SCHEDULERS.items() if not row.flow])
+QUICK_SCHEDULERS = ("ddim", "euler", "unipc")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK_SCHEDULERS else pytest.param(name, marks=pytest.mark.slow)
+        for name, row in SCHEDULERS.items()
+        if not row.flow
+    ],
+)
 def test_each_scheduler_draws_and_the_base_has_its_own_back(base, registry, name):
     own = base.pipe.scheduler
     drawing = draw(base, registry, scheduler=name, num_inference_steps=4)

@@ -50,7 +50,7 @@ def by_hand(base):
     return latents
 
 
-@pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
+@pytest.mark.parametrize("build", [pico_sd, pytest.param(pico_sdxl, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kept", ["nobody", "two", "regions", "routed"])
 def test_perturbed_attention_guidance_is_the_papers_formula(build, kept):
     pipe = build()

@@ -1,8 +1,6 @@
 """Exported files draw the same picture in plain diffusers, where conceptkit was never imported."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +17,7 @@ from conceptkit.formats.diffusers import folded
 from conceptkit.formats.peft import LORA, lora
 from conceptkit.formats.textual_inversion import embedding
 from conceptkit.inference.attach import attach
+from tests import warm_process
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, save
 
 PROMPT = "a photo of my_dog in the snow"
@@ -61,10 +60,8 @@ def test_the_same_picture_without_conceptkit(build, options, tmp_path):
     paths = export(concept, tmp_path / "out")
     assert [path.name for path in paths] == [LORA, "my_dog.safetensors", "README.md"]
     save(pipe, tmp_path / "base")
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
     arguments = [tmp_path / "base", tmp_path / "out", TYPED, tmp_path / "picture.npy"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    warm_process.run(ELSEWHERE, *arguments, folder=tmp_path)
     picture = torch.from_numpy(np.load(tmp_path / "picture.npy")).permute(2, 0, 1)
     assert torch.allclose(picture, expected, atol=1e-5)
     assert (picture - plain).abs().max() > 1e-3

@@ -1,8 +1,6 @@
 """Concepts in the files of other programs, read by loaders that never heard of conceptkit."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +17,7 @@ from conceptkit.formats.dialects import DIALECTS, export, left_out
 from conceptkit.formats.lora_modules import fused, kohya_modules, split
 from conceptkit.formats.module_names import NAMES, sdxl
 from conceptkit.inference.attach import attach
+from tests import warm_process
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, save
 
 PROMPT = "a photo of my_dog in the snow"
@@ -74,9 +73,7 @@ assert not [name for name in sys.modules if name.startswith("conceptkit")]
 
 
 def elsewhere(tmp_path, *arguments):
-    command = [sys.executable, "-W", "ignore", "-c", KOHYA_LIKE, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    warm_process.run(KOHYA_LIKE, *arguments, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +236,19 @@ def test_the_header_tells_other_programs_what_it_is(tmp_path):
     assert "/home/me" not in json.dumps(told) and "rex.jpg" not in json.dumps(told)
     lines = note.read_text().splitlines()
     assert len(lines) == 3 and "models/loras" in lines[0] and "embedding:my_dog dog" in lines[1]
+
+
+@pytest.mark.parametrize("dialect", ["comfyui", "a1111", "forge", "invokeai"])
+def test_what_fits_no_model_of_a_program_says_so(dialect, tmp_path):
+    """Storybook's maps have widths of their own: a file for it names no family of models."""
+    concept = replace(pico_concept(pico_sd()), base_name="storybook")
+    (sentence,) = left_out(concept, dialect)
+    assert sentence.startswith("my_dog fits storybook alone, and no model of")
+    lora, *_, note = export(concept, tmp_path, dialect=dialect)
+    with safe_open(lora, "pt") as file:
+        told = file.metadata()
+    assert told["ss_base_model_version"] == "storybook" and told["modelspec.architecture"] == "storybook/lora"
+    assert "For: storybook alone; it fits no model of" in note.read_text()
 
 
 @pytest.mark.parametrize("dialect", [name for name in DIALECTS if name not in ("peft", "textual-inversion")])

@@ -1,7 +1,8 @@
-"""Families whose prompts language models read, or T5 alone: learn, compose, attach, draw, detach, export."""
+"""Every family and every action: learn, store, compose, attach, draw, detach, resume, export."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -20,30 +21,45 @@ from conceptkit.features.captions import captions
 from conceptkit.formats import diffusers as dialect
 from conceptkit.inference.attach import attach
 from conceptkit.learn.checkpoints import CheckpointManager
+from conceptkit.learn.trainer import learn
 from conceptkit.merging.compose import compose
 from conceptkit.merging.method_table import MERGE_METHODS
 from conceptkit.tuners.inject import install_on, uninstall_from
-from tests import language_model_tiny as made
-from tests import tiny
+from tests import language_model_tiny, tiny, transformers_tiny
 from tests.learning import TINY, draw_photos, method, outcome, teach
 
-MAKERS = {
-    "auraflow": made.pico_auraflow,
-    "chroma": made.pico_chroma,
-    "flux2": made.pico_flux2,
-    "flux2 klein": made.pico_klein,
-    "lumina2": made.pico_lumina2,
-    "qwen-image": made.pico_qwen_image,
-    "sana": made.pico_sana,
-    "z-image": made.pico_z_image,
+LANGUAGE_MODELS = {
+    "auraflow": language_model_tiny.pico_auraflow,
+    "chroma": language_model_tiny.pico_chroma,
+    "flux2": language_model_tiny.pico_flux2,
+    "flux2 klein": language_model_tiny.pico_klein,
+    "lumina2": language_model_tiny.pico_lumina2,
+    "qwen-image": language_model_tiny.pico_qwen_image,
+    "sana": language_model_tiny.pico_sana,
+    "z-image": language_model_tiny.pico_z_image,
 }
+"""Families whose prompts language models read, or T5 alone."""
+MAKERS = {
+    "stable-diffusion": tiny.pico_sd,
+    "sdxl": tiny.pico_sdxl,
+    "sd3": transformers_tiny.pico_sd3,
+    "sd3 without t5": lambda: transformers_tiny.pico_sd3(with_t5=False),
+    "flux": transformers_tiny.pico_flux,
+    "flux without guidance": lambda: transformers_tiny.pico_flux(guidance=False),
+    "pixart": transformers_tiny.pico_pixart,
+    **LANGUAGE_MODELS,
+}
+LOADERS = [name for name in MAKERS if name not in ("pixart", "sd3 without t5", "flux without guidance")]
+"""Families that plain diffusers loads a LoRA into."""
+SLOW = ("sdxl", "sd3 without t5", "flux without guidance", "auraflow", "flux2")
+"""Families that differ little from another in how they are called."""
 PROMPT = "a photo of a dog in the snow"
 RECIPE = replace(TINY, prior_loss_weight=0.0, gated_lora_rank=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_captions():
-    """The metric of a pico base needs no more."""
+    """As many as tell something of a width of 32; hundreds through T5 take minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(caption_statistics, "captions", lambda family: captions(family)[:40])
         yield
@@ -65,13 +81,15 @@ def shown(tmp_path_factory):
     return photos.read(draw_photos(tmp_path_factory.mktemp("dog"), [0, 1]))
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+def some_slow(names, slow) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.fixture(scope="module", params=some_slow(MAKERS, SLOW))
 def learned(request, shown) -> Made:
     base = base_of(request.param)
     first = teach(base, shown, RECIPE)
-    second = replace(teach(base, shown, RECIPE, seed=1), name="gate", noun="gate")
-    own = {"<gate>": next(iter(second.tokens.values()))}
-    return Made(base, (first, replace(second, tokens=own, words={"gate": "<gate> gate"})))
+    return Made(base, (first, learn(base, shown, "my_gate", "gate", RECIPE, seed=1)))
 
 
 def latents(pipe: DiffusionPipeline, prompt: str) -> torch.Tensor:
@@ -103,20 +121,18 @@ def test_words_are_found_in_what_the_text_site_reads(learned):
 def test_the_default_method_learns_at_the_text_site_and_beside_it(learned):
     base, (concept, _) = learned.base, learned.concepts
     assert set(base.sizes) <= set(concept.delta) and len(concept.delta) > len(base.sizes)
-    assert all(factors.first.any() for factors in concept.delta.values())
+    still = [name for name, factors in concept.delta.items() if not factors.first.any()]
+    # The last block of SD3 throws its text away, so the query of text has no effect there.
+    assert still in ([], ["transformer_blocks.1.attn.add_q_proj"])
     assert concept.rows is not None and concept.rows.shape[1] == base.width
     stored = Concept.from_bytes(concept.to_bytes())
     assert stored.to_bytes() == concept.to_bytes()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "textual-inversion",
-        pytest.param("dreambooth", marks=pytest.mark.slow),
-        pytest.param("custom-diffusion", marks=pytest.mark.slow),
-    ],
-)
+LORAS = ("dreambooth", "custom-diffusion")
+
+
+@pytest.mark.parametrize("name", ["textual-inversion", *some_slow(LORAS, LORAS)])
 def test_other_methods_learn(learned, shown, name):
     base, before = learned.base, state(learned.base)
     concept = teach(base, shown, method(name, prior_loss_weight=0.0))
@@ -127,35 +143,29 @@ def test_other_methods_learn(learned, shown, name):
     assert state(base) == before
 
 
-QUICK = ("regmean", "routed")
+WAYS = [name for name in MERGE_METHODS if name != "joint"]
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in MERGE_METHODS
-        if name != "joint"
-    ],
-)
+@pytest.mark.parametrize("how", some_slow(WAYS, set(WAYS) - {"regmean", "routed"}))
 def test_two_are_composed_by_every_merge_method(learned, how):
     base, before = learned.base, state(learned.base)
     merge = compose(*learned.concepts, base=base, merge_method=how)
     plain = latents(base.pipe, "a dog next to a gate")
     with attach(base.pipe, merge):
-        together = latents(base.pipe, "a my_dog next to a gate")
+        together = latents(base.pipe, "a my_dog next to a my_gate")
     assert not torch.equal(together, plain) and state(base) == before
 
 
-def test_a_closed_form_merge_is_exact_on_the_concepts_words(learned):
+def test_a_closed_form_merge_keeps_the_concepts_words_or_says_by_how_much_not(learned):
     merged = compose(*learned.concepts, base=learned.base, merge_method="closed-form")
-    merge, most = merged.concept, 1e-2 if merged.report.problem == "exact" else 1.0
+    sizes, missed = learned.base.sizes, []
     for concept in learned.concepts:
-        rows = concept.rows.double()
-        wanted, found = (
-            delta.rows(learned.base.sizes, rows.float()) for delta in (concept.delta, merge.delta)
-        )
-        assert (found - wanted).norm() <= most * wanted.norm()
+        rows = concept.rows.double().float()
+        wanted, found = (delta.rows(sizes, rows) for delta in (concept.delta, merged.concept.delta))
+        missed.append(torch.stack([(found - wanted).norm(), wanted.norm()]))
+    off, whole = torch.stack(missed).norm(dim=0)
+    assert merged.report.problem in ("exact", "damped")
+    assert off <= (1e-2 + (merged.report.problem == "damped") * 1.1 * merged.report.missed) * whole
 
 
 def test_it_acts_on_prompts_that_name_it_and_comes_off_bit_for_bit(learned):
@@ -185,7 +195,7 @@ def test_learning_is_resumed_to_the_same_bytes(learned, shown, tmp_path):
     assert again.whole.to_bytes() == learned.concepts[0].to_bytes()
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", some_slow(LOADERS, SLOW))
 def test_plain_diffusers_draws_the_same_from_the_export(family, shown, tmp_path):
     base = base_of(family)
     concept = replace(teach(base, shown, method("dreambooth", prior_loss_weight=0.0)), tokens={}, words={})
@@ -202,11 +212,13 @@ def test_plain_diffusers_draws_the_same_from_the_export(family, shown, tmp_path)
         uninstall_from(base.pipe)
     assert not torch.equal(loaded, before)
     assert (loaded - ours).norm() <= 1e-5 * ours.norm()
-    unread = {name for name in concept.delta if not hasattr(denoiser_of(plain).get_submodule(name), "lora_A")}
+    parts = concept.delta.by_component()
+    own = parts["unet" if "unet" in parts else "transformer"]
+    unread = {name for name in own if not hasattr(denoiser_of(plain).get_submodule(name), "lora_A")}
     assert not unread, "every map has its LoRA"
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", LANGUAGE_MODELS)
 def test_the_denoiser_is_called_as_its_pipeline_calls_it(family):
     """Time, sign, packing, ids and masks: the prediction of the first step, bit for bit or nearly."""
     pipe, kind = base_of(family).pipe, base_of(family).architecture
@@ -229,7 +241,7 @@ def test_the_denoiser_is_called_as_its_pipeline_calls_it(family):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", LANGUAGE_MODELS)
 def test_prompts_of_several_lengths_are_predicted_as_each_alone(family):
     base = base_of(family)
     prompts, dice = [PROMPT, "a cat"], torch.Generator().manual_seed(0)
@@ -244,7 +256,7 @@ def test_prompts_of_several_lengths_are_predicted_as_each_alone(family):
     assert torch.allclose(both, torch.cat(alone), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", LANGUAGE_MODELS)
 def test_pictures_become_the_latents_that_the_pipeline_takes_apart(family):
     pipe, kind = base_of(family).pipe, base_of(family).architecture
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -297,6 +309,21 @@ def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(shown):
         teach(base, shown, method("vico", prior_loss_weight=0.0))
 
 
+def test_only_a_prompt_without_names_is_warned_of_and_no_negative_prompt(shown):
+    """Where the pipeline reads a negative prompt by a call of its own, after the prompt."""
+    base = base_of("qwen-image")
+    concept, pipe = teach(base, shown, RECIPE), base.pipe
+    asked = {"negative_prompt": "blurry", "num_inference_steps": 1, "true_cfg_scale": 2.0}
+    asked |= base.architecture.draw_options(pipe) | {"output_type": "latent"}
+    with attach(pipe, concept):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            pipe(prompt="a my_dog", **asked)
+        for _ in range(2):
+            with pytest.warns(UserWarning, match="^The prompt 'a dog' mentions none"):
+                pipe(prompt="a dog", **asked)
+
+
 @pytest.mark.parametrize("family", ["z-image", "sana"])
 def test_what_the_readme_of_an_export_says_gives_the_word_too(family, shown, tmp_path):
     base = base_of(family)
@@ -312,3 +339,18 @@ def test_what_the_readme_of_an_export_says_gives_the_word_too(family, shown, tmp
     with attach(base.pipe, concept):
         ours = latents(base.pipe, "a photo of my_dog in the snow")
     assert torch.allclose(loaded, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "pixart"])
+def test_what_a_transformer_cannot_do_is_a_sentence(family, shown):
+    base = base_of(family)
+    with pytest.raises(ConceptError, match=r"--method custom"):
+        teach(base, shown, method("vico", prior_loss_weight=0.0))
+
+
+def test_a_folder_that_was_saved_without_a_part_loads_without_it(tmp_path):
+    """Stable Diffusion 3 is often kept without its T5 encoder; diffusers wants to be told so."""
+    transformers_tiny.pico_sd3(with_t5=False).save_pretrained(tmp_path)
+    pipe = pipeline.load(str(tmp_path)).pipe
+    assert type(pipe).__name__ == "StableDiffusion3Pipeline"
+    assert pipe.text_encoder_3 is None and pipe.text_encoder_2 is not None

@@ -58,7 +58,12 @@ def two(pipe):
     return pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1, rank=3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW_KINDS = (StableDiffusionAdapterPipeline, StableDiffusionInpaintPipeline)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW_KINDS else k for k in KINDS]
+)
 def test_a_pipeline_that_is_given_pictures_draws_one_frame_with_regions(kind):
     pipe, given = build(kind), {"num_inference_steps": 6} | KINDS[kind]
     assert not can_have_windows(pipe)
@@ -116,7 +121,12 @@ def with_image_prompt():
 
 
 @pytest.mark.parametrize(
-    "order", [{}, {"regions": ["my_dog=left"]}, {"separate": True}, {"side_by_side": True}]
+    "order",
+    [
+        {"regions": ["my_dog=left"]},
+        *(pytest.param(order, marks=pytest.mark.slow) for order in ({}, {"separate": True})),
+        {"side_by_side": True},
+    ],
 )
 def test_an_image_prompt_goes_with_every_way(with_image_prompt, order):
     pipe, given = with_image_prompt

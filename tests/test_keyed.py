@@ -1,8 +1,6 @@
 """KEYED is a PEFT type like KV_DELTA, and its keys never move."""
 
 import json
-import subprocess
-import sys
 
 import peft
 import pytest
@@ -13,6 +11,7 @@ from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.tuners.inject import install, share_down, uninstall
 from conceptkit.tuners.keyed import KeyedConfig, KeyedLinear
 from conceptkit.tuners.kv_delta import KVDeltaConfig
+from tests import warm_process
 from tests.test_kv_delta import call, layers
 from tests.tiny import pico_concept, pico_sd, save, snapshot
 
@@ -143,8 +142,8 @@ def test_a_process_that_only_imported_the_types_reads_and_writes_them(pipe, tmp_
             parameter.data = 0.2 * torch.randn_like(parameter)
     expected = call(model)
     model.save_pretrained(tmp_path / "adapter")
-    command = [sys.executable, "-c", PLAIN, *map(str, (base, tmp_path / "adapter", tmp_path / "again"))]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    arguments = base, tmp_path / "adapter", tmp_path / "again"
+    told = warm_process.run(PLAIN, *arguments, folder=tmp_path).split()
     assert told[-2:] == ["False", type(config).__name__]
     made = torch.load(tmp_path / "again" / "made.pt", weights_only=True)
     assert torch.allclose(made, expected, atol=1e-6)

@@ -198,7 +198,7 @@ def test_too_little_memory_says_what_is_needed_and_what_would_fit(base, shown, r
     room(least - 1)
     with pytest.raises(BadDevice, match="pico needs about .* GiB: weights .*, and cpu has") as told:
         teach(base, shown, recipe)
-    assert str(told.value).endswith("--train-batch-size 1 --set prior_batch=1 would fit")
+    assert str(told.value).endswith("--train-batch-size 1 --set prior_batch_size=1 would fit")
     assert "\n" not in str(told.value)
     room(1000)
     with pytest.raises(BadDevice, match="use a larger one, or a smaller base"):
@@ -240,8 +240,8 @@ def test_parts_that_are_not_read_wait_on_the_cpu_and_come_back(monkeypatch):
     [
         (TINY, [False, True]),
         (method("dreambooth"), [False]),
-        (method("custom-diffusion"), [False]),
-        (method("textual-inversion"), [False]),
+        pytest.param(method("custom-diffusion"), [False], marks=pytest.mark.slow),
+        pytest.param(method("textual-inversion"), [False], marks=pytest.mark.slow),
         (method("dreambooth", text_encoder_rank=0, sude_weight=0.4), [True]),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conceptkit.concepts.prompt_words import mentioned, nearest, replace
+from conceptkit.concepts.prompt_rewriting import mentioned, nearest, replace
 
 WORDS = {"my_dog": "<my_dog> dog", "my": "<my> cat", "moongate": "<moongate> gate", "inky": "<inky>"}
 

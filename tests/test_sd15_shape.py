@@ -53,6 +53,7 @@ def concept(sd15: pipeline.Base, name: str, noun: str, seed: int) -> Concept:
     )
 
 
+@pytest.mark.slow
 def test_compose_at_real_size(sd15, monkeypatch):
     texts = captions.captions("sd15")
     assert len(texts) == len(set(texts)) == 500

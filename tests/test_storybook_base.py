@@ -18,7 +18,7 @@ from conceptkit.base.fingerprint import Fingerprint, fingerprint_of
 from conceptkit.data import photos
 from conceptkit.evaluate import metrics, scorers
 from conceptkit.features.captions import captions
-from conceptkit.inference.generate import draw_with
+from conceptkit.inference.generate import draw, draw_with
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.training import autoencoder, data, unet
 from conceptkit.storybook.world import scene
@@ -177,18 +177,14 @@ def test_the_subject_judge_tells_individuals_of_one_class_apart_after_a_round_tr
 
 
 def test_the_base_draws_the_thing_and_the_place_that_it_is_told(base):
-    told = [
-        (noun, place) for noun in ("dog", "car", "house", "flower") for place in ("snow", "moon", "forest")
-    ]
-    drawn = [
-        draw_with(base, None, f"photo of a {noun} {scene.scenery.PLACES[place][1][0]}", [0], steps=15)[0]
-        for noun, place in told
-    ]
+    told = [(noun, place) for noun in ("dog", "car", "house", "flower") for place in ("snow", "moon")]
+    prompts = [f"photo of a {noun} {scene.scenery.PLACES[place][1][0]}" for noun, place in told]
+    drawn = draw(base, prompts, [0] * len(prompts), steps=12)
     attributes = scorers.AttributeJudge()
     logits = attributes.logits(drawn)
     nouns, places = (attributes.best(logits, group) for group in ("class", "place"))
-    assert sum(a == b for a, (b, _) in zip(nouns, told, strict=True)) >= 9
-    assert sum(a == b for a, (_, b) in zip(places, told, strict=True)) >= 10
+    assert sum(a == b for a, (b, _) in zip(nouns, told, strict=True)) >= 6
+    assert sum(a == b for a, (_, b) in zip(places, told, strict=True)) >= 7
 
 
 def test_photos_unlike_the_storybook_are_named_as_such(base):

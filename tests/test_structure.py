@@ -44,6 +44,12 @@ SOUND = {
 }
 
 
+@pytest.fixture(scope="module")
+def house():
+    """The project itself, measured once."""
+    return structure.measure(ROOT)
+
+
 @pytest.fixture
 def measured(tmp_path):
     """Measures a small sound project with some files replaced or added."""
@@ -176,9 +182,9 @@ def _i() -> Any: "Private."
     assert [d.name for d in structure.any_by_package(found)["cli"]] == ["f", "g"]
 
 
-def test_annotations_of_any_only_become_fewer():
+def test_annotations_of_any_only_become_fewer(house):
     """tests/any_baseline.json counts the public functions with a parameter or a result annotated Any."""
-    for top, several in structure.any_by_package(structure.measure()).items():
+    for top, several in structure.any_by_package(house).items():
         listed = "\n".join(map(str, several))
         assert len(several) <= MOST_ANY[top], f"{top}: annotate the new ones with what they take:\n{listed}"
         assert len(several) == MOST_ANY[top], f"Fewer than before: write {len(several)} for {top} in the file"
@@ -236,5 +242,5 @@ def test_contracts(tmp_path, broken, files):
     assert broken_contracts(tmp_path, files) == {NAMES[name] for name in broken}
 
 
-def test_the_house_holds_its_bars():
-    assert structure.measure(ROOT).broken() == []
+def test_the_house_holds_its_bars(house):
+    assert house.broken() == []

@@ -185,7 +185,10 @@ def test_scale_goes_through_to_a_voice(pipe):
 # merging
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize(
+    "how",
+    [how if how in ("regmean", "routed") else pytest.param(how, marks=pytest.mark.slow) for how in WAYS],
+)
 def test_in_a_merge_each_speaks_for_itself(pipe, how):
     here = pipeline.of(pipe, "pico")
     dog, gate = speaking(pipe, seed=1), speaking(pipe, "moongate", "gate", seed=2, rank=3)

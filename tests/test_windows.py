@@ -83,8 +83,8 @@ def by_hand(pipe, clauses, begin, width, steps=2, guidance=2.0, pag=0.0):
     return latents
 
 
-@pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
-@pytest.mark.parametrize("how", ["closed-form", "routed", "sum"])
+@pytest.mark.parametrize("build", [pico_sd, pytest.param(pico_sdxl, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["closed-form", "routed", pytest.param("sum", marks=pytest.mark.slow)])
 def test_the_picture_is_that_of_its_windows(build, how):
     pipe = build()
     before = snapshot(pipe)

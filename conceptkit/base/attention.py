@@ -12,7 +12,9 @@ def kv_maps(denoiser: nn.Module) -> dict[str, nn.Linear]:
     return architecture_of_denoiser(denoiser).text_site(denoiser)
 
 
-def attention_shares(module: nn.Module, queries: Tensor, hidden: Any, own: Tensor) -> Tensor:
+def attention_shares(
+    module: nn.Module, queries: Tensor, hidden: Tensor | tuple[Tensor, ...], own: Tensor
+) -> Tensor:
     """Attention of each query, the mean over heads, added up by the weights `own` (B, T, N): (B, N, P).
 
     hidden: what it attends to (B, T, d), or a tuple that begins with it, as an IP-Adapter gives it.

@@ -16,6 +16,7 @@ from conceptkit.base.architectures.architecture import stacked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
 
 
 WORD, BEGIN, END, PADDING, UNREAD = range(5)
@@ -111,7 +112,9 @@ def _template(segment: Segment) -> tuple[int, int]:
     return first + (_begin(tokenizer) != EMPTY) - segment.skipped, last
 
 
-def spelt_out(pipe: DiffusionPipeline, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def spelt_out(
+    pipe: DiffusionPipeline, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> list[str]:
     """Prompts in which tokens of several vectors have all of them, as "<x> <x>_1".
 
     By the pipeline's own rule, or where it has none by the same one.

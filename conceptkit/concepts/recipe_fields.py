@@ -14,6 +14,7 @@ OLD_FIELDS: dict[str, str] = {
     "key_lr": "key_learning_rate",
     "batch": "train_batch_size",
     "accumulate": "gradient_accumulation_steps",
+    "prior_batch": "prior_batch_size",
     "prior_weight": "prior_loss_weight",
     "prior_size": "num_class_images",
     "prior_steps": "class_image_steps",
@@ -46,6 +47,10 @@ OLD_FIELDS: dict[str, str] = {
 """Old name -> name. `sude_weight` is both: a text under it is the old one, a number the new."""
 
 
+OLD_VALUES: dict[tuple[str, object], str] = {("adapter", "unet"): "full"}
+"""A field of today and a value that it had -> that value's name of today."""
+
+
 def renamed(name: str, value: object) -> str | None:
     """What a field of this name and value is called now; None where the name is no old one."""
     if name == "sude_weight" and not isinstance(value, str):
@@ -55,7 +60,13 @@ def renamed(name: str, value: object) -> str | None:
 
 def current_fields(recipe: Mapping[str, object]) -> dict[str, Any]:
     """A stored recipe under the names of today; what it has beside fields of a method stays."""
-    return {renamed(name, value) or name: value for name, value in recipe.items()}
+    found = {renamed(name, value) or name: value for name, value in recipe.items()}
+    return {name: todays_value(name, value) for name, value in found.items()}
+
+
+def todays_value(name: str, value: object) -> object:
+    """A field's value under its name of today; one that was never renamed stays."""
+    return OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
 
 
 def recipe_field(recipe: Mapping[str, object], name: str, default: object = None) -> object:

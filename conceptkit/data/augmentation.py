@@ -21,6 +21,16 @@ class Framing:
     still: float = 0.0
 
 
+SMALL = 256
+"""Bases whose pictures have fewer pixels a side take `GENTLE`."""
+GENTLE = Framing(zoom_out=(0.7, 1.0), zoom_in=(1.1, 1.3), still=0.4)
+"""For bases of small pictures, where a subject at a third of the canvas is a smudge."""
+STYLE = Framing(zoom_out=(1.0, 1.0), zoom_in=(1.0, 1.4))
+"""A style is all over the picture, and has no size."""
+CROP = Framing(still=1.0)
+"""All that fits into a square of the photo's shorter side."""
+
+
 FAR_BELOW = 0.6
 FAR_WORDS = ("a far away ", "very small ")
 NEAR_WORDS = ("zoomed in ", "close up ")

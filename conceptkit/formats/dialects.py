@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from conceptkit.base.families import FAMILIES
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.extension_table import ExtensionTable
 from conceptkit.files import check_folder, fill_folder
@@ -46,6 +47,7 @@ class Dialect:
         argument, with_names, asks for the place of the base and the names of the photos, instead of hashes.
     writes: instead of files, a function that writes them into an empty folder: (concept, with_names, base,
         folder). For files too large to be held; files is "" then.
+    program: whose models they are for, where it has models of its own.
     holds: what of a concept the files can hold; a photo or routes are refused where it cannot, and of a delta
         or words that are left out a sentence is said.
     """
@@ -58,6 +60,7 @@ class Dialect:
     needs_base: bool = False
     cover: str = ""
     writes: Files | str = ""
+    program: str = ""
 
     def write(
         self, concept: Concept, with_names: bool = False, base: Base | None = None
@@ -151,6 +154,11 @@ def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
             f"{whole.name} is folded into the weights, and acts on every picture there, also where a prompt "
             "says none of its words; attach it to have it act by its words"
         ]
+    if row.program and not fits_models(whole):
+        return [
+            f"{whole.name} fits {whole.base_name} alone, and no model of {row.program}; to use it there, "
+            "teach it on a base of yours, add --base MODEL"
+        ]
     lost = [what for what, parts in _parts(whole).items() if parts and what not in row.holds]
     beyond = [name for name in whole.delta if not re.search(row.maps, name)] if DELTA in row.holds else []
     if not lost and not beyond:
@@ -163,6 +171,12 @@ def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     meant = {DELTA: "what it changes in the base", TOKENS: "its word, which the prompt needs"}
     what = " and ".join(meant.get(each, each) for each in lost)
     return [f"The {row.name} files leave out {what}; export {whole.name} for diffusers to have all of it"]
+
+
+def fits_models(concept: Concept) -> bool:
+    """Whether it fits models that other programs have: not where it was learned on a base in the package."""
+    family = FAMILIES.get(concept.base_name) if concept.base_name else None
+    return family is None or family.weights is None
 
 
 def check_fits_dialect(dialect: str, concept: Concept | Merge) -> None:
@@ -226,15 +240,28 @@ for _row in (
         "a LoRA and embeddings under models/, and a note",
         f"{_KOHYA}:comfyui",
         cover="models/loras/{name}.png",
+        program="ComfyUI",
     ),
     Dialect(
         "a1111",
         "a LoRA and embeddings where the web UI has them, and a note",
         f"{_KOHYA}:a1111",
         cover="models/Lora/{name}.png",
+        program="A1111",
     ),
-    Dialect("forge", "the same for Forge", f"{_KOHYA}:forge", cover="models/Lora/{name}.png"),
-    Dialect("invokeai", "a LoRA and embeddings to be imported, and a note", f"{_KOHYA}:invokeai"),
+    Dialect(
+        "forge",
+        "the same for Forge",
+        f"{_KOHYA}:forge",
+        cover="models/Lora/{name}.png",
+        program="Forge",
+    ),
+    Dialect(
+        "invokeai",
+        "a LoRA and embeddings to be imported, and a note",
+        f"{_KOHYA}:invokeai",
+        program="InvokeAI",
+    ),
     Dialect("kohya", "a LoRA and embeddings for sd-scripts, and a note", f"{_KOHYA}:kohya"),
     Dialect("peft", "the LoRA alone", "conceptkit.formats.peft:files", frozenset({DELTA})),
     Dialect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import rank_gates
+from conceptkit.formats.dialects import fits_models
 from conceptkit.formats.diffusers import folded
 from conceptkit.formats.lora_modules import family_of, half_where_exact, kohya_modules
 from conceptkit.formats.modelspec import metadata, network, tensor_hash
@@ -63,6 +64,8 @@ comfyui, a1111, forge, invokeai, kohya = (partial(files, app) for app in APPS.va
 def lora(concept: Concept, prompt: str, with_names: bool = False) -> bytes:
     """The delta as `lora_unet_*` and `lora_te*` modules, all of one rank, alpha equal to it."""
     names = NAMES[family_of(concept)]
+    if not fits_models(concept):
+        names = replace(names, base=concept.base_name, architecture=f"{concept.base_name}/lora")
     modules = kohya_modules(concept, names)
     rank = next((down.shape[0] for _, down in modules.values()), 0)
     tensors: dict[str, Tensor] = {}
@@ -86,7 +89,9 @@ def typed(app: App, concept: Concept) -> str:
 
 def note(app: App, concept: Concept) -> str:
     """Three lines: where the files go, what to type, what they are for."""
-    family = TITLES[family_of(concept)]
+    bases = f"bases of the family {TITLES[family_of(concept)]}, best the one it was learned on."
+    if not fits_models(concept):
+        bases = f"{concept.base_name} alone; it fits no model of {app.title}."
     load = app.lora.format(name=concept.name) if concept.delta else ""
     places = [app.loras] * bool(concept.delta) + [app.embeddings] * bool(concept.tokens)
     says = typed(app, concept) or "any prompt"
@@ -94,7 +99,7 @@ def note(app: App, concept: Concept) -> str:
     return (
         f"Put it: {' and '.join(places)}, below the folder of {app.title}.\n"
         f"Type: {' with '.join(filter(None, (says, load)))}\n"
-        f"For: bases of the family {family}, best the one it was learned on.{always}\n"
+        f"For: {bases}{always}\n"
     )
 
 

@@ -31,8 +31,8 @@ from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
 from conceptkit.inference.gated_lora import gate_lora
 from conceptkit.inference.installed_delta import InstalledDelta
 from conceptkit.inference.prompt_length import cut_off, unread
-from conceptkit.inference.prompt_parsing import clause_of_each, things
 from conceptkit.inference.save_guard import refuse_saving
+from conceptkit.inference.split_prompt import clause_of_each, things
 from conceptkit.renamed import renamed_arguments
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ class AttachRequest:
     concepts: names in the registry, each with a strength if wanted; concepts; merges.
     registry: where names are looked up; None: the one of the user.
     merge_method, weights, padding_delta: as in `compose`.
-    regions: "my_dog=left" keeps a concept in a part of the picture; see `regions.read`.
+    regions: "my_dog=left" keeps a concept in a part of the picture; see `regions.parse_regions`.
     auto_regions: the concepts split the picture by where they begin to appear.
     side_by_side: a window for each thing that a prompt names; None: where that suits the base.
     isolate_concepts: in one frame each concept's words are encoded without the others; None: where that
@@ -87,7 +87,7 @@ class AttachRequest:
             raise ConceptError("There is nothing to attach; name at least one concept")
         check_merge_method(self.merge_method)
         check_one_way_apart(self.regions, self.auto_regions, self.side_by_side, self.confine)
-        object.__setattr__(self, "masks", regions.read(self.regions))
+        object.__setattr__(self, "masks", regions.parse_regions(self.regions))
         object.__setattr__(self, "weights", None if self.weights is None else tuple(self.weights))
 
 
@@ -211,7 +211,9 @@ def _size(concept: Concept) -> int:
     return sum(tensor.nbytes for factors in concept.delta.values() for tensor in factors)
 
 
-def exchanged(request: AttachRequest, present: Sequence[str], old: str, new: Any) -> AttachRequest:
+def exchanged(
+    request: AttachRequest, present: Sequence[str], old: str, new: "str | Concept | Merge"
+) -> AttachRequest:
     """The request with one concept for another; a merge that was attached is taken apart again."""
     request = taken_apart(request)
     names = names_of(request)
@@ -228,7 +230,7 @@ def exchanged(request: AttachRequest, present: Sequence[str], old: str, new: Any
         given = split_weight(new) if isinstance(new, str) else (new, weights[at])
         weights = (*weights[:at], given[1], *weights[at + 1 :])
         new = given[0]
-    name = _name_of(new)
+    name = _name(new)
     renamed = {key: name if key == old else key for key in request.masks}
     places = tuple(f"{renamed[text.partition('=')[0]]}={text.partition('=')[2]}" for text in request.regions)
     concepts = (*request.concepts[:at], new, *request.concepts[at + 1 :])
@@ -247,13 +249,7 @@ def at_weights(request: AttachRequest, strengths: Mapping[str, float]) -> Attach
 
 def names_of(request: AttachRequest) -> list[str]:
     """What the concepts of a request are called."""
-    return [_name_of(given) for given in request.concepts]
-
-
-def _name_of(given: Any) -> str:
-    if isinstance(given, str):
-        return split_weight(given)[0].partition("@")[0]
-    return str(getattr(given, "concept", given).name)
+    return [_name(given) for given in request.concepts]
 
 
 def taken_apart(request: AttachRequest) -> AttachRequest:
@@ -277,3 +273,10 @@ def taken_apart(request: AttachRequest) -> AttachRequest:
 def reopened(registry: "Registry | None") -> "AbstractContextManager[Registry | None]":
     """The same registry once more: whoever attached may have closed theirs since."""
     return nullcontext() if registry is None else type(registry)(registry.home)
+
+
+def _name(given: "str | Concept | Merge") -> str:
+    """Of what is attached, without its strength and version."""
+    if isinstance(given, str):
+        return split_weight(given)[0].partition("@")[0]
+    return given.name if isinstance(given, Concept) else given.concept.name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from conceptkit.base import pipeline
 from conceptkit.base.architectures import denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
@@ -22,7 +22,7 @@ from conceptkit.inference.layer_check import check_layers
 from conceptkit.inference.layout_attention import kind_of
 from conceptkit.inference.multidiffusion import Windows, can_have_windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
-from conceptkit.inference.prompt_parsing import things
+from conceptkit.inference.split_prompt import things
 from conceptkit.inference.token_owners import TokenOwners
 from conceptkit.tuners.inject import unmerge
 
@@ -37,7 +37,7 @@ def reading_of(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest
     strict = concept.routing is not None or bool(request.masks) or request.auto_regions
     if not strict and not rank_gates(concept):
         return None
-    spelt = {name: [text, *prompt_words.TOKEN.findall(text)] for name, text in concept.words.items()}
+    spelt = {name: [text, *prompt_rewriting.TOKEN.findall(text)] for name, text in concept.words.items()}
     return TokenOwners(pipe, spelt, strict)
 
 

@@ -90,6 +90,13 @@ class ConfinedDrawing:
         if self.confinement.stage is not None:
             return call(*bound.args, **bound.kwargs)
         self.layout = None
+        if bound.arguments.get("prompt_embeds") is not None:
+            warnings.warn(
+                "prompt_embeds do not say which words they are, so no concept is confined to its part of the "
+                "picture; give the prompt as text",
+                LayoutWarning,
+                stacklevel=4,
+            )
         scenes = self._scenes(bound.arguments.get("prompt"))
         if not scenes:
             return call(*bound.args, **bound.kwargs)

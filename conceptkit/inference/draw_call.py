@@ -11,6 +11,8 @@ from conceptkit.base.distilled import few_step_notice
 from conceptkit.errors import BadPrompt, BadRecipe
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from conceptkit.base.pipeline import Base
 
 
@@ -55,7 +57,7 @@ def notices(base: Base, asked: DrawCall, steps: int) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def followed(pipe: Any, after_step: Callable[[int], None]) -> dict[str, Any]:
+def followed(pipe: DiffusionPipeline, after_step: Callable[[int], None]) -> dict[str, Any]:
     """The arguments with which a pipeline calls `after_step` with the number of each step, from 0.
 
     Pipelines have one of two ways to do so.

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptkit.base.added_tokens import Tokens
-from conceptkit.base.architectures import architecture_of
+from conceptkit.base.architectures import architecture_of, denoiser_of
 from conceptkit.base.text_features import encoders, spelt_out
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 from conceptkit.errors import ConceptError
 from conceptkit.inference.confined_drawing import ConfinedDrawing
 from conceptkit.inference.confinement import PROMPTS
@@ -40,8 +40,7 @@ def hook_encode_prompt(
     """Make the pipeline of an attachment read names as the `words` they stand for; gives the way back."""
     original = attachment.pipe.encode_prompt
     signature = inspect.signature(type(attachment.pipe).encode_prompt)
-
-    here, parts = threading.local(), _parts(attachment.pipe)
+    here, parts = _Reads("negative_prompt" not in signature.parameters), _parts(attachment.pipe)
 
     @functools.wraps(original)
     def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
@@ -62,9 +61,10 @@ def hook_encode_prompt(
         stage = drawing.confinement.stage if drawing else None
         if drawing and stage and given.get("prompt"):
             return _in_stage(original, attachment, drawing, bound.arguments)
-        _warn_unmentioned(given.get("prompt"), words)
+        _warn_unmentioned(None if here.reads_negative() else given.get("prompt"), words)
         spelt = {
-            name: _written(attachment.pipe, prompt_words.replace(text, words)) for name, text in given.items()
+            name: _written(attachment.pipe, prompt_rewriting.replace(text, words))
+            for name, text in given.items()
         }
         bound.arguments.update(spelt)
         if bound.arguments.get("clean_caption"):  # which takes tokens for markup
@@ -85,18 +85,39 @@ def hook_encode_prompt(
             reading.note_more(rows, said)
 
     def read_elsewhere(*_: Any) -> None:
-        if not getattr(here, "reading", False):
+        if not here.reading:
             if windows:
                 windows.forget()
             _warn_elsewhere(words)
 
     encode_prompt.attachment = attachment  # type: ignore[attr-defined]
     with ExitStack() as undo:
+        undo.callback(here.watch(denoiser_of(attachment.pipe)))
         if words:
             first = encoders(attachment.pipe)[0][1]
             undo.callback(first.register_forward_pre_hook(read_elsewhere).remove)
         undo.callback(override(attachment.pipe, "encode_prompt", encode_prompt))
         return undo.pop_all().close
+
+
+class _Reads(threading.local):
+    """What this thread reads. `alone`: negative prompts are read by a call of their own, after the prompt."""
+
+    def __init__(self, alone: bool) -> None:
+        self.alone, self.reading, self.read = alone, False, False
+
+    def reads_negative(self) -> bool:
+        """Whether a prompt has been read since the denoiser was called last."""
+        before, self.read = self.read, True
+        return before and self.alone
+
+    def watch(self, denoiser: nn.Module) -> Callable[[], None]:
+        """After a call of the denoiser the next is a prompt again; gives the way back."""
+
+        def forget(*_: Any) -> None:
+            self.read = False
+
+        return denoiser.register_forward_pre_hook(forget).remove if self.alone else lambda: None
 
 
 def _in_stage(
@@ -148,7 +169,7 @@ def _warn_elsewhere(words: Mapping[str, str]) -> None:
 
 def _warn_unmentioned(prompt: str | list[str] | None, words: Mapping[str, str]) -> None:
     for text in [prompt] if isinstance(prompt, str) else prompt or []:
-        if text and words and not prompt_words.mentioned(text, words):
+        if text and words and not prompt_rewriting.mentioned(text, words):
             names = ", ".join(words)
             warnings.warn(
                 f"The prompt {text!r} mentions none of the attached concepts: {names}", stacklevel=5

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from conceptkit.base.pipeline import Base
+    from conceptkit.concepts.concept import Concept
+    from conceptkit.merging.compose import Merge
 
 
 STEPS = 25
@@ -108,7 +110,7 @@ def draw(
 
 def draw_with(
     base: Base,
-    concept: Any,
+    concept: str | Concept | Merge | None,
     prompt: str,
     seeds: Sequence[int],
     steps: int = STEPS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from conceptkit.inference.layout import Layout
 from conceptkit.rng import hash_of
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class NoiseSearch:
@@ -58,12 +61,14 @@ class NoiseSearch:
         return replace(layout, pictures=tuple(replace(picture, tries=tries) for picture, tries in pairs))
 
 
-def copied(generator: Any) -> Any:
+def copied(generator: Generators) -> Generators:
     """Generators that go on as the given ones will, and leave them as they are."""
     if generator is None:
         return None
-    if isinstance(generator, list | tuple):
-        return [copied(each) for each in generator]
+    return _copy(generator) if isinstance(generator, torch.Generator) else [_copy(each) for each in generator]
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
     again = torch.Generator(generator.device)
     again.set_state(generator.get_state())
     return again

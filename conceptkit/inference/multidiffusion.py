@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.method_override import override
-from conceptkit.inference.prompt_parsing import clause_of_each
+from conceptkit.inference.split_prompt import clause_of_each
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.text_features import encoders, spell
-from conceptkit.concepts import prompt_words
-from conceptkit.inference.prompt_parsing import things
+from conceptkit.concepts import prompt_rewriting
+from conceptkit.inference.split_prompt import things
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -82,13 +82,13 @@ class PerConceptEncoding:
 
 def plan(prompt: str, words: Mapping[str, str]) -> list[Piece]:
     """The pieces of a prompt that names two of the `words` (name -> "<token> noun") or more, or none."""
-    found = prompt_words.mentions(prompt, words)
+    found = prompt_rewriting.mentions(prompt, words)
     if len({name for name, _ in found}) < 2:
         return []
     pieces, end = [], 0
     for name, (start, stop) in found:
         around = prompt[end:start]
-        noun = prompt_words.TOKEN.sub("", words[name]).strip()
+        noun = prompt_rewriting.TOKEN.sub("", words[name]).strip()
         pieces += [Piece(around, around), Piece(words[name], noun, name)]
         end = stop
     return [*pieces, Piece(prompt[end:], prompt[end:])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import encoders, positions, spell, token_ids
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -26,12 +26,12 @@ def cut_off(
     in the prompt's place, such as a clause for each window.
     """
     tokenizer = encoders(pipe)[0][0]
-    said = prompt_words.mentioned(prompt, words)
+    said = prompt_rewriting.mentioned(prompt, words)
     read: set[str] = set()
     for part in parts or (prompt,) if said else ():
-        ids = token_ids(pipe, [prompt_words.replace(part, words)])
+        ids = token_ids(pipe, [prompt_rewriting.replace(part, words)])
         for name in said - read:
-            tokens = prompt_words.TOKEN.findall(words[name]) or [words[name]]
+            tokens = prompt_rewriting.TOKEN.findall(words[name]) or [words[name]]
             if all(positions(ids, spell(pipe, token)).any() for token in tokens):
                 read.add(name)
     shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}..."
@@ -55,7 +55,7 @@ def unread(pipe: DiffusionPipeline, prompt: str, words: Mapping[str, str], of: s
     )
 
     def fits(count: int) -> bool:
-        text = prompt_words.replace(" ".join(said[:count]), words)
+        text = prompt_rewriting.replace(" ".join(said[:count]), words)
         if hasattr(pipe, "maybe_convert_prompt"):
             text = pipe.maybe_convert_prompt(text, room.tokenizer)
         return len(room.tokenizer(text, verbose=False).input_ids) <= room.length

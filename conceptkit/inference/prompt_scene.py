@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from conceptkit.concepts import prompt_words
-from conceptkit.inference.prompt_parsing import things
+from conceptkit.concepts import prompt_rewriting
+from conceptkit.inference.split_prompt import things
 
 _LEFT = re.compile(r"(?<!\w)left of(?!\w)")
 _RIGHT = re.compile(r"(?<!\w)right of(?!\w)")
@@ -81,7 +81,7 @@ def read_scene(prompt: str, words: Mapping[str, str], nouns: Collection[str] = (
     plain += prompt[end:]
     found += _plain(plain, found, nouns)
     found.sort(key=lambda thing: thing.start)
-    styles = tuple(name for name in prompt_words.mentioned(prompt, words) if name not in own)
+    styles = tuple(name for name in prompt_rewriting.mentioned(prompt, words) if name not in own)
     left, over = _relations(plain, found)
     return PromptScene(prompt, plain, tuple(found), styles, left, over)
 
@@ -93,13 +93,13 @@ def with_concept(prompt: str, words: Mapping[str, str], kept: Collection[str]) -
     for name, (start, stop), plural in _mentions(prompt, own):
         text += prompt[end:start] + (own[name] if name in kept else _noun(own[name])) + plural
         end = stop
-    return prompt_words.replace(text + prompt[end:], {n: t for n, t in words.items() if n not in own})
+    return prompt_rewriting.replace(text + prompt[end:], {n: t for n, t in words.items() if n not in own})
 
 
 def _mentions(prompt: str, own: Mapping[str, str]) -> list[tuple[str, tuple[int, int], str]]:
     """Each use of a thing's words: name, where they begin and end, and the ending of a plural."""
     found = []
-    for name, (start, stop) in prompt_words.mentions(prompt, own):
+    for name, (start, stop) in prompt_rewriting.mentions(prompt, own):
         said, noun = prompt[start:stop], _noun(own[name])
         single = any(said.endswith(end) for end in (name, noun))
         ending = "" if single or said.endswith(">") else said[_end_of_plural(said) :]
@@ -114,7 +114,7 @@ def _end_of_plural(said: str) -> int:
 
 
 def _noun(text: str) -> str:
-    return prompt_words.TOKEN.sub("", text).strip()
+    return prompt_rewriting.TOKEN.sub("", text).strip()
 
 
 def _plain(text: str, found: Sequence[Thing], nouns: Collection[str]) -> list[Thing]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from conceptkit.concepts.prompt_words import nearest
+from conceptkit.concepts.prompt_rewriting import nearest
 from conceptkit.errors import BadRegion
 
 GRID = 240
@@ -29,7 +29,7 @@ NAMED = {
 Mask = np.ndarray
 
 
-def read(orders: Sequence[str], names: Collection[str] | None = None) -> dict[str, Mask]:
+def parse_regions(orders: Sequence[str], names: Collection[str] | None = None) -> dict[str, Mask]:
     """`"my_dog=left"`, `"my_dog=0,0,0.5,1"` or `"my_dog=mask.png"`: name -> (GRID, GRID) bool.
 
     A mask file is white where the concept may be. Raises BadRegion when an order cannot be read, leaves the

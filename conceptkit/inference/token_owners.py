@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 
 from conceptkit.base.architectures import architecture_of
 from conceptkit.base.architectures.architecture import Call
@@ -110,7 +111,7 @@ class TokenOwners:
                 owner[positions(ids, word)] = i
         return owner
 
-    def listen(self, denoiser: nn.Module) -> Any:
+    def listen(self, denoiser: nn.Module) -> RemovableHandle:
         """Look at every call of the denoiser; the handle takes the hook off again."""
         kind = architecture_of(self._pipe)
 

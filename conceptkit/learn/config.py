@@ -49,6 +49,7 @@ SUITED = (
     "caption_preservation_weight",
     "optimizer",
     "init_lora_weights",
+    "relative_to_weights",
     "masked_loss",
 )
 """Fields that come with an adapter, from the method whose numbers suit it."""

@@ -30,7 +30,7 @@ LEAST = {
     "token_train_steps": 0,
     "max_train_steps": 0,
     "rank": 0,
-    "prior_batch": 0,
+    "prior_batch_size": 0,
     "num_class_images": 0,
     "class_image_steps": 1,
     "text_encoder_rank": 0,

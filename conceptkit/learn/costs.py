@@ -46,7 +46,7 @@ def costs_of(base: Base, recipe: TrainConfig, class_images: int) -> Costs:
     """What a recipe costs on a base here, with so many class pictures to draw."""
     numbers = learned_numbers(base, recipe)
     kept, seconds = one_pass(base, recipe)
-    beside = recipe.prior_batch if recipe.prior_loss_weight else 0
+    beside = recipe.prior_batch_size if recipe.prior_loss_weight else 0
     batch = recipe.train_batch_size + beside
     passes = recipe.token_train_steps * recipe.train_batch_size + recipe.max_train_steps * batch
     guided = 2 if recipe.class_image_guidance_scale > 1 else 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conceptkit.base.memory import pictures_at_once
 from conceptkit.base.pipeline import Base
-from conceptkit.concepts import prompt_words as names
+from conceptkit.concepts import prompt_rewriting as names
 from conceptkit.data.augmentation import Framing, View, augment
 from conceptkit.data.photos import PhotoSet
 from conceptkit.errors import BadPhotos

@@ -29,7 +29,7 @@ def capacity(device: torch.device) -> int | None:
 
 def plan_of(base: Base, recipe: TrainConfig, gradient_checkpointing: bool) -> LearningPlan:
     """What decides over the memory of a recipe on a base."""
-    beside = recipe.prior_batch if recipe.prior_loss_weight else 0
+    beside = recipe.prior_batch_size if recipe.prior_loss_weight else 0
     batch = -(-(recipe.train_batch_size + beside) // recipe.gradient_accumulation_steps)
     return LearningPlan(
         maps=_learned(base, recipe),
@@ -116,7 +116,10 @@ def _smaller(base: Base, recipe: TrainConfig) -> Iterator[tuple[str, MemoryEstim
     """Ways to need less, the least painful ones first."""
     beside, cell = idle_parts(base), int(base.pipe.vae_scale_factor)
     plan = plan_of(base, recipe, not adapter_of(recipe).uses_reference(recipe))
-    fewer = {"--train-batch-size 1 --set prior_batch=1": 2, "--train-batch-size 1 and no class images": 1}
+    fewer = {
+        "--train-batch-size 1 --set prior_batch_size=1": 2,
+        "--train-batch-size 1 and no class images": 1,
+    }
     for text, batch in fewer.items():
         yield text, estimate(base.denoiser, beside, cell, replace(plan, batch=batch))
     if plan.dtype == "fp32":

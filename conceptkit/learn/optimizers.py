@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def _prodigy(
     return made
 
 
-def bitsandbytes() -> Any:
+def bitsandbytes() -> ModuleType:
     """The library of that name. Raises BadRecipe when it is not installed, or does not work here."""
     try:
         return importlib.import_module("bitsandbytes")

@@ -109,7 +109,7 @@ def undrawn(subjects: Sequence[Subject], recipe: TrainConfig, given: Collection[
     """The classes of subjects, each once, that the base must draw: those the user gave no pictures of."""
     if recipe.prior_source == "base_prediction":
         return []
-    if not (recipe.prior_loss_weight and recipe.prior_batch and recipe.num_class_images):
+    if not (recipe.prior_loss_weight and recipe.prior_batch_size and recipe.num_class_images):
         return []
     return [noun for noun in dict.fromkeys(s.noun for s in subjects) if noun and noun not in given]
 
@@ -127,7 +127,7 @@ def of_subjects(
 
     None where the recipe wants no prior, or no subject has a class.
     """
-    if not (recipe.prior_loss_weight and recipe.prior_batch):
+    if not (recipe.prior_loss_weight and recipe.prior_batch_size):
         return None
     drawn, sets = undrawn(subjects, recipe, given), list(given.values())
     for k, noun in enumerate(drawn):

@@ -73,7 +73,7 @@ _DREAMBOOTH: dict[str, Any] = _LOOP | {
     "token_train_steps": 0,
     "max_grad_norm": 1.0,
     "instance_prompt": "a photo of {}",
-    "prior_batch": 1,
+    "prior_batch_size": 1,
     "num_class_images": 200,
     "train_batch_size": 1,
 }
@@ -87,7 +87,7 @@ _LORA: dict[str, Any] = _DREAMBOOTH | {
 _LARGE: dict[str, Any] = _LORA | {
     "train_batch_size": 4,
     "gradient_accumulation_steps": 4,
-    "prior_batch": 4,
+    "prior_batch_size": 4,
     "adam_weight_decay": 1e-4,
 }
 """Of the scripts for larger bases: a picture at a time, four for a step."""
@@ -124,7 +124,7 @@ _PIVOTAL: dict[str, Any] = _LORA | {
     "rank": 8,
     "max_train_steps": 1000,
     "train_batch_size": 3,
-    "prior_batch": 3,
+    "prior_batch_size": 3,
     "adam_weight_decay": 1e-4,
 }
 _CUSTOM: dict[str, Any] = {
@@ -141,6 +141,7 @@ _CUSTOM: dict[str, Any] = {
     "key_learning_rate": 1.0,
     "gated_lora_learning_rate": 1.0,
     "init_lora_weights": "gaussian",
+    "relative_to_weights": True,
     "max_grad_norm": 1.0,
     "token_train_steps": 250,
     "max_train_steps": 500,
@@ -164,7 +165,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
         train_batch_size=4,
         learning_rate=2e-5,
         max_train_steps=1200,
-        prior_batch=4,
+        prior_batch_size=4,
         instance_prompt="a {}",
         why="5e-6 times the batch of 4, as --scale_lr has it",
     ),
@@ -189,7 +190,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
                 "max_train_steps": 2000,
                 "train_batch_size": 1,
                 "gradient_accumulation_steps": 1,
-                "prior_batch": 1,
+                "prior_batch_size": 1,
             },
         ),
         "ai-toolkit, config/examples",
@@ -199,7 +200,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
         TrainConfig(
             "dreambooth-full",
             **{**_DREAMBOOTH, "full_learning_rate": 5e-6},
-            adapter="unet",
+            adapter="full",
             rank=0,
             max_train_steps=800,
         ),
@@ -232,7 +233,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
                 "token_learning_rate": 4e-5,
                 "max_train_steps": 250,
                 "train_batch_size": 2,
-                "prior_batch": 2,
+                "prior_batch_size": 2,
                 "num_augmented_views": 96,
                 "augmentation": "zoom",
                 "random_flip": True,
@@ -282,7 +283,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
                 "target_modules": "attn+ff",
                 "max_train_steps": 700,
                 "train_batch_size": 1,
-                "prior_batch": 1,
+                "prior_batch_size": 1,
             },
         ),
         f"{_EXAMPLES}/advanced_diffusion_training/README_flux.md",
@@ -290,7 +291,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("custom", "stable-diffusion"): Row(
         TrainConfig("custom", **_CUSTOM),
         "conceptkit, benchmarks.carry_over",
-        "no rate is tuned: Prodigy finds those of the word, values, keys and the LoRA, each its own",
+        "no rate is tuned: Prodigy finds each group's, in units of the base's own weights",
     ),
 }
 

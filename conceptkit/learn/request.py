@@ -62,8 +62,8 @@ def with_prior(recipe: TrainConfig) -> TrainConfig:
         raise BadRecipe(
             "prior_source = base_prediction holds on to no pictures; leave it or --class-images out"
         )
-    if not recipe.prior_batch:
+    if not recipe.prior_batch_size:
         raise BadRecipe(
-            "prior_batch = 0 shows no picture of the class; raise it, or leave --class-images out"
+            "prior_batch_size = 0 shows no picture of the class; raise it, or leave --class-images out"
         )
     return recipe if recipe.prior_loss_weight else replace(recipe, prior_loss_weight=1.0)

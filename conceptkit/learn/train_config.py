@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from conceptkit.concepts.recipe_fields import OLD_FIELDS, current_fields, renamed
+from conceptkit.concepts.recipe_fields import OLD_FIELDS, current_fields, renamed, todays_value
 from conceptkit.errors import BadRecipe
 
 __all__ = ["CHOICES", "OLD_FIELDS", "TrainConfig", "field_value", "todays_fields"]
@@ -63,7 +63,7 @@ class TrainConfig:
     train_text_encoder_ti_frac: the share of the delta's steps in which it does (pivotal tuning, 2106.05744).
     rank: the rank of the delta; keyed: the number of constraint rows, as many as its words have and at most
         8; 0: full matrices.
-    train_batch_size, prior_batch: the number of views of the subject, and of class images, in one step.
+    train_batch_size, prior_batch_size: the number of views of the subject, and of class images, in one step.
     prior_loss_weight: lambda of prior preservation (DreamBooth, 2208.12242, eq. 2).
     num_class_images: how many pictures of the class the frozen base draws.
     prior_source: the prior is that of "class_images", or a "base_prediction": what the frozen base predicts
@@ -81,7 +81,8 @@ class TrainConfig:
     instance_prompt: of photos without a caption, with {} for the subject's words; without one, eight in turn.
 
     adapter: where a concept is learned: "keyed" values at its own rows, a "kv" delta or a "lora" on
-        `target_modules`, every linear map of the "unet", or attention to the first photo, the "image".
+        `target_modules`, every linear map of the denoiser in "full", or attention to the first photo, the
+        "image".
     target_modules: keys and values of cross-attention ("kv"), all of it ("cross"), of self-attention too
         ("attn"), or feed-forward maps besides ("attn+ff").
     attention_regularization_weight: ViCo's (2306.00971): attention to the word as to the end of text.
@@ -89,6 +90,8 @@ class TrainConfig:
     text_encoder_lr: its rate, 0 for `learning_rate`.
     init_lora_weights: the down factors of a LoRA begin with rows of "unit" length on average; as PEFT's
         "gaussian" does, of deviation 1/rank, or as its default, "kaiming", uniform within 1/sqrt(inputs).
+    relative_to_weights: every map learns in units of its own weight's root mean square, so that one rate
+        means the same on maps and bases of any scale.
     gated_lora_rank: keyed: the rank of a LoRA beside the delta, on the maps of attention that read no text,
         trained at `gated_lora_learning_rate`. In a pipeline it acts only on pictures whose prompts name the
         concept.
@@ -140,7 +143,7 @@ class TrainConfig:
     full_learning_rate: float = 2e-4
     rank: int = 1
     train_batch_size: int = 8
-    prior_batch: int = 4
+    prior_batch_size: int = 4
     prior_loss_weight: float = 1.0
     num_class_images: int = 24
     class_image_steps: int = 15
@@ -178,6 +181,7 @@ class TrainConfig:
     train_text_encoder_ti_frac: float = _off(1.0)
     text_encoder_lr: float = _off(0.0)
     init_lora_weights: str = _off("unit")
+    relative_to_weights: bool = _off(False)
     augmentation: str = _off("zoom")
     center_crop: bool = _off(False)
     random_flip: bool = _off(True)
@@ -229,7 +233,9 @@ def todays_fields(given: Mapping[str, object]) -> tuple[dict[str, Any], list[str
             raise BadRecipe(f"{given_as[now]} and {name} are one field of a recipe; give {now} alone")
         if now != name:
             notices.append(f"The field {name} of a recipe is called {now} now; it was taken as {now}.")
-        found[now], given_as[now] = value, name
+        found[now], given_as[now] = todays_value(now, value), name
+        if found[now] != value:
+            notices.append(f"{now} = {value} of a recipe is called {found[now]} now; it was taken as that.")
     return found, notices
 
 

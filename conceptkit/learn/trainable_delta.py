@@ -7,7 +7,7 @@ alpha = r.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -71,11 +71,11 @@ class TrainableDelta:
             layer for name, layer in layers(self.base.denoiser) if self.base.architecture.reads_text(name)
         ]
         if self.down is not None:
-            return losses.leak(torch.cat([layer.ups[ADAPTER] for layer in reading]), self.down, moment)
+            return losses.leak(torch.cat([_scaled(layer).first for layer in reading]), self.down, moment)
         if all(layer.factors(ADAPTER).down is None for layer in reading):
-            whole = torch.cat([layer.factors(ADAPTER).first for layer in reading])
+            whole = torch.cat([_scaled(layer).first for layer in reading])
             return losses.leak(whole, torch.eye(whole.shape[1], device=whole.device), moment)
-        pairs = [layer.factors(ADAPTER) for layer in reading]
+        pairs = [_scaled(layer) for layer in reading]
         return torch.stack([losses.leak(up, down, moment) for up, down in pairs]).sum()
 
 
@@ -111,6 +111,8 @@ def inject(
             }
             install(module, Delta(begun, {name: "" if name in keyed else name for name in begun}))
             undo.callback(uninstall, module, ADAPTER)
+            if recipe.relative_to_weights:
+                _measure_by_weights(module)
             own_rate = part and recipe.text_encoder_lr
             rate = "text_encoder_lr" if own_rate else "learning_rate" if target.rank else "full_learning_rate"
             groups += _by_rate(module, keyed, recipe, rate)
@@ -118,6 +120,17 @@ def inject(
         if recipe.detach_bos and has_beginning(base.pipe):
             undo.enter_context(_detached_bos(base))
         yield TrainableDelta(base, recipe, modules, groups, down)
+
+
+@torch.no_grad()
+def _measure_by_weights(module: nn.Module) -> None:
+    """Let one and the same factors mean more on a map of large weights: each is a multiple of W's size.
+
+    Where W is c times larger and what reads it c times smaller, the same base learns by the same factors.
+    """
+    for _, layer in layers(module):
+        weight = layer.get_base_layer().weight.float()
+        layer.scaling[ADAPTER] = float(weight.square().mean().sqrt()) or 1.0
 
 
 def _by_rate(
@@ -139,7 +152,8 @@ def _by_rate(
         if name not in keyed:
             others += alone
             if any(n.endswith(FULL) for n, _ in layer.named_parameters()):
-                below.append(layer.get_base_layer().weight)
+                weight, unit = layer.get_base_layer().weight, layer.scaling[ADAPTER]
+                below.append(weight if unit == 1 else weight / unit)
         else:
             (of_keys if name.endswith("to_k") and recipe.key_learning_rate else of_values).append(
                 layer.ups[ADAPTER]
@@ -160,7 +174,7 @@ def ordinary(base: Base, moment: Tensor) -> float:
 
 
 def init_factors(
-    name: str, shape: Any, rank: int, down: Tensor | None, seed: int, init: str = "unit"
+    name: str, shape: Sequence[int], rank: int, down: Tensor | None, seed: int, init: str = "unit"
 ) -> Factors:
     """Factors whose product is zero and has a gradient.
 
@@ -187,6 +201,10 @@ def layers(module: nn.Module) -> list[tuple[str, KVDeltaLinear]]:
         for name, layer in module.named_modules()
         if isinstance(layer, KVDeltaLinear) and ADAPTER in layer.scaling
     ]
+
+
+def _scaled(layer: KVDeltaLinear) -> Factors:
+    return layer.factors(ADAPTER).scaled(layer.scaling[ADAPTER])
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def sample_step(context: TrainingContext, key: Key, with_prior: bool) -> StepSam
     picks = torch.randint(len(dataset.latents), (recipe.train_batch_size,), generator=dice)
     others = torch.zeros(0, dtype=torch.int64)
     if with_prior and (among := _prior_pictures(context)):
-        others = torch.randint(among, (recipe.prior_batch,), generator=dice)
+        others = torch.randint(among, (recipe.prior_batch_size,), generator=dice)
     count = len(picks) + len(others)
     levels = len(context.schedule)
     if key[0] == DELTA:
@@ -125,7 +125,9 @@ def sample_step(context: TrainingContext, key: Key, with_prior: bool) -> StepSam
 
 def own_prediction(recipe: TrainConfig) -> bool:
     """Whether the prior is what the frozen base predicts for the photos and their class."""
-    return bool(recipe.prior_source == "base_prediction" and recipe.prior_loss_weight and recipe.prior_batch)
+    return bool(
+        recipe.prior_source == "base_prediction" and recipe.prior_loss_weight and recipe.prior_batch_size
+    )
 
 
 def _prior_pictures(context: TrainingContext) -> int:

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conceptkit.data.augmentation import Framing
+from conceptkit.data.augmentation import CROP, GENTLE, SMALL, STYLE, Framing
 from conceptkit.learn.train_config import TrainConfig
-
-SMALL = 256
-GENTLE = Framing(zoom_out=(0.7, 1.0), zoom_in=(1.1, 1.3), still=0.4)
-"""For bases of small pictures, where a subject at a third of the canvas is a smudge."""
-STYLE = Framing(zoom_out=(1.0, 1.0), zoom_in=(1.0, 1.4))
-"""A style is all over the picture, and has no size."""
-CROP = Framing(still=1.0)
-"""All that fits into a square of the photo's shorter side."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from conceptkit.base import devices
 from conceptkit.base.load_options import AS_USUAL, LoadOptions
 from conceptkit.base.pipeline import STORYBOOK, Base, load
 from conceptkit.base.schedulers import scheduled
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
 from conceptkit.inference import draw_call
 from conceptkit.inference.attach import Attachment, attach
 from conceptkit.inference.draw_call import DrawCall
 from conceptkit.inference.generate import guided
 from conceptkit.inference.layout import LayoutWarning, PictureLayout
+from conceptkit.inference.split_prompt import overlap_in
 from conceptkit.merging.compose import Merge, compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
 from conceptkit.pictures.layout import layout_picture, layout_sheet
@@ -210,7 +211,7 @@ def _carried_out(
 
 
 def _unmentioned(request: DrawRequest, concept: Concept) -> Iterator[str]:
-    for name in sorted(set(concept.words) - prompt_words.mentioned(request.prompt, concept.words)):
+    for name in sorted(set(concept.words) - prompt_rewriting.mentioned(request.prompt, concept.words)):
         yield f"The prompt does not mention {name!r}: write the name where the thing should be."
 
 
@@ -261,6 +262,8 @@ def _draw(
         if windows:
             metadata["windows"] = list(windows)
             session.notice("Side by side: " + " | ".join(windows))
+            if (overlap := overlap_in(prompt)) is not None:
+                session.notice(f"Windows stand side by side, so {overlap!r} is not drawn; --one-frame may")
         for seed, picture in _pictures(pipe, request, scales | call, session.progress):
             layout = attachment.layout.pictures[0] if attachment.layout else None
             more = {"seed": seed, **({"layout": layout.places()} if layout else {})}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from conceptkit import storybook
 from conceptkit.base import pipeline as bases
@@ -235,7 +236,7 @@ def example_photos(part: Part, out: Path) -> Path:
     return folder
 
 
-def distractors(part: Part, judge: scorers.SubjectJudge) -> Any:
+def distractors(part: Part, judge: scorers.SubjectJudge) -> Tensor:
     """Embeddings (20, 5, d) of others of its class and, where words can name it, colour; or of moongates."""
     from conceptkit.storybook.world import scene
 

@@ -35,7 +35,7 @@ class DrawRequest:
     prompt: what to draw; a concept's name is a word in it.
     count, seed: so many pictures, with the seeds `seed`, `seed` + 1, ...
     merge_method, padding_delta: see `merging.request`.
-    regions: "my_dog=left" keeps a concept in a part of the picture; see `inference.regions.read`.
+    regions: "my_dog=left" keeps a concept in a part of the picture; see `inference.regions.parse_regions`.
     auto_regions: the concepts split the picture by themselves.
     side_by_side: a window for each concept in a wide picture; None: where that suits the base.
     isolate_concepts: each concept's words are encoded without the others; None: where that suits the base.
@@ -90,7 +90,7 @@ class DrawRequest:
         asked = request.ComposeRequest(self.concepts, None, self.merge_method, self.padding_delta, self.save)
         object.__setattr__(self, "weights", {order.name: order.weight for order in asked.orders})
         request.check_one_way_apart(self.regions, self.auto_regions, self.side_by_side, self.confine)
-        regions.read(self.regions)
+        regions.parse_regions(self.regions)
 
     def entries(self, registry: Registry) -> list[Entry]:
         """The concepts in the registry, in order. Raises UnknownConcept, or NameTaken for `save`."""

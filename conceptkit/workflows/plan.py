@@ -42,6 +42,7 @@ FIELDS = [
     "weighting_scheme",
     "snr_gamma",
     "init_lora_weights",
+    "relative_to_weights",
     "augmentation",
     "prior_loss_weight",
     "prior_source",
@@ -151,6 +152,7 @@ def _has_effect(recipe: TrainConfig, field: str) -> bool:
         "gated_lora_rank": gated,
         "max_train_steps": delta,
         "init_lora_weights": delta and bool(recipe.rank) and (not keyed or gated),
+        "relative_to_weights": delta and recipe.relative_to_weights,
         "prior_loss_weight": delta,
         "prior_source": delta and bool(recipe.prior_loss_weight),
     }

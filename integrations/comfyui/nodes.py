@@ -95,7 +95,7 @@ class ConceptkitPrompt:
         regions: a line each, "my_dog=left" or "my_dog=0,0,0.5,1" (left, top, right, bottom): there the words
         of that concept are read once more. Raises ConceptError for lines that make no sense.
         """
-        from conceptkit.concepts.prompt_words import replace
+        from conceptkit.concepts.prompt_rewriting import replace
 
         written = replace(text, concepts)
         found = [[*one] for one in _encoded(clip, written)]

@@ -27,7 +27,7 @@ RECIPE_FIELDS = {
     "begin": "token_init",
     "edges": "special_token_preservation_weight",
     "extract": "extract_rank",
-    "prior_batch": "prior_batch",
+    "prior_batch": "prior_batch_size",
     "prior_size": "num_class_images",
     "prior_steps": "class_image_steps",
     "prior_weight": "prior_loss_weight",

@@ -115,7 +115,10 @@ def test_a_taken_name_is_refused_before_anything_is_learned(pico, folder, regist
         add("my_dog", folder, base=pico, registry=registry)
 
 
-@pytest.mark.parametrize("phase", ["drawing dogs", "learning the word", "learning the delta"])
+@pytest.mark.parametrize(
+    "phase",
+    ["drawing dogs", pytest.param("learning the word", marks=pytest.mark.slow), "learning the delta"],
+)
 def test_an_interruption_leaves_nothing_behind(pico, folder, registry, phase):
     before = tiny.snapshot(pico.pipe)
 

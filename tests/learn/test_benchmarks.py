@@ -71,7 +71,7 @@ def bench(pico, monkeypatch):
             "class_image_steps": 1,
             "num_augmented_views": 4,
             "train_batch_size": 2,
-            "prior_batch": 2,
+            "prior_batch_size": 2,
         }
         monkeypatch.setitem(DEFAULT_CONFIGS, name, replace(recipe, **small))
 
@@ -251,7 +251,9 @@ def test_the_plain_loop_teaches_the_text_encoder_too(pico, shown):
 @pytest.mark.parametrize("name", plain_loop.METHODS)
 def test_the_plain_loop_has_the_same_loss(pico, shown, name):
     """Before anything is learned, of the same pictures at the same noise: else seconds compare nothing."""
-    recipe, run = plain(pico, shown, name, prior_loss_weight=0.0, prior_batch=0, train_token_jointly=False)
+    recipe, run = plain(
+        pico, shown, name, prior_loss_weight=0.0, prior_batch_size=0, train_token_jointly=False
+    )
     subject = Subject("my_dog", "dog", shown)
     pool = latent_dataset.still_dataset(pico, shown, f"{run.word}")
     taught = training_step.TrainingContext(

@@ -21,7 +21,7 @@ STORED = {
     "full_lr": 0.0004,
     "rank": 8,
     "batch": 4,
-    "prior_batch": 2,
+    "prior_batch_size": 2,
     "prior_weight": 1.0,
     "prior_size": 48,
     "prior_steps": 15,
@@ -62,6 +62,18 @@ def test_an_old_name_is_taken_under_the_new_one(old, tmp_path):
     (tmp_path / "recipe.toml").write_text(f'{old} = "{value}"\n')
     assert config_for(file=tmp_path / "recipe.toml") == config_for(changes=now)
     assert old_name_notices(None, tmp_path / "recipe.toml") == [notice]
+
+
+def test_an_old_value_is_taken_under_its_name_of_today(tmp_path):
+    """The adapter that learns every map was called unet, as no other denoiser had one."""
+    (tmp_path / "recipe.toml").write_text('method = "dreambooth"\nadapter = "unet"\n')
+    assert config_for(file=tmp_path / "recipe.toml") == config_for("dreambooth", adapter="full")
+    (notice,) = old_name_notices(None, tmp_path / "recipe.toml")
+    assert notice == "adapter = unet of a recipe is called full now; it was taken as that."
+    assert recipe_field({"adapter": "unet"}, "adapter") == "full"
+    assert TrainConfig.from_json({"method": "dreambooth-full", "adapter": "unet"}).adapter == "full"
+    with pytest.raises(BadRecipe, match="^The adapter unet is called full now"):
+        config_for("dreambooth", adapter="unet")
 
 
 def test_a_field_is_given_once(tmp_path):

@@ -14,7 +14,7 @@ from conceptkit.learn.distributed import DistributedContext
 from tests import tiny
 from tests.learning import TINY, method, teach, values
 
-FOUR = {"train_batch_size": 4, "prior_batch": 2}
+FOUR = {"train_batch_size": 4, "prior_batch_size": 2}
 
 
 @pytest.mark.parametrize("name", ["custom", "custom-diffusion"])
@@ -80,7 +80,7 @@ from tests.learning import TINY
 texts = captions.captions("any")[:40]
 caption_statistics.captions = lambda name: texts
 weights = dict(sude_weight=1.0, caption_preservation_weight=1.0)
-recipe = replace(TINY, train_batch_size=4, prior_batch=2, **weights)
+recipe = replace(TINY, train_batch_size=4, prior_batch_size=2, **weights)
 concept = learn(bases.of(tiny.pico_sd(), "pico"), photos.read(sys.argv[1]), "my_dog", "dog", recipe)
 here = current()
 open(f"{sys.argv[2]}/{here.rank}-of-{here.size}", "wb").write(concept.to_bytes())

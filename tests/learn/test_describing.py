@@ -52,7 +52,10 @@ def asked(
     return Classifier(base, schedule or schedule_of(base.pipe.scheduler), RECIPE, 0, crew)
 
 
-@pytest.mark.parametrize(("noun", "hue"), [("boat", "blue"), ("rabbit", "red"), ("robot", "white")])
+@pytest.mark.parametrize(
+    ("noun", "hue"),
+    [("boat", "blue"), ("rabbit", "red"), pytest.param("robot", "white", marks=pytest.mark.slow)],
+)
 def test_a_base_names_the_colour_of_what_it_is_shown(storybook, noun, hue):
     assert asked(storybook).look(pool_of(storybook, noun, hue, seed=5), noun) == hue
 
@@ -71,9 +74,9 @@ def posed(noun: str, state: str, place: str | None, seed: int = 5) -> PhotoSet:
 @pytest.mark.parametrize(
     ("noun", "state", "place", "told"),
     [
-        ("cat", "running", None, "running"),
+        pytest.param("cat", "running", None, "running", marks=pytest.mark.slow),
         ("cat", "sleeping", "kitchen", "sleeping in a kitchen"),
-        ("rabbit", "sitting", "snow", "sitting in the snow"),
+        pytest.param("rabbit", "sitting", "snow", "sitting in the snow", marks=pytest.mark.slow),
     ],
 )
 def test_a_base_says_what_a_thing_does_on_its_only_photo_and_where(storybook, noun, state, place, told):
@@ -81,6 +84,7 @@ def test_a_base_says_what_a_thing_does_on_its_only_photo_and_where(storybook, no
     assert str(asked(storybook).scene(pool, noun)) == told
 
 
+@pytest.mark.slow
 def test_what_is_not_clear_is_not_said(storybook, monkeypatch):
     pool = latent_dataset.still_dataset(storybook, posed("cat", "running", "moon"), "<x> cat")
     for name in ("PLACE", "STATE"):

@@ -128,7 +128,7 @@ def test_the_gated_lora_and_the_keys_have_rates_of_their_own(pico, shown, monkey
     assert phases[-1].rates == ["learning_rate", "key_learning_rate", "gated_lora_learning_rate"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["custom", "custom-diffusion", "dreambooth", "textual-inversion", "vico"])
 def test_a_base_in_half_precision_is_taught(shown, registry, dtype, name):
     pipe = tiny.pico_sd().to(dtype)

@@ -197,6 +197,7 @@ def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry,
     assert seen["<moongate> gate"][1] < 0.8 * seen["<my_dog> dog"][1]
 
 
+@pytest.mark.slow
 def test_pictures_are_given_of_one_class_and_drawn_of_the_other(
     pico, folder, other_folder, registry, tmp_path
 ):

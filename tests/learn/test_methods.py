@@ -373,8 +373,8 @@ def test_an_adapter_brings_its_numbers(monkeypatch):
         "custom",
         replace(TINY, class_noun_rows=2, key_learning_rate=1e-3, gated_lora_rank=2, prior_loss_weight=0.0),
     )
-    recipe = config_for("dreambooth", adapter="unet")
-    assert (recipe.adapter, recipe.rank, recipe.token_init) == ("unet", 0, "rare")
+    recipe = config_for("dreambooth", adapter="full")
+    assert (recipe.adapter, recipe.rank, recipe.token_init) == ("full", 0, "rare")
     assert config_for("custom", adapter="keyed") == DEFAULT_CONFIGS["custom"]
     assert config_for("custom", adapter="kv").prior_loss_weight == 1, "it is not keyed any more"
     assert config_for("custom", adapter="kv").class_noun_rows == 0

@@ -30,7 +30,7 @@ SMALL = {
     "class_image_steps": 2,
     "gradient_accumulation_steps": 1,
     "train_batch_size": 2,
-    "prior_batch": 2,
+    "prior_batch_size": 2,
 }
 PRIOR = {"prior_loss_weight": 1.0}
 CLOSE = 1e-4

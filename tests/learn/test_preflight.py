@@ -26,7 +26,7 @@ def at_rest(monkeypatch):
     [
         ({"train_batch_size": 0}, "train_batch_size = 0"),
         ({"num_augmented_views": 0}, "num_augmented_views = 0"),
-        ({"prior_batch": -1}, "prior_batch = -1"),
+        ({"prior_batch_size": -1}, "prior_batch_size = -1"),
         ({"num_class_images": -3}, "num_class_images = -3"),
         ({"prior_loss_weight": -1.0}, "prior_loss_weight = -1.0"),
         ({"learning_rate": 0.0}, "learning_rate = 0.0"),
@@ -35,7 +35,7 @@ def at_rest(monkeypatch):
         ({"rank": 17}, "Rank 17 is larger than down_blocks.*which has 16"),
         ({"adapter": "magic"}, "no adapter 'magic'"),
         ({"adapter": "lora", "rank": 0}, "LoRA of rank 0"),
-        ({"adapter": "unet"}, "rank 2 means nothing"),
+        ({"adapter": "full"}, "rank 2 means nothing"),
         ({"adapter": "kv", "lock_keys": True}, "lock_keys"),
         ({"adapter": "kv", "class_noun_rows": 2}, "class_noun_rows = 2 is about rows of a keyed delta"),
         ({"rank": 0, "class_noun_rows": 1}, "class_noun_rows = 1 is about rows"),
@@ -58,7 +58,7 @@ def at_rest(monkeypatch):
             {"target_modules": "attn"},
             "target_modules = attn is about a LoRA or a kv delta, and the adapter keyed has",
         ),
-        ({"adapter": "unet", "rank": 0, "target_modules": "cross"}, "the adapter unet has its own maps; use"),
+        ({"adapter": "full", "rank": 0, "target_modules": "cross"}, "the adapter full has its own maps; use"),
         (
             {"adapter": "lora", "gated_lora_rank": 2},
             "gated_lora_rank = 2 is what learns beside a keyed delta",

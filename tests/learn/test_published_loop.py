@@ -214,6 +214,18 @@ def test_a_rescaled_base_draws_the_same_from_other_weights(pico):
         assert not torch.allclose(*weights, rtol=0.5)
 
 
+def test_in_units_of_the_weights_a_rescaled_base_learns_the_same(pico, shown, monkeypatch):
+    """One rate carries over exactly: what is learned is scaled as the map that it is on."""
+    monkeypatch.delitem(DEFAULT_CONFIGS, "custom", raising=False)
+    again = carry_over.rescaled(pico)
+    recipe = replace(carry_over.rows(6)["carried"], token_train_steps=2, train_batch_size=2, rank=2)
+    recipe = replace(recipe, num_augmented_views=6, gated_lora_rank=2)
+    one, other = (teach(base, shown, recipe) for base in (pico, again))
+    for name, factors in one.delta.items():
+        by = (again.unet.get_parameter(f"{name}.weight") / pico.unet.get_parameter(f"{name}.weight")).median()
+        assert torch.allclose(other.delta[name].dense(), by * factors.dense(), rtol=2e-2, atol=1e-7), name
+
+
 def test_a_copy_is_held_to_what_was_tuned_on_the_storybook(monkeypatch):
     monkeypatch.delitem(DEFAULT_CONFIGS, "custom", raising=False)
     means = {

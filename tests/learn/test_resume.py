@@ -32,7 +32,16 @@ def stop_at(count):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["custom", "wide", "custom-diffusion", "keyed on the move", "validated", "able"]
+    "recipe",
+    [
+        "wide",
+        "custom-diffusion",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("custom", "keyed on the move", "validated")
+        ),
+        pytest.param("able", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_at_any_step_and_resumed_gives_the_same_bytes(pico, shown, tmp_path, able, recipe):
     given = {

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Callable[[str], Sequence[dict[str, Any]]]
 
 _PLACE = "PROMPT"
 
 
-def chat_template(tokenizer: Any, messages: Any = None, **options: Any) -> tuple[str, str]:
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages | None = None, **options: bool
+) -> tuple[str, str]:
     """What a tokenizer's chat template writes before and after a prompt; options: of the template.
 
     messages: a function that gives the chat of a prompt; None: the prompt is all that the user says.

@@ -34,7 +34,7 @@ CUSTOM_DIFFUSION = register_method(
         full_learning_rate=4e-4,
         max_timestep_fraction=0.8,
         train_batch_size=4,
-        prior_batch=2,
+        prior_batch_size=2,
         num_class_images=48,
         caption_preservation_weight=0.3,  # else low rank changes other captions by half
     ),

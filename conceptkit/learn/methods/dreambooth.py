@@ -21,20 +21,20 @@ class LoRA(Adapter):
         """It has a rank."""
         if recipe.max_train_steps and not recipe.rank:
             raise BadRecipe(
-                "A LoRA of rank 0 holds nothing; give --rank 1 or more, or the adapter kv or unet"
+                "A LoRA of rank 0 holds nothing; give --rank 1 or more, or the adapter kv or full"
             )
 
 
 class FullUNet(Adapter):
     """Every linear map of the UNet, in full."""
 
-    name = "unet"
+    name = "full"
 
     def check_recipe(self, recipe: TrainConfig) -> None:
         """It has no rank."""
         if recipe.rank:
             raise BadRecipe(
-                f"The adapter unet learns full matrices, so rank {recipe.rank} means nothing; "
+                f"The adapter full learns full matrices, so rank {recipe.rank} means nothing; "
                 f"use extract_rank = {recipe.rank} to cut what it has learned"
             )
 
@@ -57,7 +57,7 @@ DREAMBOOTH = register_method(
         max_train_steps=330,
         learning_rate=3e-3,
         train_batch_size=4,
-        prior_batch=2,
+        prior_batch_size=2,
     ),
     recipes.of_method("dreambooth"),
 )
@@ -66,7 +66,7 @@ DREAMBOOTH_FULL = register_method(
     FullUNet(),
     TrainConfig(
         "dreambooth-full",
-        adapter="unet",
+        adapter="full",
         token_init="rare",
         token_train_steps=0,
         rank=0,

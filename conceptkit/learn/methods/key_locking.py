@@ -42,7 +42,8 @@ def lock_keys(delta: TrainableDelta, difference: Tensor) -> None:
         if name.endswith(ending):
             values = layer.ups[inject.ADAPTER]
             weight = layer.get_base_layer().weight.cpu().double()  # Apple's GPUs have no float64
-            values.data = (weight @ difference.cpu().double().T).float().to(values.device)
+            made = weight @ difference.cpu().double().T / layer.scaling[inject.ADAPTER]
+            values.data = made.float().to(values.device)
             values.requires_grad_(False)
             held.add(id(values))
     left = [g._replace(parameters=[p for p in g.parameters if id(p) not in held]) for g in delta.groups]

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from conceptkit import extension_table
+from conceptkit.concepts.recipe_fields import todays_value
 from conceptkit.errors import BadRecipe
 from conceptkit.extension_table import ExtensionTable
 
@@ -103,6 +104,9 @@ def method_of_adapter(name: str) -> Method:
         if method.adapter.name == name:
             return method
         known.append(method.adapter.name)
+    today = todays_value("adapter", name)
+    if today != name:
+        raise BadRecipe(f"The adapter {name} is called {today} now; use that name")
     raise BadRecipe(f"There is no adapter {name!r}; choose one of {', '.join(known)}")
 
 

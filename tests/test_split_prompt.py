@@ -2,7 +2,7 @@
 
 import pytest
 
-from conceptkit.inference.prompt_parsing import clause_of_each
+from conceptkit.inference.split_prompt import clause_of_each, overlap_in
 
 WORDS = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate", "my_cat": "<my_cat> cat", "inky": "<inky>"}
 
@@ -99,3 +99,16 @@ def test_the_order_is_that_of_the_prompt_and_nobody_hears_another_name(first):
     told = clause_of_each(f"a {first} sleeping beside an old {second} by the sea", WORDS)
     assert list(told) == [first, second]
     assert all(other not in text for name, text in told.items() for other in (first, second) if other != name)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("my_dog in front of a moongate", "in front of"),
+        ("my_dog riding my_cat", "riding"),
+        ("my_dog next to a moongate in the snow", None),
+        ("my_dog, thunderstruck, beside a moongate", None),
+    ],
+)
+def test_words_that_put_one_thing_before_another(prompt, found):
+    assert overlap_in(prompt) == found

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from conceptkit.concepts import prompt_words
+from conceptkit.concepts import prompt_rewriting
 
 LINKS = (
     "in front of",
@@ -61,6 +61,19 @@ LINKS = (
 """Words between two things; the last of them before a thing ends what is said of the one before it."""
 BESIDE = LINKS[: LINKS.index("alongside")]
 """Those that are about where things stand to each other, and can begin a prompt."""
+OVERLAPPING = (
+    "in front of",
+    "on top of",
+    "sitting on",
+    "underneath",
+    "behind",
+    "holding",
+    "riding",
+    "through",
+    "inside",
+    "under",
+)
+"""Those that say that one thing is before, upon or within the other."""
 PLACES = (
     "in",
     "on",
@@ -95,20 +108,26 @@ _RIGHT_OF = re.compile(_WORD.format("right of"), re.IGNORECASE)
 _ARTICLE = re.compile(r"\s(?:a|an|the|my|our|another|one)(?:\s[\w-]+)*\s*$")
 
 
+def overlap_in(prompt: str) -> str | None:
+    """The first words of a prompt that put one thing before, upon or within another; None without any."""
+    found = re.search(rf"\b(?:{'|'.join(OVERLAPPING)})\b", prompt)
+    return found[0] if found else None
+
+
 def things(words: Mapping[str, str]) -> dict[str, str]:
     """Those names that stand for a thing: with a class noun after the token, which a style has not."""
-    return {name: text for name, text in words.items() if prompt_words.TOKEN.sub("", text).strip()}
+    return {name: text for name, text in words.items() if prompt_rewriting.TOKEN.sub("", text).strip()}
 
 
 def clause_of_each(prompt: str, words: Mapping[str, str]) -> dict[str, str]:
-    """Name -> what a prompt says of that thing, from left to right; `words` as in `prompt_words.replace`.
+    """Name -> what a prompt says of that thing, from left to right; `words` as in `prompt_rewriting.replace`.
 
     From left to right is the order of first mention, unless the prompt says otherwise ("my_dog to the right
     of a moongate", "moongate on the left"). Fewer than two things: nothing to take apart, so an empty
     dictionary.
     """
     prompt, sides = _without_sides(prompt, words)
-    found = prompt_words.mentions(prompt, things(words))
+    found = prompt_rewriting.mentions(prompt, things(words))
     names = list(dict.fromkeys(name for name, _ in found))
     if len(names) < 2:
         return {}
@@ -148,8 +167,8 @@ def _is_placed(text: str) -> bool:
 def _without_sides(prompt: str, words: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """The prompt without "on the left" and "on the right", as windows are there already; and who is where."""
     sides: dict[str, str] = {}
-    for k in range(len(prompt_words.mentions(prompt, things(words)))):
-        name, (start, end) = prompt_words.mentions(prompt, things(words))[k]
+    for k in range(len(prompt_rewriting.mentions(prompt, things(words)))):
+        name, (start, end) = prompt_rewriting.mentions(prompt, things(words))[k]
         if after := _STANDS_AT.search(prompt[end:]):
             sides[name] = after[2].lower()
             prompt = prompt[:end] + after[1].rstrip() + prompt[end:][after.end() :]
