@@ -47,8 +47,11 @@ def write_pipeline(concept: Concept, with_names: bool, base: Base, folder: Path)
     concept = folded(concept)
     with ExitStack() as undo:
         for part in (base.pipe, *base.pipe.components.values()):
-            if "_internal_dict" in getattr(part, "__dict__", {}):  # saving writes its place into it
-                undo.callback(setattr, part, "_internal_dict", part._internal_dict)
+            if "_internal_dict" in getattr(part, "__dict__", {}):  # saving writes its version into it
+                kept = type(part._internal_dict)(part._internal_dict)
+                undo.callback(setattr, part, "_internal_dict", kept)
+            elif hasattr(config := getattr(part, "config", None), "to_dict"):
+                undo.callback(_restore, config, dict(vars(config)))
         undo.enter_context(_with_delta(base.pipe, concept))
         undo.enter_context(_with_tokens(base.pipe, concept))
         base.pipe.save_pretrained(folder)
@@ -77,6 +80,11 @@ def write_checkpoint(concept: Concept, with_names: bool, base: Base, folder: Pat
         f"Type: {typed}, as your program writes embeddings.\n{always}",
         encoding="utf-8",
     )
+
+
+def _restore(config: Any, before: dict[str, Any]) -> None:
+    vars(config).clear()
+    vars(config).update(before)
 
 
 def acts_always(concept: Concept) -> bool:

@@ -54,6 +54,7 @@ _TOKENS = (
     (re.compile(r"string_to_param/\*"), "", 0),
     (re.compile(r"bundle_emb\.(?P<token>.+?)\.(?:string_to_param\.\*|emb_params|clip_l)"), "", 0),
     (re.compile(r"bundle_emb\.(?P<token>.+?)\.clip_g"), "", 1),
+    (re.compile(r"bundle_emb\.(?P<token>.+?)\.(?:t5xxl|t5)"), "", T5),
     (re.compile(r"(?:modifier_token/|params/new_concept_embedding/)(?P<token>[^/]+)"), "", 0),
     (re.compile(r"(?P<token><[^\s<>/]+>)"), "", 0),
 )
