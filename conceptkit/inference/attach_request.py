@@ -131,7 +131,7 @@ class Found:
 def find_concepts(request: AttachRequest, here: pipeline.Base) -> Found:
     """One concept as it is, several as their merge, with what a user should know. Raises BadRegion."""
     concept, merge = resolve_concepts(request, here)
-    report = merge and merge.report
+    report = merge.report if merge else None
     regions.check(request.masks, tuple(concept.words))
     if concept.reference is not None and (request.masks or request.auto_regions):
         raise BadRegion(
