@@ -26,6 +26,7 @@ from conceptkit.errors import BaseMismatch, ConceptError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
 
 
 LEGACY_EOS = 2
@@ -138,7 +139,7 @@ def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, 
     return len(rows[0])
 
 
-def lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
+def lend(undo: ExitStack, wider: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer be another one of its kind until it is undone."""
     kept = dict(vars(tokenizer))
 

@@ -7,28 +7,32 @@ so the twin reads the tokenizer's own; what adding tokens changes, it has for it
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LARGE = 1000
 """Lists and mappings with more entries hold a vocabulary, and are shared."""
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
-def twin_of(tokenizer: Any) -> Any:
+def twin_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer that reads as this one does; tokens added to either are not known to the other."""
     backend = getattr(tokenizer, "_tokenizer", None)
     kept: dict[int, Any] = {}
     if type(backend) is Tokenizer and (twin := _backend_twin(backend)) is not None:
         kept = {id(backend): twin} | {id(entries): entries for entries in _large(vars(tokenizer))}
-    wider = copy.deepcopy(tokenizer, kept)
+    wider: Any = copy.deepcopy(tokenizer, kept)
     # CLIP's tokenizer patches the decoding of its own instance, which a copy loses.
     getattr(wider, "_wrap_decode_method_backend_tokenizer", lambda: None)()
-    return wider
+    twin_tokenizer: PreTrainedTokenizerBase = wider
+    return twin_tokenizer
 
 
-def knows(tokenizer: Any, token: str) -> bool:
+def knows(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     """Whether a token has an id of its own."""
     backend = getattr(tokenizer, "_tokenizer", None)
     if isinstance(backend, Tokenizer):
