@@ -1,5 +1,6 @@
 """Files of the user: a place is checked before work begins, and nothing is written over unless asked."""
 
+import filecmp
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -29,10 +30,11 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -> list[Path]:
+def fill_folder(folder: Path, files: Mapping[str, bytes | Path], force: bool = False) -> list[Path]:
     """Write these files into a folder, all of them or none; what else is in it stays.
 
-    files: name -> content; a name may have folders in it. force: files of these names may be written over.
+    files: name -> content, or a file on the same disk that is moved; a name may have folders in it. force:
+        files of these names may be written over.
     Raises ConceptError when one of them is there with other bytes, and for a folder that takes no files.
     """
     check_folder(folder)
@@ -52,7 +54,10 @@ def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -
         for place in (folder, *(file.parent for file in parts)):
             place.mkdir(parents=True, exist_ok=True)
         for part, data in zip(parts.values(), files.values(), strict=True):
-            part.write_bytes(data)
+            if isinstance(data, Path):
+                data.replace(part)
+            else:
+                part.write_bytes(data)
         for file, part in parts.items():
             if not file.exists():
                 written.append(file)
@@ -69,9 +74,11 @@ def fill_folder(folder: Path, files: Mapping[str, bytes], force: bool = False) -
     return list(parts)
 
 
-def _holds(file: Path, data: bytes) -> bool:
-    """Whether a file has these bytes already."""
+def _holds(file: Path, data: bytes | Path) -> bool:
+    """Whether a file has these bytes already, or those of a file."""
     try:
+        if isinstance(data, Path):
+            return file.is_file() and filecmp.cmp(file, data, shallow=False)
         return file.is_file() and file.stat().st_size == len(data) and file.read_bytes() == data
     except OSError:
         return False

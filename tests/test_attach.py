@@ -10,6 +10,7 @@ import torch
 from conceptkit.base import pipeline
 from conceptkit.base.attention import kv_maps
 from conceptkit.errors import BaseMismatch, ConceptError, NoEffect, UnknownConcept
+from conceptkit.inference import installed_delta
 from conceptkit.inference.attach import attach
 from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
@@ -146,9 +147,10 @@ def test_failures_leave_the_pipeline_as_it_was(pipe, monkeypatch):
         attach(pipe, dataclasses.replace(concept, delta=zero, tokens={}))
     with pytest.raises(BaseMismatch, match="my_dog was learned on"):
         attach(pipe, pico_concept(pico_sdxl()))
-    for step in ("install_on", "hook_encode_prompt"):
+    steps = {"install_on": installed_delta, "hook_encode_prompt": sys.modules[attach.__module__]}
+    for step, module in steps.items():
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules[attach.__module__], step, interrupted)
+            patch.setattr(module, step, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 attach(pipe, concept)
         assert snapshot(pipe) == before

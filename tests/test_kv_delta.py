@@ -278,7 +278,7 @@ def test_what_does_not_fit_is_refused_whole(pipe, monkeypatch):
     original = KVDeltaLinear.set_factors
 
     def breaks(self, *args):
-        if next(calls) == 20:
+        if next(calls) == 10:
             raise KeyboardInterrupt
         original(self, *args)
 

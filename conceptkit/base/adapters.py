@@ -9,6 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from conceptkit.base.module_walk import named_modules
+
 ADAPTER = "conceptkit"
 """The name of the adapter that attached concepts are."""
 
@@ -29,14 +31,14 @@ def at_work(layer: BaseTunerLayer, own: bool = False) -> list[str]:
 
 def names_at_work(model: nn.Module) -> tuple[str, ...]:
     """Names of the adapters that act on a model, those of attached concepts aside."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [module for _, module in named_modules(model) if isinstance(module, BaseTunerLayer)]
     return tuple(dict.fromkeys(name for layer in layers for name in at_work(layer)))
 
 
 def state_of_adapters(model: nn.Module) -> str:
     """Which adapters act on which layers of a model, and how strongly: "" where there is none."""
     found = []
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, BaseTunerLayer):
             scaling = getattr(module, "scaling", {})
             found += [f"{path} {name} {scaling.get(name)}" for name in at_work(module, own=True)]
@@ -51,7 +53,7 @@ def own_parameters(model: nn.Module, own: bool = False) -> Iterator[tuple[str, T
     """
     inside: tuple[str, ...] = ()
     deltas: dict[str, tuple[Tensor | None, bytes]] = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         below = path.replace(".base_layer", "")
         if isinstance(module, BaseTunerLayer):
             delta, more = _delta(module, own)

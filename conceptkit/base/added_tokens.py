@@ -1,6 +1,6 @@
 """New tokens on a pipeline's text encoders, and off again without a trace.
 
-The base's vocabulary and token table are never edited. A copy of the tokenizer learns the tokens and lends
+The base's vocabulary and token table are never edited. A twin of the tokenizer learns the tokens and lends
 its state to the tokenizer, so that all pipelines that share it read them, and none of them does afterwards. A
 table over the base's own memory has the new rows behind it, as a parameter of their own: training them cannot
 move the rest, and taking the tokens off puts the originals back.
@@ -8,7 +8,6 @@ move the rest, and taking the tokens off puts the originals back.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,11 +19,14 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from conceptkit.base.architectures import architecture_of
+from conceptkit.base.module_walk import named_modules
 from conceptkit.base.text_features import encoders
+from conceptkit.base.tokenizer_copy import knows, twin_of
 from conceptkit.errors import BaseMismatch, ConceptError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
 
 
 LEGACY_EOS = 2
@@ -98,31 +100,30 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
     pairs = encoders(pipe)
     owners = tuple(encoder for _, encoder in pairs)
     sizes = {token: _check_rows(token, rows, owners) for token, rows in tokens.items()}
-    names = [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
-    vocabularies = [tokenizer.get_vocab() for tokenizer, _ in pairs]
+    names = names_of(sizes)
     for name in names:
         if name != name.lower() and architecture_of(pipe).lower_case:
             raise ConceptError(
                 f"A {type(pipe).__name__} reads prompts in lower case, where {name} is never found; give "
                 "it a name in lower case"
             )
-        if any(name in known for known in vocabularies) or names.count(name) > 1:
+        if any(knows(tokenizer, name) for tokenizer, _ in pairs) or names.count(name) > 1:
             raise ConceptError(
                 f"The pipeline already has a token {name}; detach or unload what brought it first"
             )
     with ExitStack() as undo:
         tables = []
         for i, (tokenizer, encoder) in enumerate(pairs):
-            wider = _copy_tokenizer(tokenizer)
+            wider = twin_of(tokenizer)
             wider.add_tokens([_added(name, sizes, tokenizer) for name in names])
-            _lend(undo, wider, tokenizer)
+            lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
             tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
             _read_true_eos(undo, encoder, tokenizer.eos_token_id)
         return Tokens(sizes, tuple(tables), owners, undo.pop_all())
 
 
-def _added(name: str, sizes: Mapping[str, int], tokenizer: Any) -> AddedToken:
+def _added(name: str, sizes: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> AddedToken:
     """A token that has the space before it, where words of this vocabulary have: T5's, language models'.
 
     Otherwise these would read a space and the token, two where the words of the base are one. A token of
@@ -130,6 +131,11 @@ def _added(name: str, sizes: Mapping[str, int], tokenizer: Any) -> AddedToken:
     """
     spaced = tokenizer.tokenize("a a")[-1].startswith(("▁", "Ġ"))
     return AddedToken(name, normalized=False, special=False, lstrip=spaced and sizes.get(name) == 1)
+
+
+def names_of(sizes: Mapping[str, int]) -> list[str]:
+    """What tokens of so many vectors each are called, vector by vector."""
+    return [name for token, k in sizes.items() for name in (token, *(f"{token}_{i}" for i in range(1, k)))]
 
 
 def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, ...]) -> int:
@@ -143,16 +149,7 @@ def _check_rows(token: str, rows: tuple[Tensor, ...], text_encoders: tuple[Any, 
     return len(rows[0])
 
 
-def _copy_tokenizer(tokenizer: Any) -> Any:
-    # The words of a real one are ten thousands; nobody changes them.
-    kept = [vars(tokenizer).get(name) for name in ("_merges", "_vocab")]
-    wider = copy.deepcopy(tokenizer, {id(part): part for part in kept if part is not None})
-    # CLIP's tokenizer patches the decoding of its own instance, which a copy loses.
-    getattr(wider, "_wrap_decode_method_backend_tokenizer", lambda: None)()
-    return wider
-
-
-def _lend(undo: ExitStack, wider: Any, tokenizer: Any) -> None:
+def lend(undo: ExitStack, wider: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer be another one of its kind until it is undone."""
     kept = dict(vars(tokenizer))
 
@@ -171,8 +168,8 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     # T5 has its table in two places, which need not be one module.
     before = {
         path: module
-        for path, module in encoder.named_modules(remove_duplicate=False)
-        if _reads(module, table)
+        for path, module in named_modules(encoder, leaves=nn.Embedding, repeated=True)
+        if isinstance(module, nn.Embedding) and reads_table(module, table)
     }
     encoder.set_input_embeddings(wider)
 
@@ -191,15 +188,15 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
     return wider
 
 
-def _reads(module: nn.Module, table: nn.Embedding) -> bool:
+def reads_table(module: nn.Module, table: nn.Embedding) -> bool:
     """Whether a module is that table, or another with the same weight."""
     return module is table or (isinstance(module, nn.Embedding) and module.weight is table.weight)
 
 
 def _read_true_eos(undo: ExitStack, encoder: nn.Module, eos: int) -> None:
     """Old CLIP configs pool at the largest id, which a new token would be; pool at the end of text."""
-    for module in encoder.modules():
-        if getattr(module, "eos_token_id", None) == LEGACY_EOS:
+    for _, module in named_modules(encoder):
+        if vars(module).get("eos_token_id") == LEGACY_EOS:
             _swap(undo, module, "eos_token_id", eos)
 
 

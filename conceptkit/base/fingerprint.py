@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from conceptkit.base.adapters import own_parameters
 from conceptkit.base.architectures import denoiser_of, text_site
+from conceptkit.base.fingerprint_memo import remembered
 from conceptkit.base.text_features import encoders
 from conceptkit.errors import BadBlob
 
@@ -31,40 +31,10 @@ def fingerprint_of(pipe: DiffusionPipeline, own: bool = False) -> Fingerprint:
 
     Worked out again where a weight has changed since the last call; to see that takes a tenth of the time.
     """
-    now = _state(pipe, own)
-    before = _KNOWN.get(pipe, {}).get(own)
-    if before is not None and before[0] == now:
-        return before[1]
-    found = _worked_out(pipe, own)
-    _KNOWN.setdefault(pipe, {})[own] = now, found
-    return found
+    return remembered(pipe, ("fingerprint", own), lambda: _fingerprint(pipe, own))
 
 
-def _state(pipe: DiffusionPipeline, own: bool) -> str:
-    """A digest of all that a fingerprint depends on, much faster to take and good on this machine alone."""
-    digest = hashlib.sha256(architecture(pipe).encode())
-    site = {f"{name}.weight" for name in text_site(pipe)}
-    parts = [part for part in own_parameters(denoiser_of(pipe)) if part[0] in site]
-    for tokenizer, encoder in encoders(pipe):
-        digest.update(str(tokenizer.vocab_size).encode())
-        parts += _known_parameters(encoder, own)
-    for name, value, more in parts:
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(_sums(value))
-        digest.update(more)
-    return digest.hexdigest()
-
-
-def _sums(value: Tensor) -> bytes:
-    """The sums of a tensor's bits, as whole numbers, along its rows and along its columns."""
-    octets = value.detach().contiguous().reshape(len(value) if value.ndim > 1 else 1, -1).view(torch.uint8)
-    kinds = (torch.int64, torch.int32, torch.uint8)
-    words = next(kind for kind in kinds if octets.shape[1] % kind.itemsize == 0)
-    grid = octets.view(words)
-    return b"".join(grid.sum(dim=dim, dtype=torch.int64).cpu().numpy().tobytes() for dim in (0, 1))
-
-
-def _worked_out(pipe: DiffusionPipeline, own: bool) -> Fingerprint:
+def _fingerprint(pipe: DiffusionPipeline, own: bool) -> Fingerprint:
     exact = hashlib.sha256()
     sketch, energy = torch.zeros(SKETCH_SIZE), 0.0
     effective = {name: (value, more) for name, value, more in own_parameters(denoiser_of(pipe))}
@@ -93,16 +63,34 @@ def features_digest(pipe: DiffusionPipeline, now: Fingerprint | None = None) -> 
     told = [now.exact, now.text_exact]
     for tokenizer, encoder in encoders(pipe):
         config = [str(getattr(encoder.config, name, "")) for name in READING]
-        text = _ordinary_text(tokenizer.backend_tokenizer.to_str())
+        text = _spelling(_Backend(tokenizer.backend_tokenizer))
         told += [*config, str(tokenizer.model_max_length), text]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=4)
-def _ordinary_text(backend: str) -> str:
-    """How a tokenizer reads ordinary text, of all that its file says: tokens that were added are no part."""
-    told = json.loads(backend)
-    return json.dumps({name: told[name] for name in ("model", "normalizer", "pre_tokenizer")}, sort_keys=True)
+class _Backend:
+    """A tokenizer's backend, equal to itself while it has the same parts; a vocabulary has no other way to
+    change than to be replaced."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        size = backend.get_vocab_size(with_added_tokens=False)
+        model = [repr(getattr(backend.model, name, None)) for name in SPELLING]
+        self._parts = size, *model, repr(backend.normalizer), repr(backend.pre_tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Backend) and other.backend is self.backend and other._parts == self._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+
+@lru_cache(maxsize=8)
+def _spelling(of: _Backend) -> str:
+    """JSON of how ordinary text is spelt; tokens that were added are no part of it."""
+    whole = json.loads(of.backend.to_str())
+    parts = {name: whole[name] for name in ("model", "normalizer", "pre_tokenizer")}
+    return json.dumps(parts, sort_keys=True)
 
 
 def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float, ...]]:
@@ -163,12 +151,15 @@ def _signs(label: str, size: int, count: int) -> Tensor:
     return torch.from_numpy(bits).float() * 2 - 1
 
 
-_KNOWN: WeakKeyDictionary[Any, dict[bool, tuple[str, Fingerprint]]] = WeakKeyDictionary()
-"""Of pipelines: what their weights were when their fingerprints were taken last."""
 SKETCH_SIZE = 64
 TEXT_SKETCH_SIZE = 16
 TOKEN_TABLES = ("token_embedding", "shared", "embed_tokens")
 """What text encoders call their token tables, on which new tokens have rows."""
+SPELLING = (
+    *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
+    *("fuse_unk", "byte_fallback", "ignore_merges"),
+)
+"""What can be set on a tokenizer's vocabulary."""
 READING = ("hidden_act", "num_attention_heads", "layer_norm_eps")
 """What a text encoder's configuration says of how it computes."""
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from conceptkit.base.module_walk import submodule
 from conceptkit.errors import ConceptError
 
 PROCESSOR = "FusedAttnProcessor"
@@ -14,9 +15,8 @@ def check_unfused(unet: nn.Module, maps: Sequence[str], what_they_are: str) -> N
 
     what_they_are: how the sentence goes on, as in "which my_dog changes".
     """
-    modules = dict(unet.named_modules())
     for path in maps:
-        parent = modules.get(path.rpartition(".")[0])
+        parent = submodule(unet, path.rpartition(".")[0])
         if type(getattr(parent, "processor", None)).__name__.startswith(PROCESSOR):
             raise ConceptError(
                 f"fuse_qkv_projections() has put another map in the place of {path}, {what_they_are}; "

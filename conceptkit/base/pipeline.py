@@ -176,9 +176,11 @@ def check_fits(
     if distance <= MISMATCH_DISTANCE:
         apart = [f"maps differ by {maps:.1%}"] if maps >= NOTICE_DISTANCE else []
         apart += [f"text encoders differ by {text:.1%}"] if text >= NOTICE_DISTANCE else []
+        if not apart:
+            return None
         told = f"{name} was learned on a relative of {base.name}: their {' and their '.join(apart)}"
         carried = f", with the adapters {adapters} on it" if (adapters := _adapters(base)) else ""
-        return f"{told}{carried}" if apart else None
+        return f"{told}{carried}"
     if not math.isinf(distance) and (adapters := _adapters(base)):
         raise BaseMismatch(
             f"{name} was learned on {learned_on_name}, and the adapters {adapters} take {base.name} "

@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.base.families import FAMILIES
 from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.extension_table import ExtensionTable
-from conceptkit.files import fill_folder
+from conceptkit.files import check_folder, fill_folder
 
 if TYPE_CHECKING:
     from conceptkit.base.pipeline import Base
@@ -44,6 +45,8 @@ class Dialect:
     name: as users write it. help: one line for them.
     files: the files of a concept, name -> content; or where that function is, "module:function". Its second
         argument, with_names, asks for the place of the base and the names of the photos, instead of hashes.
+    writes: instead of files, a function that writes them into an empty folder: (concept, with_names, base,
+        folder). For files too large to be held; files is "" then.
     program: whose models they are for, where it has models of its own.
     holds: what of a concept the files can hold; a photo or routes are refused where it cannot, and of a delta
         or words that are left out a sentence is said.
@@ -51,28 +54,34 @@ class Dialect:
 
     name: str
     help: str
-    files: Files | str
+    files: Files | str = ""
     holds: frozenset[str] = frozenset({DELTA, TOKENS})
     maps: str = ""
     needs_base: bool = False
     cover: str = ""
+    writes: Files | str = ""
     program: str = ""
 
     def write(
         self, concept: Concept, with_names: bool = False, base: Base | None = None
     ) -> Mapping[str, bytes]:
         """The files, name -> content. Raises ConceptError when it needs a base and is given none."""
-        files = self.files
-        if isinstance(files, str):
-            module, _, name = files.partition(":")
-            files = getattr(import_module(module), name)
         if not self.needs_base:
-            return files(concept, with_names)
+            return _called(self.files)(concept, with_names)
+        return _called(self.files)(concept, with_names, self._base(base, concept))
+
+    def write_into(
+        self, folder: Path, concept: Concept, with_names: bool = False, base: Base | None = None
+    ) -> None:
+        """Write the files into an empty folder, for dialects that do so; raises as `write` does."""
+        _called(self.writes)(concept, with_names, self._base(base, concept), folder)
+
+    def _base(self, base: Base | None, concept: Concept) -> Base:
         if base is None:
             raise ConceptError(
                 f"{self.name} files hold weights of the base; give export the base that {concept.name} is for"
             )
-        return files(concept, with_names, base)
+        return base
 
 
 DIALECTS: ExtensionTable[Dialect] = ExtensionTable("dialect", "conceptkit.dialects")
@@ -113,15 +122,38 @@ def export(
     """
     row, whole = dialect_of(dialect), _whole(concept)
     _check(row, whole)
-    files = dict(row.write(whole, with_names, base))
+    out = Path(out_dir).absolute()
+    if row.writes:
+        return _moved(row, out, whole, with_names, base, force)
+    files: dict[str, bytes | Path] = dict(row.write(whole, with_names, base))
     if cover is not None and row.cover:
         files[row.cover.format(name=whole.name)] = cover
-    return fill_folder(Path(out_dir).absolute(), files, force)
+    return fill_folder(out, files, force)
+
+
+def _moved(
+    row: Dialect, out: Path, concept: Concept, with_names: bool, base: Base | None, force: bool
+) -> list[Path]:
+    """Files that are written beside the folder first, so that all of them appear there, or none."""
+    above = next(place for place in check_folder(out).parents if place.is_dir())
+    with TemporaryDirectory(prefix=".conceptkit-", dir=above) as place:
+        row.write_into(Path(place), concept, with_names, base)
+        written = sorted(path for path in Path(place).rglob("*") if path.is_file())
+        return fill_folder(out, {path.relative_to(place).as_posix(): path for path in written}, force)
 
 
 def left_out(concept: Concept | Merge, dialect: str = DIALECT) -> list[str]:
     """One sentence where the files of a dialect hold less than the concept is."""
     row, whole = dialect_of(dialect), _whole(concept)
+    if row.writes:
+        from conceptkit.formats.folded_pipeline import acts_always
+
+        if not acts_always(whole):
+            return []
+        return [
+            f"{whole.name} is folded into the weights, and acts on every picture there, also where a prompt "
+            "says none of its words; attach it to have it act by its words"
+        ]
     if row.program and not fits_models(whole):
         return [
             f"{whole.name} fits {whole.base_name} alone, and no model of {row.program}; to use it there, "
@@ -186,7 +218,17 @@ def _check(dialect: Dialect, concept: Concept) -> None:
         )
 
 
+def _called(function: Files | str) -> Files:
+    """A function, or the one whose place is given."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: Files = getattr(import_module(module), name)
+    return found
+
+
 _KOHYA = "conceptkit.formats.kohya"
+_FOLDED = "conceptkit.formats.folded_pipeline"
 for _row in (
     Dialect(
         "diffusers",
@@ -228,6 +270,18 @@ for _row in (
         "conceptkit.formats.custom_diffusion:files",
         maps=r"attn2\.to_(k|v|q|out\.0)$",
         needs_base=True,
+    ),
+    Dialect(
+        "pipeline",
+        "a whole diffusers folder, with the concepts in its weights and its tokenizers",
+        needs_base=True,
+        writes=f"{_FOLDED}:write_pipeline",
+    ),
+    Dialect(
+        "checkpoint",
+        "one .safetensors in the original layout of SD 1, 2 and SDXL, and embeddings",
+        needs_base=True,
+        writes=f"{_FOLDED}:write_checkpoint",
     ),
     Dialect(
         "textual-inversion",

@@ -17,7 +17,7 @@ from conceptkit.formats.lora_modules import family_of, half_where_exact, kohya_m
 from conceptkit.formats.modelspec import metadata, network, tensor_hash
 from conceptkit.formats.module_names import NAMES, TITLES
 from conceptkit.formats.provenance import pack
-from conceptkit.formats.textual_inversion import embedding, token_file
+from conceptkit.formats.textual_inversion import COMFYUI_T5, embedding, token_file
 from conceptkit.safetensors_header import split
 
 
@@ -54,7 +54,7 @@ def files(app: App, concept: Concept, with_names: bool = False) -> dict[str, byt
     if concept.delta:
         found[f"{app.loras}/{concept.name}.safetensors"] = lora(concept, typed(app, concept), with_names)
     for token, rows in sorted(concept.tokens.items()):
-        found[f"{app.embeddings}/{token_file(token)}"] = embedding(concept, rows, with_names)
+        found[f"{app.embeddings}/{token_file(token)}"] = embedding(concept, rows, with_names, COMFYUI_T5)
     return {**found, f"{concept.name}.txt": note(app, concept).encode()}
 
 

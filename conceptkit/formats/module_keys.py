@@ -44,13 +44,17 @@ _PARTS = (
     ("text_encoder_2.", "text_encoder_2"),
     ("text_encoder.", "text_encoder"),
 )
+T5 = 2
+"""The number that the rows for a T5 have in files: that of SD3. FLUX has no second CLIP before it."""
 _TOKENS = (
     (re.compile(r"emb_params"), "", 0),
+    (re.compile(r"t5xxl|t5"), "", T5),
     (re.compile(r"clip_l|text_encoders_0"), "", 0),
     (re.compile(r"clip_g|text_encoders_1"), "", 1),
     (re.compile(r"string_to_param/\*"), "", 0),
     (re.compile(r"bundle_emb\.(?P<token>.+?)\.(?:string_to_param\.\*|emb_params|clip_l)"), "", 0),
     (re.compile(r"bundle_emb\.(?P<token>.+?)\.clip_g"), "", 1),
+    (re.compile(r"bundle_emb\.(?P<token>.+?)\.(?:t5xxl|t5)"), "", T5),
     (re.compile(r"(?:modifier_token/|params/new_concept_embedding/)(?P<token>[^/]+)"), "", 0),
     (re.compile(r"(?P<token><[^\s<>/]+>)"), "", 0),
 )

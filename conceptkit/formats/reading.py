@@ -13,7 +13,7 @@ from conceptkit.errors import BadBlob, BaseMismatch, NoEffect
 from conceptkit.formats import adapter_math
 from conceptkit.formats.lora_modules import split, without_padding
 from conceptkit.formats.module_index import ModuleIndex
-from conceptkit.formats.module_keys import IGNORED, grouped, module_of, token_of
+from conceptkit.formats.module_keys import IGNORED, T5, grouped, module_of, token_of
 from conceptkit.formats.module_names import TITLES
 from conceptkit.formats.tensor_files import TensorFile
 from conceptkit.registry.library.shapes import family_of_shapes
@@ -166,7 +166,9 @@ def _tokens(
         held.setdefault(found[0], {})[found[1]] = rows
     for token, parts in held.items():
         given = [parts[i].shape[1] for i in sorted(parts)]
-        if sorted(parts) != list(range(len(parts))) or given != list(widths):
+        numbers = sorted(parts)
+        whole = numbers in (list(range(len(parts))), [0, T5])
+        if not whole or given != list(widths):
             raise BaseMismatch(
                 f"The embedding {token or file.path.name} has vectors of {_list(given)} values, and the text "
                 f"encoders of the base read {_list(widths)}; name the base that it was made for with --base"

@@ -10,6 +10,8 @@ from conceptkit.formats.provenance import pack, provenance
 KEYS = {1: ("emb_params",), 2: ("clip_l", "clip_g"), 3: ("clip_l", "clip_g", "t5xxl")}
 """What files call the rows for one encoder, for both of SDXL, and for the three of Stable Diffusion 3."""
 FLUX_KEYS = ("clip_l", "t5")
+"""What diffusers' training scripts call them for FLUX; ComfyUI has its T5 under one name everywhere."""
+COMFYUI_T5 = "t5xxl"
 
 
 def keys_of(concept: Concept, count: int) -> tuple[str, ...]:
@@ -30,9 +32,11 @@ def files(concept: Concept, with_names: bool = False) -> dict[str, bytes]:
     }
 
 
-def embedding(concept: Concept, rows: Sequence[Tensor], with_names: bool = False) -> bytes:
-    """One token's rows (k, d) for each encoder, see `KEYS`."""
-    keys = keys_of(concept, len(rows))
+def embedding(
+    concept: Concept, rows: Sequence[Tensor], with_names: bool = False, t5: str = FLUX_KEYS[1]
+) -> bytes:
+    """One token's rows (k, d) for each encoder, see `KEYS`. t5: the key of FLUX's T5."""
+    keys = [t5 if key == FLUX_KEYS[1] else key for key in keys_of(concept, len(rows))]
     return pack(dict(zip(keys, rows, strict=True)), {"conceptkit": provenance(concept, with_names)})
 
 

@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
-from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
-from conceptkit.base.fused_projections import check_unfused
+from conceptkit.base.architectures import architecture_of, denoiser_of
 from conceptkit.base.text_features import encoders
-from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
-from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRegion, ConceptError, NoEffect
+from conceptkit.inference import attach_steps
 from conceptkit.inference.attach_request import (
     AttachOptions,
     AttachRequest,
     Found,
+    at_weights,
     exchanged,
     find_concepts,
     reopened,
 )
 from conceptkit.inference.confined_drawing import ConfinedDrawing
-from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.encode_prompt_hook import hook_encode_prompt
 from conceptkit.inference.gated_lora import gate_lora
-from conceptkit.inference.layer_check import check_layers, layers_of
-from conceptkit.inference.layout_attention import kind_of
-from conceptkit.inference.multidiffusion import Windows, can_have_windows
-from conceptkit.inference.per_concept_encoding import PerConceptEncoding
+from conceptkit.inference.installed_delta import InstalledDelta
 from conceptkit.inference.prompt_length import cut_off, unread
 from conceptkit.inference.save_guard import refuse_saving
 from conceptkit.inference.split_prompt import clause_of_each, things
-from conceptkit.inference.token_owners import TokenOwners
 from conceptkit.renamed import renamed_arguments
-from conceptkit.tuners.inject import ADAPTER, install_on, uninstall, unmerge
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -70,8 +63,11 @@ class Attachment:
     report: Report | None
     notice: str | None
     _undo: ExitStack
+    _installed: InstalledDelta
     _request: AttachRequest
     _base: pipeline.Base
+    _found: Found
+    _strengths: dict[str, float]
     _drawing: ConfinedDrawing | None = None
     side_by_side: bool = False
     isolate_concepts: bool = False
@@ -81,12 +77,26 @@ class Attachment:
     def detach(self) -> None:
         """Take everything off; a second call does nothing."""
         with self.lock:
-            self._undo.close()
+            try:
+                self._undo.close()
+            finally:
+                self._installed.remove()
 
-    def draw(self, *args: Any, **options: Any) -> Any:
-        """Call the pipeline while nobody can swap or detach: for servers with threads."""
+    def draw(self, *args: Any, strengths: Mapping[str, float] | None = None, **options: Any) -> Any:
+        """Call the pipeline while nobody can swap or detach: for servers with threads.
+
+        strengths: of concepts by name, for this one call; see `strengths`.
+        """
         with self.lock:
-            return self.pipe(*args, **options)
+            if strengths is None:
+                return self.pipe(*args, **options)
+            before = self.strengths
+            self.strengths = strengths  # type: ignore[assignment]
+            try:
+                return self.pipe(*args, **options)
+            finally:
+                if self.attached:
+                    self.strengths = before
 
     @property
     def layout(self) -> Layout | None:
@@ -118,23 +128,64 @@ class Attachment:
         pipeline, and whatever `attach` raises for `new`; then all is as it was before.
         """
         with self.lock:
-            if not self.attached:
-                raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
+            self._check_attached()
             request = exchanged(self._request, self.concepts, old, new)
-            before, found = self._request, Found(self.concept, self.report, self.notice)
-            self._undo.close()
-            try:
+            with self._exchanging():
+                self._base = pipeline.refreshed(self._base)
                 with reopened(request.registry) as registry:
                     after = find_concepts(replace(request, registry=registry), self._base)
                 self._put(request, after)
-            except BaseException:
-                self._put(before, found)
-                raise
+                self._found, self._strengths = after, after.strengths
         if self.notice:
             warnings.warn(self.notice, stacklevel=2)
 
+    @property
+    def strengths(self) -> dict[str, float]:
+        """How strongly each concept acts, by name; 1 is as it was learned.
+
+            attachment.strengths = {"my_dog": 0.5}
+
+        What is not named keeps its strength, and 0 leaves a concept out but for its token. No merge is made
+        again, so that setting it takes milliseconds. Raises UnknownConcept, and BadRecipe for a merge by
+        "svd" or "ties", which are not linear in the strength of each part, unless all change by one factor.
+        """
+        return dict(self._strengths)
+
+    @strengths.setter
+    def strengths(self, strengths: Mapping[str, float]) -> None:
+        with self.lock:
+            self._check_attached()
+            wanted = {**self._strengths, **strengths}
+            concept = self._found.at_strengths(wanted, self._base)
+            request = at_weights(self._request, wanted)
+            with self._exchanging():
+                self._put(request, replace(self._found, concept=concept))
+                self._strengths = wanted
+
+    def _check_attached(self) -> None:
+        if not self.attached:
+            raise ConceptError("These concepts are no longer on the pipeline; attach them again first")
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """The pipeline is bare inside of the block; where it fails all is as it was before."""
+        before, found = self._request, Found(self.concept, self.report, self.notice)
+        self._undo.close()
+        try:
+            yield
+        except BaseException:
+            self._put(before, found)
+            raise
+
     def _put(self, request: AttachRequest, found: Found) -> None:
         """Everything onto a bare pipeline, or nothing."""
+        try:
+            self._put_on(request, found)
+        except BaseException:
+            self._installed.remove()
+            raise
+
+    def _put_on(self, request: AttachRequest, found: Found) -> None:
         concept = found.concept
         changes = any(all(factor.any() for factor in factors) for factors in concept.delta.values())
         if not changes and not concept.tokens:
@@ -149,12 +200,15 @@ class Attachment:
             )
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
-            reading = _reading(self.pipe, concept, request)
+            reading = attach_steps.reading_of(self.pipe, concept, request)
             if reading:
                 undo.callback(reading.listen(denoiser).remove)
-            self._drawing = drawing = _confined(self._base, concept, request, reading)
+            self._drawing = drawing = attach_steps.confined_drawing(self._base, concept, request, reading)
             if changes:
-                _install(undo, self.pipe, concept, reading, drawing.idle if drawing else bool)
+                idle = drawing.idle if drawing else bool
+                attach_steps.install_delta(undo, self.pipe, self._installed, concept, reading, idle)
+            else:
+                self._installed.remove()
             where: Where | None = None
             if reading and concept.reference is not None:
                 from conceptkit.inference import reference_attention
@@ -176,13 +230,13 @@ class Attachment:
                 )
                 undo.callback(back)
             if reading and changes and (heard := rank_gates(concept)):
-                gate_lora(denoiser, heard, reading, where)
+                gate_lora(self._installed.layers_on(denoiser), heard, reading, where)
             if drawing:
                 undo.callback(drawing.install())
-            windows = _windows(self._base, concept, request)
+            windows = attach_steps.windows_of(self._base, concept, request)
             if windows:
                 undo.callback(windows.open())
-            apart = None if windows else _apart(self._base, concept, request)
+            apart = None if windows else attach_steps.encoding_apart(self._base, concept, request)
             self.concept, self.report, self.notice = concept, found.report, found.notice
             self.concepts, self._request = tuple(concept.words), request
             several = drawing is not None and len(things(concept.words)) > 1
@@ -239,97 +293,11 @@ def attach(
         )
     here = pipeline.of(pipe)
     found = find_concepts(request, here)
-    attachment = Attachment(pipe, (), found.concept, None, None, ExitStack(), request, here)
+    installed = InstalledDelta(pipe)
+    attachment = Attachment(
+        pipe, (), found.concept, None, None, ExitStack(), installed, request, here, found, found.strengths
+    )
     attachment._put(request, found)
     if attachment.notice:
         warnings.warn(attachment.notice, stacklevel=2)
     return attachment
-
-
-def _reading(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) -> TokenOwners | None:
-    """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
-    if concept.reference is not None:
-        return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
-    strict = concept.routing is not None or bool(request.masks) or request.auto_regions
-    if not strict and not rank_gates(concept):
-        return None
-    spelt = {name: [text, *prompt_rewriting.TOKEN.findall(text)] for name, text in concept.words.items()}
-    return TokenOwners(pipe, spelt, strict)
-
-
-def _confined(
-    here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
-) -> ConfinedDrawing | None:
-    """A layout for pictures of several things, where that was ordered and it can be."""
-    if not request.confine:
-        return None
-    kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
-    if kind is None:
-        raise BadRegion(
-            f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "
-            "there; leave confine out"
-        )
-    if not things(concept.words):
-        return None
-    isolated = request.isolate_concepts is not False
-    confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
-    return ConfinedDrawing(
-        here.pipe, confinement, concept.words, request.masks, here.family.class_nouns, True
-    )
-
-
-def _windows(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Windows | None:
-    """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
-    wanted, able = request.side_by_side, can_have_windows(here.pipe)
-    if wanted and not able:
-        raise BadRegion(
-            f"A {type(here.pipe).__name__} draws on a picture that it is given, or after one, which has no "
-            "windows; leave side_by_side out, or use a text-to-image pipeline"
-        )
-    if wanted is None:
-        wanted = able and here.family.side_by_side and not request.masks and not request.auto_regions
-        wanted = wanted and not request.confine
-    return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
-
-
-def _apart(here: pipeline.Base, concept: Concept, request: AttachRequest) -> PerConceptEncoding | None:
-    """Each concept's words read without the others, where that was ordered, or suits the base."""
-    wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
-    if wanted and here.architecture.denoiser != "unet":
-        raise BadRegion(
-            f"isolate_concepts puts features together as CLIP makes them, and a {type(here.pipe).__name__} "
-            "has others; leave it out"
-        )
-    return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
-
-
-def _install(
-    undo: ExitStack,
-    pipe: DiffusionPipeline,
-    concept: Concept,
-    reading: TokenOwners | None,
-    idle: Callable[[], bool],
-) -> None:
-    """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes.
-
-    idle: whether a call of the UNet computes nothing.
-    """
-    delta: Delta = concept.delta
-    denoiser = denoiser_of(pipe)
-    names = tuple(concept.words) or (concept.name,)
-    check_unfused(denoiser, list(delta), f"which {concept.name} changes")
-    if reading and concept.routing:
-        from conceptkit.inference.routed_attention import install_routes
-
-        maps = text_site(pipe)
-        routed = delta.only(maps)
-        undo.callback(install_routes(denoiser, routed, concept.routing, reading))
-        undo.callback(check_layers(denoiser, {name: maps[name] for name in routed}, names, idle))
-        delta = delta.without(maps)
-    if delta:
-        install_on(pipe, delta)
-        for owner in (denoiser, *(encoder for _, encoder in encoders(pipe))):
-            undo.callback(uninstall, owner, ADAPTER)
-            if layers := layers_of(owner):
-                undo.callback(unmerge, layers.values())
-                undo.callback(check_layers(owner, layers, names, idle))

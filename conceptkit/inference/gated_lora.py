@@ -1,23 +1,26 @@
 """Gated LoRA: what a concept changes beside keys and values acts only where prompts say its words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conceptkit.concepts.gates import RankGate, reads_text
 from conceptkit.inference.attention_masks import Where
 from conceptkit.inference.token_owners import UNKNOWN, TokenOwners, UNetCall
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import KVDeltaLinear
-from conceptkit.tuners.layers import named_below
 
 
 def gate_lora(
-    unet: nn.Module, heard: Sequence[RankGate], reading: TokenOwners, where: Where | None = None
+    layers: Mapping[str, KVDeltaLinear],
+    heard: Sequence[RankGate],
+    reading: TokenOwners,
+    where: Where | None = None,
 ) -> None:
     """Let the ranks of the wide maps on a UNet act by what is read, until the delta is taken off.
 
+    layers: those of the delta, by the names of their maps.
     where: in which cells of a picture each of the concepts that are read may be; everywhere if None.
     """
     last: list[tuple[UNetCall, Tensor]] = []
@@ -40,12 +43,8 @@ def gate_lora(
             rows = rows * cells.repeat(len(x) // len(known), 1, 1).to(rows) if whole else rows
         return rows.to(x)
 
-    for name, layer in unet.named_modules():
-        if (
-            isinstance(layer, KVDeltaLinear)
-            and not reads_text(named_below(name))
-            and ADAPTER in layer.scaling
-        ):
+    for name, layer in layers.items():
+        if not reads_text(name):
             layer.gates[ADAPTER] = gate
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from conceptkit.base.module_walk import named_modules
 from conceptkit.errors import ConceptError
 from conceptkit.tuners.inject import ADAPTER
 from conceptkit.tuners.kv_delta import KVDeltaLinear
@@ -65,7 +66,7 @@ def layers_of(owner: nn.Module) -> dict[str, nn.Module]:
     """Path -> layer, of all maps of a model that carry the attached delta."""
     return {
         path: layer
-        for path, layer in owner.named_modules()
+        for path, layer in named_modules(owner)
         if isinstance(layer, KVDeltaLinear) and ADAPTER in layer.scaling
     }
 

@@ -1,6 +1,6 @@
 """Several concepts in one: merged in one of many ways, with a report of what each of them keeps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.base.pipeline import Base, check_fits, load, refreshed
 from conceptkit.concepts.concept import Concept, base_of
 from conceptkit.concepts.routing import ROUTED
-from conceptkit.errors import BadRecipe, ConceptError
+from conceptkit.errors import BadRecipe, ConceptError, UnknownConcept
 from conceptkit.features import caption_statistics
 from conceptkit.merging import parts, report, request
 from conceptkit.merging.merge_inputs import prepare_all
@@ -18,6 +18,7 @@ from conceptkit.merging.notices import notices_of
 from conceptkit.merging.parts import Part
 from conceptkit.merging.report import Measured, Report
 from conceptkit.merging.request import ComposeRequest
+from conceptkit.merging.strengths import weighed
 from conceptkit.registry.opening import opened
 
 if TYPE_CHECKING:
@@ -30,11 +31,31 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """A merge is a concept, a report about it, and what it was made of."""
+    """A merge is a concept, a report about it, and what it was made of.
+
+    result: before it was rounded to the precision in which it is stored; None of one concept as it is.
+    """
 
     concept: Concept
     report: Report
     parts: tuple[Part, ...] = ()
+    result: MergeResult | None = None
+
+    def at_strengths(self, strengths: Mapping[str, float], base: Base) -> Concept:
+        """The same merge with its parts at other strengths, by name, without fitting anything again.
+
+        base: the one it was merged on. Raises BadRecipe where the method is not linear in each of them, see
+        `weighed`, and UnknownConcept for a name that is no part.
+        """
+        names = [part.concept.name for part in self.parts]
+        if strange := [name for name in strengths if name not in names]:
+            raise UnknownConcept(f"{strange[0]} is no part of this merge; its parts are {', '.join(names)}")
+        if self.result is None or (len(self.parts) == 1 and self.parts[0].concept.routing):
+            part = replace(self.parts[0], weight=strengths.get(names[0], self.parts[0].weight))
+            return as_it_is(part, self.concept.name)
+        method = merge_method_of(self.report.merge_method)
+        changed, parts = weighed(self.result, self.parts, method, strengths, base)
+        return _as_concept(parts, changed, base, self.concept.name, method)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the concept's facts and the report."""
@@ -87,10 +108,11 @@ def merge(asked: ComposeRequest, base: Base, registry: "Registry", progress: Pro
         result = method.merge(context)
     else:
         result = MergeResult(chosen[0].delta, [chosen[0].delta], chosen[0].concept.rows, routing=routing)
-    concept = _as_concept(context, result, asked.name, method)
+    concept = _as_concept(chosen, result, base, asked.name, method)
     notices = [*filter(None, fits), *notices_of(context)]
     shown = ROUTED if routing else method.name
-    return Merge(concept, _report(context, result, concept, shown, notices), tuple(chosen))
+    kept = result if len(chosen) > 1 or method.takes_one else None
+    return Merge(concept, _report(context, result, concept, shown, notices), tuple(chosen), kept)
 
 
 def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None = None) -> Merge:
@@ -120,6 +142,12 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
         )
 
 
+def as_it_is(part: Part, name: str) -> Concept:
+    """One concept at its part's strength, under a name: what `compose` makes of it alone."""
+    result = MergeResult(part.delta, [part.delta], part.concept.rows, routing=part.concept.routing)
+    return _alone(part, result, name, _lineage([part], merge_method_of(request.MERGE_METHOD)))
+
+
 def _as_it_was(registry: "Registry", ref: str, digest: str) -> Part:
     """The part with these very bytes, under whatever name it is stored now, as it was called then."""
     from conceptkit.registry.catalogue import lineage
@@ -143,15 +171,21 @@ def _context(
     return MergeContext(chosen, inputs, base, ordinary, registry, sizes, asked.padding_delta)
 
 
-def _as_concept(context: MergeContext, result: MergeResult, name: str | None, method: MergeMethod) -> Concept:
-    """The result in the precision in which it is stored: what is measured and drawn is what is kept."""
-    chosen = context.parts
-    lineage = {
+def _lineage(chosen: Sequence[Part], method: MergeMethod) -> dict[str, Any]:
+    """What a merge says of where it came from."""
+    return {
         "how": request.stored_name(method.name),
         "parents": [part.source for part in chosen],
         "parent_sha256": [part.digest for part in chosen],
         "weights": [part.weight for part in chosen],
     }
+
+
+def _as_concept(
+    chosen: Sequence[Part], result: MergeResult, base: Base, name: str | None, method: MergeMethod
+) -> Concept:
+    """The result in the precision in which it is stored: what is measured and drawn is what is kept."""
+    lineage = _lineage(chosen, method)
     if len(chosen) == 1 and not method.takes_one:
         return _alone(chosen[0], result, name, lineage)
     routes = result.routing.to_recipe() if result.routing else {}
@@ -160,8 +194,8 @@ def _as_concept(context: MergeContext, result: MergeResult, name: str | None, me
         name=name or "-".join(part.concept.name for part in chosen)[:64],
         kind="merge",
         noun=None,
-        base=context.base.fingerprint,
-        base_name=context.base.name,
+        base=base.fingerprint,
+        base_name=base.name,
         tokens={token: rows for part in chosen for token, rows in part.concept.tokens.items()},
         words={word: text for part in chosen for word, text in part.concept.words.items()},
         delta=result.delta,

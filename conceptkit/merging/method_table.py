@@ -27,6 +27,8 @@ CROWDS = "crowds"
 """Refused by a method that puts all parts into one delta: more of them than the base's features have
 directions."""
 REFUSABLE = (STRENGTHS, CROWDS)
+EACH, ALL = "each", "all"
+"""What a method's result is linear in: the strength of each part, or one factor of all of them alone."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class MergeMethod:
         torch is imported on first use.
     refuses: of `REFUSABLE`, what is an error before the function is called.
     takes_one: one concept alone goes through the function too; else it stays as it is.
+    strengths: EACH or ALL; what is linear in them can be drawn at others without a new merge.
+    repeatable: the result is of the parts, their strengths and the base alone, so that it may be kept.
 
-    Raises ConceptError for a refusal that nobody knows.
+    Raises ConceptError for a refusal or a kind of strengths that nobody knows.
     """
 
     name: str
@@ -47,11 +51,17 @@ class MergeMethod:
     function: Callable[[MergeContext], MergeResult] | str
     refuses: frozenset[str] = field(default=frozenset({CROWDS}))
     takes_one: bool = False
+    strengths: str = ALL
+    repeatable: bool = False
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.refuses) - set(REFUSABLE)):
             raise ConceptError(
                 f"The merge method {self.name!r} refuses {unknown[0]!r}; choose of {', '.join(REFUSABLE)}"
+            )
+        if self.strengths not in (EACH, ALL):
+            raise ConceptError(
+                f"The merge method {self.name!r} is linear in {self.strengths!r}; choose of {EACH}, {ALL}"
             )
 
     def merge(self, context: MergeContext) -> MergeResult:
@@ -85,11 +95,15 @@ for _row in (
         "regmean",
         "least squares over everybody's prompts and ordinary captions, each gives way a little",
         f"{_HERE}.regmean:merge_regmean",
+        strengths=EACH,
+        repeatable=True,
     ),
     MergeMethod(
         "closed-form",
         "each is exact on its own words, ordinary captions move least beside that",
         f"{_HERE}.closed_form:merge_closed_form",
+        strengths=EACH,
+        repeatable=True,
     ),
     MergeMethod(
         "routed",
@@ -97,11 +111,25 @@ for _row in (
         f"{_HERE}.routed:merge_routed",
         refuses=frozenset(),
         takes_one=True,
+        strengths=EACH,
+        repeatable=True,
     ),
-    MergeMethod("sum", "the deltas added up", f"{_HERE}.baselines:merge_sum"),
-    MergeMethod("linear", "their mean", f"{_HERE}.baselines:merge_linear"),
-    MergeMethod("svd", "their sum, cut to the largest of their ranks", f"{_HERE}.baselines:merge_svd"),
-    MergeMethod("ties", "TIES: the strongest entries, by majority of signs", f"{_HERE}.baselines:merge_ties"),
+    MergeMethod(
+        "sum", "the deltas added up", f"{_HERE}.baselines:merge_sum", strengths=EACH, repeatable=True
+    ),
+    MergeMethod("linear", "their mean", f"{_HERE}.baselines:merge_linear", strengths=EACH, repeatable=True),
+    MergeMethod(
+        "svd",
+        "their sum, cut to the largest of their ranks",
+        f"{_HERE}.baselines:merge_svd",
+        repeatable=True,
+    ),
+    MergeMethod(
+        "ties",
+        "TIES: the strongest entries, by majority of signs",
+        f"{_HERE}.baselines:merge_ties",
+        repeatable=True,
+    ),
     MergeMethod(
         "joint",
         "a concept that was learned of all of them together",

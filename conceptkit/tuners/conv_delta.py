@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conceptkit.concepts.delta import Factors
 from conceptkit.errors import BaseMismatch
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, refuse_mixed_batch
 
@@ -16,11 +17,17 @@ class KVDeltaConv2d(KVDeltaLinear):
     Raises BaseMismatch for a convolution in groups, or one with other padding than zeros.
     """
 
-    def __init__(self, base_layer: nn.Conv2d, adapter_name: str, config: KVDeltaConfig) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Conv2d,
+        adapter_name: str,
+        config: KVDeltaConfig,
+        factors: Factors | None = None,
+    ) -> None:
         if base_layer.groups != 1 or base_layer.padding_mode != "zeros":
             raise BaseMismatch("A delta on a convolution in groups has no meaning here; leave that map out")
         flat: Any = _Flat(base_layer)
-        super().__init__(flat, adapter_name, config)
+        super().__init__(flat, adapter_name, config, factors)
         self.base_layer: Any = base_layer
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:

@@ -5,14 +5,15 @@ A delta may also be given as a mapping to tuples, `(weight,)` (o, d) or `(up, do
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from conceptkit.base.adapters import ADAPTER
 from conceptkit.base.architectures import denoiser_of
+from conceptkit.base.module_walk import named_modules, submodule
 from conceptkit.concepts.delta import ENCODERS, Delta, Factors, Maps
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, carrier
@@ -22,24 +23,29 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def install_on(pipe: DiffusionPipeline, delta: Maps, adapter_name: str = ADAPTER) -> None:
-    """Put a delta on all the parts of a pipeline that it has maps of; errors are those of `install`."""
+def install_on(
+    pipe: DiffusionPipeline, delta: Maps, adapter_name: str = ADAPTER
+) -> list[tuple[nn.Module, dict[str, KVDeltaLinear]]]:
+    """Put a delta on all the parts of a pipeline that it has maps of; errors are those of `install`.
+
+    Gives each part that was changed, with its layers by the names of their maps.
+    """
     if not delta:
         raise NoEffect("The delta has no map, so it would change nothing; learn it again")
-    done: list[nn.Module] = []
+    done: list[tuple[nn.Module, dict[str, KVDeltaLinear]]] = []
     try:
-        for place, part in Delta(delta).by_component().items():
+        for place, part in (delta if isinstance(delta, Delta) else Delta(delta)).by_component().items():
             module = getattr(pipe, place, None)
             if module is None:
                 raise BaseMismatch(
                     f"The delta has maps of a {place}, which this pipeline lacks; use its base"
                 )
-            install(module, part, adapter_name)
-            done.append(module)
+            done.append((module, install(module, part, adapter_name)))
     except BaseException:
-        for module in done:
+        for module, _ in done:
             uninstall(module, adapter_name)
         raise
+    return done
 
 
 def uninstall_from(pipe: DiffusionPipeline, adapter_name: str | None = None) -> None:
@@ -50,42 +56,31 @@ def uninstall_from(pipe: DiffusionPipeline, adapter_name: str | None = None) -> 
             uninstall(module, adapter_name)
 
 
-def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
-    """Put a delta on a UNet for drawing; `uninstall` takes it off without a trace.
+def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> dict[str, KVDeltaLinear]:
+    """Put a delta on a UNet for drawing, and give its layers; `uninstall` takes it off without a trace.
 
     The base's `requires_grad`, other adapters and the random state stay as they are. Raises NoEffect on an
     empty delta, BaseMismatch when a map is missing or has another shape, ConceptError when the UNet already
     carries this adapter, or adapters other than LoRAs on the same maps. Below a LoRA it acts beside it.
     """
-    delta = Delta(maps)
+    delta = maps if isinstance(maps, Delta) else Delta(maps)
     if not delta:
         raise NoEffect("The delta has no map, so it would change nothing; learn it again")
     if adapter_name in getattr(unet, "peft_config", {}):
         raise ConceptError(
             f"This UNet already carries {adapter_name!r}; take it off first, or attach all in one call"
         )
-    modules = dict(unet.named_modules())
+    trained: list[tuple[nn.Parameter, bool]] = []
     for name, factors in delta.items():
-        module = modules.get(name)
-        _check_shape(name, below(module) if can_lie_below(module) else carrier(name, module), factors)
-    trained = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-    config = KVDeltaConfig(r=delta.rank, target_modules=list(delta), init_down="zero", inference_mode=True)
-    shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
-
-    def placed(name: str, like: Tensor) -> Factors:
-        factors = delta[name].map(
-            lambda factor: nn.Parameter(factor.detach().to(like, copy=True), requires_grad=False)
-        )
-        if factors.down is None:
-            return factors
-        key = (delta.shared[name], like.device, like.dtype)
-        return Factors(factors.up, shared.setdefault(key, factors.down))
-
+        module = submodule(unet, name)
+        under = below(module) if can_lie_below(module) else carrier(name, module)
+        _check_shape(name, under, factors)
+        if isinstance(under, KVDeltaLinear):  # adapters of others, which may be learning
+            trained += [(parameter, parameter.requires_grad) for parameter in under.parameters()]
     try:
-        layers = place_layers(unet, delta, adapter_name, config)
+        layers = place_layers(unet, delta, adapter_name, _config(delta), _placed(delta))
         vars(unet)["_hf_peft_config_loaded"] = True  # diffusers asks it before touching adapters
-        for name, layer in layers.items():
-            layer.set_factors(adapter_name, placed(name, layer.weight))
+        for layer in layers.values():
             layer.set_adapter([adapter_name], inference_mode=True)
     except BaseException:
         uninstall(unet, adapter_name)
@@ -93,18 +88,56 @@ def install(unet: nn.Module, maps: Maps, adapter_name: str = ADAPTER) -> None:
     finally:
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
+    return layers
+
+
+def exchange(
+    unet: nn.Module, layers: Mapping[str, KVDeltaLinear], delta: Delta, adapter_name: str = ADAPTER
+) -> None:
+    """Give the layers that `install` made another delta on the same maps, of the same shapes."""
+    config, placed = _config(delta), _placed(delta)
+    vars(unet)["peft_config"][adapter_name] = config
+    for name, layer in layers.items():
+        layer.set_factors(adapter_name, placed(name, layer))
+        layer.scaling[adapter_name] = 1.0
+        if layer.active_adapters != [adapter_name]:
+            layer.set_adapter([adapter_name], inference_mode=True)
+
+
+def _config(delta: Delta) -> KVDeltaConfig:
+    return KVDeltaConfig(r=delta.rank, target_modules=list(delta), init_down="zero", inference_mode=True)
+
+
+def _placed(delta: Delta) -> Callable[[str, Any], Factors]:
+    """Copies of the factors of a map, where a module is and in its precision; what is shared stays so."""
+    shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
+
+    def own(factor: Tensor, like: Tensor) -> nn.Parameter:
+        return nn.Parameter(factor.detach().to(like, copy=True), requires_grad=False)
+
+    def placed(name: str, module: Any) -> Factors:
+        like, factors = module.weight, delta[name]
+        if factors.down is None:
+            return Factors(weight=own(factors.first, like))
+        key = (delta.shared[name], like.device, like.dtype)
+        if key not in shared:
+            shared[key] = own(factors.down, like)
+        return Factors(own(factors.first, like), shared[key])
+
+    return placed
 
 
 def uninstall(unet: nn.Module, adapter_name: str | None = None) -> None:
     """Take one KV_DELTA adapter off, or all of them; the very modules that were there before are put back."""
-    for path, layer in [(n, m) for n, m in unet.named_modules() if isinstance(m, KVDeltaLinear)]:
+    modules = dict(named_modules(unet))
+    for path, layer in [(path, one) for path, one in modules.items() if isinstance(one, KVDeltaLinear)]:
         gone = [name for name in layer.scaling if adapter_name in (None, name)]
         layer.unmerge_adapters(gone)
         for name in gone:
             layer.delete_adapter(name)
         if not layer.scaling:
             parent, _, child = path.rpartition(".")
-            setattr(unet.get_submodule(parent), child, layer.base_layer)
+            setattr(modules[parent], child, layer.base_layer)
     configs = getattr(unet, "peft_config", {})
     for name in [n for n, c in configs.items() if isinstance(c, KVDeltaConfig) and adapter_name in (None, n)]:
         del configs[name]
@@ -157,7 +190,7 @@ def read_delta(unet: nn.Module, adapter_name: str | None = None) -> Delta:
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, KVDeltaLinear]]:
     """(name of the map without any tuner, layer)."""
-    for path, module in unet.named_modules():
+    for path, module in named_modules(unet):
         if isinstance(module, KVDeltaLinear):
             yield named_below(path), module
 

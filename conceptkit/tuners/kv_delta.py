@@ -67,7 +67,13 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
     other_param_names = ("r", "scaling", "gates", "silenced")
     up_name, down_name, full_name = adapter_layer_names
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: KVDeltaConfig) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        adapter_name: str,
+        config: KVDeltaConfig,
+        factors: Factors | None = None,
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
@@ -83,10 +89,16 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         self._merged: tuple[Tensor, Tensor] | None = None  # the map before and after
         self.silenced: dict[str, float] = {}  # the scales of adapters before they were scaled by 0
         self.gates: dict[str, Callable[[Tensor], Tensor | None]] = {}
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, factors)
 
-    def update_layer(self, adapter_name: str, config: KVDeltaConfig) -> None:
-        """Add an adapter whose effect is zero: the up factor, or the full weight, starts at 0."""
+    def update_layer(self, adapter_name: str, config: KVDeltaConfig, factors: Factors | None = None) -> None:
+        """Add an adapter; without factors its effect is zero: the up factor, or the full weight, starts at 0.
+
+        factors: parameters, on the device of the map and in its precision.
+        """
+        if factors is not None:
+            self.set_factors(adapter_name, factors)
+            return
         o, d, r = self.out_features, self.in_features, config.r
         if r:
             self.set_factors(adapter_name, Factors(torch.zeros(o, r), _first_down(config.init_down, r, d)))
@@ -99,15 +111,20 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
 
     def set_factors(self, adapter_name: str, factors: Factors) -> None:
         """Replace an adapter's factors; a Parameter stays the same object, so layers can share one."""
-        for name in self.adapter_layer_names:
-            if adapter_name in (part := getattr(self, name)):
+        given = (factors.up, factors.down, factors.weight)
+        for name, factor in zip(self.adapter_layer_names, given, strict=True):
+            part = getattr(self, name)
+            if factor is not None:
+                part[adapter_name] = factor
+            elif adapter_name in part:
                 del part[adapter_name]
-        if factors.down is None:
-            getattr(self, self.full_name)[adapter_name] = factors.weight
-        else:
-            self.ups[adapter_name], self.downs[adapter_name] = factors
         self.r[adapter_name] = factors.rank
         self.scaling.setdefault(adapter_name, 1.0)
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """(o, d) of the map below."""
+        return self.out_features, self.in_features
 
     def factors(self, adapter_name: str) -> Factors:
         """The adapter's very parameters."""

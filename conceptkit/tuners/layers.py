@@ -6,12 +6,14 @@ changes the maps of the delta alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from conceptkit.base.module_walk import submodule
+from conceptkit.concepts.delta import Factors
 from conceptkit.tuners.conv_delta import KVDeltaConv2d
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 
@@ -34,25 +36,32 @@ def can_lie_below(module: nn.Module | None) -> bool:
 
 
 def place_layers(
-    owner: nn.Module, names: Iterable[str], adapter_name: str, config: KVDeltaConfig
+    owner: nn.Module,
+    names: Iterable[str],
+    adapter_name: str,
+    config: KVDeltaConfig,
+    factors_of: Callable[[str, nn.Module], Factors],
 ) -> dict[str, KVDeltaLinear]:
-    """Put layers of an adapter without an effect on these maps of a model: name -> its layer."""
+    """Put layers of an adapter on these maps of a model: name -> its layer.
+
+    factors_of: the factors of a name, as parameters that fit the map below.
+    """
     known = vars(owner).setdefault("peft_config", {})
     known[adapter_name] = config
     placed: dict[str, KVDeltaLinear] = {}
     for name in names:
-        holder, inner = _innermost(owner.get_submodule(name))
+        holder, inner = _innermost(submodule(owner, name))
         if isinstance(inner, KVDeltaLinear):
-            inner.update_layer(adapter_name, config)
+            inner.update_layer(adapter_name, config, factors_of(name, inner))
             placed[name] = inner
             continue
         kind = KVDeltaConv2d if isinstance(inner, nn.Conv2d) else KVDeltaLinear
-        placed[name] = kind(inner, adapter_name, config)
+        placed[name] = kind(inner, adapter_name, config, factors_of(name, inner))
         if holder is not None:
             holder.base_layer = placed[name]
         else:
             parent, _, child = name.rpartition(".")
-            setattr(owner.get_submodule(parent), child, placed[name])
+            setattr(submodule(owner, parent), child, placed[name])
     return placed
 
 

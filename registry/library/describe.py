@@ -85,7 +85,7 @@ def _kind(shapes: Mapping[str, tuple[Any, ...]]) -> str:
             return kind
     if any("lora" in key for key in shapes):
         return "LoRA"
-    if set(shapes) & {"emb_params", "clip_l", "clip_g"} or len(shapes) == 1:
+    if set(shapes) & {"emb_params", "clip_l", "clip_g", "t5xxl", "t5"} or len(shapes) == 1:
         return "embedding"
     return "checkpoint" if any("diffusion_model" in key for key in shapes) else "other"
 

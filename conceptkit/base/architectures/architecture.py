@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from conceptkit.base.module_walk import named_modules
 from conceptkit.errors import BadBase
 
 if TYPE_CHECKING:
@@ -154,9 +155,9 @@ class Architecture:
         Raises BadBase when there is none, or when they read features of different widths.
         """
         maps: dict[str, Any] = {}
-        for path, module in denoiser.named_modules():
+        for path, module in named_modules(denoiser, leaves=nn.Linear):
             name = path.replace(".base_layer", "")
-            if self.reads_text(name) and name not in maps and _is_linear(module):
+            if _is_linear(module) and name not in maps and self.reads_text(name):
                 maps[name] = module
                 while hasattr(maps[name], "base_layer"):
                     maps[name] = maps[name].base_layer
@@ -260,4 +261,4 @@ class Architecture:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or hasattr(module, "base_layer")
+    return isinstance(module, nn.Linear) or "base_layer" in module._modules

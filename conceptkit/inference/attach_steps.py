@@ -1,0 +1,122 @@
+"""What `attach` does one after the other: whose words are where, layouts, windows, the delta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from conceptkit.base import pipeline
+from conceptkit.base.architectures import denoiser_of, text_site
+from conceptkit.base.fused_projections import check_unfused
+from conceptkit.concepts import prompt_rewriting
+from conceptkit.concepts.concept import Concept
+from conceptkit.concepts.delta import Delta
+from conceptkit.concepts.gates import rank_gates
+from conceptkit.errors import BadRegion
+from conceptkit.inference.attach_request import AttachRequest
+from conceptkit.inference.confined_drawing import ConfinedDrawing
+from conceptkit.inference.confinement import Confinement
+from conceptkit.inference.installed_delta import InstalledDelta
+from conceptkit.inference.layer_check import check_layers
+from conceptkit.inference.layout_attention import kind_of
+from conceptkit.inference.multidiffusion import Windows, can_have_windows
+from conceptkit.inference.per_concept_encoding import PerConceptEncoding
+from conceptkit.inference.split_prompt import things
+from conceptkit.inference.token_owners import TokenOwners
+from conceptkit.tuners.inject import unmerge
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def reading_of(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest) -> TokenOwners | None:
+    """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
+    if concept.reference is not None:
+        return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
+    strict = concept.routing is not None or bool(request.masks) or request.auto_regions
+    if not strict and not rank_gates(concept):
+        return None
+    spelt = {name: [text, *prompt_rewriting.TOKEN.findall(text)] for name, text in concept.words.items()}
+    return TokenOwners(pipe, spelt, strict)
+
+
+def confined_drawing(
+    here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
+) -> ConfinedDrawing | None:
+    """A layout for pictures of several things, where that was ordered and it can be."""
+    if not request.confine:
+        return None
+    kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
+    if kind is None:
+        raise BadRegion(
+            f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "
+            "there; leave confine out"
+        )
+    if not things(concept.words):
+        return None
+    isolated = request.isolate_concepts is not False
+    confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
+    return ConfinedDrawing(
+        here.pipe, confinement, concept.words, request.masks, here.family.class_nouns, True
+    )
+
+
+def windows_of(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Windows | None:
+    """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
+    wanted, able = request.side_by_side, can_have_windows(here.pipe)
+    if wanted and not able:
+        raise BadRegion(
+            f"A {type(here.pipe).__name__} draws on a picture that it is given, or after one, which has no "
+            "windows; leave side_by_side out, or use a text-to-image pipeline"
+        )
+    if wanted is None:
+        wanted = able and here.family.side_by_side and not request.masks and not request.auto_regions
+        wanted = wanted and not request.confine
+    return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
+
+
+def encoding_apart(
+    here: pipeline.Base, concept: Concept, request: AttachRequest
+) -> PerConceptEncoding | None:
+    """Each concept's words read without the others, where that was ordered, or suits the base."""
+    wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
+    if wanted and here.architecture.denoiser != "unet":
+        raise BadRegion(
+            f"isolate_concepts puts features together as CLIP makes them, and a {type(here.pipe).__name__} "
+            "has others; leave it out"
+        )
+    return PerConceptEncoding(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
+
+
+def install_delta(
+    undo: ExitStack,
+    pipe: DiffusionPipeline,
+    installed: InstalledDelta,
+    concept: Concept,
+    reading: TokenOwners | None,
+    idle: Callable[[], bool],
+) -> None:
+    """The delta, as adapters on the UNet and the text encoders; a routed one's keys and values as routes.
+
+    idle: whether a call of the UNet computes nothing.
+    """
+    delta: Delta = concept.delta
+    denoiser = denoiser_of(pipe)
+    names = tuple(concept.words) or (concept.name,)
+    check_unfused(denoiser, list(delta), f"which {concept.name} changes")
+    if reading and concept.routing:
+        from conceptkit.inference.routed_attention import install_routes
+
+        maps = text_site(pipe)
+        routed = delta.only(maps)
+        undo.callback(install_routes(denoiser, routed, concept.routing, reading))
+        undo.callback(check_layers(denoiser, {name: maps[name] for name in routed}, names, idle))
+        delta = delta.without(maps)
+    if not delta:
+        installed.remove()
+        return
+    for owner, layers in installed.put(delta):
+        undo.callback(unmerge, layers.values())
+        undo.callback(check_layers(owner, layers, names, idle))
+    undo.callback(installed.silence)
