@@ -88,7 +88,7 @@ def test_unknown_methods_and_adapters_are_one_sentence(plugin):
     with pytest.raises(BadRecipe, match="no method 'magic'; choose one of custom, .*, vico, values-only"):
         config_for("magic")
     with pytest.raises(
-        BadRecipe, match="no adapter 'loha'; choose one of keyed, kv, lora, unet, image, values"
+        BadRecipe, match="no adapter 'loha'; choose one of keyed, kv, lora, full, image, values"
     ):
         config_for(adapter="loha")
 
