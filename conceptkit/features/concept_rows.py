@@ -27,7 +27,7 @@ MOST_ROWS = 8
 ENERGY = 0.99
 TEMPLATE_STEP = 2
 """With a large text encoder merges read every second template. On the storybook base that moves what merges
-keep of a concept by 0.05 at most, and captions by a fiftieth more."""
+keep of a concept by 0.06 at most, and ordinary captions by 0.06 of how far they move."""
 WordFeatures = tuple[SampledFeatures, Tensor]
 """Features of a concept's prompts, and where its own words stand in them: (n, T) bool."""
 
