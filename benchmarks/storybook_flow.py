@@ -1,6 +1,6 @@
 """What a base of joint attention and flow draws of the storybook's world: plain diffusers, the same judge.
 
-`python -m benchmarks.storybook_flow --folder DIR`, where `conceptkit.storybook.training flow` wrote DIR.
+`--folder DIR` is what `conceptkit.storybook.training flow` wrote; by default, the one in the package.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.storybook_base import PICTURES, prompt, scenes, score
+from conceptkit import storybook
 from conceptkit.evaluate.scorers import AttributeJudge
 from conceptkit.inference.generate import STEPS
 from conceptkit.storybook.training import flow
@@ -47,7 +48,12 @@ def draw(
 
 
 @click.command()
-@click.option("--folder", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, path_type=Path),
+    default=Path(storybook.path("flow")),
+    help="The pipeline.  [default: the one in the package]",
+)
 @click.option("--count", default=PICTURES, show_default=True)
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--guidance", default=4.0, show_default=True)

@@ -9,6 +9,10 @@ from click.testing import CliRunner
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 
 from conceptkit import storybook
+from conceptkit.base import pipeline as bases
+from conceptkit.base.text_features import encode
+from conceptkit.evaluate.scorers import AttributeJudge
+from conceptkit.inference.generate import draw
 from conceptkit.storybook.training import (
     __main__,
     autoencoder,
@@ -240,3 +244,34 @@ def test_the_flow_is_small():
 def test_a_stage_says_which_one_comes_before_it(tmp_path, stage, missing):
     done = CliRunner().invoke(__main__.main, ["flow", "--stage", stage, "--cache", str(tmp_path)])
     assert done.exit_code == 1 and missing in done.output and "--stage" in done.output
+
+
+@pytest.fixture(scope="module")
+def base():
+    return bases.load("storybook-flow")
+
+
+def test_the_base_in_the_package_draws_the_thing_and_the_place_that_it_is_told(base):
+    told = [(noun, place) for noun in ("car", "house", "gate", "chair") for place in ("snow", "beach")]
+    prompts = [f"photo of a red {noun} {scene.scenery.PLACES[place][1][0]}" for noun, place in told]
+    attributes = AttributeJudge()
+    logits = attributes.logits(draw(base, prompts, range(len(prompts)), steps=12, batch=8))
+    nouns, places, colours = (attributes.best(logits, group) for group in ("class", "place", "colour"))
+    assert sum(a == b for a, (b, _) in zip(nouns, told, strict=True)) >= 5
+    assert sum(a == b for a, (_, b) in zip(places, told, strict=True)) >= 7
+    assert colours.count("red") >= 6
+
+
+def test_the_base_in_the_package_is_known_however_it_is_loaded(base):
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        storybook.path("flow"), text_encoder_3=None, tokenizer_3=None
+    )
+    again = bases.of(pipe)
+    assert (again.name, again.family.name) == ("storybook-flow", "storybook-flow")
+    assert again.fingerprint == base.fingerprint and len(base.text_site) == 1
+
+
+def test_no_rows_stand_for_a_t5_that_never_was(base):
+    features = encode(base.pipe, ["a dog"])
+    assert features.hidden.shape == (1, base.pipe.tokenizer_max_length, base.width)
+    assert base.architecture.draw_options(base.pipe) == {"max_sequence_length": 0}

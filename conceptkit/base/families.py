@@ -9,6 +9,7 @@ from conceptkit.extension_table import ExtensionTable
 
 PACKAGE = Path(__file__).parents[1]
 STORYBOOK = "storybook"
+STORYBOOK_FLOW = "storybook-flow"
 _STORYBOOK_NOUNS = "dog cat rabbit bird fish robot car boat house gate teapot candle chair flower"
 
 
@@ -80,6 +81,22 @@ FAMILIES.register(
         bases="the small base that comes with the package",
         pixels=64,
         parameters=0.005,
+    ),
+)
+FAMILIES.register(
+    STORYBOOK_FLOW,
+    Family(
+        STORYBOOK_FLOW,
+        guidance_scale=4.0,
+        class_nouns=tuple(_STORYBOOK_NOUNS.split()),
+        captions=PACKAGE / "storybook" / "captions.txt",
+        flatness=0.65,
+        weights=PACKAGE / "storybook" / "weights" / "flow",
+        fingerprint=PACKAGE / "storybook" / "weights" / "flow" / "fingerprint.json",
+        bases="a second small base in the package, of joint attention and flow",
+        denoiser="SD3Transformer2DModel",
+        pixels=64,
+        parameters=0.0055,
     ),
 )
 for _row in (

@@ -6,12 +6,14 @@ Its stages can run at the same time, in two processes: `teach` writes shards of 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusionPipeline
 
+from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.storybook.training import data, distillation, flow, flow_pipeline, timed_training
 
 SCENES, VARIANTS = 64_000, 4
@@ -67,7 +69,10 @@ def save(cache: Path, out: Path) -> None:
     prefix = "transformer."
     average = {k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)}
     model.load_state_dict(average)
-    flow_pipeline.save(flow_pipeline.pipeline(first, model), out)
+    pipe = flow_pipeline.pipeline(first, model)
+    flow_pipeline.save(pipe, out)
+    known = json.dumps(fingerprint_of(pipe).to_json())
+    (out / "fingerprint.json").write_text(known + "\n", encoding="utf-8")
     figures = {"core_minutes": round(state["spent"] / 60, 1), "steps": state["step"]}
     timed_training.console.print(f"Wrote {out}", figures)
 
