@@ -27,7 +27,7 @@ class Size(click.ParamType):
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes of "20kB", "1.5 MB" or a plain number."""
         text = str(value).strip().lower()
         number = text.rstrip("kmgb ")

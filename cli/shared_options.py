@@ -46,12 +46,12 @@ def debug_option(command: Decorated) -> Decorated:
 class Choice(click.Choice):  # type: ignore[type-arg]  # no generic class before click 8.2
     """One of some words; of what is none of them, the nearest one comes first."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The word itself. Raises click.BadParameter."""
         known = list(map(str, self.choices))
         if isinstance(value, str) and value not in known:
             self.fail(f"{value[:80]!r} is not known: {choose(value, known)}.", param, ctx)
-        return super().convert(value, param, ctx)
+        return str(super().convert(value, param, ctx))
 
 
 class RowName(click.ParamType):

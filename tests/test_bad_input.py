@@ -421,9 +421,13 @@ def test_ctrl_c_in_a_terminal(stored, place, pico):
         process.wait()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", (shown + rest).decode())
     assert (code, said) == (130, b""), text
-    assert text.splitlines()[-1] == STOPPED and text.count(STOPPED) == 1
+    (last,) = {line for line in text.splitlines() if line.startswith("Stopped; ")}
+    assert text.splitlines()[-1] == last and text.count("Stopped;") == 1
     assert "Traceback" not in text and "Error" not in text
-    assert kept(place) == before
+    if last == STOPPED:
+        assert kept(place) == before
+    else:  # a slow machine has a checkpoint by then
+        assert last.endswith("give the same command with --resume to go on.")
 
 
 def kept(place: Path) -> dict[str, object]:

@@ -72,5 +72,6 @@ def test_export_writes_what_plain_diffusers_reads(stored, folder, tmp_path):
     assert result.exit_code == 0, result.output
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert {"pytorch_lora_weights.safetensors", "README.md"} < names
-    again = run("export", "my_dog", "--out", tmp_path / "one")
+    assert run("export", "my_dog", "--out", tmp_path / "one").exit_code == 0, "the same bytes"
+    again = run("export", "moongate", "--out", tmp_path / "one")
     assert again.exit_code == 2 and "already holds files" in again.stderr

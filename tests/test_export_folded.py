@@ -82,7 +82,7 @@ def test_whole_pipelines_draw_the_same_picture_without_conceptkit(tmp_path):
         plain = draw(pipe, PROMPT)
         with attach(pipe, concept):
             expected.append(draw(pipe, PROMPT))
-        assert (expected[-1] - plain).norm() > 1e-2 * plain.norm(), name
+        assert (expected[-1] - plain).norm() > 5e-3 * plain.norm(), name
         before = snapshot(pipe)
         paths = export(concept, tmp_path / name, dialect="pipeline", base=of(pipe, "pico"))
         assert snapshot(pipe) == before
@@ -160,6 +160,6 @@ def test_what_cannot_be_folded_is_refused_and_leaves_nothing(tmp_path, monkeypat
     assert snapshot(pipe) == before
     export(concept, tmp_path / "out", dialect="pipeline", base=of(pipe))
     with pytest.raises(ConceptError, match="already holds files"):
-        export(concept, tmp_path / "out", dialect="pipeline", base=of(pipe))
+        export(pair[1], tmp_path / "out", dialect="pipeline", base=of(pipe))
     export(concept, tmp_path / "out", dialect="pipeline", base=of(pipe), force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from conceptkit.base import fingerprint, pipeline
 from conceptkit.errors import BadBlob, BaseMismatch, ConceptError
 from conceptkit.features import caption_statistics, captions, concept_rows
-from conceptkit.inference import attach as attaching
+from conceptkit.inference import attach_steps
 from conceptkit.inference.attach import attach
 from conceptkit.learn.prior_preservation import weights_digest
 from conceptkit.merging.compose import compose
@@ -139,7 +139,7 @@ def test_a_lora_on_the_text_encoder_does_not_change_later_merges(refused):
     lora(pipe.text_encoder, ["q_proj", "v_proj"])
     if refused:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attaching, "_install", refuse)
+            patch.setattr(attach_steps, "install_delta", refuse)
             with pytest.raises(ConceptError, match="refused"):
                 attach(pipe, *pair, registry=registry)
     else:

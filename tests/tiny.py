@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from conceptkit.base import pipeline
+from conceptkit.base.architectures import denoiser_of
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import ENCODERS
 from conceptkit.tuners import targets
@@ -257,7 +258,9 @@ def snapshot(pipe: DiffusionPipeline, prompt: str = "a photo of a dog") -> dict[
             f"{name}.{p}": w.requires_grad for name, part in parts.items() for p, w in part.named_parameters()
         },
         "attributes": {name: set(vars(part)) for name, part in {"pipe": pipe, **parts}.items()},
-        "configs": {name: dict(part.config) for name, part in {"pipe": pipe, "unet": pipe.unet}.items()},
+        "configs": {
+            name: dict(part.config) for name, part in {"pipe": pipe, "denoiser": denoiser_of(pipe)}.items()
+        },
         "eos": {
             name: [getattr(m, "eos_token_id", None) for m in part.modules()] for name, part in parts.items()
         },

@@ -112,7 +112,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
     def set_factors(self, adapter_name: str, factors: Factors) -> None:
         """Replace an adapter's factors; a Parameter stays the same object, so layers can share one."""
         given = (factors.up, factors.down, factors.weight)
-        for name, factor in zip(self.adapter_layer_names, given, strict=True):
+        for name, factor in zip(self.adapter_layer_names, given, strict=False):  # keyed layers are never full
             part = getattr(self, name)
             if factor is not None:
                 part[adapter_name] = factor
