@@ -115,7 +115,7 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
         tables = []
         for i, (tokenizer, encoder) in enumerate(pairs):
             wider = twin_of(tokenizer)
-            wider.add_tokens([_added(name, sizes, tokenizer) for name in names])
+            wider.add_tokens([added_token(name, sizes, tokenizer) for name in names])
             lend(undo, wider, tokenizer)
             rows = torch.cat([tokens[token][i] for token in sizes])
             tables.append(_widen(undo, encoder, rows, first=wider.convert_tokens_to_ids(names[0])))
@@ -123,7 +123,7 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, tuple[Tensor, ...]]
         return Tokens(sizes, tuple(tables), owners, undo.pop_all())
 
 
-def _added(name: str, sizes: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> AddedToken:
+def added_token(name: str, sizes: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> AddedToken:
     """A token that has the space before it, where words of this vocabulary have: T5's, language models'.
 
     Otherwise these would read a space and the token, two where the words of the base are one. A token of

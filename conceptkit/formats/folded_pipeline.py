@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from conceptkit.base.added_tokens import LEGACY_EOS, lend, names_of, reads_table
+from conceptkit.base.added_tokens import LEGACY_EOS, added_token, lend, names_of, reads_table
 from conceptkit.base.module_walk import named_modules, submodule
 from conceptkit.base.pipeline import Base, check_fits
 from conceptkit.base.text_features import encoders
@@ -115,11 +115,12 @@ def _with_delta(pipe: DiffusionPipeline, concept: Concept) -> Iterator[None]:
 @contextmanager
 def _with_tokens(pipe: DiffusionPipeline, concept: Concept) -> Iterator[None]:
     """Inside of the block tokenizers and token tables have the concept's tokens, as plain parts of theirs."""
-    names = names_of({token: len(rows[0]) for token, rows in concept.tokens.items()})
+    sizes = {token: len(rows[0]) for token, rows in concept.tokens.items()}
+    names = names_of(sizes)
     with ExitStack() as undo:
         for i, (tokenizer, encoder) in enumerate(encoders(pipe)) if names else ():
             wider = twin_of(tokenizer)
-            wider.add_tokens(names)
+            wider.add_tokens([added_token(name, sizes, tokenizer) for name in names])
             lend(undo, wider, tokenizer)
             rows = torch.cat([concept.tokens[token][i] for token in concept.tokens])
             ids = tokenizer.convert_tokens_to_ids(names)
