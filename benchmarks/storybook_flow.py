@@ -17,7 +17,6 @@ from benchmarks.storybook_base import PICTURES, prompt, scenes, score
 from conceptkit import storybook
 from conceptkit.evaluate.scorers import AttributeJudge
 from conceptkit.inference.generate import STEPS
-from conceptkit.storybook.training import flow
 
 BARS = {"class": 0.90, "place": 0.95, "colour": 0.85, "both objects": 0.60}
 AT_ONCE = 50
@@ -57,7 +56,7 @@ def draw(
 @click.option("--count", default=PICTURES, show_default=True)
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--guidance", default=4.0, show_default=True)
-@click.option("--zeros", default=flow.MOST_ZEROS, show_default=True, help="Rows of zeros behind the text.")
+@click.option("--zeros", default=0, show_default=True, help="Rows of zeros behind the text.")
 def main(folder: Path, count: int, steps: int, guidance: float, zeros: int) -> None:
     use_own_cores()
     pipe, judge = load(folder), AttributeJudge()
