@@ -23,6 +23,7 @@ from conceptkit.cli import configuration_reference, reference
 from conceptkit.cli.main import main
 from conceptkit.features import caption_statistics, captions
 from conceptkit.learn.config import DEFAULT_CONFIGS, TrainConfig
+from conceptkit.learn.methods.table import adapters
 from tests import documents, learning, tiny
 from tests.documents import PAGES, ROOT, Block
 
@@ -285,3 +286,9 @@ def test_descriptions_are_found_in_a_docstring():
         "batch": "of a step of `decay`, see (rank: no).",
         "decay": "See `batch`.",
     }
+
+
+def test_the_adapters_of_the_page_of_methods_are_those_there_are():
+    page = (documents.ROOT / "docs" / "how-to" / "methods.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `--adapter NAME`"))
+    assert set(re.findall(r"`(\w+)`", row)) == {method.adapter.name for method in adapters()}
