@@ -277,6 +277,7 @@ def test_what_a_concept_brings_is_worked_out_once(pico, trio, monkeypatch):
     first = compose("my_dog", "moongate", base=pico, registry=registry)
     monkeypatch.setattr(merge_inputs, "_work_out", None)
     monkeypatch.setattr(caption_statistics, "measure", None)
+    monkeypatch.setattr(caption_statistics, "_RECENT", {})
     again = compose("my_dog", "moongate", base=pico, registry=registry)
     assert again.concept.to_bytes() == first.concept.to_bytes() and again.report == first.report
     with pytest.raises(TypeError):
