@@ -449,6 +449,7 @@ def test_beyond_the_rank_limit_the_merge_switches_and_says_so():
     assert found[5].captions < naive.captions
 
 
+@pytest.mark.slow
 def test_heat_maps():
     matrix = [[1.0, 0.2], [0.7, 1.0]]
     from rich.console import Console
