@@ -25,6 +25,7 @@ __all__ = [
 
 MODULES = {
     "UNet2DConditionModel": "unet",
+    "HunyuanDiT2DModel": "hunyuan_dit",
     "SD3Transformer2DModel": "sd3",
     "FluxTransformer2DModel": "flux",
     "PixArtTransformer2DModel": "pixart",
@@ -56,7 +57,7 @@ def architecture_of_denoiser(denoiser: nn.Module) -> Architecture:
     for name in (each.__name__ for each in kind.__mro__):
         if name in MODULES:
             found: Architecture = import_module(f"{__name__}.{MODULES[name]}").ARCHITECTURE
-            return found
+            return found.of(denoiser)
     raise BadBase(_unknown(kind.__name__))
 
 
