@@ -353,7 +353,7 @@ def test_what_the_readme_of_an_export_says_gives_the_word_too(family, shown, tmp
     assert torch.allclose(loaded, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "pixart"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "pixart", "if"])
 def test_what_a_transformer_cannot_do_is_a_sentence(family, shown):
     base = base_of(family)
     with pytest.raises(ConceptError, match=r"--method custom"):

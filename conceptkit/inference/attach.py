@@ -193,7 +193,7 @@ class Attachment:
                 f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
             )
         denoiser, kind = denoiser_of(self.pipe), architecture_of(self.pipe)
-        if (request.masks or request.auto_regions) and kind.denoiser != "unet":
+        if (request.masks or request.auto_regions) and not (kind.denoiser == "unet" and kind.has_cross_attention):
             raise BadRegion(
                 f"Regions are of a UNet's cross-attention, and {type(denoiser).__name__} has none; leave "
                 "them out, and say in the prompt where things are"

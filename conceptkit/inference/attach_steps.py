@@ -81,7 +81,7 @@ def encoding_apart(
 ) -> PerConceptEncoding | None:
     """Each concept's words read without the others, where that was ordered, or suits the base."""
     wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
-    if wanted and here.architecture.denoiser != "unet":
+    if wanted and not (here.architecture.denoiser == "unet" and here.architecture.lora_encoders):
         raise BadRegion(
             f"isolate_concepts puts features together as CLIP makes them, and a {type(here.pipe).__name__} "
             "has others; leave it out"

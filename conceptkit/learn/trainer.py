@@ -46,6 +46,7 @@ from conceptkit.learn.prior_preservation import ClassImages
 from conceptkit.learn.request import TrainRequest
 from conceptkit.learn.session import Progress, Session, quiet
 from conceptkit.learn.subject import Subject
+from conceptkit.learn.target_modules import text_encoder_maps
 from conceptkit.learn.train_config import PRODIGY, TrainConfig
 from conceptkit.learn.trainable_delta import ParameterGroup, rms
 from conceptkit.learn.training_loop import TrainingPhase, run
@@ -296,7 +297,8 @@ class _Run:
         prepared = adapter.prepare(base, recipe, concepts, keys)
         concepts = prepared.concepts
         learned = {token: values for concept in concepts for token, values in concept.tokens.items()}
-        jointly, encoder = recipe.train_token_jointly, bool(recipe.text_encoder_rank)
+        jointly = recipe.train_token_jointly
+        encoder = bool(text_encoder_maps(base, recipe.text_encoder_rank))
         with add_tokens(base.pipe, learned) as tokens, ExitStack() as undo:
             # Text that nothing upstream of will change is read before the adapter is there.
             conditionings = (

@@ -133,7 +133,7 @@ class Adapter:
         reference: ReferenceAttentionTrainer | None,
     ) -> list[Concept]:
         """The concepts with all that is theirs beside the delta: the rows at which others meet it."""
-        if recipe.text_encoder_rank:
+        if text_encoder_maps(base, recipe.text_encoder_rank):
             return concepts  # what its words are to the text encoder is not known without what was learned
         return [replace(c, rows=constraint_rows(c, base, keys).float()) for c in concepts]
 
