@@ -27,7 +27,7 @@ RARE = "zwx qlm sks"
 class LeftTokenizer(PreTrainedTokenizerFast):
     """Reads as ChatGLM's: two marks before a text, and before these what fills up; places are counted too."""
 
-    model_input_names = ["input_ids", "attention_mask", "position_ids"]
+    model_input_names = ("input_ids", "attention_mask", "position_ids")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         found = super().__call__(*args, **kwargs)

@@ -36,9 +36,7 @@ ARCHITECTURE = Other()
 @pytest.fixture
 def installed(monkeypatch):
     point = EntryPoint("OtherTransformer2DModel", f"{__name__}:ARCHITECTURE", GROUP)
-    monkeypatch.setattr(
-        extension_table, "entry_points", lambda *, group: [point] if group == GROUP else []
-    )
+    monkeypatch.setattr(extension_table, "entry_points", lambda *, group: [point] if group == GROUP else [])
     monkeypatch.setattr(architectures.ARCHITECTURES, "_rows", {})
     monkeypatch.setattr(architectures.ARCHITECTURES, "_waiting", None)
 

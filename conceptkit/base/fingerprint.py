@@ -95,7 +95,7 @@ def _spelling(of: _Backend) -> str:
 
 
 def _vocabulary(tokenizer: Any) -> str:
-    """JSON of the entries of a tokenizer in Python, as Kolors' is; tokens that were added are no part of it."""
+    """JSON of the entries of a tokenizer in Python, as Kolors' is, without tokens that were added."""
     added = tokenizer.get_added_vocab()
     entries = {entry: k for entry, k in tokenizer.get_vocab().items() if entry not in added}
     return json.dumps(entries, sort_keys=True)

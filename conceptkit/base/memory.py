@@ -237,8 +237,10 @@ def _condition(config: Any, n: int, dtype: torch.dtype) -> Condition:
     )
     width = next(config[name] for name in names if config.get(name) is not None)
     positions = {
-        **{"caption_channels": 300, "encoder_hid_dim": 256},
-        **{"cross_attention_dim_t5": 77 + 256, "cross_attention_dim": 77},
+        "caption_channels": 300,
+        "encoder_hid_dim": 256,
+        "cross_attention_dim_t5": 77 + 256,
+        "cross_attention_dim": 77,
     }
     length = next(positions.get(name, 512) for name in names if config.get(name) is not None)
     masked = (positions["caption_channels"], positions["cross_attention_dim_t5"])

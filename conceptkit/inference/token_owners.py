@@ -100,7 +100,9 @@ class TokenOwners:
         for row, owner in zip(hidden[::pictures], owners, strict=True):
             if self._known_as(row) is None:
                 self._count += 1
-                self._known.appendleft((self._count, row.detach().clone(), owner[: len(row)] if trimmed else owner))
+                self._known.appendleft(
+                    (self._count, row.detach().clone(), owner[: len(row)] if trimmed else owner)
+                )
 
     def owners(self, prompts: Sequence[str]) -> Tensor:
         """(n, T) for prompts as they are encoded, tokens written out."""

@@ -154,8 +154,8 @@ def _by_rate(
 ) -> list[ParameterGroup]:
     """The parameters that learn on a module, ready to, by rate; `keyed` maps learn values alone.
 
-    rate: of maps that are not keyed. ending: of names of key maps, "" where there are none. Values of key maps have a rate of their own if the recipe says so, and
-    so has what is beside keyed maps.
+    rate: of maps that are not keyed. ending: of names of key maps, "" where there are none. Values of key
+    maps have a rate of their own if the recipe says so, and so has what is beside keyed maps.
     """
     of_keys: list[nn.Parameter] = []
     of_values: list[nn.Parameter] = []

@@ -410,8 +410,7 @@ def _word_groups(tokens: Tokens, recipe: TrainConfig) -> list[ParameterGroup]:
         return [ParameterGroup(rows, "token_learning_rate")]
     units = [rms(table.weight) or 1.0 for table in tokens.tables]
     return [
-        ParameterGroup([row], "token_learning_rate", unit=unit)
-        for row, unit in zip(rows, units, strict=True)
+        ParameterGroup([row], "token_learning_rate", unit=unit) for row, unit in zip(rows, units, strict=True)
     ]
 
 

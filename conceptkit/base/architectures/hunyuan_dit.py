@@ -107,9 +107,7 @@ def _positions(model: Any, h: int, w: int, device: torch.device) -> tuple[Tensor
     grid = (h // patch, w // patch)
     crop = get_resize_crop_region_for_grid(grid, ROTARY_SIZE // CELL // patch)
     size = model.inner_dim // model.num_heads
-    found: tuple[Tensor, Tensor] = get_2d_rotary_pos_embed(
-        size, crop, grid, device=device, output_type="pt"
-    )
+    found: tuple[Tensor, Tensor] = get_2d_rotary_pos_embed(size, crop, grid, device=device, output_type="pt")
     return found
 
 

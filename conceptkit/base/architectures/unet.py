@@ -31,7 +31,9 @@ class UNet(Architecture):
         if config.get("addition_embed_type") != "text":
             return KOLORS
         if config.get("class_embed_type") is not None:
-            raise BadBase("This UNet of DeepFloyd IF enlarges pictures; use the pipeline of stage I, IFPipeline")
+            raise BadBase(
+                "This UNet of DeepFloyd IF enlarges pictures; use the pipeline of stage I, IFPipeline"
+            )
         return IF
 
 
