@@ -235,7 +235,8 @@ def test_in_units_of_the_weights_a_rescaled_base_learns_the_same(pico, shown, mo
     one, other = (teach(base, shown, recipe) for base in (pico, again))
     for name, factors in one.delta.items():
         by = (again.unet.get_parameter(f"{name}.weight") / pico.unet.get_parameter(f"{name}.weight")).median()
-        assert torch.allclose(other.delta[name].dense(), by * factors.dense(), rtol=2e-2, atol=1e-7), name
+        wanted = by * factors.dense()  # AdamW makes much of the rounding of gradients that are next to nothing
+        assert (other.delta[name].dense() - wanted).norm() <= 1e-2 * wanted.norm(), name
 
 
 def test_values_are_in_units_of_what_their_map_gives_for_the_words(pico):
@@ -262,7 +263,7 @@ def test_a_word_learns_in_units_of_the_tokens_of_its_base(pico):
     with add_tokens(pico.pipe, {"<x>": (rows,)}) as tokens:
         (group,) = _word_groups(tokens, replace(TINY, relative_to_weights=True))
         table = pico.pipe.text_encoder.get_input_embeddings().weight
-        assert group.unit == pytest.approx(float(table.square().mean().sqrt()))
+        assert group.unit == pytest.approx(float(table.detach().square().mean().sqrt()))
         for changes in ({"relative_to_weights": False}, {"optimizer": "prodigy"}):
             (group,) = _word_groups(tokens, replace(TINY, **{"relative_to_weights": True} | changes))
             assert group.unit == 1
