@@ -16,7 +16,7 @@ from conceptkit.base.architectures.architecture import stacked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 WORD, BEGIN, END, PADDING, UNREAD = range(5)
@@ -49,9 +49,10 @@ def encoders(pipe: DiffusionPipeline) -> tuple[tuple[Any, Any], ...]:
     return tuple(pair for pair in pairs if None not in pair)
 
 
-def depth(config: Any) -> int:
+def depth(config: PretrainedConfig) -> int:
     """How many layers a text encoder has, by its configuration; ChatGLM has another name for them."""
-    return int(config.num_layers if config.model_type == "chatglm" else config.num_hidden_layers)
+    name = "num_layers" if config.model_type == "chatglm" else "num_hidden_layers"
+    return int(getattr(config, name))
 
 
 @torch.no_grad()

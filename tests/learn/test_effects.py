@@ -140,5 +140,7 @@ def test_a_base_in_half_precision_is_taught(shown, registry, dtype, name):
 def test_a_lora_on_text_encoders_that_take_none_is_said_to_have_no_effect(pico):
     recipe = replace(TINY, text_encoder_rank=4)
     (told,) = target_modules.notices(bases.of(transformers_tiny.pico_pixart(), "pixart"), recipe)
-    assert told.startswith("text_encoder_rank = 4 has no effect on pixart, whose text encoder (T5EncoderModel)")
+    assert told.startswith(
+        "text_encoder_rank = 4 has no effect on pixart, whose text encoder (T5EncoderModel)"
+    )
     assert not target_modules.notices(pico, recipe)

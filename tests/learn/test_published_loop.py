@@ -235,7 +235,9 @@ def test_in_units_of_the_weights_a_rescaled_base_learns_the_same(pico, shown, mo
     one, other = (teach(base, shown, recipe) for base in (pico, again))
     for name, factors in one.delta.items():
         by = (again.unet.get_parameter(f"{name}.weight") / pico.unet.get_parameter(f"{name}.weight")).median()
-        wanted = by * factors.dense()  # AdamW makes much of the rounding of gradients that are next to nothing
+        wanted = (
+            by * factors.dense()
+        )  # AdamW makes much of the rounding of gradients that are next to nothing
         assert (other.delta[name].dense() - wanted).norm() <= 1e-2 * wanted.norm(), name
 
 
