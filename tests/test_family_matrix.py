@@ -309,8 +309,9 @@ def test_a_gate_stays_open_in_the_other_half_of_guidance(shown):
         assert torch.equal(latents(base.pipe, PROMPT.replace("dog", "my_dog")), gated)
 
 
-def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(shown):
-    base = base_of("z-image")
+@pytest.mark.parametrize("family", ["z-image", "if"])
+def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(family, shown):
+    base = base_of(family)
     concept = teach(base, shown, RECIPE)
     with (
         pytest.raises(BadRegion, match="leave them out"),
@@ -319,6 +320,12 @@ def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(shown):
         pass
     with pytest.raises(ConceptError, match="--method custom"):
         teach(base, shown, method("vico", prior_loss_weight=0.0))
+
+
+def test_pictures_of_the_class_are_latents_where_pixels_are(shown):
+    base = base_of("if")
+    concept = teach(base, shown, method("dreambooth", prior_loss_weight=1.0))
+    assert all(factors.first.any() for factors in concept.delta.values())
 
 
 def test_only_a_prompt_without_names_is_warned_of_and_no_negative_prompt(shown):
