@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from conceptkit.base import pipeline
@@ -15,7 +15,8 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.features import caption_statistics, captions
 from conceptkit.inference import attach as attaching
-from conceptkit.inference import confined_drawing, generate, layout_noise
+from conceptkit.inference import confined_drawing, generate, layout_cache, layout_noise
+from conceptkit.inference.drawing_stage import Stage
 from conceptkit.inference.generate import guided
 from conceptkit.inference.layout import Layout, LayoutWarning, PictureLayout, Placed
 from conceptkit.inference.layout_attention import Watch, kind_of
@@ -211,6 +212,72 @@ def test_a_layout_that_lacks_something_is_made_anew_of_another_noise(pipe, pair,
     ):
         draw(pipe, BOTH, num_inference_steps=5)
     assert attachment.layout.pictures[0].tries == 1, "the first is as good as the others"
+
+
+def calls_of_the_unet(pipe, draw):
+    """How many calls of the UNet a drawing takes."""
+    counted = []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda *_: counted.append(1))
+    try:
+        draw()
+    finally:
+        hook.remove()
+    return len(counted)
+
+
+def test_a_layout_is_drawn_once_for_a_prompt_its_noise_and_the_weights(monkeypatch):
+    pipe = pico_sd()
+    place(monkeypatch, LEFT, RIGHT)
+    drawn = []
+
+    def calls(prompt=BOTH, **options):
+        return calls_of_the_unet(pipe, lambda: drawn.append(latents(pipe, prompt, **options)))
+
+    with attach(pipe, *two(pipe)) as attachment:
+        assert [calls(), calls(), calls(seed=1)] == [8, 5, 8]
+        assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
+        assert calls("moongate near my_dog") == 8 and calls(guidance_scale=3.0) == 8
+        attachment.strengths = {"my_dog": 0.5}
+        assert calls() == 5, "the layout is the base's own"
+    assert not torch.allclose(drawn[0], drawn[-1])
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(1.1)
+    with attach(pipe, *two(pipe)):
+        assert calls() == 8 and calls() == 5
+    with attach(pipe, *two(pipe), regions=["my_dog=left"]):
+        assert calls() == 8, "regions are part of the layout"
+
+
+def test_no_more_layouts_are_kept_than_have_room(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    monkeypatch.setattr(layout_cache, "KEPT", 2)
+
+    def calls(seed):
+        return calls_of_the_unet(pipe, lambda: latents(pipe, BOTH, seed=seed))
+
+    with attach(pipe, *pair):
+        assert [calls(seed) for seed in (20, 21, 20, 22, 20, 21)] == [8, 8, 5, 8, 5, 8]
+    monkeypatch.setattr(layout_cache, "KEPT_BYTES", 0)
+    with attach(pipe, *pair):
+        assert [calls(seed) for seed in (30, 31, 31, 30)] == [8, 8, 5, 8]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_prediction_that_is_carried_over_is_one_longer_step(kind):
+    """Two DDIM steps with it come to one of twice the length."""
+    scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(10)
+    sample, predicted = torch.randn(2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    first, second = scheduler.timesteps[3:5]
+    stage = Stage((), first=3, sparse=9)
+    stage.keep(predicted, sample, first)
+    assert [stage.skips(number) for number in (3, 4, 5, 9, 10)] == [False, True, False, False, False]
+    between = scheduler.step(predicted, first, sample).prev_sample
+    carried = stage.carried(4, second, scheduler)
+    drawn = scheduler.step(carried, second, between).prev_sample
+    scheduler.num_inference_steps = 5
+    assert torch.allclose(drawn, scheduler.step(predicted, first, sample).prev_sample, atol=1e-5)
+    assert stage.carried(5, second, scheduler) is None
 
 
 def test_the_best_noise_of_each_picture_is_kept():

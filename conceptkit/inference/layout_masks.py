@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def soft_masks(masks: Cells, guide: Tensor | None, over: Sequence[tuple[int, int
     """Masks (N, h, w) with soft edges on the cells of `guide` (c, H, W), which draw the outlines.
 
     over: pairs of numbers, the first in front of the second: where both reach, it has its way. Of two others
-    each has its share. No cell is given away more than once.
+    the nearer has it. No cell is given away more than once.
     """
     rough = torch.from_numpy(masks).float()
     size = rough.shape[1:] if guide is None else guide.shape[1:]
@@ -131,10 +132,15 @@ def soft_masks(masks: Cells, guide: Tensor | None, over: Sequence[tuple[int, int
     if guide is not None:
         fine = joint_bilateral(fine, guide.float())
     hard = (fine >= 0.5).numpy()
-    reach = [ndimage.distance_transform_edt(~mask) if mask.any() else np.full(size, 1e9) for mask in hard]
-    soft = torch.stack(
-        [torch.from_numpy(ndimage.gaussian_filter((d <= SPREAD).astype(float), SOFT)) for d in reach]
-    ).float()
+    reach = np.stack(
+        [ndimage.distance_transform_edt(~mask) if mask.any() else np.full(size, 1e9) for mask in hard]
+    )
+    wide = np.stack([each <= SPREAD for each in reach])
+    for i, j in permutations(range(len(reach)), 2):
+        if (i, j) not in over:
+            wide[i] &= reach[i] <= reach[j]
+    wide = ndimage.gaussian_filter(wide.astype(float), (0, SOFT, SOFT))
+    soft = torch.from_numpy(wide).float()
     for front, back in over:
         soft[back] *= 1 - soft[front]
     return soft / soft.sum(dim=0).clamp(min=1)
