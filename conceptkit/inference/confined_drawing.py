@@ -36,10 +36,12 @@ TRIES = 3
 """Layouts at most, each of another noise, until one shows every thing."""
 CHECKED_AT = 0.4
 """Share of the steps after which a layout that lacks something is given up."""
-REPLAYED, LAID_OUT = 1 / 3, 4 / 5
-"""Shares of the steps up to which the picture is still the layout, and up to which the layout is drawn: what
-is computed twice is between them. Later the rest of the picture hardly changes."""
-SPARSE = 0.0
+REPLAYED, LAID_OUT = 0.16, 0.76
+"""Shares of the steps up to which the picture is still the layout, and up to which the layout is drawn. The
+first say where things are, the next which colours they have; after the last the rest of the picture hardly
+changes."""
+SPARSE = 1 / 2
+"""Share of the steps up to which concepts are computed at every second step, see `Stage.carried`."""
 DROPPED = ("callback_on_step_end", "callback", "callback_steps")
 
 
