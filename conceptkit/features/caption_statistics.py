@@ -42,6 +42,9 @@ HELD_OUT = 10
 AUDITED = 32
 """As many of the captions kept back are also watched one by one."""
 FORMAT = 2
+RECENT_BYTES = 64 * 2**20
+"""Of statistics that a process holds on to beside the registry; always the last one."""
+_RECENT: dict[str, bytes] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +118,20 @@ def statistics_of(
     key = f"gram/{features_digest(base.pipe, now)}/{_digest(texts)}{sampled}"
     stored = registry.get_asset(key) if registry else None
     if stored is None:
-        stored = replace(measure(base, texts), key=key).to_bytes()
+        stored = _RECENT.get(key) or replace(measure(base, texts), key=key).to_bytes()
         if registry:
             registry.put_asset(key, stored)
+    _remember(key, stored)
     # Read back even when new, so that the first merge and the hundredth compute with the same numbers.
     return CaptionStatistics.from_bytes(stored)
+
+
+def _remember(key: str, stored: bytes) -> None:
+    """For the next registry, or for callers without one; the oldest go first."""
+    _RECENT.pop(key, None)
+    _RECENT[key] = stored
+    while len(_RECENT) > 1 and sum(map(len, _RECENT.values())) > RECENT_BYTES:
+        del _RECENT[next(iter(_RECENT))]
 
 
 def measure(base: Base, texts: list[str]) -> CaptionStatistics:

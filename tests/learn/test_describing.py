@@ -54,7 +54,11 @@ def asked(
 
 @pytest.mark.parametrize(
     ("noun", "hue"),
-    [("boat", "blue"), ("rabbit", "red"), pytest.param("robot", "white", marks=pytest.mark.slow)],
+    [
+        ("boat", "blue"),
+        pytest.param("rabbit", "red", marks=pytest.mark.slow),
+        pytest.param("robot", "white", marks=pytest.mark.slow),
+    ],
 )
 def test_a_base_names_the_colour_of_what_it_is_shown(storybook, noun, hue):
     assert asked(storybook).look(pool_of(storybook, noun, hue, seed=5), noun) == hue
@@ -75,7 +79,7 @@ def posed(noun: str, state: str, place: str | None, seed: int = 5) -> PhotoSet:
     ("noun", "state", "place", "told"),
     [
         pytest.param("cat", "running", None, "running", marks=pytest.mark.slow),
-        ("cat", "sleeping", "kitchen", "sleeping in a kitchen"),
+        pytest.param("cat", "sleeping", "kitchen", "sleeping in a kitchen", marks=pytest.mark.slow),
         pytest.param("rabbit", "sitting", "snow", "sitting in the snow", marks=pytest.mark.slow),
     ],
 )
