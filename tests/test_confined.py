@@ -349,6 +349,21 @@ def test_regions_come_first_and_the_base_is_told_where(pipe, pair):
     assert "my_dog is in the region" in attachment.layout.pictures[0].sentences()[0]
 
 
+def test_a_concept_that_is_named_twice_is_in_both_places(pipe, pair, monkeypatch):
+    twice = "my_dog next to my_dog"
+    with attach(pipe, *pair, regions=["my_dog=left"]) as attachment:
+        draw(pipe, twice, num_inference_steps=5)
+        said = attachment.layout.pictures[0].sentences()
+    assert "The prompt names my_dog 2 times, all of them in its one region." in said
+    place(monkeypatch, LEFT, RIGHT)
+    plain = latents(pipe, "dog next to dog")
+    with attach(pipe, *pair) as attachment:
+        drawn = latents(pipe, twice)
+        assert [thing.called for thing in attachment.layout.pictures[0].things] == ["my_dog"] * 2
+    changed = (drawn - plain).abs().amax(dim=0)
+    assert changed[:, :3].max() > 1e-2 and changed[:, 5:].max() > 1e-2 and changed[:, 3:5].max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("regions", "prompt", "error", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +175,8 @@ def lay_out(
         for i, (thing, mask, found) in enumerate(zip(scene.things, parts.masks, parts.found, strict=True))
     )
     notes = (*_misplaced(scene, placed), *_spare(placed, parts.spare))
-    return PictureLayout(scene, masks, placed, notes=notes, remarks=_parted(placed, parts.parted))
+    remarks = (*_parted(placed, parts.parted), *_in_one_region(placed))
+    return PictureLayout(scene, masks, placed, notes=notes, remarks=remarks)
 
 
 def check_room(scene: PromptScene, given: Mapping[str, np.ndarray]) -> None:
@@ -229,6 +231,16 @@ def _parted(placed: Sequence[Placed], parted: Cells) -> tuple[str, ...]:
         (f"The base drew {' and '.join(called)} as one shape, which is shared out between them.",)
         if called
         else ()
+    )
+
+
+def _in_one_region(placed: Sequence[Placed]) -> tuple[str, ...]:
+    """A sentence for each concept that is named several times and has one region."""
+    named = Counter(thing.called for thing in placed if thing.given)
+    return tuple(
+        f"The prompt names {called} {count} times, all of them in its one region."
+        for called, count in named.items()
+        if count > 1
     )
 
 
