@@ -107,7 +107,7 @@ def test_checkpoints_draw_the_same_picture_without_conceptkit(names, tmp_path):
         dog, gate = pico_concept(pipe, text_rank=2), pico_concept(pipe, "moongate", "gate", seed=3)
         merged = compose(dog, gate, base=of(pipe, "pico"), name="both").concept
         base = save(pipe, tmp_path / f"{name} base")
-        with attach(pipe, merged):
+        with attach(pipe, merged, confine=False):
             expected.append(draw(pipe, "my_dog in front of a moongate"))
         before = snapshot(pipe)
         export(merged, tmp_path / name, dialect="checkpoint", base=of(pipe, "pico"))
