@@ -36,7 +36,7 @@ def nodes(monkeypatch):
 
 @pytest.fixture
 def comfy(monkeypatch, tmp_path):
-    """ComfyUI in five functions: `.patched` is what it was asked for, `.model` and `.clip` are a checkpoint."""
+    """ComfyUI in five functions: what it was asked for is `.patched`, a checkpoint `.model`, `.clip`."""
     seen = SimpleNamespace(patched=[], folder=tmp_path / "embeddings")
     pipe = pico_sd()
     weights = {f"diffusion_model.{key}": value for key, value in pipe.unet.state_dict().items()}
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_shape_is_refused(nodes, comfy, concept):
     with pytest.raises(BaseMismatch, match=f"no place for 1 of its 15 parts, lora_unet_{name[:4]}"):
         nodes["ConceptkitLoader"]().load(comfy.model, comfy.clip, "my_dog", 1.0)
     weights[f"diffusion_model.{name}.weight"] = kept[:, :-1]
-    with pytest.raises(BaseMismatch, match="load a checkpoint of that family"):
+    with pytest.raises(BaseMismatch, match="load one of that family and shape"):
         nodes["ConceptkitLoader"]().load(comfy.model, comfy.clip, "my_dog", 1.0)
     weights[f"diffusion_model.{name}.weight"] = kept
     comfy.clip.tokenizer.clip_g = SimpleNamespace(embedding_key="clip_g", embedding_size=1280)

@@ -199,7 +199,7 @@ def _check_fits(concept: Any, tensors: Tensors, rows: Mapping[str, Tensors], mod
         raise BaseMismatch(
             f"{concept.name} was learned on {concept.base_name}, of the family {TITLES[family_of(concept)]}, "
             f"and this checkpoint has no place for {len(strange)} of its {len(modules) + len(rows)} "
-            f"parts, {strange[0]} for one; load a checkpoint of that family"
+            f"parts, {strange[0]} for one; load one of that family and shape"
         )
 
 
