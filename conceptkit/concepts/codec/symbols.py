@@ -35,6 +35,7 @@ _EIGHTHS = np.array(
         0.5452538663326288,
     ]
 )
+_QUARTERS = np.array([1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
 _SWEEPS = 12
 
 
@@ -80,32 +81,46 @@ def decode(data: bytes, lengths: Sequence[int]) -> list[Vector]:
     words = np.frombuffer(data[start + sign_length :], "<u4").astype(np.uint32)
     coder = constriction.stream.queue.RangeDecoder(words)
     sizes = np.array(lengths, dtype=np.int64)
-    ends = np.cumsum(sizes)
-    whole = np.zeros(int(sizes.sum()), dtype=np.int64)
-    owner = np.repeat(classes, sizes)
-    for klass, table in enumerate(tables, 1):
-        places = np.flatnonzero(owner == klass)
-        if len(places):
-            whole[places] = coder.decode(_model(table), len(places))
+    pieces: list[np.ndarray] = [_none()] * len(sizes)
+    for klass, table in [(0, b""), *enumerate(tables, 1)]:
+        own = np.flatnonzero(classes == klass)
+        count = int(sizes[own].sum())
+        coded = bool(klass and count)
+        values = coder.decode(_model(table), count) if coded else np.zeros(count, dtype=np.int32)
+        for i, piece in zip(own.tolist(), np.split(values, np.cumsum(sizes[own])[:-1]), strict=False):
+            pieces[i] = piece
+    whole = np.concatenate(pieces or [_none()]).astype(np.int64)
+    _add_beyond(whole, beyond)
+    _add_signs(whole, np.unpackbits(np.frombuffer(data[start : start + sign_length], np.uint8)))
+    parts = np.split(whole, np.cumsum(sizes)[:-1])
+    return [Vector(part, step) for part, step in zip(parts, steps.tolist(), strict=False)]
+
+
+def _add_beyond(whole: np.ndarray, beyond: np.ndarray) -> None:
+    """To the magnitudes that are written as ESCAPE, what is beyond it. Raises ValueError."""
     escaped = np.flatnonzero(whole == ESCAPE)
     if len(escaped) != len(beyond):
         raise ValueError("the stream is damaged")
     whole[escaped] += beyond
+
+
+def _add_signs(whole: np.ndarray, signs: np.ndarray) -> None:
+    """To the magnitudes that are not zero, their signs, one bit each. Raises ValueError."""
     there = np.flatnonzero(whole)
-    signs = np.unpackbits(np.frombuffer(data[start : start + sign_length], np.uint8))
     if len(signs) - len(there) not in range(8):
         raise ValueError("the stream is damaged")
     whole[there] *= 1 - 2 * signs[: len(there)].astype(np.int64)
-    return [
-        Vector(whole[end - size : end], int(step))
-        for size, end, step in zip(sizes.tolist(), ends.tolist(), steps, strict=True)
-    ]
+
+
+def worths(steps: Sequence[int]) -> np.ndarray:
+    """2^(step / 4) of each, by exact powers of two and constants."""
+    octaves, quarters = np.divmod(np.array(steps, dtype=np.int64), 4)
+    return np.ldexp(_QUARTERS[quarters], octaves)
 
 
 def worth(step: int) -> float:
-    """2^(step / 4), by exact powers of two and constants."""
-    octave, quarter = divmod(int(step), 4)
-    return float(np.ldexp((1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[quarter], octave))
+    """The same of one."""
+    return float(worths([step])[0])
 
 
 def bits(vectors: Sequence[Vector]) -> list[float]:
