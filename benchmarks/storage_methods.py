@@ -80,7 +80,9 @@ ADAPTERS: Mapping[str, Adapter] = {
         "2205.05638, section 3.3",
     ),
     "FourierFT": Adapter(
-        lambda: FourierFTConfig(n_frequency=256, scaling=64.0, target_modules=MAPS), 10.0, "2405.03003"
+        lambda: FourierFTConfig(n_frequency=256, scaling=64.0, target_modules=MAPS, init_weights=True),
+        10.0,
+        "2405.03003",
     ),
 }
 LEARNED = (*ADAPTERS, "Textual Inversion", "Custom Diffusion")
