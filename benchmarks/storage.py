@@ -151,7 +151,7 @@ def _spread(bits: float) -> float:
 def at_shape(
     shape: str, parts: Mapping[str, Sequence[float]], like: Concept, alone: bool
 ) -> dict[str, float]:
-    """Bytes of a whole file of that shape, and milliseconds to read it, the fastest of five."""
+    """Bytes of a whole file of that shape, and milliseconds of a core to read it, of five times the least."""
     numbers = shaped(shape, parts, alone)
     base = Fingerprint("0" * 16, "1" * 16, like.base.sketch, "2" * 16, like.base.text_sketch)
     fields = {n: getattr(like, n) for n in Concept.__dataclass_fields__}
@@ -159,9 +159,9 @@ def at_shape(
     data = Concept(**fields).to_bytes()
     times = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.process_time()
         Concept.from_bytes(data)
-        times.append(time.perf_counter() - begun)
+        times.append(time.process_time() - begun)
     return {"bytes": len(data), "values": sum(numbers.layout.lengths()), "read_ms": 1000 * min(times)}
 
 
@@ -181,10 +181,10 @@ def mutated(data: bytes, count: int, seed: int = 0) -> dict[str, int]:
 
 
 def overhead(concept: Concept) -> float:
-    """Bytes of the numbers over the entropy of their symbols."""
+    """Bytes of the numbers over the entropy of what is coded: magnitudes, signs, classes and steps."""
     assert concept.coded is not None
     vectors = symbols.decode(concept.coded.numbers, concept.coded.layout.lengths())
-    return 8 * len(concept.coded.numbers) / max(sum(symbols.bits(vectors)), 1)
+    return 8 * len(concept.coded.numbers) / max(sum(symbols.bits(vectors)) + symbols.side_bits(vectors), 1)
 
 
 @click.command()
