@@ -293,3 +293,20 @@ def test_what_is_learned_can_be_stored_small_at_once(pico, kept, few_pictures):
     assert add._smaller(concept, pico, SizeRequest("full"), notices) is concept
     with pytest.raises(BadRecipe, match="no size 'huge'"):
         add.add("my_cat", "nowhere", base=pico, registry=kept, size="huge")
+
+
+def test_it_is_said_when_ordinary_captions_move_more(pico, kept):
+    concept = low_rank(read(kept, "my_dog"))
+    asked, texts = sensitivity.probes(pico, concept, pictures=4), ["a photo of a car", "a red house"]
+    moved = sensitivity.captions_moved(pico, concept, asked, texts)
+    stronger = replace(concept, delta=concept.delta * 3.0)
+    assert 0 < moved < sensitivity.captions_moved(pico, stronger, asked, texts)
+    none = replace(concept, delta=concept.delta * 0.0)
+    assert sensitivity.captions_moved(pico, none, asked, texts) == 0
+    more = sizes_module.Smaller(concept, 0.99, 4000, (0.02**2, 0.05**2))
+    assert (
+        more.notice is not None
+        and "now move by 5.0% of what the base predicts, and did by 2.0%" in more.notice
+    )
+    assert sizes_module.Smaller(concept, 0.99, 4000, (0.05**2, 0.05**2)).notice is None
+    assert sizes_module.Smaller(concept, 0.99, 4000, (0.001**2, 0.004**2)).notice is None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
-from conceptkit.compression.sizes import SizeRequest, compress
+from conceptkit.compression.sizes import RECIPE, SizeRequest, compress
 from conceptkit.data import photos as photo_files
 from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
@@ -141,6 +141,8 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
     begun = time.monotonic()
     renamed = tuple(old_name_notices(settings.changes, settings.config))
     recipe, seed, resume = settings.recipe(), settings.seed, settings.resume
+    if settings.size == RECIPE:
+        raise BadRecipe("Only a merge is stored as its recipe; choose tiny, small or full here")
     wish = SizeRequest(settings.size)
     order = Order(wanted, recipe, joint, seed, resume, settings.new_version, renamed, wish)
     with ExitStack() as stack:
@@ -253,6 +255,7 @@ def _smaller(concept: Concept, base: bases.Base, wish: SizeRequest, notices: lis
         f"{concept.name} is stored {wish.size}: it keeps {made.kept:.1%} of its effect on unseen noise; "
         "learn it with --size full to keep every number."
     )
+    notices += [made.notice] if made.notice else []
     return made.concept
 
 
