@@ -165,7 +165,7 @@ def test_concepts_are_computed_at_every_second_of_the_early_steps(pipe, pair, mo
         full = trail(pipe, BOTH)
     plain = trail(pipe, NOUNS)
     assert torch.equal(drawn[0][2], full[2]), "until a call is carried over it is the same picture"
-    assert (drawn[0][-1] - full[-1]).norm() < 0.5 * (plain[-1] - full[-1]).norm(), "and much the same after"
+    assert (drawn[0][-1] - full[-1]).norm() < 0.75 * (plain[-1] - full[-1]).norm(), "and nearer to it after"
     assert torch.allclose(drawn[0][3][..., 3:5], plain[3][..., 3:5], atol=1e-6)
 
 
