@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
-    "[default: where one frame is drawn of several things, on bases with a UNet]",
+    "[default: where one frame is drawn of several things without regions, on bases with a UNet]",
 )
 @click.option(
     "--layout",

@@ -203,7 +203,7 @@ def test_one_frame_of_several_things_is_confined_unasked(pipe, pair, monkeypatch
 
     assert torch.equal(layout_of(), wanted) and torch.equal(layout_of(side_by_side=False), wanted)
     assert layout_of("a photo of my_dog") is None
-    for other in ({"confine": False}, {"side_by_side": True}, {"auto_regions": True}):
+    for other in ({"side_by_side": True}, {"auto_regions": True}, {"regions": ["my_dog=left"]}):
         assert layout_of(**other) is None
     here = pipeline.of(pipe)
     small = dataclasses.replace(here, family=dataclasses.replace(here.family, side_by_side=True))

@@ -65,8 +65,9 @@ def confined_drawing(
         )
     wanted = request.confine
     if wanted is None:
-        others = len(concept.words) > 1 or bool(here.family.class_nouns) or bool(request.masks)
-        wanted = others and not request.auto_regions and not windows_wanted(here, concept, request)
+        others = len(concept.words) > 1 or bool(here.family.class_nouns)
+        placed = bool(request.masks) or request.auto_regions  # regions alone keep as much, in less time
+        wanted = others and not placed and not windows_wanted(here, concept, request)
     if not wanted or kind is None or not things(concept.words):
         return None
     isolated = request.isolate_concepts is not False
