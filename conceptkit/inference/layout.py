@@ -227,11 +227,10 @@ def _spare(placed: Sequence[Placed], spare: Cells) -> tuple[str, ...]:
 def _parted(placed: Sequence[Placed], parted: Cells) -> tuple[str, ...]:
     """A sentence on things of one class that the base drew as one."""
     called = [thing.called for thing, cut in zip(placed, parted, strict=True) if cut]
-    return (
-        (f"The base drew {' and '.join(called)} as one shape, which is shared out between them.",)
-        if called
-        else ()
-    )
+    if not called:
+        return ()
+    who = " and ".join(dict.fromkeys(called)) if len(set(called)) > 1 else f"{len(called)} of {called[0]}"
+    return (f"The base drew {who} as one shape, which is shared out between them.",)
 
 
 def _in_one_region(placed: Sequence[Placed]) -> tuple[str, ...]:
