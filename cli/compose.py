@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
-    "[default: no-confine]",
+    "[default: where one frame is drawn of several things without regions, on bases with a UNet]",
 )
 @click.option(
     "--layout",
@@ -201,7 +201,7 @@ def compose(
     if layout and (layouts := drawing.layout_sheet()):
         wrote(save_png(layouts, layout, **drawing.sheet_metadata))
     elif layout:
-        note("There is no layout, because it takes --confine, and a prompt that names a concept.")
+        note("There is no layout: it takes one frame of several things; --confine asks for it.")
     _show_report(drawing.merge.report, heatmap)
 
 

@@ -53,7 +53,7 @@ def test_a_name_behind_the_last_position_that_is_read_is_told(build):
     pipe = build()
     room = pipe.tokenizer.model_max_length
     before = "in the snow " * room
-    with attach(pipe, pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1)):
+    with attach(pipe, pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1), confine=False):
         with pytest.warns(UserWarning, match=f"reads {room} tokens of a prompt.*my_dog comes after") as heard:
             draw(pipe, f"a moongate {before} with my_dog")
         assert len(heard) == 1 and "name my_dog earlier" in str(heard[0].message)

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import inspect
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from conceptkit.base import pipeline
@@ -15,7 +16,9 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.features import caption_statistics, captions
 from conceptkit.inference import attach as attaching
-from conceptkit.inference import confined_drawing, generate, layout_noise
+from conceptkit.inference import attach_steps, confined_drawing, generate, layout_cache, layout_noise
+from conceptkit.inference.attach_request import AttachRequest
+from conceptkit.inference.drawing_stage import Stage
 from conceptkit.inference.generate import guided
 from conceptkit.inference.layout import Layout, LayoutWarning, PictureLayout, Placed
 from conceptkit.inference.layout_attention import Watch, kind_of
@@ -50,7 +53,7 @@ def two(pipe):
     return pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1, rank=3)
 
 
-def place(monkeypatch, *boxes, found=True, replayed=0.0, laid_out=1.0):
+def place(monkeypatch, *boxes, found=True, replayed=0.0, laid_out=1.0, sparse=0.0):
     """Lay out by hand: each thing in turn has the cells of a slice of rows and one of columns."""
 
     def lay_out(scene, seen, guide, given):
@@ -63,8 +66,10 @@ def place(monkeypatch, *boxes, found=True, replayed=0.0, laid_out=1.0):
         return PictureLayout(scene, masks, placed)
 
     monkeypatch.setattr(confined_drawing, "lay_out", lay_out)
+    monkeypatch.setattr(layout_cache, "_known", WeakKeyDictionary())  # no layout of another hand
     monkeypatch.setattr(confined_drawing, "REPLAYED", replayed)
     monkeypatch.setattr(confined_drawing, "LAID_OUT", laid_out)
+    monkeypatch.setattr(confined_drawing, "SPARSE", sparse)
 
 
 EVERYWHERE, NOWHERE = (slice(None), slice(None)), (slice(0), slice(0))
@@ -91,6 +96,17 @@ def trail(pipe, prompt):
 
     draw_latents(pipe, prompt, steps=8, callback_on_step_end=note)
     return seen
+
+
+def calls_of_the_unet(pipe, draw):
+    """How many calls of the UNet a drawing takes."""
+    counted = []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda *_: counted.append(1))
+    try:
+        draw()
+    finally:
+        hook.remove()
+    return len(counted)
 
 
 @pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
@@ -131,17 +147,28 @@ def test_lora_acts_in_its_part_alone(pipe, monkeypatch):
 
 
 def test_the_first_steps_are_those_of_the_layout_and_cost_nothing(pipe, pair, monkeypatch):
-    counted = []
     place(monkeypatch, LEFT, RIGHT, replayed=0.5, laid_out=0.75)
-    hook = pipe.unet.conv_in.register_forward_hook(lambda *_: counted.append(1))
-    try:
-        with attach(pipe, *pair):
-            drawn = trail(pipe, BOTH)
-    finally:
-        hook.remove()
-    assert len(counted) == 6 + 4 and len(drawn) == 8, "the caller sees every step"
+    drawn = []
+    with attach(pipe, *pair):
+        count = calls_of_the_unet(pipe, lambda: drawn.extend(trail(pipe, BOTH)))
+    assert count == 6 + 4 and len(drawn) == 8, "the caller sees every step"
     plain = trail(pipe, NOUNS)
     assert torch.equal(drawn[3], plain[3]) and not torch.allclose(drawn[4], plain[4])
+
+
+def test_concepts_are_computed_at_every_second_of_the_early_steps(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT, replayed=0.25, laid_out=0.75, sparse=0.75)
+    drawn = []
+    with attach(pipe, *pair):
+        count = calls_of_the_unet(pipe, lambda: drawn.append(trail(pipe, BOTH)))
+    assert count == 6 + 4 and len(drawn[0]) == 8
+    place(monkeypatch, LEFT, RIGHT, replayed=0.25, laid_out=0.75)
+    with attach(pipe, *pair):
+        full = trail(pipe, BOTH)
+    plain = trail(pipe, NOUNS)
+    assert torch.equal(drawn[0][2], full[2]), "until a call is carried over it is the same picture"
+    assert (drawn[0][-1] - full[-1]).norm() < 0.75 * (plain[-1] - full[-1]).norm(), "and nearer to it after"
+    assert torch.allclose(drawn[0][3][..., 3:5], plain[3][..., 3:5], atol=1e-6)
 
 
 def test_no_trace_is_left(pipe, pair):
@@ -164,6 +191,28 @@ def test_one_thing_alone_is_drawn_as_ever(pipe, pair):
         plain = draw(pipe, "a photo of my_dog")
     with attaching.attach(pipe, *pair) as attachment:
         assert torch.equal(draw(pipe, "a photo of my_dog"), plain) and attachment.layout is None
+
+
+def test_one_frame_of_several_things_is_confined_unasked(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *pair):
+        wanted = latents(pipe, BOTH)
+
+    def layout_of(prompt=BOTH, **options):
+        with attaching.attach(pipe, *pair, **options) as attachment:
+            drawn = latents(pipe, prompt, steps=4)
+            return drawn if attachment.layout else None
+
+    assert torch.equal(layout_of(), wanted) and torch.equal(layout_of(side_by_side=False), wanted)
+    assert layout_of("a photo of my_dog") is None
+    for other in ({"side_by_side": True}, {"auto_regions": True}, {"regions": ["my_dog=left"]}):
+        assert layout_of(**other) is None
+    here = pipeline.of(pipe)
+    small = dataclasses.replace(here, family=dataclasses.replace(here.family, side_by_side=True))
+    both = dataclasses.replace(pair[0], words=pair[0].words | pair[1].words)
+    for request, wide in ((AttachRequest(pair), True), (AttachRequest(pair, side_by_side=False), False)):
+        assert (attach_steps.confined_drawing(small, both, request, None) is None) is wide
+        assert (attach_steps.windows_of(small, both, request) is not None) is wide
 
 
 def test_embeddings_of_a_prompt_say_that_nothing_is_confined(pipe, pair):
@@ -213,6 +262,61 @@ def test_a_layout_that_lacks_something_is_made_anew_of_another_noise(pipe, pair,
     assert attachment.layout.pictures[0].tries == 1, "the first is as good as the others"
 
 
+def test_a_layout_is_drawn_once_for_a_prompt_its_noise_and_the_weights(monkeypatch):
+    pipe = pico_sd()
+    place(monkeypatch, LEFT, RIGHT)
+    drawn = []
+
+    def calls(prompt=BOTH, **options):
+        return calls_of_the_unet(pipe, lambda: drawn.append(latents(pipe, prompt, **options)))
+
+    with attach(pipe, *two(pipe)) as attachment:
+        assert [calls(), calls(), calls(seed=1)] == [8, 5, 8]
+        assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
+        assert calls("moongate near my_dog") == 8 and calls(guidance_scale=3.0) == 8
+        attachment.strengths = {"my_dog": 0.5}
+        assert calls() == 5, "the layout is the base's own"
+    assert not torch.allclose(drawn[0], drawn[-1])
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(1.1)
+    with attach(pipe, *two(pipe)):
+        assert calls() == 8 and calls() == 5
+    with attach(pipe, *two(pipe), regions=["my_dog=left"]):
+        assert calls() == 8, "regions are part of the layout"
+
+
+def test_no_more_layouts_are_kept_than_have_room(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    monkeypatch.setattr(layout_cache, "KEPT", 2)
+
+    def calls(seed):
+        return calls_of_the_unet(pipe, lambda: latents(pipe, BOTH, seed=seed))
+
+    with attach(pipe, *pair):
+        assert [calls(seed) for seed in (20, 21, 20, 22, 20, 21)] == [8, 8, 5, 8, 5, 8]
+    monkeypatch.setattr(layout_cache, "KEPT_BYTES", 0)
+    with attach(pipe, *pair):
+        assert [calls(seed) for seed in (30, 31, 31, 30)] == [8, 8, 5, 8]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_prediction_that_is_carried_over_is_one_longer_step(kind):
+    """Two DDIM steps with it come to one of twice the length."""
+    scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(10)
+    sample, predicted = torch.randn(2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    first, second = scheduler.timesteps[3:5]
+    stage = Stage((), first=3, sparse=9)
+    stage.keep(predicted, sample, first)
+    assert [stage.skips(number) for number in (3, 4, 5, 9, 10)] == [False, True, False, False, False]
+    between = scheduler.step(predicted, first, sample).prev_sample
+    carried = stage.carried(4, second, scheduler)
+    drawn = scheduler.step(carried, second, between).prev_sample
+    scheduler.num_inference_steps = 5
+    assert torch.allclose(drawn, scheduler.step(predicted, first, sample).prev_sample, atol=1e-5)
+    assert stage.carried(5, second, scheduler) is None
+
+
 def test_the_best_noise_of_each_picture_is_kept():
     def bound(pipe_call=lambda prompt, generator=None, latents=None: None):
         return inspect.signature(pipe_call).bind(
@@ -245,6 +349,21 @@ def test_regions_come_first_and_the_base_is_told_where(pipe, pair):
     assert not gate[:, :4].any()
     assert attachment.layout.pictures[0].things[0].given
     assert "my_dog is in the region" in attachment.layout.pictures[0].sentences()[0]
+
+
+def test_a_concept_that_is_named_twice_is_in_both_places(pipe, pair, monkeypatch):
+    twice = "my_dog next to my_dog"
+    with attach(pipe, *pair, regions=["my_dog=left"]) as attachment:
+        draw(pipe, twice, num_inference_steps=5)
+        said = attachment.layout.pictures[0].sentences()
+    assert "The prompt names my_dog 2 times, all of them in its one region." in said
+    place(monkeypatch, LEFT, RIGHT)
+    plain = latents(pipe, "dog next to dog")
+    with attach(pipe, *pair) as attachment:
+        drawn = latents(pipe, twice)
+        assert [thing.called for thing in attachment.layout.pictures[0].things] == ["my_dog"] * 2
+    changed = (drawn - plain).abs().amax(dim=0)
+    assert changed[:, :3].max() > 1e-2 and changed[:, 5:].max() > 1e-2 and changed[:, 3:5].max() < 1e-5
 
 
 @pytest.mark.parametrize(

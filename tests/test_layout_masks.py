@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from conceptkit.inference import layout_masks
 from conceptkit.inference.layout_masks import find_parts, joint_bilateral, otsu, soft_masks, without_specks
 
 SIDE = 16
@@ -127,3 +128,34 @@ def test_edges_follow_the_outline_in_the_latents_and_the_front_one_has_its_way()
         assert (ordered[front, 8, seam] >= soft[front, 8, seam] - 1e-6).all()
         assert (ordered[back, 8, seam] <= soft[back, 8, seam] + 1e-6).all()
         assert ordered[front, 8, seam].sum() > soft[front, 8, seam].sum() + 0.1
+
+
+def test_a_thing_is_in_one_place_with_its_pieces_and_another_of_its_class_is_said():
+    body, head, other = blob(10, 4), blob(5, 4, 1.5), blob(8, 13, 2.5)
+    gate = attention([body | head, blob(2, 13, 1.0)])[1]
+    seen = np.stack([attention([body | head | other])[0], gate])
+    parts = find_parts(seen, ("dog", "gate"))
+    assert overlap(parts.masks[0], body | head) > 0.7 and not (parts.masks[0] & other).any()
+    assert parts.spare.tolist() == [True, False]
+    several = find_parts(seen, ("dogs", "gate"), plural=[0])
+    assert overlap(several.masks[0], body | head | other) > 0.7 and not several.spare.any()
+    assert not find_parts(np.stack([attention([body | head])[0], gate]), ("dog", "gate")).spare.any()
+
+
+def test_a_piece_of_two_things_goes_to_the_nearer_and_one_shape_of_two_is_said():
+    left, right, head = blob(11, 3), blob(11, 12), blob(6, 12, 1.5)
+    seen = attention([left, right | head], leak=0.5)
+    parts = find_parts(seen, ("dog", "dog"))
+    assert overlap(parts.masks[1], right | head) > 0.7 and not parts.parted.any() and not parts.spare.any()
+    joined = blob(8, 5) | blob(8, 10)
+    assert find_parts(attention([joined, joined]), ("dog", "dog")).parted.all()
+
+
+def test_a_mask_reaches_over_its_outline_but_not_into_another_thing(monkeypatch):
+    monkeypatch.setattr(layout_masks, "SPREAD", 3.0)
+    rough = np.stack([blob(8, 4, 3.0), blob(8, 11, 3.0)])
+    soft = soft_masks(rough, None)
+    assert soft[0, 8, 0] > 0.9 and soft[0, 3, 4] > 0.5
+    own = torch.from_numpy(rough)
+    assert soft[0][own[1]].max() < 0.3 and soft[1][own[0]].max() < 0.3
+    assert soft[1][own[1]].mean() > 0.95

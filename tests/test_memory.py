@@ -90,7 +90,7 @@ def flux():
     ("build", "billions", "pixels", "batch", "options", "card"),
     [
         (first_sd, 0.8595, 512, 2, {"dtype": "fp16"}, 6),
-        (sdxl, 2.5675, 1024, 2, {"dtype": "bf16"}, 12),
+        pytest.param(sdxl, 2.5675, 1024, 2, {"dtype": "bf16"}, 12, marks=pytest.mark.slow),
         (flux, 11.9014, 1024, 1, {"dtype": "bf16", "quantization": "bnb-4bit"}, 24),
     ],
     ids=["SD 1.5", "SDXL", "FLUX.1"],
@@ -178,6 +178,7 @@ def room(monkeypatch):
     return has
 
 
+@pytest.mark.slow
 def test_activations_are_computed_twice_where_the_gpu_is_small(base, room):
     recipe = method("dreambooth")
     more, less = (memory.needed(base, recipe, twice).peak for twice in (False, True))

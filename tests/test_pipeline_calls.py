@@ -166,6 +166,7 @@ def test_layers_that_are_kept_in_less_precision_draw_the_concept(pipe):
     draw(pipe, ONE)
 
 
+@pytest.mark.slow
 def test_a_unet_that_is_compiled_before_or_after_draws_the_concept(pipe):
     with attach(pipe, pico_concept(pipe)):
         wanted = draw(pipe, ONE)

@@ -94,7 +94,7 @@ def test_statistics_of_a_sample_are_near_those_of_all_and_kept_apart(few, monkey
     assert torch.allclose(whole.audit.rows, sampled.audit.rows, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["regmean", "closed-form"])
+@pytest.mark.parametrize("method", ["regmean", pytest.param("closed-form", marks=pytest.mark.slow)])
 def test_merges_from_a_sample_are_near_those_from_all(method):
     """On the storybook base, by what a report over all positions says of both."""
     figures = first_use.fidelity(first_use.PAIRS[:1], (method,))[0]

@@ -4,8 +4,6 @@ SD and SDXL are in `test_export`, `test_export_dialects` and `test_import_file`.
 """
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +19,7 @@ from conceptkit.inference.attach import attach
 from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
 from conceptkit.workflows.import_file import import_file
+from tests import warm_process
 from tests.tiny import draw, pico_concept, save
 from tests.transformers_tiny import pico_flux, pico_sd3
 
@@ -152,7 +151,7 @@ def lora_of(files):
     return next(f for f in files if f.parent.name in ("lora", "loras") or f.name == LORA)
 
 
-@pytest.mark.parametrize("family", BUILD)
+@pytest.mark.parametrize("family", ["sd3", pytest.param("flux", marks=pytest.mark.slow)])
 def test_a_process_without_conceptkit_draws_the_same(family, tmp_path):
     """Both dialects, a concept and a merge: every key is used, and the picture is the one of `attach`."""
     pipe = BUILD[family]()
@@ -187,15 +186,15 @@ def test_a_process_without_conceptkit_draws_the_same(family, tmp_path):
                 }
             )
             expected.append(drawn)
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    warm_process.run(ELSEWHERE, json.dumps(jobs), folder=tmp_path)
     for job, drawn in zip(jobs, expected, strict=True):
         picture = torch.from_numpy(np.load(job["picture"])).permute(2, 0, 1)
         assert (picture - drawn).norm() <= 1e-4 * drawn.norm(), job["lora"]
 
 
-@pytest.mark.parametrize("dialect", ["diffusers", "peft", "kohya", "comfyui"])
+@pytest.mark.parametrize(
+    "dialect", ["kohya", *(pytest.param(d, marks=pytest.mark.slow) for d in ("diffusers", "peft", "comfyui"))]
+)
 @pytest.mark.parametrize("family", BUILD)
 def test_what_comes_back_is_what_left(family, dialect, tmp_path):
     pipe = BUILD[family]()

@@ -195,6 +195,7 @@ def test_a_wish_in_bytes_is_met_or_says_what_can_be(pico, kept, few_pictures):
     assert len(kept.versions("moongate")) == 1 and len(kept.versions("my_dog")) == 2
 
 
+@pytest.mark.slow
 def test_what_was_made_smaller_before_is_made_from_what_was_learned(pico, kept, few_pictures):
     first = shrink_to("my_dog", SizeRequest(keep=0.99), base=pico, registry=kept)
     second = shrink_to("my_dog", SizeRequest(keep=0.8), base=pico, registry=kept)
@@ -207,6 +208,7 @@ def test_what_was_made_smaller_before_is_made_from_what_was_learned(pico, kept, 
     assert third.concept.recipe["shrunk"]["kept"] == pytest.approx(first.kept * third.kept, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_merges_shrink_and_keep_whose_ranks_are_whose(pico, kept, few_pictures):
     for name, noun in (("rex", "cat"), ("rug", "house")):
         concept = wide(pico, name, noun, seed=len(name) + len(noun))

@@ -170,6 +170,7 @@ def test_what_the_unet_redraws_is_the_picture_with_its_own_faults(base):
     assert 0 < 2 * off[0] < off[1] < 1
 
 
+@pytest.mark.slow
 def test_the_subject_judge_tells_individuals_of_one_class_apart_after_a_round_trip(base, judge):
     shots = [scene.photos(subject, 4, k) for k, subject in enumerate(subjects("cat", 20))]
     z = judge.embed(scorers.round_trips(base.pipe.vae, [shot for session in shots for shot in session]))

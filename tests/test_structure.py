@@ -190,10 +190,11 @@ def test_annotations_of_any_only_become_fewer(house):
         assert len(several) == MOST_ANY[top], f"Fewer than before: write {len(several)} for {top} in the file"
 
 
-def test_the_last_line_is_json():
-    command = [sys.executable, "-m", "benchmarks.structure"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    last = json.loads(out.splitlines()[-1])
+def test_the_last_line_is_json(house, monkeypatch, capsys):
+    monkeypatch.setattr(structure, "measure", lambda root: house)
+    monkeypatch.setattr(sys, "argv", ["structure"])
+    structure.main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["name"] == "structure"
     assert last["value"] == len(last["broken"])
     assert last["holds"] is (last["value"] == 0)

@@ -277,6 +277,7 @@ def test_what_a_concept_brings_is_worked_out_once(pico, trio, monkeypatch):
     first = compose("my_dog", "moongate", base=pico, registry=registry)
     monkeypatch.setattr(merge_inputs, "_work_out", None)
     monkeypatch.setattr(caption_statistics, "measure", None)
+    monkeypatch.setattr(caption_statistics, "_RECENT", {})
     again = compose("my_dog", "moongate", base=pico, registry=registry)
     assert again.concept.to_bytes() == first.concept.to_bytes() and again.report == first.report
     with pytest.raises(TypeError):
@@ -448,6 +449,7 @@ def test_beyond_the_rank_limit_the_merge_switches_and_says_so():
     assert found[5].captions < naive.captions
 
 
+@pytest.mark.slow
 def test_heat_maps():
     matrix = [[1.0, 0.2], [0.7, 1.0]]
     from rich.console import Console

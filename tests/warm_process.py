@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 _IMPORTED = ["torch", "numpy", "safetensors.torch", "diffusers.loaders.peft", "peft"]
-_IMPORTED += [f"diffusers.pipelines.{name}" for name in ("stable_diffusion", "stable_diffusion_xl")]
+_IMPORTED += [f"diffusers.pipelines.{name}" for name in ("stable_diffusion", "stable_diffusion_xl", "flux")]
 _FRESH = multiprocessing.get_context("forkserver")
 _FRESH.set_forkserver_preload(_IMPORTED)
 

@@ -234,7 +234,7 @@ def _drawn(base: Base, prompts: tuple[str, ...], seed: int) -> Tensor:
             list(prompts),
             num_inference_steps=DRAWING_STEPS,
             generator=dice,
-            output_type="latent",
+            output_type=base.architecture.latent_output,
             guidance_scale=base.family.guidance_scale,
         ).images
     finally:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from conceptkit.base import pipeline
-from conceptkit.base.architectures import denoiser_of, text_site
+from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
 from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
@@ -41,39 +41,59 @@ def reading_of(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest
     return TokenOwners(pipe, spelt, strict)
 
 
+def check_regions(pipe: DiffusionPipeline, request: AttachRequest) -> None:
+    """Raises BadRegion where regions were ordered, and pictures look at text in no layers of their own."""
+    kind = architecture_of(pipe)
+    if kind.denoiser == "unet" and kind.has_cross_attention:
+        return
+    if request.masks or request.auto_regions:
+        raise BadRegion(
+            f"Regions are of a UNet's cross-attention, and {type(denoiser_of(pipe)).__name__} has none; "
+            "leave them out, and say in the prompt where things are"
+        )
+
+
 def confined_drawing(
     here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
 ) -> ConfinedDrawing | None:
-    """A layout for pictures of several things, where that was ordered and it can be."""
-    if not request.confine:
-        return None
+    """A layout for several things, where that was ordered, or one frame is drawn and can have one."""
     kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
-    if kind is None:
+    if request.confine and kind is None:
         raise BadRegion(
             f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "
             "there; leave confine out"
         )
-    if not things(concept.words):
+    wanted = request.confine
+    if wanted is None:
+        others = len(concept.words) > 1 or bool(here.family.class_nouns)
+        placed = bool(request.masks) or request.auto_regions  # regions alone keep as much, in less time
+        wanted = others and not placed and not windows_wanted(here, concept, request)
+    if not wanted or kind is None or not things(concept.words):
         return None
     isolated = request.isolate_concepts is not False
     confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
-    return ConfinedDrawing(
-        here.pipe, confinement, concept.words, request.masks, here.family.class_nouns, True
-    )
+    nouns = here.family.class_nouns
+    return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
+
+
+def windows_wanted(here: pipeline.Base, concept: Concept, request: AttachRequest) -> bool:
+    """Whether each thing gets a window: that was ordered, or nothing was and it suits the base."""
+    if len(things(concept.words)) < 2:
+        return False
+    if request.side_by_side is not None:
+        return request.side_by_side
+    other = bool(request.masks) or request.auto_regions or bool(request.confine)
+    return here.family.side_by_side and not other and can_have_windows(here.pipe)
 
 
 def windows_of(here: pipeline.Base, concept: Concept, request: AttachRequest) -> Windows | None:
     """A window for each of several concepts, where that was ordered, or nothing was and it suits the base."""
-    wanted, able = request.side_by_side, can_have_windows(here.pipe)
-    if wanted and not able:
+    if request.side_by_side and not can_have_windows(here.pipe):
         raise BadRegion(
             f"A {type(here.pipe).__name__} draws on a picture that it is given, or after one, which has no "
             "windows; leave side_by_side out, or use a text-to-image pipeline"
         )
-    if wanted is None:
-        wanted = able and here.family.side_by_side and not request.masks and not request.auto_regions
-        wanted = wanted and not request.confine
-    return Windows(here.pipe, concept.words) if wanted and len(things(concept.words)) > 1 else None
+    return Windows(here.pipe, concept.words) if windows_wanted(here, concept, request) else None
 
 
 def encoding_apart(
@@ -81,7 +101,7 @@ def encoding_apart(
 ) -> PerConceptEncoding | None:
     """Each concept's words read without the others, where that was ordered, or suits the base."""
     wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
-    if wanted and here.architecture.denoiser != "unet":
+    if wanted and not (here.architecture.denoiser == "unet" and here.architecture.lora_encoders):
         raise BadRegion(
             f"isolate_concepts puts features together as CLIP makes them, and a {type(here.pipe).__name__} "
             "has others; leave it out"

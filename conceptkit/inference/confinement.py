@@ -164,7 +164,9 @@ class Confinement:
     def replayed(self) -> bool:
         """Whether the call of the denoiser that is under way computes nothing of the concepts."""
         stage = self.stage
-        return stage is not None and (stage.layout is None or stage.calls <= stage.first)
+        return stage is not None and (
+            stage.layout is None or stage.calls <= stage.first or stage.skips(stage.calls - 1)
+        )
 
     def _step(self, stage: Stage, call: dict[str, Any], run: Callable[[], Any]) -> Any:
         """One call of the denoiser in a stage."""
@@ -188,11 +190,14 @@ class Confinement:
             )
         if number < stage.first:
             return (base,) if call.get("return_dict") is False else _packed(base)
-        result = run()
+        drawn = stage.carried(number, call["timestep"], self._pipe.scheduler)
+        if drawn is None:
+            drawn = run()[0]
+            stage.keep(drawn, sample, call["timestep"])
         assert stage.masks is not None
         inside = repeated(stage.masks.sum(dim=1, keepdim=True).clamp(max=1), len(base))
-        blended = base + inside * (result[0] - base)
-        return (blended,) if isinstance(result, tuple) else type(result)(sample=blended)
+        blended = base + inside * (drawn - base)
+        return (blended,) if call.get("return_dict") is False else _packed(blended)
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +29,19 @@ class Enough(Exception):
 class Stage:
     """One drawing that is under way, of P pictures.
 
-    scenes: of its prompts. layout: None while it is being made. first: the call of the denoiser with which
-    the picture parts from its layout. look: called after each call while the layout is made.
-    calls: of the denoiser so far. plain (P, T, d): what it reads of the prompts with class nouns; variants:
-    with one concept each. part: the concept whose words are read just now. masks (P, N, H, W): of `names`.
-    predictions: what the denoiser gave. sample (P, c, H, W): what it was given last. rows (B,): which
-    picture's prompt each row of its batch reads, -1 for none. shares: what `confined_maps` has worked out.
+    scenes: of its prompts. layout: None while it is being made. first: the call of the denoiser with
+    which the picture parts from its layout; up to call `sparse` every second one is carried over. look:
+    called after each call while the layout is made. calls: of the denoiser so far. plain (P, T, d): what
+    it reads of the prompts with class nouns; variants: with one concept each. part: the concept whose
+    words are read just now. masks (P, N, H, W): of `names`. predictions: what the denoiser gave. sample
+    (P, c, H, W): what it was given last. rows (B,): which picture's prompt each row of its batch reads,
+    -1 for none. shares: what `confined_maps` has worked out.
     """
 
     scenes: tuple[PromptScene, ...]
     layout: Layout | None = None
     first: int = 0
+    sparse: int = 0
     look: Callable[[Stage], None] | None = None
     calls: int = 0
     plain: Tensor | None = None
@@ -50,6 +53,7 @@ class Stage:
     sample: Tensor | None = None
     rows: Tensor | None = None
     _hidden: Tensor | None = None
+    _kept: tuple[Tensor, Tensor, Any] | None = None
     _read: dict[str, tuple[Tensor, UNetCall | None]] = field(default_factory=dict)
     _levels: dict[int, Tensor] = field(default_factory=dict)
     shares: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -96,6 +100,28 @@ class Stage:
             if plain[at].shape == row.shape and torch.equal(plain[at], row):
                 self.rows[b] = at
 
+    def skips(self, number: int) -> bool:
+        """Whether a call of the denoiser goes on with what the one before it has predicted."""
+        return self.first < number < self.sparse and (number - self.first) % 2 == 1
+
+    def keep(self, predicted: Tensor, sample: Tensor, time: Any) -> None:
+        """Remember a prediction of `sample` (B, c, H, W), to be carried over."""
+        self._kept = predicted, sample, time
+
+    def carried(self, number: int, time: Any, scheduler: Any) -> Tensor | None:
+        """What the call before this one predicted, at this one's time; None where it is to be computed.
+
+        Picture and noise stay what they were, as in one step of twice the length.
+        """
+        if self._kept is None or not self.skips(number):
+            return None
+        predicted, sample, before = self._kept
+        if getattr(scheduler.config, "prediction_type", "epsilon") != "v_prediction":
+            return predicted  # noise or velocity, the same at both times
+        (a, s), (a2, s2) = (_signal_and_noise(scheduler, at) for at in (before, time))
+        noise, picture = s * sample + a * predicted, a * sample - s * predicted
+        return a2 * noise - s2 * picture
+
     def features(self, name: str, reading: TokenOwners | None) -> tuple[Tensor, UNetCall | None]:
         """What each row of the batch reads in a concept's part (B, T, d), and whose words those are."""
         assert self._hidden is not None and self.rows is not None
@@ -114,6 +140,13 @@ class Stage:
             size = level((self.sample.shape[-2], self.sample.shape[-1]), count)
             self._levels[count] = F.interpolate(self.masks.float(), size, mode="area").flatten(2)
         return self._levels[count]
+
+
+def _signal_and_noise(scheduler: Any, time: Any) -> tuple[float, float]:
+    """The shares of picture and noise at a time (2006.11239, eq. 4)."""
+    kept = scheduler.alphas_cumprod
+    share = float(kept[min(max(round(float(torch.as_tensor(time).flatten()[0])), 0), len(kept) - 1)])
+    return share**0.5, (1 - share) ** 0.5
 
 
 def repeated(of_pictures: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,8 @@ class Placed:
 class PictureLayout:
     """One picture: masks (N, H, W) on the cells of its latents, 0 to 1, and where each of the N things is.
 
-    tries: how many drawings of the class nouns it took. notes: sentences beside those of the things.
+    tries: how many drawings of the class nouns it took. notes: sentences on what is wrong beside things that
+    are not found; remarks: on what is worth knowing.
     """
 
     scene: PromptScene
@@ -68,6 +70,7 @@ class PictureLayout:
     things: tuple[Placed, ...]
     tries: int = 1
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def regions(self) -> list[Region]:
         """Its parts with their names, to be drawn over the picture."""
@@ -100,7 +103,7 @@ class PictureLayout:
             if self.tries > 1
             else ()
         )
-        return (*(thing.text() for thing in self.things), *self.notes, *again)
+        return (*(thing.text() for thing in self.things), *self.notes, *self.remarks, *again)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +161,8 @@ def lay_out(
             cells = torch.from_numpy(given[thing.name]).float()[None, None]
             own[i] = (F.interpolate(cells, tuple(size), mode="area")[0, 0] >= 0.5).numpy()
     nouns = [thing.noun for thing in scene.things]
-    parts = find_parts(seen.double().cpu().numpy(), nouns, scene.left_of, own)
+    plural = [i for i, thing in enumerate(scene.things) if thing.plural]
+    parts = find_parts(seen.double().cpu().numpy(), nouns, scene.left_of, own, plural)
     masks = soft_masks(parts.masks, guide, scene.over)
     for i in own:  # as fine as the user has drawn it, and before all others
         fine = torch.from_numpy(given[str(scene.things[i].name)]).float()[None, None]
@@ -170,7 +174,9 @@ def lay_out(
         Placed(thing.called, thing.noun, _box(mask), float(mask.mean()), bool(found), i in own)
         for i, (thing, mask, found) in enumerate(zip(scene.things, parts.masks, parts.found, strict=True))
     )
-    return PictureLayout(scene, masks, placed, notes=_misplaced(scene, placed))
+    notes = (*_misplaced(scene, placed), *_spare(placed, parts.spare))
+    remarks = (*_parted(placed, parts.parted), *_in_one_region(placed))
+    return PictureLayout(scene, masks, placed, notes=notes, remarks=remarks)
 
 
 def check_room(scene: PromptScene, given: Mapping[str, np.ndarray]) -> None:
@@ -203,6 +209,39 @@ def _misplaced(scene: PromptScene, placed: Sequence[Placed]) -> tuple[str, ...]:
                 f"--region {placed[a].called}=left."
             )
     return tuple(said)
+
+
+def _spare(placed: Sequence[Placed], spare: Cells) -> tuple[str, ...]:
+    """A sentence for each class of which the base drew more than the prompt names."""
+    of_class: dict[str, list[str]] = {}
+    for thing, more in zip(placed, spare, strict=True):
+        if more:
+            of_class.setdefault(thing.noun, []).append(thing.called)
+    return tuple(
+        f"The base drew another {noun} beside {' and '.join(called)}, which stays a plain {noun}; "
+        "try another seed."
+        for noun, called in of_class.items()
+    )
+
+
+def _parted(placed: Sequence[Placed], parted: Cells) -> tuple[str, ...]:
+    """A sentence on things of one class that the base drew as one."""
+    called = [thing.called for thing, cut in zip(placed, parted, strict=True) if cut]
+    return (
+        (f"The base drew {' and '.join(called)} as one shape, which is shared out between them.",)
+        if called
+        else ()
+    )
+
+
+def _in_one_region(placed: Sequence[Placed]) -> tuple[str, ...]:
+    """A sentence for each concept that is named several times and has one region."""
+    named = Counter(thing.called for thing in placed if thing.given)
+    return tuple(
+        f"The prompt names {called} {count} times, all of them in its one region."
+        for called, count in named.items()
+        if count > 1
+    )
 
 
 def _box(mask: Cells) -> tuple[float, float, float, float]:

@@ -6,8 +6,9 @@ apart, and the picture's own latents draw the outline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ LEAST_CONTRAST = 1.6
 """Attention to a noun inside of its mask by that in the whole picture, below which the noun is nowhere."""
 LEAST_SHARE = 0.4
 """Of N things of one class that are fewer connected parts, each has at least this by N of all their cells."""
+NEAR = 2.0
+"""Cells up to which a part is a piece of the thing beside it, and not another thing of its class."""
 SPREAD = 1.0
 """Cells of latents by which a mask reaches over its outline, for what a concept's outline has more."""
 SOFT = 0.6
@@ -37,11 +40,15 @@ SOFT = 0.6
 @dataclass(frozen=True, eq=False)
 class Parts:
     """masks (N, H, W): who has which cells, none of them shared. contrast (N,): attention to a noun inside of
-    its mask, by that in the whole picture. found (N,): whether the thing is there."""
+    its mask, by that in the whole picture. found (N,): whether the thing is there. spare (N,): whether there
+    is another of its class, which nobody is. parted (N,): whether it is a piece of what the base drew as one.
+    """
 
     masks: Cells
     contrast: NDArray[np.float64]
     found: Cells
+    spare: Cells
+    parted: Cells
 
 
 def find_parts(
@@ -49,12 +56,14 @@ def find_parts(
     nouns: Sequence[str],
     left_of: Sequence[tuple[int, int]] = (),
     given: Mapping[int, Cells] | None = None,
+    plural: Collection[int] = (),
 ) -> Parts:
     """Where each of N nouns is, from the attention to it.
 
     seen (N, H, W): attention to each noun, one mention each. left_of: pairs of numbers of nouns, the first to
     the left of the second, which decides among nouns of one class. given: cells (H, W) of those whose place
-    is known; the others stay out of them.
+    is known; the others stay out of them. plural: numbers of nouns that are several things, which have all
+    parts; every other is in one place.
     """
     given = given or {}
     free = ~np.any(list(given.values()), axis=0) if given else np.ones(seen.shape[1:], dtype=bool)
@@ -65,14 +74,15 @@ def find_parts(
     there = (top >= otsu(top[free])) & free if free.any() else free
     winner = level.argmax(axis=0)
     masks = np.stack([given[i] if i in given else (winner == i) & there for i in range(len(seen))])
+    spare, parted = np.zeros((2, len(seen)), dtype=bool)
     for group in _classes(nouns, given):
-        if len(group) > 1:
-            masks[group] = _shared_out(
-                np.logical_or.reduce(masks[group]), level[group], _order(group, left_of)
+        if plural and group[0] in plural:
+            masks[group] = [without_specks(masks[i], level[i]) for i in group]
+        else:
+            union = np.logical_or.reduce(masks[group])
+            masks[group], spare[group], parted[group] = _shared_out(
+                union, level[group], _order(group, left_of)
             )
-    for i in range(len(seen)):
-        if i not in given:
-            masks[i] = without_specks(masks[i], level[i])
     contrast = np.array(
         [
             float(each[mask].mean() / max(each.mean(), 1e-12)) if mask.any() else 0.0
@@ -85,7 +95,7 @@ def find_parts(
         if not masks[i].any():
             masks[i] = _likeliest(level[i], free & ~masks.any(axis=0))
     found |= np.array([i in given for i in range(len(seen))])
-    return Parts(masks, contrast, found)
+    return Parts(masks, contrast, found, spare & found, parted & found)
 
 
 def otsu(values: Grid) -> float:
@@ -114,7 +124,7 @@ def soft_masks(masks: Cells, guide: Tensor | None, over: Sequence[tuple[int, int
     """Masks (N, h, w) with soft edges on the cells of `guide` (c, H, W), which draw the outlines.
 
     over: pairs of numbers, the first in front of the second: where both reach, it has its way. Of two others
-    each has its share. No cell is given away more than once.
+    the nearer has it. No cell is given away more than once.
     """
     rough = torch.from_numpy(masks).float()
     size = rough.shape[1:] if guide is None else guide.shape[1:]
@@ -122,10 +132,15 @@ def soft_masks(masks: Cells, guide: Tensor | None, over: Sequence[tuple[int, int
     if guide is not None:
         fine = joint_bilateral(fine, guide.float())
     hard = (fine >= 0.5).numpy()
-    reach = [ndimage.distance_transform_edt(~mask) if mask.any() else np.full(size, 1e9) for mask in hard]
-    soft = torch.stack(
-        [torch.from_numpy(ndimage.gaussian_filter((d <= SPREAD).astype(float), SOFT)) for d in reach]
-    ).float()
+    reach = np.stack(
+        [ndimage.distance_transform_edt(~mask) if mask.any() else np.full(size, 1e9) for mask in hard]
+    )
+    wide = np.stack([each <= SPREAD for each in reach])
+    for i, j in permutations(range(len(reach)), 2):
+        if (i, j) not in over:
+            wide[i] &= reach[i] <= reach[j]
+    wide = ndimage.gaussian_filter(wide.astype(float), (0, SOFT, SOFT))
+    soft = torch.from_numpy(wide).float()
     for front, back in over:
         soft[back] *= 1 - soft[front]
     return soft / soft.sum(dim=0).clamp(min=1)
@@ -175,38 +190,52 @@ def _order(group: Sequence[int], left_of: Sequence[tuple[int, int]]) -> list[int
     return sorted(order, key=lambda k: (group[k] not in firsts, order.index(k)))
 
 
-def _shared_out(union: Cells, level: Grid, order: Sequence[int] | None) -> Cells:
-    """The parts of one class, told apart: level (n, H, W) of its n mentions -> masks (n, H, W).
+def _shared_out(union: Cells, level: Grid, order: Sequence[int] | None) -> tuple[Cells, bool, bool]:
+    """The parts of one class, told apart: level (n, H, W) of its n mentions -> masks (n, H, W), whether there
+    is another part, and whether one part was cut up.
 
     Connected parts go to the mentions that attend to them; one part of two things is parted where they
     differ most, from left to right.
     """
     count = len(level)
-    parts = _largest(union, level.max(axis=0), count)
-    if parts and len(parts) < count:
+    parts, spare = _largest(union, level.max(axis=0), count)
+    parted = 0 < len(parts) < count
+    if parted:
         parts = _split(parts, level)
+    masks = np.zeros_like(level, dtype=bool)
     if not parts:
-        return np.zeros_like(level, dtype=bool)
+        return masks, False, False
     middles = [ndimage.center_of_mass(part)[1] for part in parts]
     if order is not None:
         taken = dict(zip(order, np.argsort(middles), strict=False))
     else:
         own = np.array([[each[part].mean() for part in parts] for each in level])
         taken = dict(zip(*linear_sum_assignment(-own), strict=True))
-    masks = np.zeros((count, *union.shape), dtype=bool)
     for k, part in taken.items():
         masks[k] = parts[part]
-    return masks
+    return masks, spare, parted
 
 
-def _largest(union: Cells, level: Grid, count: int) -> list[Cells]:
-    """At most `count` connected parts that are no specks, the rest given to the nearest of them."""
-    labels, found = ndimage.label(without_specks(union, level))
+def _largest(union: Cells, level: Grid, count: int) -> tuple[list[Cells], bool]:
+    """At most `count` connected parts, each with the pieces that are near it, and whether there is another
+    part that is no speck."""
+    labels, found = ndimage.label(union, structure=np.ones((3, 3)))
     if not found:
-        return []
+        return [], False
     weight = ndimage.sum_labels(level, labels, np.arange(1, found + 1))
-    best = 1 + np.argsort(-weight, kind="stable")[:count]
-    return [labels == k for k in best]
+    order = 1 + np.argsort(-weight, kind="stable")
+    most = weight.max()
+    chosen = [k for k in order[:count] if weight[k - 1] >= SPECK * most]
+    parts = [labels == k for k in chosen]
+    away = np.stack([ndimage.distance_transform_edt(~part) for part in parts])
+    spare = False
+    for k in order[len(chosen) :]:
+        nearest = away[:, labels == k].min(axis=1)
+        if nearest.min() <= NEAR:
+            parts[int(nearest.argmin())] |= labels == k
+        elif weight[k - 1] >= SPECK * most:
+            spare = True
+    return parts, spare
 
 
 def _split(parts: list[Cells], level: Grid) -> list[Cells]:

@@ -21,7 +21,7 @@ from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import draw
-from conceptkit.learn import memory, mixed_precision, prior_preservation
+from conceptkit.learn import memory, mixed_precision, prior_preservation, target_modules
 from conceptkit.learn.checkpoints import CheckpointManager, path_for
 from conceptkit.learn.claims import claimed_names
 from conceptkit.learn.config import old_name_notices
@@ -160,6 +160,7 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         session = Session(base, registry, settings.progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
         notices += memory.notices(base, order.config)
+        notices += target_modules.notices(base, order.config)
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects, order.config.instance_prompt)

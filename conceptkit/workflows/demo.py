@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from conceptkit.errors import ConceptError
 from conceptkit.evaluate import metrics, scorers
 from conceptkit.evaluate.scorer_table import load_scorer
 from conceptkit.files import check_folder
-from conceptkit.inference.generate import STEPS, draw_with
+from conceptkit.inference.attach import attach
+from conceptkit.inference.generate import STEPS, draw, draw_with
 from conceptkit.merging import compose
 from conceptkit.pictures.contact_sheet import Row, Tile, sheet
+from conceptkit.pictures.layout import layout_picture
 from conceptkit.pictures.png_metadata import read_metadata, save_png
 from conceptkit.registry import odd_files
 from conceptkit.registry.store import Registry
@@ -145,12 +148,12 @@ def run(out: Path, tick: Tick) -> Path:
         for line, kept in zip(figures, merged.report.kept, strict=True):
             line.kept = "-" if kept.words is None else f"{kept.words:.0%}"
         summed = compose.compose(*names, base=base, registry=registry, merge_method="sum")
-        for what, title, note, wide in (
-            (merged, "Both together", "side by side, merged by least squares", True),
-            (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison", True),
-            (merged, "In one frame", "merged; here the second thing keeps less of its look", False),
+        for what, title, note in (
+            (merged, "Both together", "side by side, merged by least squares"),
+            (summed, "Both, added up", "side by side, the two deltas simply summed, for comparison"),
         ):
-            rows.append(Row(_tiles(base, what, TOGETHER, 4, side_by_side=wide), title, note))
+            rows.append(Row(_tiles(base, what, TOGETHER, 4, side_by_side=True), title, note))
+        rows += _in_one_frame(base, merged, summed)
     tick(3, 3, "done")
     footer: list[str | Sequence[str]] = [
         HEAD,
@@ -266,6 +269,29 @@ def distractors(part: Part, judge: scorers.SubjectJudge) -> Tensor:
     ]
     shots = [shot for k, subject in enumerate(other) for shot in scene.photos(subject, 5, k)]
     return judge.embed(shots).view(DISTRACTORS, 5, -1)
+
+
+def _in_one_frame(base: bases.Base, merged: compose.Merge, summed: compose.Merge) -> list[Row]:
+    """Where the base lays things out, each concept in its own part, and the naive sum of both."""
+    nouns = [reduce(lambda text, part: text.replace(part.name, part.noun), PARTS, text) for text in TOGETHER]
+    drawn: list[Tile] = []
+    layouts: list[Tile] = []
+    with attach(base.pipe, merged, side_by_side=False) as attachment:
+        for prompt in TOGETHER:
+            pictures = draw(base, [prompt] * 4, range(4))
+            drawn += [Tile(picture, prompt) for picture in pictures]
+            if attachment.layout:
+                layouts += [
+                    Tile(layout_picture(picture, layout.regions()), prompt)
+                    for picture, layout in zip(pictures, attachment.layout.pictures, strict=True)
+                ]
+    naive = {"side_by_side": False, "confine": False, "isolate_concepts": False}
+    return [
+        Row(_tiles(base, None, nouns, 4), "The base's class nouns", "in one frame, without the concepts"),
+        Row(layouts, "Who is where", "where the base attends to each noun"),
+        Row(drawn, "Both in one frame", "each concept in its own part alone"),
+        Row(_tiles(base, summed, TOGETHER, 4, **naive), "Added up in one frame", "for comparison"),
+    ]
 
 
 def _tiles(base: bases.Base, concept: Any, prompts: Sequence[str], seeds: int, **options: Any) -> list[Tile]:

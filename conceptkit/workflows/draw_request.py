@@ -39,7 +39,7 @@ class DrawRequest:
     auto_regions: the concepts split the picture by themselves.
     side_by_side: a window for each concept in a wide picture; None: where that suits the base.
     isolate_concepts: each concept's words are encoded without the others; None: where that suits the base.
-    confine: in one frame each concept acts in its own part alone; None: not.
+    confine: in one frame each concept acts in its own part alone; None: where there are several.
     num_inference_steps, guidance_scale, pag_scale, true_cfg_scale: as in diffusers; None: what suits.
     negative_prompt: what to draw away from. width, height: in pixels; None: the base's own.
     scheduler: a row of `base.schedulers.SCHEDULERS`; None: the base's own.

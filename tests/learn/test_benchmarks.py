@@ -278,6 +278,7 @@ def test_custom_diffusion_moves_its_token_and_no_other_by_its_gradient(pico, sho
     assert moved == [run.row]
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_prior(bench):
     told = last_line(learn_prior.main, "--steps", 2, "--methods", "dreambooth")
     assert set(told["value"]) == {"dreambooth, prior", "dreambooth, no prior"}
@@ -286,6 +287,7 @@ def test_a_trial_of_the_prior(bench):
     assert set(told["turned_more_without"]) == {"dreambooth"}
 
 
+@pytest.mark.slow
 def test_a_trial_of_sude(bench):
     told = last_line(learn_sude.main, "--steps", 2, "--methods", "dreambooth")
     line = told["value"]["dreambooth"]
@@ -350,6 +352,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_a_trial_beside_scripts(bench, monkeypatch, tmp_path):
     """A script in a process of its own: its work is what is counted, and what it wrote is what is judged."""
     loaded = []

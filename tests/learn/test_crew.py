@@ -17,7 +17,7 @@ from tests.learning import TINY, method, teach, values
 FOUR = {"train_batch_size": 4, "prior_batch_size": 2}
 
 
-@pytest.mark.parametrize("name", ["custom", "custom-diffusion"])
+@pytest.mark.parametrize("name", ["custom", pytest.param("custom-diffusion", marks=pytest.mark.slow)])
 def test_a_batch_in_parts_gives_the_same_gradients(pico, shown, name):
     recipe = replace(
         TINY if name == "custom" else method(name), **FOUR, sude_weight=1.0, caption_preservation_weight=1.0
@@ -25,6 +25,7 @@ def test_a_batch_in_parts_gives_the_same_gradients(pico, shown, name):
     assert_parts_are_the_whole(pico, shown, recipe)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_asks_for_the_same_states(pico, shown, able):
     assert_parts_are_the_whole(pico, shown, replace(TINY, **FOUR, sude_weight=50.0, sude_prompts="states"))
 

@@ -141,6 +141,7 @@ def test_all_are_stored_or_none(pico, folder, other_folder, registry, monkeypatc
     assert sorted(e.name for e in registry.list()) == ["moongate", "my_dog", "my_dog-moongate"]
 
 
+@pytest.mark.slow
 def test_stopped_before_any_is_stored_the_run_goes_on(pico, folder, other_folder, registry, monkeypatch):
     monkeypatch.setattr("conceptkit.workflows.add.CheckpointManager", partial(CheckpointManager, every=0.0))
     given = {"my_dog": folder, "moongate": other_folder}
@@ -177,6 +178,7 @@ def test_concepts_are_found_by_the_captions_of_their_photos(pico, folder, other_
     assert b"garden" not in registry.read("my_dog")
 
 
+@pytest.mark.slow
 def test_each_subject_has_masks_of_its_own(pico, folder, other_folder, registry, tmp_path, monkeypatch):
     for name in "78":
         mask = Image.new("L", (44, 36))

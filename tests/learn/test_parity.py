@@ -34,6 +34,7 @@ SMALL = {
 }
 PRIOR = {"prior_loss_weight": 1.0}
 CLOSE = 1e-4
+STEPS = [1, pytest.param(20, marks=pytest.mark.slow)]
 LORA_MAPS = ["to_k", "to_q", "to_v", "to_out.0"]
 
 
@@ -203,7 +204,7 @@ def ups_of(weights):
     return {name: value for name, value in weights.items() if "lora_B" in name}
 
 
-@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("case", LORAS)
 def test_a_dreambooth_lora_is_that_of_the_script(shown, case, steps):
     build, family, changes = LORAS[case]
@@ -226,7 +227,7 @@ def test_sude_is_that_of_the_paper(shown):
     assert apart(ups_of(without), ups_of(wanted)) > 0.1, "not all samples are truncated"
 
 
-@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("steps", STEPS)
 def test_full_dreambooth_is_that_of_the_script_on_linear_maps(shown, steps):
     pipe = tiny.pico_sd()
     concept, tape, recipe = ours(pipe, shown, "dreambooth-full", "stable-diffusion", steps)
@@ -258,7 +259,7 @@ def test_textual_inversion_is_that_of_the_script(shown, family, steps):
         assert apart({"row": moved}, {"row": wanted}) < 2e-3 and float(wanted.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("steps", STEPS)
 def test_custom_diffusion_is_that_of_the_script(shown, steps):
     pipe = tiny.pico_sd()
     concept, tape, recipe = ours(
