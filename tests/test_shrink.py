@@ -12,6 +12,7 @@ from conceptkit.base import pipeline
 from conceptkit.compression import sensitivity
 from conceptkit.compression import sizes as sizes_module
 from conceptkit.compression.quantizer import Quantizer, low_rank
+from conceptkit.compression.rounding import Metric, rounded
 from conceptkit.compression.sizes import SizeRequest
 from conceptkit.concepts.codec import compact, symbols
 from conceptkit.concepts.concept import Concept, read
@@ -310,3 +311,16 @@ def test_it_is_said_when_ordinary_captions_move_more(pico, kept):
     )
     assert sizes_module.Smaller(concept, 0.99, 4000, (0.05**2, 0.05**2)).notice is None
     assert sizes_module.Smaller(concept, 0.99, 4000, (0.001**2, 0.004**2)).notice is None
+
+
+def test_errors_are_not_fed_where_few_gradients_see_nothing():
+    make = torch.Generator().manual_seed(0)
+    gradients = torch.randn(64, 160, generator=make)  # of a metric that is the same in all directions
+    vectors = [torch.randn(160, generator=make) for _ in range(20)]
+    metric = Metric.of(gradients)
+    found = rounded(vectors, [metric] * 20, [0.5] * 20)
+    wrong = sum(
+        float((0.5 * whole - vector).square().sum()) for whole, vector in zip(found, vectors, strict=True)
+    )
+    plain = sum(float((0.5 * (vector / 0.5).round() - vector).square().sum()) for vector in vectors)
+    assert wrong < 1.6 * plain
