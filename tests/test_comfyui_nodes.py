@@ -210,3 +210,7 @@ def test_the_workflow_uses_the_nodes_as_they_are(nodes):
             assert tuple(one["type"] for one in node["outputs"]) == kind.RETURN_TYPES
     for _, source, out, target, into, kind in flow["links"]:
         assert by_id[source]["outputs"][out]["type"] == kind == by_id[target]["inputs"][into]["type"]
+    loader = next(node["id"] for node in flow["nodes"] if node["type"] == "ConceptkitLoader")
+    encoders = {source for _, source, _, _, _, kind in flow["links"] if kind == "CLIP"}
+    readers = {link[1] for link in flow["links"] if link[5] == "CLIP" and link[3] != loader}
+    assert readers == {loader} < encoders  # the negative prompt, too, is read with the concepts
