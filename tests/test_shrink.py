@@ -324,3 +324,13 @@ def test_errors_are_not_fed_where_few_gradients_see_nothing():
     )
     plain = sum(float((0.5 * (vector / 0.5).round() - vector).square().sum()) for vector in vectors)
     assert wrong < 1.6 * plain
+
+
+def test_nothing_is_laid_out_where_a_concept_is_measured(pico, kept, monkeypatch):
+    asked = []
+    attach = sensitivity.attach
+    monkeypatch.setattr(
+        sensitivity, "attach", lambda *given, **options: asked.append(options) or attach(*given, **options)
+    )
+    sensitivity.probes(pico, read(kept, "my_dog"), pictures=2)
+    assert asked and all(one["side_by_side"] is one["confine"] is False for one in asked)

@@ -221,7 +221,8 @@ def _layers(base: Base) -> Iterator[tuple[str, KVDeltaLinear]]:
 def _attached(base: Base, concept: Concept) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with attach(base.pipe, replace(concept, base=base.fingerprint), side_by_side=False):
+        whole = replace(concept, base=base.fingerprint)
+        with attach(base.pipe, whole, side_by_side=False, confine=False):  # any prompts in one call
             yield
 
 
