@@ -145,7 +145,8 @@ class ConfinedDrawing:
         """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
         known = None if key is None else known_layout(pipe.unet, key)
-        search, first = NoiseSearch(bound), None
+        search = NoiseSearch(bound)
+        first: Tensor | None = None
         for attempt in range(TRIES):
             found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
             if known is not None and found is known.layout:
@@ -157,6 +158,7 @@ class ConfinedDrawing:
         else:
             found = self._drawn(pipe, call, bound, scenes, search.best(), True)
         found = search.named(found)
+        assert first is not None, "there was a first attempt"
         keep_layout(pipe.unet, key, KnownLayout(found, first))
         return found
 
