@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from PIL import Image
 from torch import Tensor, nn
 
@@ -41,6 +41,8 @@ READING, ENCODING, PROMPTS, UNET, OPTIMISER = (
     "optimiser",
 )
 TOKEN = "<plain>"
+ATTENTION_MAPS = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_MAPS = ("q_proj", "k_proj", "v_proj", "out_proj")
 LARGEST_NORM = 1.0
 
 
@@ -106,12 +108,10 @@ class Plain:
                 layer.register_forward_hook(_learning_nothing_at_bos)
             self.learned = [layer.weight for layer in maps.values()]
         else:
-            self.learned = _with_a_lora(unet, recipe.rank, ["to_q", "to_k", "to_v", "to_out.0"])
+            self.learned = self.adapt(unet)
             if recipe.text_encoder_rank:
                 encoder = parts["text_encoder"] = copy.deepcopy(parts["text_encoder"]).requires_grad_(False)
-                self.learned += _with_a_lora(
-                    encoder, recipe.text_encoder_rank, ["q_proj", "k_proj", "v_proj", "out_proj"]
-                )
+                self.learned += with_adapter(encoder, lora(recipe.text_encoder_rank, TEXT_MAPS))
         groups = [
             {
                 "params": list(self.learned),
@@ -129,6 +129,10 @@ class Plain:
         self.base = Base(base.name, pipe, base.fingerprint, base.family)
         self.clock = Clock(base.device)
         self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
+
+    def adapt(self, unet: nn.Module) -> list[nn.Parameter]:
+        """Lay on the UNet what learns there; its parameters."""
+        return with_adapter(unet, lora(self.recipe.rank, ATTENTION_MAPS))
 
     def _with_a_token(self, tokenizer: Any, encoder: Any, like: int) -> dict[str, Any]:
         """The parts with a token more, which begins as the token `like`; the whole table learns."""
@@ -207,7 +211,12 @@ def _learning_nothing_at_bos(_: nn.Module, __: Any, made: Tensor) -> Tensor:
     return torch.cat([made[:, :1].detach(), made[:, 1:]], dim=1)
 
 
-def _with_a_lora(module: Any, rank: int, maps: Sequence[str]) -> list[nn.Parameter]:
-    """Lay a LoRA of PEFT's own on the maps with these names; what learns of it."""
-    module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(maps)))
+def lora(rank: int, maps: Sequence[str]) -> LoraConfig:
+    """A LoRA of that rank, at full strength, on the maps with these names."""
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(maps))
+
+
+def with_adapter(module: Any, config: PeftConfig) -> list[nn.Parameter]:
+    """Lay an adapter of PEFT's own on a module; what learns of it."""
+    module.add_adapter(config)
     return [p for p in module.parameters() if p.requires_grad]

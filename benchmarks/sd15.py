@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -15,7 +16,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.report import finish, use_own_cores
 from conceptkit.base import devices
@@ -58,18 +59,25 @@ TEXT: dict[str, Any] = {
 CAPTIONS = 48
 
 
-def pipeline(seed: int = 0, pixels: int = 512) -> StableDiffusionPipeline:
+def pipeline(
+    seed: int = 0,
+    pixels: int = 512,
+    tokenizer: CLIPTokenizer | None = None,
+    unet_config: Mapping[str, Any] = UNET,
+) -> StableDiffusionPipeline:
     """All parts in float32 on the CPU, 4.2 GB; only the vocabulary is smaller than the real one.
 
     pixels: on a side of what it draws and learns from; its maps have one shape at all sizes.
+    tokenizer: another than that small one. unet_config: another shape of the UNet.
     """
-    words = " ".join(dict.fromkeys(" ".join(captions.captions("sd15")).split()))
-    tokenizer = tiny.tokenizer(words)
+    if tokenizer is None:
+        words = " ".join(dict.fromkeys(" ".join(captions.captions("sd15")).split()))
+        tokenizer = tiny.tokenizer(words)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     with seeded(seed, torch.device("cpu")):
         text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **special, **TEXT))
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**{**UNET, "sample_size": pixels // 8})
+        unet = UNet2DConditionModel(**{**unet_config, "sample_size": pixels // 8})
         vae = AutoencoderKL(**VAE)
     for module in (unet, vae):
         _fill(module, seed)

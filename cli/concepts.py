@@ -20,6 +20,7 @@ from conceptkit.cli.shared_options import (
 from conceptkit.cli.terminal import VALUE, echo, echo_table, local
 from conceptkit.errors import ConceptError
 from conceptkit.files import check_new_file
+from conceptkit.registry.merge_recipe import AS_RECIPE
 
 if TYPE_CHECKING:
     from conceptkit.registry.entries import Entry
@@ -215,11 +216,15 @@ def _instead(registry: "Registry", entry: "Entry", versions: "list[Entry]") -> s
 
 
 def _rebuild(entry: "Entry") -> None:
+    from hashlib import sha256
+
+    from conceptkit.merging import recipes
     from conceptkit.merging.compose import rebuild
     from conceptkit.registry.store import Registry
 
     with Registry() as registry:
-        if rebuild(entry.ref, registry=registry).concept.to_bytes() != registry.read(entry):
+        built = recipes.told(registry.read(entry)).built or entry.hash
+        if sha256(rebuild(entry.ref, registry=registry).concept.to_bytes()).hexdigest() != built:
             raise ConceptError(
                 f"{entry.ref} composed again from its parts has other bytes, as it may on another machine or "
                 "with other versions of the libraries; the stored merge is whole"
@@ -250,6 +255,7 @@ def _facts(entry: "Entry", versions: "list[Entry]", parts: list[str]) -> dict[st
         "photo": REFERENCE if about.get("reference") else "",
         made: ", ".join(parts),
         "size": size(entry.bytes),
+        "stored as": "its recipe, built from its parts when it is wanted" if about.get(AS_RECIPE) else "",
         "bits a value": _bits(about),
         "created": local(entry.created),
         "hash": entry.hash,

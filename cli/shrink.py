@@ -9,12 +9,17 @@ from conceptkit.cli.listing import to_json
 from conceptkit.cli.shared_options import Choice, debug_option, echo_json, json_option, note
 from conceptkit.cli.terminal import echo
 
-SIZES = ("tiny", "small")
+SIZES = ("tiny", "small", "recipe", "full")
 
 
 @click.command()
 @click.argument("name")
-@click.option("--size", type=Choice(SIZES), help="A preset; small unless anything else is given.")
+@click.option(
+    "--size",
+    type=Choice(SIZES),
+    help="tiny or small; of a merge also recipe, how it is made of its parts alone, and full, whole again.  "
+    "[default: small]",
+)
 @click.option("--bytes", "amount", metavar="SIZE", help="The best file of at most so many bytes, like 8kB.")
 @click.option(
     "--keep", type=float, metavar="SHARE", help="The smallest file that keeps this share of its effect."
@@ -48,6 +53,9 @@ def shrink(
     if made.notice:
         note(made.notice)
     kept = "" if made.kept is None else f", and keeps {made.kept:.1%} of its effect on unseen noise"
+    if made.entry.bytes > before.bytes:
+        echo(f"{made.entry.ref} is stored whole again, in {shown_size(made.entry.bytes)}.")
+        return
     echo(
         f"{made.entry.ref} takes {shown_size(made.entry.bytes)} instead of {shown_size(before.bytes)}{kept}."
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import compact_header
+from conceptkit.registry import compact_header, merge_recipe
 from conceptkit.registry.errors import BadBlob
 from conceptkit.registry.sources import Reader, Source, is_digest
 
@@ -90,6 +90,7 @@ def parsed(outer: dict[str, Any], size: int) -> Header:
             "weights": weights,
             **({"reference": True} if shown else {}),
             **({"rounded": True} if inner.get("format") == compact_header.FORMAT else {}),
+            **({merge_recipe.AS_RECIPE: True} if merge_recipe.is_recipe(inner) else {}),
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadBlob(f"{type(error).__name__} in their header") from error
@@ -98,8 +99,8 @@ def parsed(outer: dict[str, Any], size: int) -> Header:
 
 
 def _rank_of(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> int:
-    """The largest rank among all maps; a coded concept says it."""
-    if inner.get("format") == compact_header.FORMAT:
+    """The largest rank among all maps; a coded concept or a recipe says it."""
+    if inner.get("format") == compact_header.FORMAT or merge_recipe.is_recipe(inner):
         return int(inner["rank"])
     shown = inner.get("reference") or {}
     return max(_rank(inner["delta"], outer), _rank(shown.get("maps", {}), outer, "reference."))

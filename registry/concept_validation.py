@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from conceptkit.registry import compact_header, concept_header
+from conceptkit.registry import compact_header, concept_header, merge_recipe
 from conceptkit.registry.errors import BadBlob
 from conceptkit.registry.sources import CHUNK, Reader, Source
 
@@ -73,6 +73,8 @@ def _check(source: Source) -> concept_header.Header:
         )
         about = strict_json(metadata["conceptkit"])
         _expect(isinstance(about, dict), "their header is odd")
+        if merge_recipe.is_recipe(about):
+            raise BadBlob("they are the recipe of a merge, without its parts")
         if why := compact_header.newer(about):
             raise BadBlob(why)
         is_coded = about.get("format") == compact_header.FORMAT

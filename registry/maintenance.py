@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header, odd_files, salvage, storage_errors, trash_files
+from conceptkit.registry import (
+    blobs,
+    concept_header,
+    merge_recipe,
+    odd_files,
+    salvage,
+    storage_errors,
+    trash_files,
+)
 from conceptkit.registry.entries import HEADS
 from conceptkit.registry.index import index_files
 from conceptkit.registry.sources import is_digest
@@ -113,6 +121,8 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
             problems.append(
                 f"{needed[digest]} is missing: there is no {blobs.place(registry.blobs, digest)}."
             )
+    for recipe, part in registry.index.query(merge_recipe.MISSING):
+        problems.append(f"{recipe} is stored as its recipe, and its part {part} is missing.")
     strange = [
         f"{path} is {what}, which conceptkit did not make: it is left alone, move it elsewhere."
         for path, what in odd_files.strangers(registry.blobs)

@@ -16,6 +16,7 @@ from typing import Any
 from conceptkit.registry import (
     blobs,
     concept_header,
+    merge_recipe,
     odd_files,
     paths,
     spelling,
@@ -191,11 +192,13 @@ class Registry:
     def remove(self, name: str) -> Entries:
         """Forget `name` with all its versions and checkpoint, or only `"my_dog@2"`; returns what was removed.
 
-        Raises UnknownConcept. Bytes that nothing else points at are deleted.
+        Raises UnknownConcept, and ConceptError for a part that a merge stored as its recipe needs. Bytes that
+        nothing else points at are deleted.
         """
         bare, version = split_version(name)
         with self.index.writing() as conn:
             gone = [self.get(name)] if version is not None else self.versions(bare)
+            merge_recipe.check_unneeded(self, gone)
             digests: set[str | None] = {entry.preview for entry in gone}
             ((number, head),) = self.index.query("select id, version from names where name = ?", [bare])
             for entry in gone:

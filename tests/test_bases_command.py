@@ -16,7 +16,7 @@ from conceptkit.base.families import FAMILIES, family_of_pipeline
 from conceptkit.cli.main import main
 from conceptkit.errors import BadBase, ConceptError
 from tests import language_model_tiny as made
-from tests import tiny
+from tests import projected_tiny, tiny
 
 
 def test_every_known_denoiser_has_a_family_and_every_family_a_known_denoiser():
@@ -31,6 +31,9 @@ def test_a_pipeline_is_of_the_closest_row():
         ("StableDiffusionXLPipeline", "UNet2DConditionModel"): "sdxl",
         ("FluxPipeline", "FluxTransformer2DModel"): "flux",
         ("Flux2KleinPipeline", "Flux2Transformer2DModel"): "flux2",
+        ("KolorsPipeline", "UNet2DConditionModel"): "kolors",
+        ("IFPipeline", "UNet2DConditionModel"): "if",
+        ("HunyuanDiTPipeline", "HunyuanDiT2DModel"): "hunyuan-dit",
     }
     for names, family in of.items():
         assert family_of_pipeline(*names).name == family
@@ -44,6 +47,7 @@ def test_the_command_lists_what_works():
     by_name = {row["name"]: row for row in told}
     assert "vico" in by_name["sdxl"]["methods"] and "vico" not in by_name["flux"]["methods"]
     assert by_name["sdxl"]["regions"] and not by_name["flux"]["regions"]
+    assert not by_name["if"]["regions"] and "vico" not in by_name["if"]["methods"]
 
 
 def test_the_table_is_read_without_torch():
@@ -52,10 +56,10 @@ def test_the_table_is_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_a_unet_behind_a_projection_of_text_is_refused():
-    pipe = tiny.pico_sd()
-    pipe.unet.register_to_config(encoder_hid_dim_type="text_proj")
-    with pytest.raises(BadBase, match="use Stable Diffusion XL"):
+def test_the_stages_of_deepfloyd_if_that_enlarge_pictures_are_refused():
+    pipe = projected_tiny.pico_if()
+    pipe.unet.register_to_config(class_embed_type="timestep")
+    with pytest.raises(BadBase, match="use the pipeline of stage I, IFPipeline"):
         pipeline.of(pipe)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.concepts import codec
-from conceptkit.concepts.codec import compact, symbols
+from conceptkit.concepts.codec import compact, symbols, tables
 from conceptkit.concepts.codec.symbols import Vector
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
@@ -61,6 +61,30 @@ def test_the_stream_is_within_five_percent_of_its_entropy(spread):
     dice = np.random.default_rng(0)
     vectors = [Vector(np.round(dice.laplace(size=160) * spread).astype(np.int64), -20) for _ in range(200)]
     assert len(symbols.encode(vectors)) * 8 <= 1.05 * sum(symbols.bits(vectors))
+
+
+def test_what_is_said_of_each_vector_is_within_five_percent_too():
+    dice = np.random.default_rng(0)
+    vectors = [
+        Vector(np.round(dice.laplace(size=96) * 2.0 ** dice.integers(-4, 2)).astype(np.int64), int(step))
+        for step in -40 + np.cumsum(dice.integers(-6, 7, size=300))
+    ]
+    vectors.append(Vector(np.round(dice.normal(size=192) * 20).astype(np.int64), -9))
+    entropy = sum(symbols.bits(vectors)) + symbols.side_bits(vectors)
+    assert len(symbols.encode(vectors)) * 8 <= 1.05 * entropy
+
+
+def test_a_long_table_of_few_numbers_is_written_by_how_it_falls():
+    dice = np.random.default_rng(0)
+    for values in (dice.normal(size=500) * 25, dice.laplace(size=500) * 18):
+        counts = np.bincount(np.minimum(np.abs(np.round(values)), 120).astype(int)).astype(float)
+        written = tables.table(counts)
+        explicit = bytes([len(counts), *[0] * len(counts)])
+        assert written[0] == tables.FALLING and len(written) == tables.length_of(written, 0) < len(explicit)
+        share = tables.frequencies(tables.levels_of(written))
+        assert len(share) == len(counts) and abs(share.sum() - 1) < 1e-9
+    with pytest.raises(ValueError, match="damaged"):
+        tables.levels_of(bytes([tables.FALLING, 3, 1, 0, 9]))
 
 
 def test_steps_are_powers_that_no_machine_rounds_otherwise():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ def place(monkeypatch, *boxes, found=True, replayed=0.0, laid_out=1.0, sparse=0.
         return PictureLayout(scene, masks, placed)
 
     monkeypatch.setattr(confined_drawing, "lay_out", lay_out)
+    monkeypatch.setattr(layout_cache, "_known", WeakKeyDictionary())  # no layout of another hand
     monkeypatch.setattr(confined_drawing, "REPLAYED", replayed)
     monkeypatch.setattr(confined_drawing, "LAID_OUT", laid_out)
     monkeypatch.setattr(confined_drawing, "SPARSE", sparse)

@@ -21,6 +21,7 @@ from conceptkit import storybook
 from conceptkit.base import families
 from conceptkit.cli import configuration_reference, reference
 from conceptkit.cli.main import main
+from conceptkit.compression import sensitivity
 from conceptkit.features import caption_statistics, captions
 from conceptkit.learn.config import DEFAULT_CONFIGS, TrainConfig
 from conceptkit.learn.methods.table import adapters
@@ -39,9 +40,10 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture
 def short_recipes(monkeypatch):
-    """All methods in a few steps."""
+    """All methods in a few steps, and sizes from few pictures."""
     for name in DEFAULT_CONFIGS:
         monkeypatch.setitem(DEFAULT_CONFIGS, name, learning.method(name))
+    monkeypatch.setattr(sensitivity, "PICTURES", 8)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,16 @@ import json
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import nn
 
 from conceptkit import extension_table
+from conceptkit.base.architectures import ARCHITECTURES, architecture_of_denoiser
 from conceptkit.base.families import FAMILIES
 from conceptkit.base.pipeline import load, of
 from conceptkit.cli.main import main
@@ -24,7 +28,7 @@ from conceptkit.registry.store import Registry
 from tests import documents, learning, tiny
 
 PAGE = documents.ROOT / "docs" / "how-to" / "write-an-extension.md"
-TABLES = (METHODS, MERGE_METHODS, DIALECTS, SCORERS, FAMILIES)
+TABLES = (METHODS, MERGE_METHODS, DIALECTS, SCORERS, FAMILIES, ARCHITECTURES)
 FEW = {"max_train_steps": 2, "train_batch_size": 2, "num_augmented_views": 2, "prior_loss_weight": 0}
 
 
@@ -101,6 +105,24 @@ def test_the_page_says_what_its_method_refuses(package):
     words = ("add", "my_dog", "photos", "--class", "dog", "--method", "values-only", "--set", "blocks=0")
     result = CliRunner().invoke(main, [*words, "--base", "my-base"])
     assert result.exit_code == 2 and "blocks = 0 trains nothing" in result.stderr
+
+
+def test_the_architecture_of_the_page_knows_its_denoiser(package):
+    class MyTransformer2DModel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.caption_projection = nn.Linear(6, 4)
+            self.blocks = nn.ModuleDict({"attn2": nn.ModuleDict({"to_v": nn.Linear(4, 8)})})
+
+        def forward(self, noisy, t, hidden):
+            return SimpleNamespace(sample=noisy + t + hidden.sum())
+
+    model = MyTransformer2DModel()
+    found = architecture_of_denoiser(model)
+    assert list(found.text_site(model)) == ["blocks.attn2.to_v"]
+    assert found.site_input(model, torch.ones(1, 2, 6)).shape == (1, 2, 4)
+    pipe, one = SimpleNamespace(transformer=model), torch.ones(1)
+    assert found.predict(pipe, one, 500 * one, SimpleNamespace(hidden=one)).item() == 2.5
 
 
 def test_the_family_of_the_page_is_known_by_its_weights(package, tmp_path, monkeypatch):

@@ -45,8 +45,8 @@ assert not [name for name in sys.modules if name.startswith("conceptkit")]
     [
         (pico_sd, {"rank": 2, "vectors": 2}),
         (pico_sd, {"rank": 0}),
-        (pico_sdxl, {"rank": 3}),
-        (pico_sd, {"text_rank": 3}),
+        pytest.param(pico_sdxl, {"rank": 3}, marks=pytest.mark.slow),
+        pytest.param(pico_sd, {"text_rank": 3}, marks=pytest.mark.slow),
         (pico_sdxl, {"text_rank": 1}),
     ],
     ids=["low-rank", "full", "sdxl", "text encoder too", "both text encoders of sdxl too"],

@@ -25,7 +25,7 @@ from conceptkit.learn.trainer import learn
 from conceptkit.merging.compose import compose
 from conceptkit.merging.method_table import MERGE_METHODS
 from conceptkit.tuners.inject import install_on, uninstall_from
-from tests import language_model_tiny, tiny, transformers_tiny
+from tests import language_model_tiny, projected_tiny, tiny, transformers_tiny
 from tests.learning import TINY, draw_photos, method, outcome, teach
 
 LANGUAGE_MODELS = {
@@ -39,6 +39,12 @@ LANGUAGE_MODELS = {
     "z-image": language_model_tiny.pico_z_image,
 }
 """Families whose prompts language models read, or T5 alone."""
+PROJECTED = {
+    "hunyuan-dit": projected_tiny.pico_hunyuan,
+    "if": projected_tiny.pico_if,
+    "kolors": projected_tiny.pico_kolors,
+}
+"""Families whose denoiser projects text before its attention reads it."""
 MAKERS = {
     "stable-diffusion": tiny.pico_sd,
     "sdxl": tiny.pico_sdxl,
@@ -48,10 +54,15 @@ MAKERS = {
     "flux without guidance": lambda: transformers_tiny.pico_flux(guidance=False),
     "pixart": transformers_tiny.pico_pixart,
     **LANGUAGE_MODELS,
+    **PROJECTED,
 }
-LOADERS = [name for name in MAKERS if name not in ("pixart", "sd3 without t5", "flux without guidance")]
+LOADERS = [
+    name
+    for name in MAKERS
+    if name not in ("pixart", "hunyuan-dit", "sd3 without t5", "flux without guidance")
+]
 """Families that plain diffusers loads a LoRA into."""
-SLOW = ("sdxl", "sd3 without t5", "flux without guidance", "auraflow", "flux2")
+SLOW = ("sdxl", "sd3 without t5", "flux without guidance", "auraflow", "flux2", *PROJECTED)
 """Families that differ little from another in how they are called."""
 PROMPT = "a photo of a dog in the snow"
 RECIPE = replace(TINY, prior_loss_weight=0.0, gated_lora_rank=2)
@@ -97,7 +108,7 @@ def latents(pipe: DiffusionPipeline, prompt: str) -> torch.Tensor:
     kind = architecture_of(pipe)
     options = kind.guided({"guidance_scale": 2.0}, 1) | kind.draw_options(pipe)
     return pipe(
-        prompt=[prompt], num_inference_steps=2, generator=dice, output_type="latent", **options
+        prompt=[prompt], num_inference_steps=2, generator=dice, output_type=kind.latent_output, **options
     ).images
 
 
@@ -218,7 +229,7 @@ def test_plain_diffusers_draws_the_same_from_the_export(family, shown, tmp_path)
     assert not unread, "every map has its LoRA"
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODELS)
+@pytest.mark.parametrize("family", [*LANGUAGE_MODELS, *PROJECTED])
 def test_the_denoiser_is_called_as_its_pipeline_calls_it(family):
     """Time, sign, packing, ids and masks: the prediction of the first step, bit for bit or nearly."""
     pipe, kind = base_of(family).pipe, base_of(family).architecture
@@ -234,6 +245,7 @@ def test_the_denoiser_is_called_as_its_pipeline_calls_it(family):
         options = kind.guided({"guidance_scale": 0.0 if family == "z-image" else 1.0}, 1)
         pipe(prompt=[PROMPT], num_inference_steps=2, **options, **kind.draw_options(pipe))
     theirs, t, noisy = seen[0]
+    theirs = theirs[:, : noisy.shape[1]] if theirs.ndim == 4 else theirs
     if theirs.ndim == 3:
         theirs, noisy = kind.drawn_latents(pipe, theirs), kind.drawn_latents(pipe, noisy)
     with torch.no_grad():
@@ -241,7 +253,7 @@ def test_the_denoiser_is_called_as_its_pipeline_calls_it(family):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODELS)
+@pytest.mark.parametrize("family", [*LANGUAGE_MODELS, *PROJECTED])
 def test_prompts_of_several_lengths_are_predicted_as_each_alone(family):
     base = base_of(family)
     prompts, dice = [PROMPT, "a cat"], torch.Generator().manual_seed(0)
@@ -256,7 +268,7 @@ def test_prompts_of_several_lengths_are_predicted_as_each_alone(family):
     assert torch.allclose(both, torch.cat(alone), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODELS)
+@pytest.mark.parametrize("family", [*LANGUAGE_MODELS, "hunyuan-dit", "kolors"])
 def test_pictures_become_the_latents_that_the_pipeline_takes_apart(family):
     pipe, kind = base_of(family).pipe, base_of(family).architecture
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -297,8 +309,9 @@ def test_a_gate_stays_open_in_the_other_half_of_guidance(shown):
         assert torch.equal(latents(base.pipe, PROMPT.replace("dog", "my_dog")), gated)
 
 
-def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(shown):
-    base = base_of("z-image")
+@pytest.mark.parametrize("family", ["z-image", "if"])
+def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(family, shown):
+    base = base_of(family)
     concept = teach(base, shown, RECIPE)
     with (
         pytest.raises(BadRegion, match="leave them out"),
@@ -307,6 +320,12 @@ def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(shown):
         pass
     with pytest.raises(ConceptError, match="--method custom"):
         teach(base, shown, method("vico", prior_loss_weight=0.0))
+
+
+def test_pictures_of_the_class_are_latents_where_pixels_are(shown):
+    base = base_of("if")
+    concept = teach(base, shown, method("dreambooth", prior_loss_weight=1.0))
+    assert all(factors.first.any() for factors in concept.delta.values())
 
 
 def test_only_a_prompt_without_names_is_warned_of_and_no_negative_prompt(shown):
@@ -341,7 +360,7 @@ def test_what_the_readme_of_an_export_says_gives_the_word_too(family, shown, tmp
     assert torch.allclose(loaded, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "pixart"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "pixart", "if"])
 def test_what_a_transformer_cannot_do_is_a_sentence(family, shown):
     base = base_of(family)
     with pytest.raises(ConceptError, match=r"--method custom"):

@@ -8,6 +8,7 @@ import torch
 
 from conceptkit.base.architectures import architecture_of_denoiser
 from conceptkit.base.families import FAMILIES
+from conceptkit.concepts.gates import reads_text
 from conceptkit.tuners.targets import find
 
 # Configurations of the published models, where they are not those that the class begins with.
@@ -38,6 +39,47 @@ CONFIGS = {
     },
     "pixart": {"sample_size": 128, "caption_channels": 4096, "cross_attention_dim": 1152},
     "sana": {},
+    "kolors": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 5632,
+        "encoder_hid_dim": 4096,
+        "encoder_hid_dim_type": "text_proj",
+    },
+    "if": {
+        "sample_size": 64,
+        "in_channels": 3,
+        "out_channels": 6,
+        "block_out_channels": (704, 1408, 2112, 2816),
+        "layers_per_block": 3,
+        "down_block_types": ("ResnetDownsampleBlock2D", *("SimpleCrossAttnDownBlock2D",) * 3),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": (*("SimpleCrossAttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
+        "attention_head_dim": 64,
+        "act_fn": "gelu",
+        "cross_attention_dim": 2816,
+        "encoder_hid_dim": 4096,
+        "encoder_hid_dim_type": "text_proj",
+        "addition_embed_type": "text",
+        "resnet_time_scale_shift": "scale_shift",
+    },
+    "hunyuan-dit": {
+        "sample_size": 128,
+        "in_channels": 4,
+        "patch_size": 2,
+        "hidden_size": 1408,
+        "num_layers": 40,
+        "mlp_ratio": 4.3637,
+        "use_style_cond_and_image_meta_size": False,
+    },
 }
 SITES = {
     "sd3": {"context_embedder": (2432, 4096)},
@@ -49,6 +91,14 @@ SITES = {
     "auraflow": {"context_embedder": (3072, 2048)},
     "lumina2": {"time_caption_embed.caption_embedder.1": (2304, 2304)},
 }
+STATIC = {
+    "pixart": ("attn2.to_k", "attn2.to_v", 2 * 28),
+    "sana": ("attn2.to_k", "attn2.to_v", 2 * 20),
+    "kolors": ("attn2.to_k", "attn2.to_v", 2 * 70),
+    "if": ("add_k_proj", "add_v_proj", 2 * (9 + 1 + 12)),
+    "hunyuan-dit": ("attn2.to_k", "attn2.to_v", 2 * 40),
+}
+"""How names of key and value maps of text end, and how many there are."""
 MAPS = {
     "sd3": 38 * 8 - 1,  # the last block has no way out for text
     "flux": 19 * 8 + 38 * 3,
@@ -60,6 +110,9 @@ MAPS = {
     "lumina2": 30 * 4,
     "pixart": 28 * 8,
     "sana": 20 * 8,
+    "kolors": 70 * 8,
+    "if": 22 * 6,
+    "hunyuan-dit": 40 * 8,
 }
 """How many maps of attention a LoRA learns on."""
 BYTES = {
@@ -73,6 +126,9 @@ BYTES = {
     "lumina2": 1870848,
     "pixart": 1942272,
     "sana": 2701440,
+    "kolors": 5004288,
+    "if": 2092288,
+    "hunyuan-dit": 3385344,
 }
 """Of a concept by the default method."""
 KEYS, RANK = 3, 2
@@ -91,8 +147,9 @@ def test_text_enters_where_the_row_says_and_a_lora_learns_on_attention(name):
     if name in SITES:
         assert site == SITES[name]
     else:
-        assert site and all(path.endswith(("attn2.to_k", "attn2.to_v")) for path in site)
-        assert len(site) == 2 * len(model.transformer_blocks)
+        keys, values, count = STATIC[name]
+        assert all(path.endswith((keys, values)) and reads_text(path) for path in site)
+        assert len(site) == count and keys.endswith(kind.key_ending)
     maps = find(model, kind.presets["attn"])
     assert len(maps) == MAPS[name]
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e9

@@ -29,7 +29,7 @@ def test_a_machine_without_a_gpu_says_so(monkeypatch):
     )
 
 
-DEAR = ("sdxl", "compile", "4bit", "offload")
+DEAR = ("sd15", "sdxl", "compile", "4bit", "offload")
 
 
 @pytest.mark.parametrize(

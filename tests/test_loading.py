@@ -18,7 +18,7 @@ from conceptkit.base.load_options import LoadOptions
 from conceptkit.data import photos
 from conceptkit.errors import BadBase, BadDevice, BadRecipe
 from conceptkit.workflows.add_settings import AddSettings
-from tests import tiny
+from tests import projected_tiny, tiny
 from tests.learning import SEEDS, TINY, draw_photos, teach
 from tests.original_layout import save_checkpoint
 
@@ -123,6 +123,25 @@ def test_an_unknown_family_is_named_before_its_weights_are_read(config, tmp_path
     (other / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BadBase, match="a StableCascadeUNet, is of no family.*docs/how-to/add-a-base.md"):
         pipeline.load(str(other))
+
+
+def test_a_library_that_a_family_needs_is_named_with_how_to_install_it(config, tmp_path, monkeypatch):
+    """diffusers has a stand-in for such a pipeline, which says what it lacks."""
+    other = tmp_path / "kolors"
+    shutil.copytree(config, other)
+    index = json.loads((other / "model_index.json").read_text())
+    index["_class_name"] = "KolorsPipeline"
+    (other / "model_index.json").write_text(json.dumps(index))
+    lacking = type("KolorsPipeline", (), {"_backends": ["torch", "no_such_library"]})
+    monkeypatch.setattr(diffusers, "KolorsPipeline", lacking)
+    with pytest.raises(BadBase, match="KolorsPipeline needs no_such_library.*pip install no_such_library"):
+        pipeline.load(str(other))
+
+
+def test_a_pipeline_without_an_autoencoder_is_read(tmp_path):
+    projected_tiny.pico_if().save_pretrained(tmp_path / "if")
+    base = pipeline.load(str(tmp_path / "if"))
+    assert base.family.name == "if" and base.architecture.picture_size(base.pipe) == 16
 
 
 # the hub

@@ -107,7 +107,7 @@ def test_a_plan_and_the_check_before_learning_count_memory_alike(pico, folder):
     recipe = replace(config_for("custom", family="stable-diffusion"), gated_lora_rank=2)
     found = costs.costs_of(pico, recipe, 0)
     assert found.memory == memory.needed(pico, recipe, False)
-    assert found.memory.learning == found.numbers * 24, "itself, its gradient, and four numbers of Prodigy's"
+    assert found.memory.learning == found.numbers * 16, "itself, its gradient, and two moments of AdamW's"
     lines = {
         line.what: line for line in plan("my_dog", folder, class_noun="dog", base=pico, method="custom").lines
     }

@@ -9,6 +9,7 @@ from conceptkit.learn.methods.table import METHODS, adapter_of
 from conceptkit.learn.train_config import RATES
 
 LORA, TOKEN, FULL = "learning_rate", "token_learning_rate", "full_learning_rate"
+GATED = "gated_lora_learning_rate"
 PRODIGY = {LORA: 1.0, TOKEN: 1.0}
 PUBLISHED = {
     # (method, family): rates that the source's script takes, rank, steps, pictures in a step
@@ -32,15 +33,12 @@ PUBLISHED = {
     ("pivotal-tuning", "stable-diffusion"): (PRODIGY, 8, 1000, 3),  # SDXL's
     ("pivotal-tuning", "sdxl"): (PRODIGY, 8, 1000, 3),
     ("pivotal-tuning", "flux"): (PRODIGY, 8, 700, 1),
-    # Rates of Prodigy, for one delta, its keys and a LoRA beside it; the rest is our own.
-    ("custom", "stable-diffusion"): (
-        PRODIGY | {"key_learning_rate": 1.0, "gated_lora_learning_rate": 1.0},
-        3,
-        500,
-        4,
-    ),
+    # In units of Stable Diffusion's weights: of its tokens, and of the maps of its attention.
+    ("custom", "stable-diffusion"): ({TOKEN: 2e-3 / 0.0145, GATED: 1e-4 / 0.025}, 3, 500, 4),
 }
 """Read in the sources, not in the rows."""
+OWN = {("custom", "stable-diffusion"): {LORA, "key_learning_rate"}}
+"""Rates of keyed values, which no source has; benchmarks.update_sizes measures how far they move maps."""
 BORROWED = [("dreambooth", "kolors"), ("pivotal-tuning", "stable-diffusion"), ("custom", "stable-diffusion")]
 FAR = 3
 
@@ -70,7 +68,7 @@ def test_no_rate_of_a_row_is_far_from_its_published_one(key):
     rates, rank, steps, batch = PUBLISHED[key]
     assert row.source and row.config.method == key[0]
     found = rates_of(row.config)
-    assert set(found) == set(rates)
+    assert set(found) == set(rates) | OWN.get(key, set())
     for name, rate in rates.items():
         assert 1 / FAR <= found[name] / rate <= FAR, name
     assert row.config.rank == rank and row.config.train_batch_size == batch
@@ -98,8 +96,9 @@ def test_every_family_has_a_recipe_and_none_but_the_storybook_the_tuned_one(meth
 def test_another_adapter_has_the_rates_of_the_same_family():
     lora = config_for("custom", adapter="lora", family="sdxl")
     assert (lora.learning_rate, lora.optimizer, lora.init_lora_weights) == (1e-4, "adamw", "gaussian")
-    assert lora.token_learning_rate < 0.01, "a rate for Prodigy is none for AdamW"
-    assert config_for("dreambooth", adapter="keyed", family="sdxl").optimizer == "prodigy"
+    assert lora.token_learning_rate < 0.01, "a rate in units of the base's tokens is none without"
+    keyed = config_for("dreambooth", adapter="keyed", family="sdxl")
+    assert keyed.relative_to_weights and keyed.token_learning_rate > 0.01
     assert (
         config_for("custom", adapter="lora").learning_rate == config_for("dreambooth").learning_rate == 3e-3
     )
@@ -111,7 +110,16 @@ def test_rates_go_with_the_optimizer():
     half = config_for("dreambooth", family="flux", changes={"optimizer": "prodigy", "learning_rate": 0.5})
     assert half.learning_rate == 0.5
     with pytest.raises(BadRecipe, match="for prodigy, and adamw would learn at 1.0; give .*learning_rate"):
-        config_for("custom", family="sdxl", changes={"optimizer": "adamw"})
+        config_for("pivotal-tuning", family="sdxl", changes={"optimizer": "adamw"})
+
+
+def test_rates_go_with_their_units():
+    with pytest.raises(BadRecipe, match="relative_to_weights = false gives .* other units; give .*too"):
+        config_for("custom", family="sdxl", changes={"relative_to_weights": False})
+    rates = dict.fromkeys(RATES, 1e-4)
+    assert not config_for(
+        "custom", family="sdxl", changes={"relative_to_weights": False, **rates}
+    ).relative_to_weights
 
 
 def test_steps_follow_the_number_of_photos():

@@ -151,7 +151,7 @@ def lora_of(files):
     return next(f for f in files if f.parent.name in ("lora", "loras") or f.name == LORA)
 
 
-@pytest.mark.parametrize("family", BUILD)
+@pytest.mark.parametrize("family", ["sd3", pytest.param("flux", marks=pytest.mark.slow)])
 def test_a_process_without_conceptkit_draws_the_same(family, tmp_path):
     """Both dialects, a concept and a merge: every key is used, and the picture is the one of `attach`."""
     pipe = BUILD[family]()

@@ -12,6 +12,7 @@ from conceptkit.base import pipeline
 from conceptkit.compression import sensitivity
 from conceptkit.compression import sizes as sizes_module
 from conceptkit.compression.quantizer import Quantizer, low_rank
+from conceptkit.compression.rounding import Metric, rounded
 from conceptkit.compression.sizes import SizeRequest
 from conceptkit.concepts.codec import compact, symbols
 from conceptkit.concepts.concept import Concept, read
@@ -194,6 +195,7 @@ def test_a_wish_in_bytes_is_met_or_says_what_can_be(pico, kept, few_pictures):
     assert len(kept.versions("moongate")) == 1 and len(kept.versions("my_dog")) == 2
 
 
+@pytest.mark.slow
 def test_what_was_made_smaller_before_is_made_from_what_was_learned(pico, kept, few_pictures):
     first = shrink_to("my_dog", SizeRequest(keep=0.99), base=pico, registry=kept)
     second = shrink_to("my_dog", SizeRequest(keep=0.8), base=pico, registry=kept)
@@ -206,6 +208,7 @@ def test_what_was_made_smaller_before_is_made_from_what_was_learned(pico, kept, 
     assert third.concept.recipe["shrunk"]["kept"] == pytest.approx(first.kept * third.kept, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_merges_shrink_and_keep_whose_ranks_are_whose(pico, kept, few_pictures):
     for name, noun in (("rex", "cat"), ("rug", "house")):
         concept = wide(pico, name, noun, seed=len(name) + len(noun))
@@ -291,3 +294,33 @@ def test_what_is_learned_can_be_stored_small_at_once(pico, kept, few_pictures):
     assert add._smaller(concept, pico, SizeRequest("full"), notices) is concept
     with pytest.raises(BadRecipe, match="no size 'huge'"):
         add.add("my_cat", "nowhere", base=pico, registry=kept, size="huge")
+
+
+def test_it_is_said_when_ordinary_captions_move_more(pico, kept):
+    concept = low_rank(read(kept, "my_dog"))
+    asked, texts = sensitivity.probes(pico, concept, pictures=4), ["a photo of a car", "a red house"]
+    moved = sensitivity.captions_moved(pico, concept, asked, texts)
+    stronger = replace(concept, delta=concept.delta * 3.0)
+    assert 0 < moved < sensitivity.captions_moved(pico, stronger, asked, texts)
+    none = replace(concept, delta=concept.delta * 0.0)
+    assert sensitivity.captions_moved(pico, none, asked, texts) == 0
+    more = sizes_module.Smaller(concept, 0.99, 4000, (0.02**2, 0.05**2))
+    assert (
+        more.notice is not None
+        and "now move by 5.0% of what the base predicts, and did by 2.0%" in more.notice
+    )
+    assert sizes_module.Smaller(concept, 0.99, 4000, (0.05**2, 0.05**2)).notice is None
+    assert sizes_module.Smaller(concept, 0.99, 4000, (0.001**2, 0.004**2)).notice is None
+
+
+def test_errors_are_not_fed_where_few_gradients_see_nothing():
+    make = torch.Generator().manual_seed(0)
+    gradients = torch.randn(64, 160, generator=make)  # of a metric that is the same in all directions
+    vectors = [torch.randn(160, generator=make) for _ in range(20)]
+    metric = Metric.of(gradients)
+    found = rounded(vectors, [metric] * 20, [0.5] * 20)
+    wrong = sum(
+        float((0.5 * whole - vector).square().sum()) for whole, vector in zip(found, vectors, strict=True)
+    )
+    plain = sum(float((0.5 * (vector / 0.5).round() - vector).square().sum()) for vector in vectors)
+    assert wrong < 1.6 * plain

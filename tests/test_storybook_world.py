@@ -269,6 +269,7 @@ def association(words: np.ndarray, traits: np.ndarray, nouns: np.ndarray) -> tup
     return float(strongest), float(together)
 
 
+@pytest.mark.slow
 def test_no_word_of_a_caption_foretells_a_private_trait():
     told = [scene for k in range(6000) if len((scene := data.scene("base", k)).figures) == 1]
     texts = [captions.caption(scene, rng(8, k), empty=0).split() for k, scene in enumerate(told)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conceptkit.base import conditioning, rare_tokens, text_features
+from conceptkit.base import added_tokens, conditioning, rare_tokens, text_features
 from conceptkit.base.added_tokens import WiderTable, add_tokens
 from conceptkit.errors import BaseMismatch, ConceptError
 from tests.language_model_tiny import pico_qwen_image, pico_sana
@@ -125,8 +125,15 @@ def test_what_does_not_fit_changes_nothing(build):
 def test_a_failure_half_way_changes_nothing(monkeypatch):
     pipe = pico_sdxl()
     before = snapshot(pipe)
+    second, original = pipe.text_encoder_2.get_input_embeddings(), added_tokens.WiderTable
+
+    def failing(table, *more, **options):
+        if table is second:
+            raise TypeError
+        return original(table, *more, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(pipe.text_encoder_2, "set_input_embeddings", None)
+        patch.setattr(added_tokens, "WiderTable", failing)
         with pytest.raises(TypeError):
             add_tokens(pipe, {"<x>": rows(pipe)})
     assert snapshot(pipe) == before

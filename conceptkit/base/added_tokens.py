@@ -171,7 +171,8 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         for path, module in named_modules(encoder, leaves=nn.Embedding, repeated=True)
         if isinstance(module, nn.Embedding) and reads_table(module, table)
     }
-    encoder.set_input_embeddings(wider)
+    for path in before:
+        _put(encoder, path, wider)
 
     def restore() -> None:
         # The pipeline may have moved to another device or precision since.
@@ -181,11 +182,16 @@ def _widen(undo: ExitStack, encoder: Any, rows: Tensor, first: int) -> WiderTabl
         if not moved.is_meta:  # its values are put away, and the table still has them
             table.weight.data = moved.detach()
         for path, module in before.items():
-            parent, _, child = path.rpartition(".")
-            setattr(encoder.get_submodule(parent), child, module)
+            _put(encoder, path, module)
 
     undo.callback(restore)
     return wider
+
+
+def _put(encoder: Any, path: str, module: nn.Module) -> None:
+    """Let a module stand at a path of another."""
+    parent, _, child = path.rpartition(".")
+    setattr(encoder.get_submodule(parent), child, module)
 
 
 def reads_table(module: nn.Module, table: nn.Embedding) -> bool:

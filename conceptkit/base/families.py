@@ -33,6 +33,7 @@ class Family:
     pipeline: how the class of its pipeline begins, where several families have one class of denoiser.
     pixels: on a side of what it draws. parameters: of its largest denoiser, in billions.
     lora_loader: plain diffusers loads a LoRA into its pipeline.
+    cross_attention: whether pictures look at text in layers of their own, `attn2`.
     """
 
     name: str
@@ -52,11 +53,12 @@ class Family:
     pixels: int = 512
     parameters: float = 0.0
     lora_loader: bool = True
+    cross_attention: bool = True
 
     @property
     def has_unet(self) -> bool:
         """Whether pictures look at text in layers of a UNet, which regions and ViCo need."""
-        return self.denoiser == "UNet2DConditionModel"
+        return self.denoiser == "UNet2DConditionModel" and self.cross_attention
 
 
 FAMILIES: ExtensionTable[Family] = ExtensionTable("family of bases", "conceptkit.families")
@@ -101,6 +103,25 @@ FAMILIES.register(
 )
 for _row in (
     Family("sdxl", bases="Stable Diffusion XL", pipeline="StableDiffusionXL", pixels=1024, parameters=2.6),
+    Family("kolors", guidance_scale=5.0, bases="Kolors", pipeline="Kolors", pixels=1024, parameters=2.6),
+    Family(
+        "if",
+        guidance_scale=7.0,
+        bases="DeepFloyd IF, stage I",
+        pipeline="IF",
+        pixels=64,
+        parameters=4.3,
+        cross_attention=False,
+    ),
+    Family(
+        "hunyuan-dit",
+        guidance_scale=5.0,
+        bases="HunyuanDiT",
+        denoiser="HunyuanDiT2DModel",
+        pixels=1024,
+        parameters=1.5,
+        lora_loader=False,
+    ),
     Family(
         "sd3",
         guidance_scale=7.0,

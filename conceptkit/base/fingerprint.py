@@ -17,7 +17,7 @@ from torch import Tensor
 from conceptkit.base.adapters import own_parameters
 from conceptkit.base.architectures import denoiser_of, text_site
 from conceptkit.base.fingerprint_memo import remembered
-from conceptkit.base.text_features import encoders
+from conceptkit.base.text_features import depth, encoders
 from conceptkit.errors import BadBlob
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def features_digest(pipe: DiffusionPipeline, now: Fingerprint | None = None) -> 
     told = [now.exact, now.text_exact]
     for tokenizer, encoder in encoders(pipe):
         config = [str(getattr(encoder.config, name, "")) for name in READING]
-        text = _spelling(_Backend(tokenizer.backend_tokenizer))
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        text = _vocabulary(tokenizer) if backend is None else _spelling(_Backend(backend))
         told += [*config, str(tokenizer.model_max_length), text]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
@@ -91,6 +92,13 @@ def _spelling(of: _Backend) -> str:
     whole = json.loads(of.backend.to_str())
     parts = {name: whole[name] for name in ("model", "normalizer", "pre_tokenizer")}
     return json.dumps(parts, sort_keys=True)
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    """JSON of the entries of a tokenizer in Python, as Kolors' is, without tokens that were added."""
+    added = tokenizer.get_added_vocab()
+    entries = {entry: k for entry, k in tokenizer.get_vocab().items() if entry not in added}
+    return json.dumps(entries, sort_keys=True)
 
 
 def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float, ...]]:
@@ -136,7 +144,7 @@ def architecture(pipe: DiffusionPipeline) -> str:
     value = {
         "maps": [[name, *linear.weight.shape] for name, linear in text_site(pipe).items()],
         "encoders": [
-            [tokenizer.vocab_size, config.hidden_size, config.num_hidden_layers]
+            [tokenizer.vocab_size, config.hidden_size, depth(config)]
             for tokenizer, encoder in encoders(pipe)
             for config in [getattr(encoder.config, "text_config", encoder.config)]
         ],
@@ -153,7 +161,7 @@ def _signs(label: str, size: int, count: int) -> Tensor:
 
 SKETCH_SIZE = 64
 TEXT_SKETCH_SIZE = 16
-TOKEN_TABLES = ("token_embedding", "shared", "embed_tokens")
+TOKEN_TABLES = ("token_embedding", "shared", "embed_tokens", "word_embeddings")
 """What text encoders call their token tables, on which new tokens have rows."""
 SPELLING = (
     *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conceptkit.base.adapters import at_work
 from conceptkit.base.architectures import denoiser_of, text_site
 from conceptkit.base.module_walk import submodule
-from conceptkit.base.text_features import encoders
+from conceptkit.base.text_features import depth, encoders
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -69,7 +69,7 @@ def _state(pipe: DiffusionPipeline) -> tuple[Hashable, Tensor]:
         seen.look(module)
     for tokenizer, encoder in encoders(pipe):
         sizes = getattr(encoder.config, "text_config", encoder.config)
-        seen.told += [tokenizer.vocab_size, sizes.hidden_size, sizes.num_hidden_layers]
+        seen.told += [tokenizer.vocab_size, sizes.hidden_size, depth(sizes)]
         seen.look(encoder)
     return tuple(seen.told), torch.cat(seen.values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,7 +113,17 @@ def _from_folder(source: Source, options: LoadOptions, device: str | None) -> Di
 
 
 def _check_family(config: dict[str, Any]) -> str:
-    """The part of a pipeline that is the denoiser. Raises BadBase when it is of no known family."""
+    """The part of a pipeline that is the denoiser. Raises BadBase when it is of no known family, or needs a
+    library that is not installed, as Kolors' tokenizer needs sentencepiece."""
+    import diffusers
+
+    pipeline = str(config.get("_class_name"))
+    needed = getattr(getattr(diffusers, pipeline, None), "_backends", ())
+    if missing := [library for library in needed if importlib.util.find_spec(library) is None]:
+        raise BadBase(
+            f"A {pipeline} needs {' and '.join(missing)}, which is not installed; "
+            f"run pip install {' '.join(missing)}"
+        )
     for part in ("transformer", "unet"):
         name = (config.get(part) or (None, None))[1]
         if name is not None:

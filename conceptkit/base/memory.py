@@ -231,17 +231,26 @@ def _predict(denoiser: nn.Module, plan: LearningPlan, cell: int) -> Tensor:
 
 def _condition(config: Any, n: int, dtype: torch.dtype) -> Condition:
     """Features of as many positions and as wide as the denoiser reads them."""
-    names = ("joint_attention_dim", "caption_channels", "cross_attention_dim")
+    names = (
+        *("joint_attention_dim", "caption_channels", "encoder_hid_dim"),
+        *("cross_attention_dim_t5", "cross_attention_dim"),
+    )
     width = next(config[name] for name in names if config.get(name) is not None)
-    positions = {"caption_channels": 300, "cross_attention_dim": 77}
+    positions = {
+        "caption_channels": 300,
+        "encoder_hid_dim": 256,
+        "cross_attention_dim_t5": 77 + 256,
+        "cross_attention_dim": 77,
+    }
     length = next(positions.get(name, 512) for name in names if config.get(name) is not None)
+    masked = (positions["caption_channels"], positions["cross_attention_dim_t5"])
     pooled = config.get("pooled_projection_dim")
     if config.get("addition_embed_type") == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return Condition(
         torch.empty(n, length, width, dtype=dtype),
         None if pooled is None else torch.empty(n, pooled, dtype=dtype),
-        torch.ones(n, length) if length == positions["caption_channels"] else None,
+        torch.ones(n, length) if length in masked else None,
     )
 
 

@@ -116,13 +116,6 @@ def of(pipe: DiffusionPipeline, name: str | None = None) -> Base:
     kind = architecture_of(pipe)
     if not hasattr(pipe, "encode_prompt"):
         raise BadBase(f"{type(pipe).__name__} reads no prompts; {USABLE}")
-    config = getattr(getattr(pipe, kind.denoiser), "config", {})
-    if config.get("encoder_hid_dim_type") == "text_proj":
-        raise BadBase(
-            f"The UNet of this {type(pipe).__name__} projects the text features of a language model that "
-            "takes no new token, as those of Kolors and DeepFloyd IF do; use Stable Diffusion XL, or another "
-            "family that `conceptkit bases` lists"
-        )
     site = kind.text_site(getattr(pipe, kind.denoiser))
     parts = (*site.values(), *(encoder for _, encoder in encoders(pipe)))
     if any(weight.is_meta for part in parts for weight in part.parameters()):

@@ -42,10 +42,11 @@ def candidates(pipe: DiffusionPipeline, captions: Sequence[str], longest: int = 
     """Whole words of at most `longest` letters that are one token in every tokenizer, the rarest first."""
     tokenizers = [tokenizer for tokenizer, _ in encoders(pipe)]
     first = tokenizers[0]
+    pieces = any(entry.startswith("##") for entry in first.get_vocab())
     counts = Counter(word for text in captions for word in text.lower().split())
     found = []
     for entry, number in first.get_vocab().items():
-        if not _whole_word(entry) or number in first.all_special_ids:
+        if not _whole_word(entry, pieces) or number in first.all_special_ids:
             continue
         text = first.decode([number]).strip()
         if not (0 < len(text) <= longest and text.isalpha() and text == text.lower()):
@@ -74,9 +75,11 @@ def choose(
     return random.Random(seed).sample(rarest, count)
 
 
-def _whole_word(entry: str) -> bool:
+def _whole_word(entry: str, pieces: bool) -> bool:
     """Whether an entry of a vocabulary is a word, and no part of one: CLIP marks where words end, unigram and
-    byte-level vocabularies where they begin."""
+    byte-level vocabularies where they begin, and those of BERT's kind, `pieces`, what goes on."""
+    if pieces:
+        return not entry.startswith("##")
     return entry.endswith("</w>") or entry.startswith(("▁", "Ġ"))
 
 

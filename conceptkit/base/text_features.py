@@ -16,7 +16,7 @@ from conceptkit.base.architectures.architecture import stacked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 WORD, BEGIN, END, PADDING, UNREAD = range(5)
@@ -49,6 +49,12 @@ def encoders(pipe: DiffusionPipeline) -> tuple[tuple[Any, Any], ...]:
     return tuple(pair for pair in pairs if None not in pair)
 
 
+def depth(config: PretrainedConfig) -> int:
+    """How many layers a text encoder has, by its configuration; ChatGLM has another name for them."""
+    name = "num_layers" if config.model_type == "chatglm" else "num_hidden_layers"
+    return int(getattr(config, name))
+
+
 @torch.no_grad()
 def encode(pipe: DiffusionPipeline, prompts: Sequence[str], batch: int = 32) -> TextFeatures:
     """Text features of prompts as the text site reads them: one road for all architectures."""
@@ -59,8 +65,7 @@ def encode(pipe: DiffusionPipeline, prompts: Sequence[str], batch: int = 32) -> 
         chunk = list(prompts[start : start + batch])
         plain = hasattr(pipe, "maybe_convert_prompt")
         said = chunk if plain else spelt_out(pipe, encoders(pipe)[0][0], chunk)
-        encoded = kind.encode(pipe, said).hidden
-        hidden.append(kind.site_input(denoiser, encoded).float().cpu())
+        hidden.append(kind.site_features(denoiser, kind.encode(pipe, said)).float().cpu())
         ids.append(token_ids(pipe, chunk))
     tokens = stacked(ids, EMPTY)
     role, features = roles(pipe, tokens), stacked(hidden)
@@ -153,6 +158,10 @@ def _roles(segment: Segment, ids: Tensor) -> Tensor:
     if (tokenizer := segment.tokenizer) is None:
         return role
     place = torch.arange(ids.shape[1]).expand_as(ids)
+    if segment.left:
+        count = (ids == tokenizer.pad_token_id).int().cumprod(dim=1).sum(dim=1, keepdim=True)
+        begin = len(tokenizer("").input_ids)
+        return torch.where(place < count, PADDING, torch.where(place < count + begin, BEGIN, WORD))
     if segment.before or segment.after:
         begin, last = _template(segment)
         filled = (ids == tokenizer.pad_token_id) | (ids == EMPTY)
@@ -168,7 +177,8 @@ def _roles(segment: Segment, ids: Tensor) -> Tensor:
 
 def _ends(tokenizer: Any, ids: Tensor) -> Tensor:
     """(n,): where the text ends: at the first end-of-text token, or else at the first that only fills up."""
-    marks = ids == tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    marks = torch.zeros_like(ids, dtype=torch.bool) if end is None else ids == end
     if tokenizer.pad_token_id is not None:
         marks = torch.where(marks.any(dim=1, keepdim=True), marks, ids == tokenizer.pad_token_id)
     return torch.where(marks.any(dim=1), marks.int().argmax(dim=1), ids.shape[1])
@@ -177,7 +187,7 @@ def _ends(tokenizer: Any, ids: Tensor) -> Tensor:
 def _begin(tokenizer: Any) -> int:
     """The id that a tokenizer puts before all texts; EMPTY where it puts none."""
     empty = tokenizer("").input_ids
-    begin = tokenizer.bos_token_id
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     return int(begin) if begin is not None and empty and empty[0] == begin else EMPTY
 
 

@@ -17,7 +17,10 @@ BLOCK = 192
 CHUNK = 512
 """Blocks that are rounded side by side."""
 SHRINKAGE = 0.1
-"""Of a metric that few gradients estimate, towards its diagonal (Ledoit and Wolf, 2004)."""
+"""Of a second moment, towards its diagonal (Ledoit and Wolf, 2004)."""
+ROUNDING_SHRINKAGE = 0.6
+"""Of a metric in which errors are fed on: with less they go where few gradients see nothing, and count there
+too."""
 DEAD_ZONE = 0.15
 """Entries are rounded up from 1/2 + this on: a zero is cheaper than a one by more than the error it costs."""
 
@@ -34,7 +37,7 @@ class Metric:
     scale: float
 
     @classmethod
-    def of(cls, gradients: Tensor, shrinkage: float = SHRINKAGE) -> Metric:
+    def of(cls, gradients: Tensor, shrinkage: float = ROUNDING_SHRINKAGE) -> Metric:
         """From gradients (m, n)."""
         blocks = []
         mean = float(gradients.double().square().mean())

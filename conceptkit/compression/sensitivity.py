@@ -10,7 +10,7 @@ noise level.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,6 +96,17 @@ def kept(base: Base, concept: Concept, asked: Probes) -> float:
     with torch.no_grad(), _attached(base, concept):
         now = _predicted(base, asked.noisy, asked.times, asked.prompts)
     return 1 - float((now - asked.seen).double().square().sum()) / max(asked.effect, 1e-30)
+
+
+def captions_moved(base: Base, concept: Concept, asked: Probes, captions: Sequence[str]) -> float:
+    """What a concept does to ordinary captions: ||prediction with it - without||^2 / ||without||^2."""
+    count = len(asked.prompts)
+    prompts = tuple(captions[k * len(captions) // count] for k in range(count))
+    with torch.no_grad():
+        without = _predicted(base, asked.noisy, asked.times, prompts)
+        with _attached(base, concept):
+            now = _predicted(base, asked.noisy, asked.times, prompts)
+    return float((now - without).double().square().sum() / without.double().square().sum())
 
 
 def measure(base: Base, concept: Concept, asked: Probes, rounds: int = ROUNDS) -> Sensitivity:
@@ -223,7 +234,7 @@ def _drawn(base: Base, prompts: tuple[str, ...], seed: int) -> Tensor:
             list(prompts),
             num_inference_steps=DRAWING_STEPS,
             generator=dice,
-            output_type="latent",
+            output_type=base.architecture.latent_output,
             guidance_scale=base.family.guidance_scale,
         ).images
     finally:

@@ -13,15 +13,20 @@ from conceptkit.compression.quantizer import Quantizer, low_rank
 from conceptkit.concepts.codec.compact import Coded
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadRecipe
+from conceptkit.features.captions import captions
 
 FULL = "full"
 PRESETS: dict[str, float | None] = {"tiny": 0.98, "small": 0.995, FULL: None}
 """Name -> the share of its effect on what the base predicts that a concept keeps; None: stored as learned."""
+RECIPE = "recipe"
+"""The size of a merge of which nothing is stored but how it is made of its parts."""
 SHRUNK = "shrunk"
 """The field of a stored recipe that says how much is left."""
 UNKNOWN_SHARE, SPARE = 0.9753, 3
 """Stands for a share that is not measured yet where bytes are counted, and the bytes it may be short by."""
 HELD_OUT_SEED = 7
+MOVED_MORE, LEAST_MOVED = 1.2, 0.01
+"""It is said that ordinary captions move more from so many times as much on, and if by so much at least."""
 FINEST, COARSEST = 48, -16
 """Steps are 2^(-k/4) for k from COARSEST to FINEST, in units in which a concept's whole effect is 1."""
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
@@ -42,8 +47,8 @@ class SizeRequest:
     def __post_init__(self) -> None:
         if [self.size, self.bytes, self.keep].count(None) != 2:
             raise BadRecipe("Give one of a size, a number of bytes, or a share to keep")
-        if self.size is not None and self.size not in PRESETS:
-            raise BadRecipe(f"There is no size {self.size!r}; choose of {', '.join(PRESETS)}")
+        if self.size is not None and self.size not in (*PRESETS, RECIPE):
+            raise BadRecipe(f"There is no size {self.size!r}; choose of {', '.join((*PRESETS, RECIPE))}")
         if self.keep is not None and not 0 < self.keep < 1:
             raise BadRecipe(f"No concept can keep {self.keep:g} of its effect; give a share between 0 and 1")
         if self.bytes is not None:
@@ -52,16 +57,31 @@ class SizeRequest:
     @property
     def share(self) -> float | None:
         """The share that must be left; None where bytes are given, or where nothing may be lost."""
-        return PRESETS[self.size] if self.size is not None else self.keep
+        return PRESETS.get(self.size) if self.size is not None else self.keep
 
 
 @dataclass(frozen=True, eq=False)
 class Smaller:
-    """A concept in fewer bytes, and the share of its effect that is left, on pictures not rounded by."""
+    """A concept in fewer bytes, and the share of its effect that is left, on pictures not rounded by.
+
+    captions: what it does to ordinary captions as it was, and now; see `sensitivity.captions_moved`.
+    """
 
     concept: Concept
     kept: float
     bytes: int
+    captions: tuple[float, float]
+
+    @property
+    def notice(self) -> str | None:
+        """A sentence where ordinary captions move more than they did."""
+        before, now = (math.sqrt(share) for share in self.captions)
+        if now < MOVED_MORE * before or now < LEAST_MOVED:
+            return None
+        return (
+            f"Ordinary captions now move by {now:.1%} of what the base predicts, and did by {before:.1%}; a "
+            "larger size moves them less."
+        )
 
 
 def bytes_of(amount: int | str) -> int:
@@ -107,7 +127,9 @@ def compress(concept: Concept, base: Base, wish: SizeRequest) -> Smaller:
         chosen = _keeping(wish.share, concept.name, kept)
     share = kept(chosen)
     result = _noted(at(chosen), share)
-    return Smaller(result, share, len(result.to_bytes()))
+    ordinary = captions(base.family.name)
+    moved = [sensitivity.captions_moved(base, one, held_out, ordinary) for one in (concept, result)]
+    return Smaller(result, share, len(result.to_bytes()), (moved[0], moved[1]))
 
 
 def _noted(concept: Concept, share: float) -> Concept:

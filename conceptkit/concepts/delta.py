@@ -22,6 +22,7 @@ from conceptkit.errors import ConceptError
 READS_TEXT = (
     *("attn2.to_k", "attn2.to_v"),
     *("context_embedder", "txt_in", "cap_embedder.1", "caption_embedder.1"),
+    *(f"attentions.{k}.add_{map}_proj" for k in range(10) for map in "kv"),
 )
 """Endings of the maps that read text features; the others of a wide delta read what the layer before made."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")

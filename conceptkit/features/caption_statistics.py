@@ -138,10 +138,12 @@ def measure(base: Base, texts: list[str]) -> CaptionStatistics:
     """Encode the captions and sum up: seconds, on two cores about ten at Stable Diffusion 1.5's size."""
     fit, held_out_texts = split(texts)
     empty = encode(base.pipe, [""])
-    moment = (1 - EMPTY_SHARE) * _mean(base, fit) + EMPTY_SHARE * gram(empty.hidden, position_weights(empty))
+    of_fit, _ = _mean(base, fit)
+    moment = (1 - EMPTY_SHARE) * of_fit + EMPTY_SHARE * gram(empty.hidden, position_weights(empty))
     moment = moment.float().double()  # as it is stored, so that the factor is that of what is stored
-    held_out = root(_mean(base, held_out_texts, even=True))
-    audit = _audit(base, held_out_texts[:AUDITED])
+    mean, first = _mean(base, held_out_texts, even=True)
+    held_out = root(mean)
+    audit = _audit(base, held_out_texts[:AUDITED], first)
     return CaptionStatistics(moment, factor(moment), held_out, _size(base, held_out), audit)
 
 
@@ -160,16 +162,24 @@ def position_weights(features: TextFeatures | SampledFeatures) -> Tensor:
     return weights * features.counts if isinstance(features, SampledFeatures) else weights
 
 
-def _mean(base: Base, texts: list[str], even: bool = False, batch: int = 32) -> Tensor:
-    """The mean of x x^T, batch by batch: all features of a real base at once would fill a laptop."""
+def _mean(
+    base: Base, texts: list[str], even: bool = False, batch: int = AUDITED
+) -> tuple[Tensor, SampledFeatures]:
+    """The mean of x x^T, batch by batch: all features of a real base at once would fill a laptop.
+
+    With it come the features of the first batch, which are those of `AUDITED` texts at least.
+    """
+    first: SampledFeatures | None = None
     moment, total = torch.zeros(base.width, base.width, dtype=torch.float64), 0.0
     batch = len(texts) if samples_padding(base.pipe) else batch  # of which few positions are kept
     for start in range(0, len(texts), batch):
         features = read_prompts(base.pipe, texts[start : start + batch], WHOLE)
+        first = first or features
         weights = features.counts if even else position_weights(features)
         moment += float(weights.sum()) * gram(features.hidden, weights)
         total += float(weights.sum())
-    return moment / total
+    assert first is not None
+    return moment / total, first
 
 
 def root(moment: Tensor) -> Tensor:
@@ -178,11 +188,13 @@ def root(moment: Tensor) -> Tensor:
     return values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
 
 
-def _audit(base: Base, texts: list[str]) -> Audit:
-    """The features of each caption's words; those of its beginning and padding are much the same in all."""
-    features = read_prompts(base.pipe, texts)
-    spoken = features.roles == WORD
-    rows, caption = features.hidden[spoken], spoken.nonzero()[:, 0]
+def _audit(base: Base, texts: list[str], features: SampledFeatures) -> Audit:
+    """The features of each caption's words; those of its beginning and padding are much the same in all.
+
+    features: of these texts and perhaps of more behind them.
+    """
+    spoken = features.roles[: len(texts)] == WORD
+    rows, caption = features.hidden[: len(texts)][spoken], spoken.nonzero()[:, 0]
     squares = torch.stack(
         [_read(linear, rows).square().sum(dim=1) for linear in base.text_site.values()]
     ).sum(dim=0)

@@ -28,6 +28,7 @@ ENERGY = 0.99
 TEMPLATE_STEP = 2
 """With a large text encoder merges read every second template. On the storybook base that moves what merges
 keep of a concept by 0.06 at most, and ordinary captions by 0.06 of how far they move."""
+SPLITS = ("fit", "held-out")
 WordFeatures = tuple[SampledFeatures, Tensor]
 """Features of a concept's prompts, and where its own words stand in them: (n, T) bool."""
 
@@ -38,7 +39,7 @@ def word_features(concept: Concept, base: Base, split: str = "fit") -> WordFeatu
     Its tokens are put on the pipeline meanwhile. Raises ConceptError when its words cannot be found again.
     """
     with add_tokens(base.pipe, concept.tokens) if concept.tokens else nullcontext():
-        features = read_prompts(base.pipe, context_prompts(concept, split), WHOLE_OF_CONCEPTS)
+        features = read_prompts(base.pipe, context_prompts(concept, split), _whole(split))
         return features, _own_words(concept, base, features)
 
 
@@ -48,10 +49,16 @@ def word_features_of_all(concepts: Sequence[Concept], base: Base) -> list[tuple[
     With a large text encoder only one template in TEMPLATE_STEP is read.
     """
     step = TEMPLATE_STEP if samples_padding(base.pipe) else 1
-    lists = [context_prompts(concept, split)[::step] for concept in concepts for split in ("fit", "held-out")]
-    read = read_each(base.pipe, lists, WHOLE_OF_CONCEPTS)
+    asked = [(concept, split) for concept in concepts for split in SPLITS]
+    lists = [context_prompts(concept, split)[::step] for concept, split in asked]
+    read = read_each(base.pipe, lists, [_whole(split) for _, split in asked])
     found = [(features, _own_words(concepts[i // 2], base, features)) for i, features in enumerate(read)]
     return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _whole(split: str) -> int:
+    """One prompt in so many is read whole, see `WHOLE_OF_CONCEPTS`."""
+    return WHOLE_OF_CONCEPTS[SPLITS.index(split)]
 
 
 def _own_words(concept: Concept, base: Base, features: SampledFeatures) -> Tensor:

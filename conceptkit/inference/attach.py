@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import pipeline
 from conceptkit.base.added_tokens import WiderTable, add_tokens
-from conceptkit.base.architectures import architecture_of, denoiser_of
+from conceptkit.base.architectures import denoiser_of
 from conceptkit.base.text_features import encoders
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import rank_gates
-from conceptkit.errors import BadRegion, ConceptError, NoEffect
+from conceptkit.errors import ConceptError, NoEffect
 from conceptkit.inference import attach_steps
 from conceptkit.inference.attach_request import (
     AttachOptions,
@@ -192,12 +192,8 @@ class Attachment:
             raise NoEffect(
                 f"{concept.name} would change nothing: its delta is zero and it has no token; learn it again"
             )
-        denoiser, kind = denoiser_of(self.pipe), architecture_of(self.pipe)
-        if (request.masks or request.auto_regions) and kind.denoiser != "unet":
-            raise BadRegion(
-                f"Regions are of a UNet's cross-attention, and {type(denoiser).__name__} has none; leave "
-                "them out, and say in the prompt where things are"
-            )
+        denoiser = denoiser_of(self.pipe)
+        attach_steps.check_regions(self.pipe, request)
         with ExitStack() as undo:
             tokens = undo.enter_context(add_tokens(self.pipe, concept.tokens)) if concept.tokens else None
             reading = attach_steps.reading_of(self.pipe, concept, request)

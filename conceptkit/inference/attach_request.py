@@ -12,7 +12,7 @@ import numpy as np
 from conceptkit.base import pipeline
 from conceptkit.base.fingerprint import features_digest
 from conceptkit.base.fingerprint_memo import remembered
-from conceptkit.concepts.concept import Concept, read
+from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.routing import ROUTED
 from conceptkit.errors import BadRegion, ConceptError, UnknownConcept
 from conceptkit.inference import regions
@@ -159,7 +159,7 @@ def resolve_concepts(request: AttachRequest, here: pipeline.Base) -> "tuple[Conc
 
     with opened(request.registry) as registry:
         if not (more or weighted or request.merge_method == ROUTED):
-            return read_recent(registry, split_weight(first)[0]), None
+            return read_recent(registry, split_weight(first)[0], here), None
         merge = _composed(request, registry, here)
         return merge.concept, merge
 
@@ -190,8 +190,10 @@ def _composed(request: AttachRequest, registry: "Registry", here: pipeline.Base)
     return remembered(here.pipe, ("merge", given, how, features), work_out)
 
 
-def read_recent(registry: "Registry", name: str) -> Concept:
-    """What `read` gives, decoded once while the registry holds the same bytes."""
+def read_recent(registry: "Registry", name: str, base: pipeline.Base | None = None) -> Concept:
+    """What `read_stored` gives, decoded once while the registry holds the same bytes."""
+    from conceptkit.merging.compose import read_stored
+
     entry = registry.get(name)
     key = (str(registry.home), entry.ref, entry.hash, json.dumps(entry.summary, sort_keys=True))
     with _lock:
@@ -199,7 +201,7 @@ def read_recent(registry: "Registry", name: str) -> Concept:
         if concept is not None:
             _recent[key] = concept
             return concept
-    concept = read(registry, entry.ref)
+    concept = read_stored(registry, entry.ref, base)
     with _lock:
         _recent[key] = concept
         while len(_recent) > 1 and sum(map(_size, _recent.values())) > RECENT_BYTES:

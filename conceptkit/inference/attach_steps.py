@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from conceptkit.base import pipeline
-from conceptkit.base.architectures import denoiser_of, text_site
+from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
 from conceptkit.concepts import prompt_rewriting
 from conceptkit.concepts.concept import Concept
@@ -39,6 +39,18 @@ def reading_of(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest
         return None
     spelt = {name: [text, *prompt_rewriting.TOKEN.findall(text)] for name, text in concept.words.items()}
     return TokenOwners(pipe, spelt, strict)
+
+
+def check_regions(pipe: DiffusionPipeline, request: AttachRequest) -> None:
+    """Raises BadRegion where regions were ordered, and pictures look at text in no layers of their own."""
+    kind = architecture_of(pipe)
+    if kind.denoiser == "unet" and kind.has_cross_attention:
+        return
+    if request.masks or request.auto_regions:
+        raise BadRegion(
+            f"Regions are of a UNet's cross-attention, and {type(denoiser_of(pipe)).__name__} has none; "
+            "leave them out, and say in the prompt where things are"
+        )
 
 
 def confined_drawing(
@@ -88,7 +100,7 @@ def encoding_apart(
 ) -> PerConceptEncoding | None:
     """Each concept's words read without the others, where that was ordered, or suits the base."""
     wanted = here.family.isolate_concepts if request.isolate_concepts is None else request.isolate_concepts
-    if wanted and here.architecture.denoiser != "unet":
+    if wanted and not (here.architecture.denoiser == "unet" and here.architecture.lora_encoders):
         raise BadRegion(
             f"isolate_concepts puts features together as CLIP makes them, and a {type(here.pipe).__name__} "
             "has others; leave it out"

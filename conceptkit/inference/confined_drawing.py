@@ -146,19 +146,18 @@ class ConfinedDrawing:
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
         known = None if key is None else known_layout(pipe.unet, key)
         search = NoiseSearch(bound)
-        first: Tensor | None = None
+        found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
+        if known is not None and found is known.layout:
+            return found
+        first = found.predictions[0]
         for attempt in range(TRIES):
-            found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
-            if known is not None and found is known.layout:
-                return found
-            known, first = None, found.predictions[0] if first is None else first
             if found.usable:
                 break
             search.note(attempt, found)
-        else:
-            found = self._drawn(pipe, call, bound, scenes, search.best(), True)
+            last = attempt == TRIES - 1
+            noise = search.best() if last else search.noise
+            found = self._drawn(pipe, call, bound, scenes, noise, last or not search.able)
         found = search.named(found)
-        assert first is not None, "there was a first attempt"
         keep_layout(pipe.unet, key, KnownLayout(found, first))
         return found
 

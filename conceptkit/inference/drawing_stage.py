@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from conceptkit.inference.layout import Layout
 from conceptkit.inference.layout_attention import Watch
 from conceptkit.inference.prompt_scene import PromptScene
 from conceptkit.inference.token_owners import TokenOwners, UNetCall
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 
 class Enough(Exception):
@@ -53,7 +56,7 @@ class Stage:
     sample: Tensor | None = None
     rows: Tensor | None = None
     _hidden: Tensor | None = None
-    _kept: tuple[Tensor, Tensor, Any] | None = None
+    _kept: tuple[Tensor, Tensor, Tensor | float] | None = None
     _read: dict[str, tuple[Tensor, UNetCall | None]] = field(default_factory=dict)
     _levels: dict[int, Tensor] = field(default_factory=dict)
     shares: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -104,11 +107,11 @@ class Stage:
         """Whether a call of the denoiser goes on with what the one before it has predicted."""
         return self.first < number < self.sparse and (number - self.first) % 2 == 1
 
-    def keep(self, predicted: Tensor, sample: Tensor, time: Any) -> None:
+    def keep(self, predicted: Tensor, sample: Tensor, time: Tensor | float) -> None:
         """Remember a prediction of `sample` (B, c, H, W), to be carried over."""
         self._kept = predicted, sample, time
 
-    def carried(self, number: int, time: Any, scheduler: Any) -> Tensor | None:
+    def carried(self, number: int, time: Tensor | float, scheduler: SchedulerMixin) -> Tensor | None:
         """What the call before this one predicted, at this one's time; None where it is to be computed.
 
         Picture and noise stay what they were, as in one step of twice the length.
@@ -142,7 +145,7 @@ class Stage:
         return self._levels[count]
 
 
-def _signal_and_noise(scheduler: Any, time: Any) -> tuple[float, float]:
+def _signal_and_noise(scheduler: SchedulerMixin, time: Tensor | float) -> tuple[float, float]:
     """The shares of picture and noise at a time (2006.11239, eq. 4)."""
     kept = scheduler.alphas_cumprod
     share = float(kept[min(max(round(float(torch.as_tensor(time).flatten()[0])), 0), len(kept) - 1)])

@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from conceptkit.inference.layout import Layout
 from conceptkit.inference.prompt_scene import PromptScene
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 KEPT = 16
 """Layouts that are kept of one denoiser."""
@@ -46,7 +49,7 @@ class KnownLayout:
 
 
 def call_key(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     bound: inspect.BoundArguments,
     scenes: tuple[PromptScene, ...],
     given: Mapping[str, np.ndarray],

@@ -95,11 +95,14 @@ class TokenOwners:
     def note_more(self, hidden: Tensor, prompts: Sequence[str]) -> None:
         """Remember features (n k, T, d) of n prompts for the drawing that was noted last."""
         owners = self.owners(prompts)
+        trimmed = any(segment.trimmed for segment in architecture_of(self._pipe).segments(self._pipe))
         pictures = len(hidden) // len(prompts)
         for row, owner in zip(hidden[::pictures], owners, strict=True):
             if self._known_as(row) is None:
                 self._count += 1
-                self._known.appendleft((self._count, row.detach().clone(), owner[: len(row)]))
+                self._known.appendleft(
+                    (self._count, row.detach().clone(), owner[: len(row)] if trimmed else owner)
+                )
 
     def owners(self, prompts: Sequence[str]) -> Tensor:
         """(n, T) for prompts as they are encoded, tokens written out."""

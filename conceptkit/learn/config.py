@@ -94,8 +94,10 @@ def _with_adapter(recipe: TrainConfig, adapter: str, family: str) -> TrainConfig
     if recipe.adapter == adapter:
         return recipe
     names = [*SUITED, *(["prior_loss_weight"] if recipe.max_train_steps else [])]
-    if suited.optimizer != recipe.optimizer:
-        names.append("token_learning_rate")  # a rate for one optimizer is none for another
+    if _units(suited) != _units(recipe):
+        names.append(
+            "token_learning_rate"
+        )  # a rate for one optimizer, or in other units, is none for another
     return replace(recipe, **{name: getattr(suited, name) for name in names})
 
 
@@ -138,7 +140,7 @@ def config_for(
     switched |= EARLY_STOP if "early_stopping" in switches else {}
     given = todays_fields(changes or {})[0]
     recipe = _with_rate_of_what_learns(_changed(recipe, {**switched, **given}), before, {*stored, *given})
-    return _with_rates(recipe, before.optimizer, {*stored, *given})
+    return _with_rates(recipe, before, {*stored, *given})
 
 
 def _with_rate_of_what_learns(
@@ -158,18 +160,30 @@ def _with_rate_of_what_learns(
     return _changed(recipe, {name: recipe.learning_rate for name in names if name not in given})
 
 
-def _with_rates(recipe: TrainConfig, begun: str, given: Collection[str]) -> TrainConfig:
-    """The recipe with rates that suit its optimizer, where that is another than it `begun` with.
+def _units(recipe: TrainConfig) -> tuple[bool, bool]:
+    """What a rate of a recipe is in units of: Prodigy's own, or the base's weights."""
+    return recipe.optimizer == PRODIGY, recipe.relative_to_weights
+
+
+def _with_rates(recipe: TrainConfig, before: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """The recipe with rates that suit its optimizer and units, where these are others than `before`.
 
     Raises BadRecipe where none are known that do.
     """
     left = [name for name in RATES if name not in given and getattr(recipe, name)]
-    if recipe.optimizer == PRODIGY != begun:
+    if recipe.optimizer == PRODIGY != before.optimizer:
         return _changed(recipe, dict.fromkeys(left, 1.0))
-    if begun == PRODIGY != recipe.optimizer and (lacking := [n for n in left if getattr(recipe, n) == 1.0]):
+    if before.optimizer == PRODIGY != recipe.optimizer:
+        lacking = [name for name in left if getattr(recipe, name) == 1.0]
+        if lacking:
+            raise BadRecipe(
+                f"The rates of {recipe.method} here are for prodigy, and {recipe.optimizer} would learn at "
+                f"1.0; give {' and '.join(lacking)} too"
+            )
+    elif left and recipe.relative_to_weights != before.relative_to_weights:
         raise BadRecipe(
-            f"The rates of {recipe.method} here are for prodigy, and {recipe.optimizer} would learn at 1.0; "
-            f"give {' and '.join(lacking)} too"
+            f"relative_to_weights = {str(recipe.relative_to_weights).lower()} gives the rates of "
+            f"{recipe.method} other units; give {' and '.join(left)} too"
         )
     return recipe
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.pipeline import Base
-from conceptkit.base.text_features import encoders, positions, spell, token_ids
+from conceptkit.base.text_features import positions, spell, token_ids
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadPhotos
@@ -22,7 +22,7 @@ SHOWN = 40
 
 def check_prompts(base: Base, subjects: Sequence[Subject], datasets: Sequence[LatentDataset]) -> None:
     """Raises BadPhotos where a prompt has lost the subject's token behind the last position that is read."""
-    tokenizer = encoders(base.pipe)[0][0]
+    length = base.architecture.segments(base.pipe)[0].length
     for subject, dataset in zip(subjects, datasets, strict=True):
         ids = token_ids(base.pipe, dataset.prompts)
         seen = positions(ids, spell(base.pipe, subject.token)).any(dim=1)
@@ -30,7 +30,7 @@ def check_prompts(base: Base, subjects: Sequence[Subject], datasets: Sequence[La
             if not there:
                 shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
                 raise BadPhotos(
-                    f"{base.name} reads {tokenizer.model_max_length} tokens of a caption, and in {shown!r} "
+                    f"{base.name} reads {length} tokens of a caption, and in {shown!r} "
                     f"{subject.name} comes after them; shorten that caption, or name {subject.name} earlier"
                 )
 

@@ -85,7 +85,7 @@ def latent_dataset(
         one of CONTEXTS. Where a photo has a mask the loss counts there alone.
     Raises BadPhotos when the masks leave nothing of any view.
     """
-    size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
+    size, cell = picture_size(base), base.architecture.cell(base.pipe)
     small = photos.for_size(size)
     rng = np.random.default_rng((seed, 1))
     framing, flip = options.framing(size, kind), options.random_flip
@@ -128,7 +128,7 @@ def still_dataset(
     auto_caption: str = "",
 ) -> LatentDataset:
     """Every photo once, whole and unmoved; the rest as for `latent_dataset`."""
-    size, cell = picture_size(base), int(base.pipe.vae_scale_factor)
+    size, cell = picture_size(base), base.architecture.cell(base.pipe)
     rng, unmoved = np.random.default_rng(0), Framing(still=1.0)
     views = []
     for photo, mask in zip_longest(photos.for_size(size).pictures, photos.masks):
@@ -227,7 +227,7 @@ def encode(base: Base, pixels: Tensor) -> Tensor:
     At most 8 at a time, and fewer where they are large: then the autoencoder takes more memory than all else.
     """
     batch = pictures_at_once(pixels.shape[-1] * pixels.shape[-2])
-    with _upcast(base.pipe.vae):
+    with _upcast(getattr(base.pipe, "vae", None)):
         parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)
 
@@ -236,7 +236,7 @@ def encode(base: Base, pixels: Tensor) -> Tensor:
 def deviations(base: Base, pixels: Tensor) -> Tensor:
     """How far latents of pictures (n, 3, h, w) are spread around the means that `encode` gives."""
     batch = pictures_at_once(pixels.shape[-1] * pixels.shape[-2])
-    with _upcast(base.pipe.vae):
+    with _upcast(getattr(base.pipe, "vae", None)):
         parts = [base.architecture.latent_deviations(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)
 
@@ -244,7 +244,7 @@ def deviations(base: Base, pixels: Tensor) -> Tensor:
 @contextmanager
 def _upcast(vae: Any) -> Iterator[None]:
     """An autoencoder whose numbers are too large for float16, as SDXL's, is in float32 meanwhile."""
-    before = vae.dtype
+    before = None if vae is None else vae.dtype
     if before != torch.float16 or not vae.config.get("force_upcast", False):
         yield
         return

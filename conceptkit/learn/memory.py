@@ -56,7 +56,7 @@ def learned_numbers(base: Base, recipe: TrainConfig) -> int:
 def needed(base: Base, recipe: TrainConfig, gradient_checkpointing: bool) -> MemoryEstimate:
     """The memory that a recipe takes on a base, by shapes alone."""
     plan = plan_of(base, recipe, gradient_checkpointing)
-    return estimate(base.denoiser, idle_parts(base), int(base.pipe.vae_scale_factor), plan)
+    return estimate(base.denoiser, idle_parts(base), base.architecture.cell(base.pipe), plan)
 
 
 def saves_activations(base: Base, recipe: TrainConfig) -> bool:
@@ -122,7 +122,7 @@ def put_away(base: Base, text_encoders: bool) -> Iterator[None]:
 
 def _smaller(base: Base, recipe: TrainConfig) -> Iterator[tuple[str, MemoryEstimate]]:
     """Ways to need less, the least painful ones first."""
-    beside, cell = idle_parts(base), int(base.pipe.vae_scale_factor)
+    beside, cell = idle_parts(base), base.architecture.cell(base.pipe)
     plan = plan_of(base, recipe, not adapter_of(recipe).uses_reference(recipe))
     fewer = {
         "--train-batch-size 1 --set prior_batch_size=1": 2,

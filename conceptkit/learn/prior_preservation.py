@@ -191,7 +191,7 @@ def _draw(
             num_inference_steps=recipe.class_image_steps,
             **base.architecture.guided({"guidance_scale": recipe.class_image_guidance_scale}, len(chunk)),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="latent",
+            output_type=base.architecture.latent_output,
             **base.architecture.draw_options(base.pipe),
         )
         drawn.append(base.architecture.drawn_latents(base.pipe, result.images).float().cpu())

@@ -8,6 +8,7 @@ from typing import Any
 
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts.delta import ENCODERS
+from conceptkit.learn.train_config import TrainConfig
 from conceptkit.tuners.targets import TEXT_ENCODER, find
 
 UNET = ""
@@ -36,3 +37,15 @@ def text_encoder_maps(base: Base, rank: int) -> dict[str, TargetMaps]:
     present = {part: getattr(base.pipe, part, None) for part in parts}
     maps = {part: find(one, TEXT_ENCODER) for part, one in present.items() if one is not None}
     return {part: TargetMaps(found, rank) for part, found in maps.items() if found}
+
+
+def notices(base: Base, recipe: TrainConfig) -> list[str]:
+    """A sentence where the recipe asks for a LoRA on text encoders and the base has none that takes one."""
+    rank = recipe.text_encoder_rank if recipe.max_train_steps else 0
+    if not rank or text_encoder_maps(base, rank):
+        return []
+    kinds = " and ".join(dict.fromkeys(type(encoder).__name__ for _, encoder in base.encoders))
+    return [
+        f"text_encoder_rank = {rank} has no effect on {base.name}, whose text encoder ({kinds}) takes no "
+        "LoRA; leave it out, or raise rank for more room to learn."
+    ]

@@ -91,8 +91,9 @@ class TrainConfig:
     text_encoder_lr: its rate, 0 for `learning_rate`.
     init_lora_weights: the down factors of a LoRA begin with rows of "unit" length on average; as PEFT's
         "gaussian" does, of deviation 1/rank, or as its default, "kaiming", uniform within 1/sqrt(inputs).
-    relative_to_weights: every map learns in units of its own weight's root mean square, so that one rate
-        means the same on maps and bases of any scale.
+    relative_to_weights: rates are in units of the base, so that one means the same at any scale of its
+        weights: a map's of its own weight's root mean square, a keyed map's of what it gives for the
+        concept's words, a word's of the token table's.
     gated_lora_rank: keyed: the rank of a LoRA beside the delta, on the maps of attention that read no text,
         trained at `gated_lora_learning_rate`. In a pipeline it acts only on pictures whose prompts name the
         concept.

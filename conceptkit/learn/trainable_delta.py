@@ -32,11 +32,13 @@ class ParameterGroup(NamedTuple):
     """Parameters that learn at one rate; `rate` is the field of a recipe that it stands in.
 
     below: the weights that they are whole deltas of, where they are.
+    unit: what a rate of 1 means for them.
     """
 
     parameters: list[nn.Parameter]
     rate: str
     below: tuple[Tensor, ...] = ()
+    unit: float = 1.0
 
 
 @dataclass(eq=False)
@@ -81,12 +83,18 @@ class TrainableDelta:
 
 @contextmanager
 def inject(
-    base: Base, recipe: TrainConfig, seed: int, targets: Mapping[str, TargetMaps], down: Tensor | None = None
+    base: Base,
+    recipe: TrainConfig,
+    seed: int,
+    targets: Mapping[str, TargetMaps],
+    down: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Iterator[TrainableDelta]:
     """Lay a delta on the base, without effect yet; everything is taken off at the end.
 
     targets: maps by part of the pipeline. down: keys (s, d) that all maps which read text share; None: every
-    map has full matrices, or factors that begin at random.
+    map has full matrices, or factors that begin at random. rows (n, d): the concepts' features; what keyed
+    maps give for them is what `relative_to_weights` is relative to there.
     """
     with ExitStack() as undo:
         modules: dict[str, nn.Module] = {}
@@ -112,10 +120,10 @@ def inject(
             install(module, Delta(begun, {name: "" if name in keyed else name for name in begun}))
             undo.callback(uninstall, module, ADAPTER)
             if recipe.relative_to_weights:
-                _measure_by_weights(module)
+                _measure_by_weights(module, keyed, rows)
             own_rate = part and recipe.text_encoder_lr
             rate = "text_encoder_lr" if own_rate else "learning_rate" if target.rank else "full_learning_rate"
-            groups += _by_rate(module, keyed, recipe, rate)
+            groups += _by_rate(module, keyed, recipe, rate, base.architecture.key_ending)
             modules[part] = module
         if recipe.detach_bos and has_beginning(base.pipe):
             undo.enter_context(_detached_bos(base))
@@ -123,23 +131,31 @@ def inject(
 
 
 @torch.no_grad()
-def _measure_by_weights(module: nn.Module) -> None:
+def _measure_by_weights(module: nn.Module, keyed: Collection[str], rows: Tensor | None) -> None:
     """Let one and the same factors mean more on a map of large weights: each is a multiple of W's size.
 
-    Where W is c times larger and what reads it c times smaller, the same base learns by the same factors.
+    Values of a keyed map are multiples of what W gives for the concepts' rows. Where W is c times larger and
+    what reads it c times smaller, or what it reads, the same base learns by the same factors.
     """
-    for _, layer in layers(module):
-        weight = layer.get_base_layer().weight.float()
-        layer.scaling[ADAPTER] = float(weight.square().mean().sqrt()) or 1.0
+    for name, layer in layers(module):
+        size = layer.get_base_layer().weight.float()
+        if name in keyed and rows is not None:
+            size = rows.to(size) @ size.T
+        layer.scaling[ADAPTER] = rms(size) or 1.0
+
+
+def rms(values: Tensor) -> float:
+    """The root of the mean square of all numbers of a tensor."""
+    return float(values.detach().float().square().mean().sqrt())
 
 
 def _by_rate(
-    module: nn.Module, keyed: Collection[str], recipe: TrainConfig, rate: str
+    module: nn.Module, keyed: Collection[str], recipe: TrainConfig, rate: str, ending: str
 ) -> list[ParameterGroup]:
     """The parameters that learn on a module, ready to, by rate; `keyed` maps learn values alone.
 
-    rate: of maps that are not keyed. Values of key maps have a rate of their own if the recipe says so, and
-    so has what is beside keyed maps.
+    rate: of maps that are not keyed. ending: of names of key maps, "" where there are none. Values of key
+    maps have a rate of their own if the recipe says so, and so has what is beside keyed maps.
     """
     of_keys: list[nn.Parameter] = []
     of_values: list[nn.Parameter] = []
@@ -155,9 +171,8 @@ def _by_rate(
                 weight, unit = layer.get_base_layer().weight, layer.scaling[ADAPTER]
                 below.append(weight if unit == 1 else weight / unit)
         else:
-            (of_keys if name.endswith("to_k") and recipe.key_learning_rate else of_values).append(
-                layer.ups[ADAPTER]
-            )
+            is_key = bool(ending) and name.endswith(ending)
+            (of_keys if is_key and recipe.key_learning_rate else of_values).append(layer.ups[ADAPTER])
     for parameter in (*of_keys, *of_values, *others):
         parameter.requires_grad_()
     found = [

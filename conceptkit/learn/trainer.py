@@ -46,8 +46,9 @@ from conceptkit.learn.prior_preservation import ClassImages
 from conceptkit.learn.request import TrainRequest
 from conceptkit.learn.session import Progress, Session, quiet
 from conceptkit.learn.subject import Subject
-from conceptkit.learn.train_config import TrainConfig
-from conceptkit.learn.trainable_delta import ParameterGroup
+from conceptkit.learn.target_modules import text_encoder_maps
+from conceptkit.learn.train_config import PRODIGY, TrainConfig
+from conceptkit.learn.trainable_delta import ParameterGroup, rms
 from conceptkit.learn.training_loop import TrainingPhase, run
 from conceptkit.learn.training_step import TrainingContext
 from conceptkit.learn.view_options import ViewOptions
@@ -296,7 +297,8 @@ class _Run:
         prepared = adapter.prepare(base, recipe, concepts, keys)
         concepts = prepared.concepts
         learned = {token: values for concept in concepts for token, values in concept.tokens.items()}
-        jointly, encoder = recipe.train_token_jointly, bool(recipe.text_encoder_rank)
+        jointly = recipe.train_token_jointly
+        encoder = bool(text_encoder_maps(base, recipe.text_encoder_rank))
         with add_tokens(base.pipe, learned) as tokens, ExitStack() as undo:
             # Text that nothing upstream of will change is read before the adapter is there.
             conditionings = (
@@ -307,7 +309,7 @@ class _Run:
             )
             groups = list(delta.groups)
             if jointly:
-                groups.append(ParameterGroup(_learning(list(tokens.rows)), "token_learning_rate"))
+                groups += _word_groups(tokens, recipe)
             phase = TrainingPhase(
                 name=training_step.DELTA,
                 steps=recipe.max_train_steps,
@@ -348,7 +350,7 @@ def learn_token(
         phase = TrainingPhase(
             name="token",
             steps=recipe.token_train_steps,
-            groups=[ParameterGroup(_learning(rows), "token_learning_rate")],
+            groups=_word_groups(tokens, recipe),
             betas=optimizers.betas(recipe, 0.999),
             lr_schedule=lr_schedules.schedule_of(recipe, lr_schedules.square_root),
             with_prior=False,
@@ -396,6 +398,20 @@ def _without_caption(subject: Subject) -> bool:
 def _still(base: Base, subject: Subject) -> LatentDataset:
     """The photos as they are."""
     return latent_dataset.still_dataset(base, subject.photos, subject.words)
+
+
+def _word_groups(tokens: Tokens, recipe: TrainConfig) -> list[ParameterGroup]:
+    """The rows of a word, ready to learn; where rates are relative, in units of each encoder's own tokens.
+
+    A rate that finds itself needs no units.
+    """
+    rows = _learning(list(tokens.rows))
+    if not recipe.relative_to_weights or recipe.optimizer == PRODIGY:
+        return [ParameterGroup(rows, "token_learning_rate")]
+    units = [rms(table.weight) or 1.0 for table in tokens.tables]
+    return [
+        ParameterGroup([row], "token_learning_rate", unit=unit) for row, unit in zip(rows, units, strict=True)
+    ]
 
 
 def _learning(rows: list[nn.Parameter]) -> list[nn.Parameter]:

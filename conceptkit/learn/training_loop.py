@@ -69,7 +69,7 @@ def run(
     """Steps, from where the checkpoints says, to the end or until validation gets no better."""
     parameters, distributed = phase.parameters, context.distributed
     base, recipe = context.base, context.recipe
-    rated = [(group.parameters, float(getattr(recipe, group.rate))) for group in phase.groups]
+    rated = [(group.parameters, float(getattr(recipe, group.rate)) * group.unit) for group in phase.groups]
     optimiser = optimizers.optimizer_for(rated, phase.betas, recipe)
     scaler = mixed_precision.scaler(base.device, recipe.mixed_precision)
     begin = 0

@@ -1,16 +1,18 @@
 """Several concepts in one: merged in one of many ways, with a report of what each of them keeps."""
 
+import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.base.fingerprint import fingerprint_of
 from conceptkit.base.pipeline import Base, check_fits, load, refreshed
-from conceptkit.concepts.concept import Concept, base_of
+from conceptkit.concepts.concept import Concept, base_of, read
 from conceptkit.concepts.routing import ROUTED
 from conceptkit.errors import BadRecipe, ConceptError, UnknownConcept
 from conceptkit.features import caption_statistics
-from conceptkit.merging import parts, report, request
+from conceptkit.merging import parts, recipes, report, request
 from conceptkit.merging.merge_inputs import prepare_all
 from conceptkit.merging.method_table import CROWDS, STRENGTHS, MergeMethod, merge_method_of
 from conceptkit.merging.methods.base import MergeContext, MergeResult
@@ -19,6 +21,7 @@ from conceptkit.merging.parts import Part
 from conceptkit.merging.report import Measured, Report
 from conceptkit.merging.request import ComposeRequest
 from conceptkit.merging.strengths import weighed
+from conceptkit.registry.merge_recipe import AS_RECIPE, check_parts
 from conceptkit.registry.opening import opened
 
 if TYPE_CHECKING:
@@ -97,7 +100,11 @@ def compose(
 def merge(asked: ComposeRequest, base: Base, registry: "Registry", progress: Progress) -> Merge:
     """Carry out a request on a loaded base; see `compose`."""
     method = merge_method_of(asked.merge_method)
-    chosen = parts.gather(asked.orders, registry, base.width if CROWDS in method.refuses else None)
+    said: list[str] = []
+    most = base.width if CROWDS in method.refuses else None
+    chosen = parts.gather(
+        asked.orders, registry, lambda ref: read_stored(registry, ref, base, said.append), most
+    )
     routing = chosen[0].concept.routing if len(chosen) == 1 else None
     if routing:  # it is drawn by its routes, whatever is asked for now
         method = merge_method_of(request.MERGE_METHOD)
@@ -109,7 +116,7 @@ def merge(asked: ComposeRequest, base: Base, registry: "Registry", progress: Pro
     else:
         result = MergeResult(chosen[0].delta, [chosen[0].delta], chosen[0].concept.rows, routing=routing)
     concept = _as_concept(chosen, result, base, asked.name, method)
-    notices = [*filter(None, fits), *notices_of(context)]
+    notices = [*said, *filter(None, fits), *notices_of(context)]
     shown = ROUTED if routing else method.name
     kept = result if len(chosen) > 1 or method.takes_one else None
     return Merge(concept, _report(context, result, concept, shown, notices), tuple(chosen), kept)
@@ -121,25 +128,52 @@ def rebuild(name: str, *, registry: "Registry | None" = None, base: Base | None 
     Raises ConceptError when it is no merge, when a part is gone from the registry, or has other bytes now.
     """
     with opened(registry) as store:
-        stored = Concept.from_bytes(store.read(name))
+        entry = store.get(name)
+        stored = recipes.told(store.read(entry))
         origin, recipe = stored.provenance, stored.recipe
         if "parent_sha256" not in origin:
             raise ConceptError(f"{name} was not merged from other concepts, so there is nothing to rebuild")
         if origin.get("how") == "shrink":
             raise ConceptError(f"{name} was shrunk, not merged; shrink {origin['parents'][0]} again")
         again = [
-            _as_it_was(store, ref, sha)
+            _as_it_was(store, ref, sha, base)
             for ref, sha in zip(origin["parents"], origin["parent_sha256"], strict=True)
         ]
         return compose(
             *again,
-            base=base or load(base_of(store.get(name), stored.base_name)),
+            base=base or load(base_of(entry, stored.base_name)),
             registry=store,
             name=stored.name,
             weights=origin.get("weights", recipe.get("weights")),
             merge_method=request.method_of(origin.get("how", recipe.get("method", "constrained"))),
-            padding_delta=stored.routing.padding_delta if stored.routing else request.PADDING_DELTA,
+            padding_delta=stored.padding_delta,
         )
+
+
+def read_stored(
+    registry: "Registry",
+    name: str,
+    base: Base | None = None,
+    notice: Callable[[str], object] = warnings.warn,
+) -> Concept:
+    """What the registry holds under that name; a merge that is stored as its recipe is built from its parts.
+
+    base: on which it is built; None: the one that it was merged on is loaded. notice: hears where it
+    becomes other bytes than it was stored for. Raises what `read` raises, and ConceptError when a part is
+    gone.
+    """
+    entry = registry.get(name)
+    if not entry.summary.get(AS_RECIPE):
+        return read(registry, entry.ref)
+    check_parts(registry, entry)
+    stored = recipes.told(registry.read(entry))
+    concept = replace(rebuild(entry.ref, registry=registry, base=base).concept, base_name=stored.base_name)
+    if hashlib.sha256(concept.to_bytes()).hexdigest() != stored.built:
+        notice(
+            f"{entry.ref} was built from its parts with other numbers than it was stored for, as other "
+            "versions of the libraries make them; compare its pictures, and compose it again under a new name"
+        )
+    return replace(concept, base_name=base_of(entry, concept.base_name))
 
 
 def as_it_is(part: Part, name: str) -> Concept:
@@ -148,14 +182,17 @@ def as_it_is(part: Part, name: str) -> Concept:
     return _alone(part, result, name, _lineage([part], merge_method_of(request.MERGE_METHOD)))
 
 
-def _as_it_was(registry: "Registry", ref: str, digest: str) -> Part:
+def _as_it_was(registry: "Registry", ref: str, digest: str, base: Base | None) -> Part:
     """The part with these very bytes, under whatever name it is stored now, as it was called then."""
     from conceptkit.registry.catalogue import lineage
 
     if (entry := lineage.holder(registry, digest)) is None:
         raise ConceptError(f"{ref} is not the concept that was merged any more; the merge itself is whole")
-    concept = Concept.from_bytes(registry.read(entry)).called(ref.partition("@")[0])
-    return Part(ref, concept, 1.0, digest)
+    if entry.summary.get(AS_RECIPE):
+        concept = read_stored(registry, entry.ref, base)
+    else:
+        concept = Concept.from_bytes(registry.read(entry))
+    return Part(ref, concept.called(ref.partition("@")[0]), 1.0, digest)
 
 
 def _context(

@@ -1,11 +1,11 @@
 """The parts of a merge: concepts, read, at their strength, and fit to stand side by side."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from conceptkit.concepts.concept import Concept, read
+from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadRecipe, ConceptError
 from conceptkit.merging.request import Order
@@ -53,11 +53,16 @@ def twins(chosen: Sequence[Part], i: int, sizes: Mapping[str, int]) -> list[int]
     return [k for k, theirs in others if mine and mine.same(theirs)]
 
 
-def gather(orders: Sequence[Order], registry: "Registry", most: int | None = None) -> list[Part]:
+def gather(
+    orders: Sequence[Order],
+    registry: "Registry",
+    stored: Callable[[str], Concept],
+    most: int | None = None,
+) -> list[Part]:
     """What was ordered as parts: concepts, merges, or names in the registry.
 
-    most: as many can be merged at all. Raises UnknownConcept, BadBlob, and ConceptError when two parts answer
-    to one name or there are too many.
+    stored: reads a name. most: as many can be merged at all. Raises UnknownConcept, BadBlob, and
+    ConceptError when two parts answer to one name or there are too many.
     """
     if most is not None and len(orders) > most:
         raise ConceptError(
@@ -67,18 +72,20 @@ def gather(orders: Sequence[Order], registry: "Registry", most: int | None = Non
     parts = []
     seen: dict[str, str] = {}
     for order in orders:
-        part = _part(order.given, order.name, order.weight, registry)
+        part = _part(order.given, order.name, order.weight, registry, stored)
         _check_distinct(part, seen)
         parts.append(part)
     return parts
 
 
-def _part(given: Any, name: str, weight: float, registry: "Registry") -> Part:
+def _part(
+    given: Any, name: str, weight: float, registry: "Registry", stored: Callable[[str], Concept]
+) -> Part:
     if isinstance(given, Part):
         return replace(given, weight=weight)
     if isinstance(given, str):
         entry = registry.get(name)
-        return Part(entry.ref, read(registry, entry.ref), weight, entry.hash)
+        return Part(entry.ref, stored(entry.ref), weight, entry.hash)
     # In the precision in which it would be stored, so that a merge can be made again from the registry.
     data = getattr(given, "concept", given).to_bytes()
     return Part(name, Concept.from_bytes(data), weight, hashlib.sha256(data).hexdigest())

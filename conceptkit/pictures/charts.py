@@ -60,6 +60,26 @@ def curves(
     return _picture(figure)
 
 
+def scatter(
+    title: str, across: str, upward: str, points: Mapping[str, tuple[float, float]], joined: str = ""
+) -> Image.Image:
+    """A point (x, y) with its name for each, x logarithmic; those whose names begin with `joined` are a
+    line."""
+    figure, axes = _figure((900, 560), title)
+    line = sorted(point for name, point in points.items() if joined and name.startswith(joined))
+    if line:
+        axes.plot([x for x, _ in line], [y for _, y in line], color=ORANGE, linewidth=2)
+    for name, (x, y) in points.items():
+        own = bool(joined) and name.startswith(joined)
+        axes.plot([x], [y], "o", color=ORANGE if own else BLUE)
+        axes.annotate(name, (x, y), (6, 5 if own else -12), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.12)
+    axes.set_xlabel(across)
+    axes.set_ylabel(upward)
+    return _picture(figure)
+
+
 def matrix(
     title: str, legend: str, names: Sequence[str], values: Sequence[Sequence[float]], cell: int = 72
 ) -> Image.Image:

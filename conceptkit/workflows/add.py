@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from conceptkit.base import devices
 from conceptkit.base import pipeline as bases
-from conceptkit.compression.sizes import SizeRequest, compress
+from conceptkit.compression.sizes import RECIPE, SizeRequest, compress
 from conceptkit.data import photos as photo_files
 from conceptkit.data import resize
 from conceptkit.errors import BadRecipe
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import draw
-from conceptkit.learn import memory, mixed_precision, prior_preservation
+from conceptkit.learn import memory, mixed_precision, prior_preservation, target_modules
 from conceptkit.learn.checkpoints import CheckpointManager, path_for
 from conceptkit.learn.claims import claimed_names
 from conceptkit.learn.config import old_name_notices
@@ -141,6 +141,8 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
     begun = time.monotonic()
     renamed = tuple(old_name_notices(settings.changes, settings.config))
     recipe, seed, resume = settings.recipe(), settings.seed, settings.resume
+    if settings.size == RECIPE:
+        raise BadRecipe("Only a merge is stored as its recipe; choose tiny, small or full here")
     wish = SizeRequest(settings.size)
     order = Order(wanted, recipe, joint, seed, resume, settings.new_version, renamed, wish)
     with ExitStack() as stack:
@@ -158,6 +160,7 @@ def _add(wanted: Mapping[str, Wanted], joint: str | None, settings: AddSettings)
         session = Session(base, registry, settings.progress)
         notices = [*order.notices, *mixed_precision.notices(base.device, order.config)]
         notices += memory.notices(base, order.config)
+        notices += target_modules.notices(base, order.config)
         notices += filter(None, [bases.adapters_notice(base, " and ".join(sets))])
         request = _request(order, sets, base, registry, notices)
         images = prior_preservation.of_photo_sets(base, request.subjects, order.config.instance_prompt)
@@ -252,6 +255,7 @@ def _smaller(concept: Concept, base: bases.Base, wish: SizeRequest, notices: lis
         f"{concept.name} is stored {wish.size}: it keeps {made.kept:.1%} of its effect on unseen noise; "
         "learn it with --size full to keep every number."
     )
+    notices += [made.notice] if made.notice else []
     return made.concept
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.base.pipeline import STORYBOOK, Base, load
-from conceptkit.concepts.concept import Concept, read
+from conceptkit.concepts.concept import Concept
 from conceptkit.formats import dialects
 from conceptkit.merging import request
-from conceptkit.merging.compose import Merge, compose
+from conceptkit.merging.compose import Merge, compose, read_stored
 from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Registry
 
@@ -61,7 +61,7 @@ def export(
     entries = [registry.get(name) for name in weights]
     if list(weights.values()) == [1.0] and (base is None or row.needs_base):
         shown = registry.preview(entries[0]) if row.cover else None
-        return _write(read(registry, entries[0].ref), Path(out), base, cover=shown, **written)
+        return _write(read_stored(registry, entries[0].ref), Path(out), base, cover=shown, **written)
     if base is None or isinstance(base, str):
         base = load(base or entries[0].summary.get("base_name", STORYBOOK))
     merge = compose(*names, base=base, registry=registry, progress=progress)

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from conceptkit.base import pipeline as bases
 from conceptkit.base.memory import GIB
 from conceptkit.data import photos as photo_files
-from conceptkit.learn import config_checks, latent_dataset
+from conceptkit.learn import config_checks, latent_dataset, target_modules
 from conceptkit.learn.config import TrainConfig, named_fields, old_name_notices
 from conceptkit.learn.costs import Costs, costs_of
 from conceptkit.learn.methods.table import adapter_of
@@ -102,6 +102,7 @@ def plan(
     recipe = settings.recipe(len(shown))
     subject = Subject(name, noun, shown, kind)
     config_checks.check(base, [subject], recipe)
+    notices += target_modules.notices(base, recipe)
     given = [noun] if class_images is not None and noun else []
     drawn = recipe.num_class_images * len(undrawn([subject], recipe, given))
     costs = costs_of(base, recipe, drawn)

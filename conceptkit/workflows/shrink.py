@@ -6,12 +6,15 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from conceptkit.base.pipeline import Base, check_fits, load
-from conceptkit.compression.sizes import SHRUNK, SizeRequest, Smaller, compress
-from conceptkit.concepts.concept import Concept, read
-from conceptkit.errors import BadRecipe, NoEffect
+from conceptkit.compression.sizes import FULL, RECIPE, SHRUNK, SizeRequest, Smaller, compress
+from conceptkit.concepts.concept import Concept
+from conceptkit.errors import BadRecipe, ConceptError, NoEffect
 from conceptkit.features import caption_statistics
+from conceptkit.merging import recipes
+from conceptkit.merging.compose import read_stored, rebuild
 from conceptkit.merging.shrink import check_size, shrink_concept
 from conceptkit.registry.catalogue import lineage
+from conceptkit.registry.merge_recipe import AS_RECIPE, check_parts
 from conceptkit.registry.opening import opened
 from conceptkit.registry.store import Entry, New, Registry
 
@@ -56,9 +59,11 @@ def shrink(
         ck.shrink("my_dog", size="small")
         ck.shrink("my_dog", bytes="8kB")
         ck.shrink("my_dog", keep=0.99)
+        ck.shrink("together", size="recipe")
 
     what: a name in the registry, or a concept, which is stored under its own name.
-    size: a preset, "tiny" or "small". bytes: of the whole file. keep: the share in (0, 1) of what it does to
+    size: a preset, "tiny" or "small"; "recipe" stores how a merge is made of its parts, which must stay, and
+        "full" stores it whole again. bytes: of the whole file. keep: the share in (0, 1) of what it does to
         the base's predictions that is left; see `compression.sizes`.
     rank: of the result. energy: the share in (0, 1] of what it does to captions that is kept, at the smallest
         rank that does. Of all five one is given.
@@ -98,6 +103,8 @@ def shrink_to(
 
     A concept that was made smaller before is made again from the version before it, while that is stored.
     """
+    if wish.size == RECIPE or (wish.size == FULL and _is_recipe(what, registry)):
+        return _as_recipe(what, wish, base, registry)
     with opened(registry) as store:
         given = _given(what, store)
         before, notice = _original(given, store)
@@ -109,7 +116,47 @@ def shrink_to(
                 f"would take {smaller.bytes:,}; ask for less"
             )
         entry = _stored(smaller.concept, store, given.preview or before.preview)
-        return Shrunk(entry, smaller.concept, smaller.kept, notice and f"{notice} {_left(smaller)}")
+        said = [notice and f"{notice} {_left(smaller)}", smaller.notice]
+        return Shrunk(entry, smaller.concept, smaller.kept, " ".join(filter(None, said)) or None)
+
+
+def _is_recipe(what: Concept | str, registry: Registry | None) -> bool:
+    with opened(registry) as store:
+        return isinstance(what, str) and bool(store.get(what).summary.get(AS_RECIPE))
+
+
+def _as_recipe(
+    what: Concept | str, wish: SizeRequest, base: Base | str | None, registry: Registry | None
+) -> Shrunk:
+    """A stored merge as its recipe, or whole again, as its next version; its lineage stays what it was."""
+    if not isinstance(what, str):
+        raise BadRecipe("Only a merge in the registry has a recipe; give its name")
+    with opened(registry) as store:
+        entry = store.get(what)
+        if entry.summary.get("kind") != "merge":
+            raise BadRecipe(f"{entry.ref} was learned and not merged, so it has no recipe; give another size")
+        here = load(base) if isinstance(base, str) else base
+        concept = read_stored(store, entry.ref, here)
+        data, summary = concept.to_bytes(), concept.summary()
+        if wish.size == RECIPE:
+            data = _recipe(entry, concept, here, store)
+            summary = {**summary, AS_RECIPE: True, "bytes": len(data)}
+        new = New(entry.name, data, summary, preview=store.preview(entry))
+        kept = store.add_many([new], new_version=True, also=lambda _, added: check_parts(store, added[0]))[0]
+        return Shrunk(kept, concept)
+
+
+def _recipe(entry: Entry, concept: Concept, base: Base | None, registry: Registry) -> bytes:
+    """The recipe of a merge. Raises NoEffect where it is stored so, ConceptError where it cannot be built."""
+    if entry.summary.get(AS_RECIPE):
+        raise NoEffect(f"{entry.ref} is stored as its recipe already")
+    again = rebuild(entry.ref, registry=registry, base=base).concept
+    if replace(again, base_name=concept.base_name).to_bytes() != registry.read(entry):
+        raise ConceptError(
+            f"{entry.ref} composed again from its parts has other bytes, as it may on another machine or "
+            "with other versions of the libraries; it stays as it is"
+        )
+    return recipes.to_recipe(concept)
 
 
 def _left(smaller: Smaller) -> str:
@@ -119,7 +166,7 @@ def _left(smaller: Smaller) -> str:
 def _given(what: Concept | str, registry: Registry) -> _Given:
     if isinstance(what, str):
         entry = registry.get(what)
-        return _Given(read(registry, entry.ref), entry.ref, entry.hash, registry.preview(entry))
+        return _Given(read_stored(registry, entry.ref), entry.ref, entry.hash, registry.preview(entry))
     digest = hashlib.sha256(what.to_bytes()).hexdigest()
     stored = lineage.holder(registry, digest)
     return _Given(what, what.name, digest, registry.preview(stored) if stored else None)
@@ -136,7 +183,7 @@ def _original(given: _Given, registry: Registry) -> tuple[_Given, str | None]:
     )
     entry = lineage.holder(registry, digests[0]) if digests else None
     if entry is not None:
-        original = read(registry, entry.ref).called(given.concept.name)
+        original = read_stored(registry, entry.ref).called(given.concept.name)
         if original.coded is None:
             found = _Given(original, entry.ref, entry.hash, registry.preview(entry))
             return found, f"{given.source} was made smaller before, so {entry.ref} was taken;"

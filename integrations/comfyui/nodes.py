@@ -7,14 +7,37 @@ RETURN_TYPES, FUNCTION, CATEGORY, IS_CHANGED).
 
 from __future__ import annotations
 
+import hashlib
 import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FOLDER = "conceptkit"
 """Below ComfyUI's folder of embeddings."""
 NAMES = "my_dog, moongate:0.8"
+Tensors = Mapping[str, Any]
 STRENGTH = {"default": 1.0, "min": -4.0, "max": 4.0, "step": 0.05}
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """What prompts need to know of concepts that are loaded.
+
+    words: name -> what it stands for, with tokens, as in {"my_dog": "<my_dog> dog"}. files: token -> name of
+    its embeddings, below ComfyUI's folder.
+    """
+
+    words: Mapping[str, str]
+    files: Mapping[str, str]
+
+    def typed(self, text: str) -> str:
+        """A text with tokens as ComfyUI reads it: it finds an embedding only between spaces."""
+        for token, name in self.files.items():
+            text = text.replace(token, f" embedding:{name} ")
+        return re.sub(" +", " ", text).strip(" ")
 
 
 class ConceptkitLoader:
@@ -45,27 +68,29 @@ class ConceptkitLoader:
             return " ".join(registry.get(name.partition(":")[0]).hash for name in _names(concepts))
 
     def load(self, model: Any, clip: Any, concepts: str, strength: float) -> tuple[Any, Any, Any]:
-        """The patched model and text encoders, and what a prompt types for each name.
+        """The patched model and text encoders, and what prompts need to know.
 
-        Raises ConceptError for what no LoRA can be.
+        Raises ConceptError for what no LoRA can be, BaseMismatch when the checkpoint is none that it fits.
         """
+        _check_installed()
         import comfy.sd
         import safetensors.torch
 
         from conceptkit.formats import kohya
         from conceptkit.formats.diffusers import folded
+        from conceptkit.formats.textual_inversion import token_file
 
-        concept = _concept(_names(concepts))
+        concept = folded(_concept(_names(concepts)))
         files = kohya.comfyui(concept)
-        words = {name: _typed(text) for name, text in folded(concept).words.items()}
-        for place, data in files.items():
-            if place.startswith("models/embeddings/"):
-                _write(_embeddings() / Path(place).name, data)
         lora = next((data for place, data in files.items() if place.startswith("models/loras/")), None)
-        if lora is not None:
-            tensors = safetensors.torch.load(lora)
+        tensors = {} if lora is None else safetensors.torch.load(lora)
+        rows = {token: files[f"models/embeddings/{token_file(token)}"] for token in concept.tokens}
+        read = {token: safetensors.torch.load(data) for token, data in rows.items()}
+        _check_fits(concept, tensors, read, model, clip)
+        written = {token: _written(data, token) for token, data in rows.items()}
+        if tensors:
             model, clip = comfy.sd.load_lora_for_models(model, clip, tensors, strength, strength)
-        return model, clip, words
+        return model, clip, Concepts(concept.words, written)
 
 
 class ConceptkitPrompt:
@@ -87,9 +112,7 @@ class ConceptkitPrompt:
             "optional": {"regions": ("STRING", {"multiline": True, "default": ""})},
         }
 
-    def encode(
-        self, clip: Any, concepts: dict[str, str], text: str, regions: str = ""
-    ) -> tuple[list[Any], str]:
+    def encode(self, clip: Any, concepts: Concepts, text: str, regions: str = "") -> tuple[list[Any], str]:
         """The conditioning and the text itself.
 
         regions: a line each, "my_dog=left" or "my_dog=0,0,0.5,1" (left, top, right, bottom): there the words
@@ -97,11 +120,11 @@ class ConceptkitPrompt:
         """
         from conceptkit.concepts.prompt_rewriting import replace
 
-        written = replace(text, concepts)
+        written = concepts.typed(replace(text, concepts.words))
         found = [[*one] for one in _encoded(clip, written)]
-        for name, (left, top, right, bottom) in _regions(regions, concepts).items():
+        for name, (left, top, right, bottom) in _regions(regions, concepts.words).items():
             area = ("percentage", bottom - top, right - left, top, left)
-            for cond, about in _encoded(clip, concepts[name]):
+            for cond, about in _encoded(clip, concepts.typed(concepts.words[name])):
                 found.append([cond, {**about, "area": area, "strength": 1.0, "set_area_to_bounds": False}])
         return found, written
 
@@ -146,8 +169,63 @@ def _concept(names: list[str]) -> Any:
     return concept
 
 
-def _typed(text: str) -> str:
-    return re.sub(r"<([^\s<>]+)>", lambda found: f"embedding:{FOLDER}/{found[1]}", text)
+def _check_installed() -> None:
+    try:
+        import conceptkit  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"{sys.executable}, which runs ComfyUI, has no {error.name}; install conceptkit there"
+        ) from error
+
+
+def _check_fits(concept: Any, tensors: Tensors, rows: Mapping[str, Tensors], model: Any, clip: Any) -> None:
+    """ComfyUI passes over what has no place in a checkpoint, with a line in its log alone.
+
+    tensors: of the LoRA. rows: of the embeddings, by their tokens.
+    """
+    import comfy.lora
+
+    from conceptkit.errors import BaseMismatch
+    from conceptkit.formats.lora_modules import family_of
+    from conceptkit.formats.module_names import TITLES
+
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    places = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, places)
+    weights = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
+    modules = sorted({key.partition(".")[0] for key in tensors})
+    strange = [name for name in modules if not _has_place(name, tensors, places, weights)]
+    strange += [token for token, each in sorted(rows.items()) if not _is_read(each, clip)]
+    if strange:
+        raise BaseMismatch(
+            f"{concept.name} was learned on {concept.base_name}, of the family {TITLES[family_of(concept)]}, "
+            f"and this checkpoint has no place for {len(strange)} of its {len(modules) + len(rows)} "
+            f"parts, {strange[0]} for one; load one of that family and shape"
+        )
+
+
+def _has_place(name: str, tensors: Tensors, places: Mapping[str, Any], weights: Tensors) -> bool:
+    """Whether a module of a LoRA is one of the checkpoint, of the same inputs and outputs."""
+    place = places.get(name)
+    if not isinstance(place, str):
+        return place is not None  # a part of a matrix, (key, (dimension, begin, length))
+    weight = weights.get(place)
+    if weight is None or not weight.is_floating_point():
+        return weight is not None  # packed by a quantizer, in a shape of its own
+    up, down = tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"]
+    return weight.shape == up.shape[:1] + down.shape[1:]
+
+
+def _is_read(rows: Tensors, clip: Any) -> bool:
+    """Whether the text encoders read embeddings of these keys and widths."""
+    sizes = {
+        part.embedding_key: part.embedding_size
+        for part in vars(clip.tokenizer).values()
+        if hasattr(part, "embedding_size")
+    }
+    widths = {key: row.shape[1] for key, row in rows.items()}
+    if len(widths) == 1:
+        return list(widths.values()) == list(sizes.values())
+    return all(sizes.get(key) == width for key, width in widths.items())
 
 
 def _encoded(clip: Any, text: str) -> list[Any]:
@@ -155,7 +233,7 @@ def _encoded(clip: Any, text: str) -> list[Any]:
     return [[cond, {"pooled_output": pooled}]]
 
 
-def _regions(text: str, concepts: dict[str, str]) -> dict[str, tuple[float, ...]]:
+def _regions(text: str, concepts: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
     from conceptkit.errors import BadRegion
 
     found: dict[str, tuple[float, ...]] = {}
@@ -171,19 +249,25 @@ def _regions(text: str, concepts: dict[str, str]) -> dict[str, tuple[float, ...]
         if name not in concepts:
             known = ", ".join(concepts)
             raise BadRegion(f"{name!r} is none of the concepts {known}; mend the region {line!r}")
+        if name in found:
+            raise BadRegion(f"{name} has a region already; take {line!r} away, or make one box of both")
         found[name] = box
     return found
 
 
-def _embeddings() -> Path:
+def _written(data: bytes, token: str) -> str:
+    """Embeddings in a file of their own, and its name below ComfyUI's folder.
+
+    The name has a part of the hash: two versions of a concept may be in one workflow, and ComfyUI reads the
+    file only when a prompt is encoded.
+    """
     import folder_paths
 
-    return Path(folder_paths.get_folder_paths("embeddings")[0]) / FOLDER
-
-
-def _write(file: Path, data: bytes) -> None:
+    name = f"{FOLDER}/{token.strip('<>')}-{hashlib.sha256(data).hexdigest()[:8]}"
+    file = Path(folder_paths.get_folder_paths("embeddings")[0]) / f"{name}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.is_file() or file.read_bytes() != data:
         part = file.with_suffix(".part")
         part.write_bytes(data)
         part.replace(file)
+    return name

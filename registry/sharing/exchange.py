@@ -11,6 +11,7 @@ from conceptkit.registry import concept_validation, odd_files, private_names, st
 from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.entries import Entry
 from conceptkit.registry.errors import BadBlob, ConceptError
+from conceptkit.registry.merge_recipe import AS_RECIPE
 from conceptkit.registry.sharing import bundle, incoming, signing
 from conceptkit.registry.sharing.incoming import ImportResult, IncomingConcept
 from conceptkit.registry.sources import Source
@@ -129,6 +130,11 @@ def _different(entries: Sequence[Entry]) -> list[Entry]:
 
 def check_own(registry: Registry, entry: Entry) -> Source:
     """The bytes stored here as `entry`. Raises ConceptError when others would refuse them."""
+    if entry.summary.get(AS_RECIPE):
+        raise BadBlob(
+            f"{entry.ref} is stored as its recipe, which others cannot build: store it whole with "
+            f"`conceptkit shrink {entry.ref} --size full`, and share that."
+        )
     try:
         source = registry.source(entry)
         with storage_errors.told(registry.home):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import atomic_files, blobs, paths, storage_errors, trash_files
+from conceptkit.registry import atomic_files, blobs, merge_recipe, paths, storage_errors, trash_files
 from conceptkit.registry.catalogue import labels, search
 from conceptkit.registry.entries import POINTS, Entry, New, refresh
 from conceptkit.registry.errors import BadBlob, ConceptError, UnknownConcept
@@ -61,10 +61,12 @@ class BroughtBack:
 def discard(registry: Registry, name: str) -> tuple[list[Entry], str | None]:
     """Remove a name, or a version of it, and keep it in the trash: what was removed, and a sentence.
 
-    The sentence says why something could not be kept, as where its bytes are damaged. Raises UnknownConcept.
+    The sentence says why something could not be kept, as where its bytes are damaged. Raises UnknownConcept,
+    and ConceptError for a part that a merge stored as its recipe needs.
     """
     bare, version = split_version(name)
     entries = [registry.get(name)] if version is not None else registry.versions(bare)
+    merge_recipe.check_unneeded(registry, entries)
     file = paths.make_private(registry.home / trash_files.FOLDER) / f"{name}.{time.time_ns()}.bundle"
     sentence = None
     try:

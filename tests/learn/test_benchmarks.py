@@ -278,6 +278,7 @@ def test_custom_diffusion_moves_its_token_and_no_other_by_its_gradient(pico, sho
     assert moved == [run.row]
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_prior(bench):
     told = last_line(learn_prior.main, "--steps", 2, "--methods", "dreambooth")
     assert set(told["value"]) == {"dreambooth, prior", "dreambooth, no prior"}

@@ -52,14 +52,8 @@ def asked(
     return Classifier(base, schedule or schedule_of(base.pipe.scheduler), RECIPE, 0, crew)
 
 
-@pytest.mark.parametrize(
-    ("noun", "hue"),
-    [
-        ("boat", "blue"),
-        pytest.param("rabbit", "red", marks=pytest.mark.slow),
-        pytest.param("robot", "white", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("noun", "hue"), [("boat", "blue"), ("rabbit", "red"), ("robot", "white")])
 def test_a_base_names_the_colour_of_what_it_is_shown(storybook, noun, hue):
     assert asked(storybook).look(pool_of(storybook, noun, hue, seed=5), noun) == hue
 
@@ -75,12 +69,13 @@ def posed(noun: str, state: str, place: str | None, seed: int = 5) -> PhotoSet:
     return PhotoSet((shot,), (f"{noun}.png",), "0" * 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noun", "state", "place", "told"),
     [
-        pytest.param("cat", "running", None, "running", marks=pytest.mark.slow),
-        pytest.param("cat", "sleeping", "kitchen", "sleeping in a kitchen", marks=pytest.mark.slow),
-        pytest.param("rabbit", "sitting", "snow", "sitting in the snow", marks=pytest.mark.slow),
+        ("cat", "running", None, "running"),
+        ("cat", "sleeping", "kitchen", "sleeping in a kitchen"),
+        ("rabbit", "sitting", "snow", "sitting in the snow"),
     ],
 )
 def test_a_base_says_what_a_thing_does_on_its_only_photo_and_where(storybook, noun, state, place, told):

@@ -8,12 +8,12 @@ from PIL import Image, ImageDraw
 
 from conceptkit.base import pipeline as bases
 from conceptkit.errors import BadPhotos, BadRecipe
-from conceptkit.learn import latent_dataset, trainer
+from conceptkit.learn import latent_dataset, target_modules, trainer
 from conceptkit.learn.checkpoints import CheckpointManager
 from conceptkit.learn.config import config_for
 from conceptkit.learn.train_config import RATES
 from conceptkit.workflows.add import add
-from tests import tiny
+from tests import tiny, transformers_tiny
 from tests.learning import TINY, method, outcome, values
 
 LONG = "a picture of a red house " * 13
@@ -135,3 +135,12 @@ def test_a_base_in_half_precision_is_taught(shown, registry, dtype, name):
     half = bases.of(pipe, "half")
     made = outcome(half, shown, method(name), registry=registry)
     assert torch.isfinite(values(made.whole)).all() and not made.notices
+
+
+def test_a_lora_on_text_encoders_that_take_none_is_said_to_have_no_effect(pico):
+    recipe = replace(TINY, text_encoder_rank=4)
+    (told,) = target_modules.notices(bases.of(transformers_tiny.pico_pixart(), "pixart"), recipe)
+    assert told.startswith(
+        "text_encoder_rank = 4 has no effect on pixart, whose text encoder (T5EncoderModel)"
+    )
+    assert not target_modules.notices(pico, recipe)

@@ -259,7 +259,7 @@ def test_textual_inversion_is_that_of_the_script(shown, family, steps):
         assert apart({"row": moved}, {"row": wanted}) < 2e-3 and float(wanted.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("steps", STEPS)
 def test_custom_diffusion_is_that_of_the_script(shown, steps):
     pipe = tiny.pico_sd()
     concept, tape, recipe = ours(

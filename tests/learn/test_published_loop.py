@@ -12,12 +12,17 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import carry_over
+from conceptkit.base.added_tokens import add_tokens
 from conceptkit.data.augmentation import augment
 from conceptkit.errors import BadRecipe
 from conceptkit.learn import latent_dataset, losses, lr_schedules, optimizers, training_step
 from conceptkit.learn.checkpoints import capture, restore
 from conceptkit.learn.config import DEFAULT_CONFIGS, config_for
+from conceptkit.learn.target_modules import TargetMaps
+from conceptkit.learn.trainable_delta import inject, layers
+from conceptkit.learn.trainer import _word_groups
 from conceptkit.learn.view_options import CROP, ViewOptions
+from conceptkit.tuners.inject import ADAPTER
 from tests import tiny
 from tests.learning import TINY, outcome, teach, ups
 
@@ -230,7 +235,40 @@ def test_in_units_of_the_weights_a_rescaled_base_learns_the_same(pico, shown, mo
     one, other = (teach(base, shown, recipe) for base in (pico, again))
     for name, factors in one.delta.items():
         by = (again.unet.get_parameter(f"{name}.weight") / pico.unet.get_parameter(f"{name}.weight")).median()
-        assert torch.allclose(other.delta[name].dense(), by * factors.dense(), rtol=2e-2, atol=1e-7), name
+        wanted = (
+            by * factors.dense()
+        )  # AdamW makes much of the rounding of gradients that are next to nothing
+        assert (other.delta[name].dense() - wanted).norm() <= 1e-2 * wanted.norm(), name
+
+
+def test_values_are_in_units_of_what_their_map_gives_for_the_words(pico):
+    """Where text features are larger and the map as much smaller, a rate means the same."""
+    name, linear = next(iter(pico.text_site.items()))
+    rows, kept = torch.randn(2, pico.width), linear.weight.data
+    targets, recipe = {"": TargetMaps({name: linear}, 2)}, replace(TINY, relative_to_weights=True)
+
+    def unit(rows):
+        with inject(pico, recipe, 0, targets, rows, rows):
+            return dict(layers(pico.denoiser))[name].scaling[ADAPTER]
+
+    found = unit(rows)
+    assert found == pytest.approx(float((rows @ kept.T).square().mean().sqrt()))
+    try:
+        linear.weight.data = kept / 4
+        assert unit(4 * rows) == pytest.approx(found) and unit(rows) == pytest.approx(found / 4)
+    finally:
+        linear.weight.data = kept
+
+
+def test_a_word_learns_in_units_of_the_tokens_of_its_base(pico):
+    rows = torch.zeros(1, pico.width)
+    with add_tokens(pico.pipe, {"<x>": (rows,)}) as tokens:
+        (group,) = _word_groups(tokens, replace(TINY, relative_to_weights=True))
+        table = pico.pipe.text_encoder.get_input_embeddings().weight
+        assert group.unit == pytest.approx(float(table.detach().square().mean().sqrt()))
+        for changes in ({"relative_to_weights": False}, {"optimizer": "prodigy"}):
+            (group,) = _word_groups(tokens, replace(TINY, **{"relative_to_weights": True} | changes))
+            assert group.unit == 1
 
 
 def test_a_copy_is_held_to_what_was_tuned_on_the_storybook(monkeypatch):
@@ -244,4 +282,4 @@ def test_a_copy_is_held_to_what_was_tuned_on_the_storybook(monkeypatch):
         {"storybook": 0.95, "storybook-rescaled": 0.75, "another": 1.0}
     )
     tuned, carried = carry_over.rows(None).values()
-    assert tuned.max_train_steps == carried.max_train_steps and carried.optimizer == "prodigy"
+    assert tuned.max_train_steps == carried.max_train_steps and carried.relative_to_weights

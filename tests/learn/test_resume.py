@@ -34,11 +34,10 @@ def stop_at(count):
 @pytest.mark.parametrize(
     "recipe",
     [
-        "wide",
         "custom-diffusion",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("custom", "keyed on the move", "validated")
+            for name in ("wide", "custom", "keyed on the move", "validated")
         ),
         pytest.param("able", marks=pytest.mark.slow),
     ],

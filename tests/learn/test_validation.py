@@ -91,3 +91,11 @@ def test_the_curve_is_a_picture_with_the_kept_step_marked():
     orange = (np.abs(marked.astype(int) - (194, 65, 12)).sum(2) < 20).nonzero()
     assert len(orange[0]) > 20
     assert charts.loss_curve([(0, 1.0)], 0, "one point").size == (640, 400)
+
+
+def test_a_scatter_names_its_points_and_joins_those_of_one_kind():
+    points = {"ours small": (1e3, 0.8), "ours full": (1e5, 0.9), "other": (1e6, 0.5)}
+    joined = np.asarray(charts.scatter("title", "bytes", "share", points, joined="ours"))
+    apart = np.asarray(charts.scatter("title", "bytes", "share", points))
+    assert joined.shape == apart.shape == (560, 900, 3) and (joined != apart).any()
+    assert charts.scatter("title", "bytes", "share", {"one": (1.0, 0.0)}).size == (900, 560)

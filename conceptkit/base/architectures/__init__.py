@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from conceptkit.base.architectures.architecture import Architecture, Condition, Segment
 from conceptkit.errors import BadBase
+from conceptkit.extension_table import ExtensionTable
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
 __all__ = [
+    "ARCHITECTURES",
     "Architecture",
     "Condition",
     "Segment",
@@ -25,6 +27,7 @@ __all__ = [
 
 MODULES = {
     "UNet2DConditionModel": "unet",
+    "HunyuanDiT2DModel": "hunyuan_dit",
     "SD3Transformer2DModel": "sd3",
     "FluxTransformer2DModel": "flux",
     "PixArtTransformer2DModel": "pixart",
@@ -37,6 +40,8 @@ MODULES = {
     "ChromaTransformer2DModel": "chroma",
 }
 """Class of the denoiser -> the module beside this one that knows it, whose ARCHITECTURE it is."""
+ARCHITECTURES: ExtensionTable[Architecture] = ExtensionTable("architecture", "conceptkit.architectures")
+"""Those of other packages, by the class of the denoiser."""
 GUIDE = "docs/how-to/add-a-base.md"
 
 
@@ -51,12 +56,14 @@ def architecture_of(pipe: DiffusionPipeline) -> Architecture:
 
 
 def architecture_of_denoiser(denoiser: nn.Module) -> Architecture:
-    """The architecture of a UNet or a transformer. Raises BadBase on one that is not in the table."""
+    """The architecture of a UNet or a transformer. Raises BadBase on one that is in no table."""
     kind = type(getattr(denoiser, "_orig_mod", denoiser))
     for name in (each.__name__ for each in kind.__mro__):
         if name in MODULES:
             found: Architecture = import_module(f"{__name__}.{MODULES[name]}").ARCHITECTURE
-            return found
+            return found.of(denoiser)
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name].of(denoiser)
     raise BadBase(_unknown(kind.__name__))
 
 
@@ -65,7 +72,8 @@ def check_denoiser_class(name: str) -> None:
     import diffusers
 
     kind = getattr(diffusers, name, None)
-    if not any(each in MODULES for each in [name, *(base.__name__ for base in getattr(kind, "__mro__", ()))]):
+    names = [name, *(base.__name__ for base in getattr(kind, "__mro__", ()))]
+    if not any(each in MODULES or each in ARCHITECTURES for each in names):
         raise BadBase(_unknown(name))
 
 

@@ -86,6 +86,7 @@ class Segment:
     skipped: so many tokens at the beginning are no positions of the features.
     trimmed: there are as many positions as the longest prompt of a batch has, at most `length`.
     masked: nothing reads positions behind the text.
+    left: what fills up stands before the text.
     """
 
     tokenizer: Any
@@ -95,6 +96,7 @@ class Segment:
     skipped: int = 0
     trimmed: bool = False
     masked: bool = False
+    left: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,7 @@ class Architecture:
     lora_encoders: text encoders that a LoRA may learn on too, as diffusers loads it; T5 and language models
         are none.
     sets_sigmas: whether its pipeline says the noise levels itself, which not all schedulers take.
+    latent_output: the `output_type` by which its pipeline gives latents.
     """
 
     denoiser: ClassVar[str] = "unet"
@@ -144,6 +147,11 @@ class Architecture:
     lower_case: ClassVar[bool] = False
     lora_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     sets_sigmas: ClassVar[bool] = False
+    latent_output: ClassVar[str] = "latent"
+
+    def of(self, denoiser: nn.Module) -> Architecture:
+        """The architecture of this denoiser, where one class has several; by its configuration."""
+        return self
 
     def reads_text(self, name: str) -> bool:
         """Whether a map of the denoiser, by its name without tuners, belongs to the text site."""
@@ -195,6 +203,10 @@ class Architecture:
         """What the text site reads, (n, T, d), of the features (n, T, e) that the denoiser is given."""
         return hidden
 
+    def site_features(self, denoiser: nn.Module, condition: Condition) -> Tensor:
+        """The same of a whole condition, where the mask decides what is read too."""
+        return self.site_input(denoiser, condition.hidden)
+
     def at_site(self, values: Tensor, present: Tensor) -> Tensor:
         """Values (B, T, k) of positions, in the shape in which the text site has its outputs.
 
@@ -236,9 +248,13 @@ class Architecture:
         """Latents (n, c, h, w) of what a pipeline gives with `output_type="latent"`, in its own size."""
         return drawn
 
+    def cell(self, pipe: DiffusionPipeline) -> int:
+        """Pixels on a side of what one position of the latents stands for."""
+        return int(pipe.vae_scale_factor)
+
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """Pixels on a side of what the base draws."""
-        return int(getattr(pipe, self.denoiser).config.sample_size) * int(pipe.vae_scale_factor)
+        return int(getattr(pipe, self.denoiser).config.sample_size) * self.cell(pipe)
 
     def guided(self, scales: Mapping[str, float], count: int) -> dict[str, Any]:
         """Guidance as the pipeline of `count` prompts is called with it."""
@@ -247,7 +263,7 @@ class Architecture:
     def size_multiple(self, pipe: DiffusionPipeline) -> int:
         """Pixels by which widths and heights can be divided: cells of the latents, in patches."""
         patch = getattr(pipe, self.denoiser).config.get("patch_size")
-        return int(pipe.vae_scale_factor) * (patch if isinstance(patch, int) else 1)
+        return self.cell(pipe) * (patch if isinstance(patch, int) else 1)
 
     def largest_size(self, pipe: DiffusionPipeline) -> int | None:
         """The longest side in pixels that the denoiser has positions for; None without a limit."""

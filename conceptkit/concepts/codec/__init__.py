@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from conceptkit.concepts.codec import compact, plain
 from conceptkit.concepts.codec.plain import HALF_ERROR, KINDS, damaged
 from conceptkit.errors import BadBlob
+from conceptkit.registry import merge_recipe
 from conceptkit.registry.compact_header import CODED, FORMAT, newer
 from conceptkit.safetensors_header import read_metadata, split
 
@@ -29,6 +30,10 @@ def to_bytes(concept: "Concept") -> bytes:
 def parse(data: bytes) -> dict[str, Any]:
     """The fields of the concept in these bytes, tensors as float32 (`Concept.from_bytes` catches errors)."""
     about = read_metadata(data, finite=True)
+    if merge_recipe.is_recipe(about):
+        raise BadBlob(
+            "These bytes are the recipe of a merge; read it by its name from the registry that has its parts"
+        )
     if why := newer(about):
         raise BadBlob(f"These bytes are not a concept that can be read here ({why}); install that version")
     if about["format"] != FORMAT:

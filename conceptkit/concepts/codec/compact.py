@@ -175,22 +175,20 @@ def decoded(layout: Layout, numbers: bytes) -> Coded:
 
 
 def _valued(layout: Layout, numbers: bytes, vectors: Sequence[Vector]) -> Coded:
-    steps = np.array([symbols.worth(vector.step) for vector in vectors], dtype=np.float32)
+    steps = symbols.worths([vector.step for vector in vectors]).astype(np.float32)
     whole = np.concatenate([vector.values for vector in vectors] or [np.zeros(0)]).astype(np.float32)
     whole *= np.repeat(steps, [len(vector.values) for vector in vectors])
-    sizes, flat = iter([len(vector.values) for vector in vectors]), torch.from_numpy(whole)
-    place = 0
+    flat, place = torch.from_numpy(whole), 0
 
-    def matrix(count: int) -> Tensor:
-        """The next so many vectors, which are of one length, as rows."""
+    def matrix(count: int, width: int) -> Tensor:
+        """The next so many vectors, which are of that length, as rows."""
         nonlocal place
-        width = max([next(sizes) for _ in range(count)])
         place += count * width
-        return flat[place - count * width : place].view(count, width).clone()
+        return flat[place - count * width : place].view(count, width)
 
-    downs = {shape.down: matrix(shape.rank) for shape in layout.downs()}
-    maps = {s.name: Factors(matrix(s.rank).T.contiguous(), downs[s.down]) for s in layout.maps}
-    tokens = {token: tuple(matrix(count) for count, _ in each) for token, each in layout.tokens}
+    downs = {s.down: matrix(s.rank, s.inputs).clone() for s in layout.downs()}
+    maps = {s.name: Factors(matrix(s.rank, s.outputs).T.contiguous(), downs[s.down]) for s in layout.maps}
+    tokens = {token: tuple(matrix(*size).clone() for size in each) for token, each in layout.tokens}
     return Coded(layout, numbers, Delta(maps, {s.name: s.down for s in layout.maps}), tokens)
 
 

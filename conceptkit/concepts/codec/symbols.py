@@ -1,9 +1,8 @@
 """Vectors of whole numbers as a range-coded stream, and back: exact, and the same bytes on every machine.
 
 Vectors that are alike in size share a table of frequencies. Of a number its magnitude is range coded
-(`constriction`, after Martin 1979), its sign is a bit of its own. Tables are written in
-eighths of an octave of probability, and read by multiplications alone, so that no machine's logarithm decides
-what is read.
+(`constriction`, after Martin 1979), its sign is a bit of its own. Which table a vector has, and its step, are
+range coded before them.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 import constriction
 import numpy as np
 
+from conceptkit.concepts.codec import tables
+
 MOST_CLASSES = 12
 """Tables of frequencies in one stream, at most; how many are worth their bytes is found out."""
 ESCAPE = 120
@@ -23,19 +24,11 @@ ESCAPE = 120
 MOST_VALUES = 1 << 26
 MOST_SIDE = 1 << 26
 """Bytes that tables and steps may take when they are inflated."""
-_EIGHTHS = np.array(
-    [
-        1.0,
-        0.9170040432046712,
-        0.8408964152537145,
-        0.7711054127039704,
-        0.7071067811865476,
-        0.6484197773255048,
-        0.5946035575013605,
-        0.5452538663326288,
-    ]
-)
+_QUARTERS = np.array([1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
 _SWEEPS = 12
+MOST_STEP = 400
+"""Of a step and of the difference from the one before, in quarters of an octave."""
+_RATES = tuple(range(1, 17))
 
 
 @dataclass(frozen=True)
@@ -47,21 +40,25 @@ class Vector:
 
 
 def encode(vectors: Sequence[Vector]) -> bytes:
-    """The vectors as bytes: the length of the tables, the tables, the signs, the range-coded magnitudes."""
+    """The vectors as bytes: lengths, tables, signs, and range coded their classes, steps and magnitudes."""
     numbers = [np.abs(vector.values.astype(np.int64)) for vector in vectors]
     capped = [np.minimum(values, ESCAPE) for values in numbers]
-    classes, tables = _classes(capped)
+    classes, written = _classes(capped)
     beyond = np.concatenate([values[values >= ESCAPE] - ESCAPE for values in numbers] or [_none()])
-    steps = _steps(vectors, classes)
-    side = bytearray(struct.pack("<BI", len(tables), len(beyond)))
-    for table in tables:
-        side += bytes([len(table), *table])
-    side += _differences(steps) + classes.astype(np.uint8).tobytes() + _groups(beyond)
-    packed = deflated(bytes(side))
+    own = [vector.step for vector, klass in zip(vectors, classes, strict=True) if klass]
+    steps = np.diff(np.array(own, dtype=np.int64), prepend=0)
+    of_steps = _steps_table(steps)
+    of_classes = (
+        tables.table(np.bincount(classes, minlength=len(written) + 1)) if len(classes) else b"\x01\x00"
+    )
+    side = struct.pack("<BI", len(written), len(beyond)) + bytes([of_steps]) + of_classes
+    packed = deflated(side + b"".join(written) + beyond.astype("<u4").tobytes())
     coder = constriction.stream.queue.RangeEncoder()
-    for klass, table in enumerate(tables, 1):
+    _encode(coder, classes, tables.levels_of(of_classes))
+    _encode(coder, steps + MOST_STEP, _steps_levels(of_steps))
+    for klass, table in enumerate(written, 1):
         chosen = [values for values, own in zip(capped, classes, strict=True) if own == klass]
-        coder.encode(np.concatenate(chosen).astype(np.int32), _model(table))
+        _encode(coder, np.concatenate(chosen), tables.levels_of(table))
     everything = np.concatenate([vector.values for vector in vectors] or [_none()])
     signs = np.packbits(everything[everything != 0] < 0).tobytes()
     words = coder.get_compressed().astype("<u4").tobytes()
@@ -76,45 +73,63 @@ def decode(data: bytes, lengths: Sequence[int]) -> list[Vector]:
     start = 8 + side_length
     if start + sign_length > len(data) or (len(data) - start - sign_length) % 4:
         raise ValueError("the stream is cut")
-    steps, classes, tables, beyond = _read_side(inflated(data[8:start], MOST_SIDE), len(lengths))
+    of_steps, of_classes, written, beyond = _read_side(inflated(data[8:start], MOST_SIDE))
     words = np.frombuffer(data[start + sign_length :], "<u4").astype(np.uint32)
     coder = constriction.stream.queue.RangeDecoder(words)
     sizes = np.array(lengths, dtype=np.int64)
-    ends = np.cumsum(sizes)
-    whole = np.zeros(int(sizes.sum()), dtype=np.int64)
-    owner = np.repeat(classes, sizes)
-    for klass, table in enumerate(tables, 1):
-        places = np.flatnonzero(owner == klass)
-        if len(places):
-            whole[places] = coder.decode(_model(table), len(places))
+    classes = _decode(coder, len(sizes), tables.levels_of(of_classes))
+    if classes.max(initial=0) > len(written):
+        raise ValueError("the tables are damaged")
+    steps = _read_steps(coder, classes, of_steps)
+    pieces: list[np.ndarray] = [_none()] * len(sizes)
+    for klass in range(len(written) + 1):
+        own = np.flatnonzero(classes == klass)
+        count = int(sizes[own].sum())
+        levels = tables.levels_of(written[klass - 1]) if klass else []
+        values = _decode(coder, count, levels) if klass else np.zeros(count, dtype=np.int32)
+        for i, piece in zip(own.tolist(), np.split(values, np.cumsum(sizes[own])[:-1]), strict=False):
+            pieces[i] = piece
+    whole = np.concatenate(pieces or [_none()]).astype(np.int64)
+    _add_beyond(whole, beyond)
+    _add_signs(whole, np.unpackbits(np.frombuffer(data[start : start + sign_length], np.uint8)))
+    parts = np.split(whole, np.cumsum(sizes)[:-1])
+    return [Vector(part, step) for part, step in zip(parts, steps.tolist(), strict=False)]
+
+
+def _add_beyond(whole: np.ndarray, beyond: np.ndarray) -> None:
+    """To the magnitudes that are written as ESCAPE, what is beyond it. Raises ValueError."""
     escaped = np.flatnonzero(whole == ESCAPE)
     if len(escaped) != len(beyond):
         raise ValueError("the stream is damaged")
     whole[escaped] += beyond
+
+
+def _add_signs(whole: np.ndarray, signs: np.ndarray) -> None:
+    """To the magnitudes that are not zero, their signs, one bit each. Raises ValueError."""
     there = np.flatnonzero(whole)
-    signs = np.unpackbits(np.frombuffer(data[start : start + sign_length], np.uint8))
     if len(signs) - len(there) not in range(8):
         raise ValueError("the stream is damaged")
     whole[there] *= 1 - 2 * signs[: len(there)].astype(np.int64)
-    return [
-        Vector(whole[end - size : end], int(step))
-        for size, end, step in zip(sizes.tolist(), ends.tolist(), steps, strict=True)
-    ]
+
+
+def worths(steps: Sequence[int]) -> np.ndarray:
+    """2^(step / 4) of each, by exact powers of two and constants."""
+    octaves, quarters = np.divmod(np.array(steps, dtype=np.int64), 4)
+    return np.ldexp(_QUARTERS[quarters], octaves)
 
 
 def worth(step: int) -> float:
-    """2^(step / 4), by exact powers of two and constants."""
-    octave, quarter = divmod(int(step), 4)
-    return float(np.ldexp((1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[quarter], octave))
+    """The same of one."""
+    return float(worths([step])[0])
 
 
 def bits(vectors: Sequence[Vector]) -> list[float]:
     """Bits of each vector's symbols by the frequencies of its class, signs included; of all it is the
     entropy."""
     capped = [np.minimum(np.abs(vector.values.astype(np.int64)), ESCAPE) for vector in vectors]
-    classes, tables = _classes(capped)
+    classes, written = _classes(capped)
     costs = {}
-    for klass in range(1, len(tables) + 1):
+    for klass in range(1, len(written) + 1):
         chosen = [values for values, own in zip(capped, classes, strict=True) if own == klass]
         counts = np.bincount(np.concatenate(chosen), minlength=ESCAPE + 1)
         costs[klass] = -np.log2(np.maximum(counts, 1) / counts.sum())
@@ -124,7 +139,18 @@ def bits(vectors: Sequence[Vector]) -> list[float]:
     ]
 
 
-def _classes(capped: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
+def side_bits(vectors: Sequence[Vector]) -> float:
+    """The entropy of what is coded beside the magnitudes and signs: each vector's class and step."""
+    classes, _ = _classes([np.minimum(np.abs(vector.values.astype(np.int64)), ESCAPE) for vector in vectors])
+    own = [vector.step for vector, klass in zip(vectors, classes, strict=True) if klass]
+    total = 0.0
+    for values in (classes, np.diff(np.array(own, dtype=np.int64), prepend=0)):
+        counts = np.unique(values, return_counts=True)[1]
+        total -= float((counts * np.log2(counts / max(counts.sum(), 1))).sum())
+    return total
+
+
+def _classes(capped: Sequence[np.ndarray]) -> tuple[np.ndarray, list[bytes]]:
     """Which table each vector is coded by, from 1 on, 0 for zeros alone; and the tables that cost least."""
     classes = np.zeros(len(capped), dtype=np.int64)
     alive = [i for i, values in enumerate(capped) if values.any()]
@@ -142,7 +168,7 @@ def _classes(capped: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]
     assert best is not None
     used = np.unique(best[1])
     classes[alive] = np.searchsorted(used, best[1]) + 1
-    return classes, [_table(counts[best[1] == klass].sum(0)) for klass in used]
+    return classes, [tables.table(counts[best[1] == klass].sum(0)) for klass in used]
 
 
 def _grouped(counts: np.ndarray, number: int) -> np.ndarray:
@@ -165,73 +191,58 @@ def _cost(counts: np.ndarray, own: np.ndarray) -> float:
     total = 0.0
     for klass in np.unique(own):
         sums = counts[own == klass].sum(0)
-        table = _table(sums)
-        share = _frequencies(table)
-        total += 8 * (1 + len(table)) - float((sums[: len(share)] * np.log2(share)).sum())
+        total += tables.cost(tables.table(sums), sums)
         total -= (own == klass).sum() * float(np.log2((own == klass).mean()))
     return total
 
 
-def _table(counts: np.ndarray) -> list[int]:
-    """-8 log2 of each frequency relative to the largest, rounded, up to the last magnitude that occurs."""
-    counts = counts[: int(np.flatnonzero(counts).max()) + 1]
-    share = np.maximum(counts, 0.05) / counts.max()
-    return [int(level) for level in np.clip(np.round(-8 * np.log2(share)), 0, 255)]
+def _encode(coder: constriction.stream.queue.RangeEncoder, values: np.ndarray, levels: Sequence[int]) -> None:
+    if len(values):
+        coder.encode(values.astype(np.int32), tables.model(levels))
 
 
-def _frequencies(table: Sequence[int]) -> np.ndarray:
-    octaves, eighths = np.divmod(np.array(list(table), dtype=np.int64), 8)
-    share = np.ldexp(_EIGHTHS[eighths], -octaves)
-    return share / share.sum()
+def _decode(coder: constriction.stream.queue.RangeDecoder, count: int, levels: Sequence[int]) -> np.ndarray:
+    values: np.ndarray = coder.decode(tables.model(levels), count) if count else _none().astype(np.int32)
+    return values
 
 
-def _model(table: Sequence[int]) -> constriction.stream.model.Categorical:
-    """Magnitudes 0 to len(table) - 1; one alone has another beside it that does not occur."""
-    levels = [*table, 255] if len(table) == 1 else list(table)
-    octaves, eighths = np.divmod(np.array(levels, dtype=np.int64), 8)
-    weights = np.maximum(np.floor(np.ldexp(_EIGHTHS[eighths], 20 - octaves)), 1.0)
-    return constriction.stream.model.Categorical(weights, perfect=False)
+def _steps_table(steps: np.ndarray) -> int:
+    """How fast differences of steps become unlikely, in eighths of an octave: what costs least."""
+    costs = [
+        -float(np.log2(tables.frequencies(_steps_levels(rate))[steps + MOST_STEP]).sum()) for rate in _RATES
+    ]
+    return int(_RATES[int(np.argmin(costs))])
 
 
-def _read_side(side: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[bytes], np.ndarray]:
-    number, escapes = struct.unpack_from("<BI", side)
-    place, tables = 5, []
-    for _ in range(number):
-        length = side[place]
-        table = side[place + 1 : place + 1 + length]
-        if not 0 < len(table) == length <= ESCAPE + 1:
+def _steps_levels(rate: int) -> list[int]:
+    levels: list[int] = np.minimum(rate * np.abs(np.arange(-MOST_STEP, MOST_STEP + 1)), 255).tolist()
+    return levels
+
+
+def _read_steps(coder: constriction.stream.queue.RangeDecoder, classes: np.ndarray, rate: int) -> np.ndarray:
+    """Steps of all vectors; zeros alone have that of the vector before. Raises ValueError."""
+    alive = classes > 0
+    found = np.cumsum(_decode(coder, int(alive.sum()), _steps_levels(rate)).astype(np.int64) - MOST_STEP)
+    if np.abs(found).max(initial=0) > MOST_STEP:
+        raise ValueError("a step is beyond all that are written")
+    return np.concatenate([np.zeros(1, dtype=np.int64), found])[np.cumsum(alive)]
+
+
+def _read_side(side: bytes) -> tuple[int, bytes, list[bytes], np.ndarray]:
+    """The rate of the steps, the table of the classes, those of the magnitudes, what is beyond ESCAPE."""
+    number, escapes, rate = struct.unpack_from("<BIB", side)
+    place, found = 6, []
+    for _ in range(1 + number):
+        length = tables.length_of(side, place)
+        table = side[place : place + length]
+        if len(table) != length or not 0 < len(tables.levels_of(table)) <= ESCAPE + 1:
             raise ValueError("a table is cut")
-        tables.append(table)
-        place += 1 + length
-    steps = np.cumsum(np.frombuffer(side, "<i2", count, place))
-    place += 2 * count
-    classes = np.frombuffer(side, np.uint8, count, place).astype(np.int64)
-    place += count
+        found.append(table)
+        place += length
     beyond = np.frombuffer(side, "<u4", escapes, place).astype(np.int64)
-    if (
-        place + 4 * escapes != len(side)
-        or (count and classes.max() > number)
-        or np.abs(steps).max(initial=0) > 800
-    ):
+    if place + 4 * escapes != len(side) or rate not in _RATES:
         raise ValueError("the tables are damaged")
-    return steps, classes, tables, beyond
-
-
-def _steps(vectors: Sequence[Vector], classes: np.ndarray) -> np.ndarray:
-    """The vectors' steps; zeros need none, and have that of the vector before."""
-    steps, last = [], 0
-    for vector, klass in zip(vectors, classes, strict=True):
-        last = vector.step if klass else last
-        steps.append(last)
-    return np.array(steps, dtype=np.int64)
-
-
-def _differences(steps: np.ndarray) -> bytes:
-    return np.diff(steps, prepend=0).astype("<i2").tobytes()
-
-
-def _groups(beyond: np.ndarray) -> bytes:
-    return beyond.astype("<u4").tobytes()
+    return rate, found[0], found[1:], beyond
 
 
 def _none() -> np.ndarray:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from conceptkit.base.families import STORYBOOK
@@ -107,7 +108,9 @@ class Adapter:
     ) -> Iterator[TrainableDelta]:
         """Parameters that learn on the base, without effect yet; taken off at the end."""
         targets = self.target_modules(base, recipe)
-        with trainable_delta.inject(base, recipe, seed, targets, prepared.down) as delta:
+        known = [concept.rows for concept in prepared.concepts if concept.rows is not None]
+        rows = torch.cat(known) if known else None
+        with trainable_delta.inject(base, recipe, seed, targets, prepared.down, rows) as delta:
             yield delta
 
     def regularizer(
@@ -130,7 +133,7 @@ class Adapter:
         reference: ReferenceAttentionTrainer | None,
     ) -> list[Concept]:
         """The concepts with all that is theirs beside the delta: the rows at which others meet it."""
-        if recipe.text_encoder_rank:
+        if text_encoder_maps(base, recipe.text_encoder_rank):
             return concepts  # what its words are to the text encoder is not known without what was learned
         return [replace(c, rows=constraint_rows(c, base, keys).float()) for c in concepts]
 

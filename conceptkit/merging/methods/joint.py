@@ -5,6 +5,7 @@ from conceptkit.concepts.concept import Concept, read
 from conceptkit.errors import ConceptError
 from conceptkit.merging import gated_lora
 from conceptkit.merging.methods.base import MergeContext, MergeResult, equal
+from conceptkit.registry.merge_recipe import AS_RECIPE
 
 
 def merge_joint(context: MergeContext) -> MergeResult:
@@ -17,6 +18,8 @@ def merge_joint(context: MergeContext) -> MergeResult:
     other = ""
     for entry in context.registry.list():
         if set(entry.summary.get("tokens") or ()) == set(tokens) and len(context.parts) > 1:
+            if entry.summary.get(AS_RECIPE):
+                continue
             concept = read(context.registry, entry.ref)
             if _was_composed(concept):
                 continue
