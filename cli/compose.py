@@ -65,13 +65,13 @@ if TYPE_CHECKING:
     "--side-by-side/--one-frame",
     default=None,
     help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
-    "[default: side by side on storybook]",
+    "[default: side by side on storybook, but for what is in front of another]",
 )
 @click.option(
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
-    "[default: where one frame is drawn of several things without regions, on bases with a UNet]",
+    "[default: for several concepts in one frame without regions, on bases with a UNet]",
 )
 @click.option(
     "--layout",

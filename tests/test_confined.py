@@ -39,6 +39,11 @@ def few_captions(monkeypatch):
     monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
 
 
+@pytest.fixture(autouse=True)
+def no_layouts():
+    layout_cache._known.clear()
+
+
 @pytest.fixture(scope="module")
 def pipe():
     return pico_sd()

@@ -159,3 +159,15 @@ def test_a_mask_reaches_over_its_outline_but_not_into_another_thing(monkeypatch)
     own = torch.from_numpy(rough)
     assert soft[0][own[1]].max() < 0.3 and soft[1][own[0]].max() < 0.3
     assert soft[1][own[1]].mean() > 0.95
+
+
+def test_what_is_in_front_has_its_cells_though_the_thing_behind_is_looked_for_there():
+    gate, dog = blob(7, 9, 6), blob(11, 5, 3)
+    seen = attention([dog, gate])
+    seen[0] *= 0.7
+    seen[1][dog] = 0.12
+    parts = find_parts(seen, ("dog", "gate"), over=[(0, 1)])
+    assert overlap(parts.masks[0], dog) > 0.7 and overlap(parts.masks[1], gate & ~dog) > 0.7
+    assert parts.found.all()
+    behind = find_parts(seen, ("dog", "gate"), over=[(1, 0)])
+    assert overlap(behind.masks[1], gate | dog) > 0.7

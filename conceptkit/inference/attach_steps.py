@@ -65,9 +65,8 @@ def confined_drawing(
         )
     wanted = request.confine
     if wanted is None:
-        others = len(concept.words) > 1 or bool(here.family.class_nouns)
         placed = bool(request.masks) or request.auto_regions  # regions alone keep as much, in less time
-        wanted = others and not placed and not windows_wanted(here, concept, request)
+        wanted = len(concept.words) > 1 and not placed and not windows_wanted(here, concept, request)
     if not wanted or kind is None or not things(concept.words):
         return None
     isolated = request.isolate_concepts is not False

@@ -162,7 +162,7 @@ def lay_out(
             own[i] = (F.interpolate(cells, tuple(size), mode="area")[0, 0] >= 0.5).numpy()
     nouns = [thing.noun for thing in scene.things]
     plural = [i for i, thing in enumerate(scene.things) if thing.plural]
-    parts = find_parts(seen.double().cpu().numpy(), nouns, scene.left_of, own, plural)
+    parts = find_parts(seen.double().cpu().numpy(), nouns, scene.left_of, own, plural, scene.over)
     masks = soft_masks(parts.masks, guide, scene.over)
     for i in own:  # as fine as the user has drawn it, and before all others
         fine = torch.from_numpy(given[str(scene.things[i].name)]).float()[None, None]

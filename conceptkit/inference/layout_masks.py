@@ -57,13 +57,15 @@ def find_parts(
     left_of: Sequence[tuple[int, int]] = (),
     given: Mapping[int, Cells] | None = None,
     plural: Collection[int] = (),
+    over: Sequence[tuple[int, int]] = (),
 ) -> Parts:
     """Where each of N nouns is, from the attention to it.
 
     seen (N, H, W): attention to each noun, one mention each. left_of: pairs of numbers of nouns, the first to
     the left of the second, which decides among nouns of one class. given: cells (H, W) of those whose place
     is known; the others stay out of them. plural: numbers of nouns that are several things, which have all
-    parts; every other is in one place.
+    parts; every other is in one place. over: pairs of numbers, the first in front of the second, which hides
+    it wherever the first is.
     """
     given = given or {}
     free = ~np.any(list(given.values()), axis=0) if given else np.ones(seen.shape[1:], dtype=bool)
@@ -73,6 +75,9 @@ def find_parts(
     top = level.max(axis=0)
     there = (top >= otsu(top[free])) & free if free.any() else free
     winner = level.argmax(axis=0)
+    for front, back in over:
+        if front not in given:
+            winner[(winner == back) & (level[front] >= otsu(level[front][free]))] = front
     masks = np.stack([given[i] if i in given else (winner == i) & there for i in range(len(seen))])
     spare, parted = np.zeros((2, len(seen)), dtype=bool)
     for group in _classes(nouns, given):
@@ -83,12 +88,7 @@ def find_parts(
             masks[group], spare[group], parted[group] = _shared_out(
                 union, level[group], _order(group, left_of)
             )
-    contrast = np.array(
-        [
-            float(each[mask].mean() / max(each.mean(), 1e-12)) if mask.any() else 0.0
-            for each, mask in zip(seen, masks, strict=True)
-        ]
-    )
+    contrast = np.array([_contrast(seen[i], i, masks, over) for i in range(len(seen))])
     areas = masks.mean(axis=(1, 2))
     found = (areas >= LEAST_AREA) & (contrast >= LEAST_CONTRAST)
     for i in range(len(seen)):
@@ -96,6 +96,14 @@ def find_parts(
             masks[i] = _likeliest(level[i], free & ~masks.any(axis=0))
     found |= np.array([i in given for i in range(len(seen))])
     return Parts(masks, contrast, found, spare & found, parted & found)
+
+
+def _contrast(seen: Grid, i: int, masks: Cells, over: Sequence[tuple[int, int]]) -> float:
+    """Attention (H, W) inside of mask `i` by that in the picture, but for what hides the thing."""
+    if not masks[i].any():
+        return 0.0
+    open_to_it = ~np.any([masks[front] for front, back in over if back == i], axis=0)
+    return float(seen[masks[i]].mean() / max(seen[np.broadcast_to(open_to_it, seen.shape)].mean(), 1e-12))
 
 
 def otsu(values: Grid) -> float:
