@@ -3,7 +3,8 @@
     python -m benchmarks.comfyui --comfyui ~/ComfyUI --python ~/ComfyUI/venv/bin/python
 
 Starts ComfyUI on the CPU and in float32 twice: without custom nodes, for what `export --for comfyui` writes,
-and with those of `integrations/comfyui`, for which its interpreter needs conceptkit's dependencies. The base
+and with those of `integrations/comfyui`, for which its interpreter needs conceptkit's dependencies. Names of
+modules are looked up in ComfyUI's tables for whole bases of all families. The base
 has Stable Diffusion 1.5's names and widths and random weights; without --full its UNet has two levels of one
 block each. A latent here and there: two steps of Euler, with guidance.
 """
@@ -45,6 +46,7 @@ from benchmarks.comfyui_graphs import (
     with_lora,
     with_nodes,
 )
+from benchmarks.comfyui_keys import unmatched
 from benchmarks.comfyui_server import Graph, Server, as_graph
 from benchmarks.report import finish, use_own_cores
 from conceptkit.base import pipeline as bases
@@ -211,6 +213,7 @@ def main() -> None:
     asked = parser.parse_args()
     use_own_cores()
     warnings.simplefilter("ignore")
+    absent, known = unmatched(asked.comfyui, asked.python)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["CONCEPTKIT_HOME"] = str(folder / "home")
@@ -227,6 +230,7 @@ def main() -> None:
     worst = max(*exported["off"].values(), *nodes["off"].values())
     faults = exported["unmatched"] + nodes["unmatched"] + [nodes["workflow"]] * bool(nodes["workflow"])
     faults += [f"{what}: {said}" for what, said in nodes["errors"].items() if what not in said]
+    faults += [f"{family}: ComfyUI has no {key}" for family, keys in absent.items() for key in keys]
     print(*faults, sep="\n")
     good = not faults and nodes["base_untouched"] and nodes["grown_mb"] <= GROWTH_MB
     finish(
@@ -237,6 +241,7 @@ def main() -> None:
         good and worst <= BAR and nodes["regions_change"] > BAR,
         SEED,
         version=version,
+        modules_matched={family: count - len(absent[family]) for family, count in known.items()},
         shape="whole" if asked.full else "two levels",
         exported=exported,
         nodes=nodes,
