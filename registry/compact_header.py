@@ -1,11 +1,15 @@
-"""The header of a concept of format 3, whose numbers are coded and are not looked at here."""
+"""The header of a concept whose numbers are coded, which are not looked at here: formats 3 and 5."""
 
 import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 3
+FORMAT = 5
+"""What is written."""
+BEFORE = 3
+"""The same header, with numbers that were coded in another way: it is read, and not written."""
+READ = (BEFORE, FORMAT)
 CODED = "coded"
 """The name of its only tensor, uint8 (1, n)."""
 FIELDS = {

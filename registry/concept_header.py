@@ -89,7 +89,7 @@ def parsed(outer: dict[str, Any], size: int) -> Header:
             "parents": refs,
             "weights": weights,
             **({"reference": True} if shown else {}),
-            **({"rounded": True} if inner.get("format") == compact_header.FORMAT else {}),
+            **({"rounded": True} if inner.get("format") in compact_header.READ else {}),
             **({merge_recipe.AS_RECIPE: True} if merge_recipe.is_recipe(inner) else {}),
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -100,7 +100,7 @@ def parsed(outer: dict[str, Any], size: int) -> Header:
 
 def _rank_of(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> int:
     """The largest rank among all maps; a coded concept or a recipe says it."""
-    if inner.get("format") == compact_header.FORMAT or merge_recipe.is_recipe(inner):
+    if inner.get("format") in compact_header.READ or merge_recipe.is_recipe(inner):
         return int(inner["rank"])
     shown = inner.get("reference") or {}
     return max(_rank(inner["delta"], outer), _rank(shown.get("maps", {}), outer, "reference."))

@@ -15,7 +15,7 @@ from conceptkit.registry import compact_header, concept_header, merge_recipe
 from conceptkit.registry.errors import BadBlob
 from conceptkit.registry.sources import CHUNK, Reader, Source
 
-FORMATS = (1, 2, compact_header.FORMAT)
+FORMATS = (1, 2, *compact_header.READ)
 """2: with a reference photo. 3: with coded numbers."""
 LARGEST = 2 << 30
 """Bytes of one concept; full key and value matrices of SDXL in float32 take 1.4 GB."""
@@ -77,7 +77,7 @@ def _check(source: Source) -> concept_header.Header:
             raise BadBlob("they are the recipe of a merge, without its parts")
         if why := compact_header.newer(about):
             raise BadBlob(why)
-        is_coded = about.get("format") == compact_header.FORMAT
+        is_coded = about.get("format") in compact_header.READ
         shapes, spans = _tensors(outer, reader.left, CODED_SIZES if is_coded else SIZES)
         _concept(about, shapes)
         header = concept_header.parsed(outer, source.size)
@@ -122,7 +122,7 @@ def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) ->
     form = about["format"]
     _expect(
         type(form) is int and form in FORMATS,
-        f"their format is {form!r:.40}, not one of {FORMATS[0]} to {FORMATS[-1]}",
+        f"their format is {form!r:.40}, not one of {', '.join(map(str, FORMATS))}",
     )
     _expect(about["kind"] in KINDS, f"their kind is {about['kind']!r:.40}")
     texts = [about["name"], about["base_name"], *([] if about["noun"] is None else [about["noun"]])]
@@ -138,7 +138,7 @@ def _concept(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) ->
     parents = about["provenance"].get("parents", [])
     _expect(all(map(is_plain, [*texts, *parents])), "a name or word in them is no plain text")
     _expect(len(set(about["tokens"])) == len(about["tokens"]), "a token is in them twice")
-    if form == compact_header.FORMAT:
+    if form in compact_header.READ:
         _coded(about, shapes)
         return
     _fingerprint(about["base"])

@@ -1,9 +1,10 @@
-"""Format 3: whole numbers come back as they were, nearly at their entropy, and damage is one sentence."""
+"""Formats 3 and 5: whole numbers come back as they were, nearly at their entropy; damage is one sentence."""
 
 import json
 import random
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from conceptkit.concepts.delta import Delta
 from conceptkit.errors import BadBlob
 from conceptkit.registry import compact_header, concept_header, concept_validation
 from conceptkit.registry.store import Registry
+from conceptkit.safetensors_header import read_metadata
 from tests.blobs import sentence
 from tests.mutate import spoil_blob, spoil_bytes
 from tests.test_concept import SIZES, concept
@@ -206,16 +208,33 @@ def test_forged_numbers_never_do_more_than_be_refused():
 
 
 def test_a_newer_format_says_who_reads_it():
-    newer = resealed(lambda about, body: about.update(format=4, needs="0.7"))
+    newer = resealed(lambda about, body: about.update(format=6, needs="0.7"))
     with pytest.raises(
-        BadBlob, match=r"format is 4, which conceptkit 0.7 or newer reads, and this one reads 1 to 3"
+        BadBlob, match=r"format is 6, which conceptkit 0.7 or newer reads, and this one reads 1 to 5"
     ):
         concept_validation.check(newer)
     with pytest.raises(BadBlob, match=r"conceptkit 0.7 or newer reads"):
         Concept.from_bytes(newer)
-    odd = resealed(lambda about, body: about.update(format=4, needs="\x1b[2J"))
+    odd = resealed(lambda about, body: about.update(format=6, needs="\x1b[2J"))
     with pytest.raises(BadBlob, match="which a newer conceptkit reads"):
         concept_validation.check(odd)
+
+
+def test_small_concepts_of_the_format_before_are_read_and_written_as_today():
+    """The file is what `small(3, 60.0)` was when numbers were coded in format 3."""
+    data = (Path(__file__).parent / "data" / "v3" / "small.safetensors").read_bytes()
+    concept_validation.check(data)
+    assert read_metadata(data)["format"] == compact_header.BEFORE
+    read, wanted = Concept.from_bytes(data), small(3, 60.0)
+    for name, factors in wanted.delta.items():
+        assert all(torch.equal(a, b) for a, b in zip(read.delta[name], factors, strict=True))
+    for token, rows in wanted.tokens.items():
+        assert all(torch.equal(a, b) for a, b in zip(read.tokens[token], rows, strict=True))
+    again = Concept.from_bytes(read.to_bytes())
+    assert again.to_bytes() == read.to_bytes() != data
+    for at in range(0, len(data), 7):
+        with pytest.raises(BadBlob):
+            Concept.from_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
 
 
 def test_sizes_add_up():

@@ -244,7 +244,7 @@ def test_the_site_builds(tmp_path):
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = list((tmp_path / "site").rglob("*.html"))
-    assert len(pages) > len(PAGES)
+    assert len(pages) > len([page for page in PAGES if page.is_relative_to(ROOT / "docs")])
     outside = re.compile(r"""<(?:script|link|img)[^>]+(?:src|href)=["']?(?:https?:)?//""")
     assert [page for page in pages if outside.search(page.read_text(encoding="utf-8"))] == []
 

@@ -6,7 +6,7 @@ from conceptkit.concepts.codec import compact, plain
 from conceptkit.concepts.codec.plain import HALF_ERROR, KINDS, damaged
 from conceptkit.errors import BadBlob
 from conceptkit.registry import merge_recipe
-from conceptkit.registry.compact_header import CODED, FORMAT, newer
+from conceptkit.registry.compact_header import CODED, READ, newer
 from conceptkit.safetensors_header import read_metadata, split
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def parse(data: bytes) -> dict[str, Any]:
         )
     if why := newer(about):
         raise BadBlob(f"These bytes are not a concept that can be read here ({why}); install that version")
-    if about["format"] != FORMAT:
+    if about["format"] not in READ:
         return plain.parse(data)
     header, body = split(data)
     own = {"dtype": "U8", "shape": [1, len(body)], "data_offsets": [0, len(body)]}

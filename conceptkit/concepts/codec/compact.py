@@ -1,4 +1,4 @@
-"""Format 3, a concept in kilobytes: its numbers rounded and range coded, its texts deflated, in one tensor.
+"""Format 5, a concept in kilobytes: its numbers rounded and range coded, its texts deflated, in one tensor.
 
     header   what a list shows, and CRC-32 of everything, as JSON under the key of all formats
     "coded"  uint8 (1, n): [length of the texts] [texts, deflated] [numbers, see `symbols`]
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.fingerprint import SKETCH_SIZE, TEXT_SKETCH_SIZE, Fingerprint
-from conceptkit.concepts.codec import symbols
+from conceptkit.concepts.codec import symbols, symbols_before
 from conceptkit.concepts.codec.symbols import Vector
 from conceptkit.concepts.delta import ENCODERS, READS_TEXT, Delta, Factors
 from conceptkit.registry import private_names
-from conceptkit.registry.compact_header import CODED, FORMAT, checksum, public_fields
+from conceptkit.registry.compact_header import BEFORE, CODED, READ, checksum, public_fields
 
 if TYPE_CHECKING:
     from conceptkit.concepts.concept import Concept
@@ -231,8 +231,8 @@ def to_bytes(concept: Concept, numbers: Coded) -> bytes:
 
 
 def parse(about: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-    """The fields of the concept in a header of format 3 and the bytes of its one tensor."""
-    if about["format"] != FORMAT or checksum(about, body) != about["crc32"]:
+    """The fields of the concept in a header of format 3 or 5 and the bytes of its one tensor."""
+    if about["format"] not in READ or checksum(about, body) != about["crc32"]:
         raise ValueError("its bytes are not those that were written")
     (length,) = struct.unpack_from("<I", body)
     if 4 + length > len(body):
@@ -253,7 +253,11 @@ def parse(about: Mapping[str, Any], body: bytes) -> dict[str, Any]:
     )
     if not (isinstance(texts["recipe"], dict) and isinstance(texts["provenance"], dict)):
         raise ValueError("it has no history")
-    numbers = decoded(Layout.from_json(texts["maps"], about["tokens"]), body[4 + length :])
+    layout, stored = Layout.from_json(texts["maps"], about["tokens"]), body[4 + length :]
+    if about["format"] == BEFORE:
+        numbers = coded(layout, symbols_before.decode(stored, layout.lengths()))
+    else:
+        numbers = decoded(layout, stored)
     return dict(
         name=about["name"],
         kind=about["kind"],
@@ -292,7 +296,7 @@ def part_of(name: str) -> str:
 
 
 def sizes(data: bytes) -> dict[str, int]:
-    """Bytes of a file of format 3 by what they are for: its header, its texts, its numbers."""
+    """Bytes of a file of format 5 by what they are for: its header, its texts, its numbers."""
     end = 8 + int.from_bytes(data[:8], "little")
     (length,) = struct.unpack_from("<I", data, end)
     return {"header": end, "texts": 4 + length, "numbers": len(data) - end - 4 - length}
