@@ -153,7 +153,8 @@ def test_sizes_go_from_a_good_file_to_a_small_one(pico, registry, few_pictures):
         assert stored.provenance["parent_sha256"] == [before.hash] and stored.rows is None
         assert stored.to_bytes() == registry.read(one.entry.ref)
         assert one.entry.summary["bits"]["other maps"][0] > 0
-        asked = sensitivity.probes(pico, concept, seed=sizes_module.HELD_OUT_SEED)
+        whole = read(registry, "my_dog@1")  # in half precision, as it is stored
+        asked = sensitivity.probes(pico, whole, seed=sizes_module.HELD_OUT_SEED)
         assert sensitivity.kept(pico, stored, asked) == pytest.approx(one.kept, abs=1e-5)
     again = shrink_to("my_dog@1", SizeRequest(keep=0.9), base=pico, registry=registry)
     assert again.entry.hash == made[1].entry.hash, "the same concept, the same bytes"
