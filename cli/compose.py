@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     "--side-by-side/--one-frame",
     default=None,
     help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
-    "[default: side by side on storybook, but for what is in front of another]",
+    "[default: side by side on storybook]",
 )
 @click.option(
     "--confine/--no-confine",

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,8 +11,6 @@ from conceptkit.cli.main import main
 from conceptkit.features import caption_statistics, captions
 from conceptkit.pictures import png_metadata
 from conceptkit.registry.store import Registry
-from conceptkit.workflows import compose
-from conceptkit.workflows.draw_request import DrawRequest
 from tests import tiny
 
 
@@ -103,19 +100,6 @@ def test_side_by_side_says_what_each_window_is_told_and_the_picture_remembers():
     one = run("compose", "my_dog", "moongate", *PROMPT, "--steps", 1, "--one-frame", "--out", "one")
     assert one.exit_code == 0 and "Side by side" not in one.stderr
     assert Image.open(next(Path("one").iterdir())).size == (16, 16)
-
-
-def test_one_thing_in_front_of_another_takes_one_frame():
-    base = SimpleNamespace(family=SimpleNamespace(side_by_side=True))
-    other = SimpleNamespace(family=SimpleNamespace(side_by_side=False))
-
-    def needs(prompt="my_dog in front of a moongate", base=base, **options):
-        return compose._needs_one_frame(DrawRequest(("my_dog", "moongate"), prompt, **options), base)
-
-    assert needs() == "in front of" and needs("my_dog behind a moongate") == "behind"
-    assert needs("my_dog next to a moongate") is None and needs(base=other) is None
-    for options in ({"side_by_side": True}, {"auto_regions": True}, {"regions": ("my_dog=left",)}):
-        assert needs(**options) is None, "the user has said how"
 
 
 def test_a_layout_is_told_and_drawn_and_the_picture_remembers():

@@ -259,8 +259,6 @@ def _draw(
             "pag_scale": scales.get("pag_scale", 0.0),
             "isolate_concepts": attachment.isolate_concepts,
         }
-        if len(request.concepts) > 1 and (overlap := _needs_one_frame(request, base)) is not None:
-            session.notice(f"{overlap!r} takes one frame; --side-by-side draws windows instead")
         if windows:
             metadata["windows"] = list(windows)
             session.notice("Side by side: " + " | ".join(windows))
@@ -282,16 +280,10 @@ def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> At
         attached,
         regions=request.regions,
         auto_regions=request.auto_regions,
-        side_by_side=request.side_by_side if _needs_one_frame(request, base) is None else False,
+        side_by_side=request.side_by_side,
         isolate_concepts=request.isolate_concepts,
         confine=request.confine,
     )
-
-
-def _needs_one_frame(request: DrawRequest, base: Base) -> str | None:
-    """What a prompt says that windows, which suit the base, cannot show; None where the user has said how."""
-    left_open = request.side_by_side is None and not request.regions and not request.auto_regions
-    return overlap_in(request.prompt) if left_open and base.family.side_by_side else None
 
 
 def _pictures(
