@@ -86,7 +86,7 @@ class _Backend:
         return hash(self._parts)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _spelling(of: _Backend) -> str:
     """JSON of how ordinary text is spelt; tokens that were added are no part of it."""
     whole = json.loads(of.backend.to_str())
