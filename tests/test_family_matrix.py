@@ -62,7 +62,7 @@ LOADERS = [
     if name not in ("pixart", "hunyuan-dit", "sd3 without t5", "flux without guidance")
 ]
 """Families that plain diffusers loads a LoRA into."""
-SLOW = ("sdxl", "sd3 without t5", "flux without guidance", "auraflow", "flux2", *PROJECTED)
+SLOW = ("sdxl", "sd3 without t5", "flux without guidance", "auraflow", "chroma", "flux2", *PROJECTED)
 """Families that differ little from another in how they are called."""
 PROMPT = "a photo of a dog in the snow"
 RECIPE = replace(TINY, prior_loss_weight=0.0, gated_lora_rank=2)
