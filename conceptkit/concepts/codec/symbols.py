@@ -67,15 +67,8 @@ def encode(vectors: Sequence[Vector]) -> bytes:
 
 def decode(data: bytes, lengths: Sequence[int]) -> list[Vector]:
     """The vectors in these bytes, which have these lengths. Raises ValueError for other bytes."""
-    if sum(lengths) > MOST_VALUES:
-        raise ValueError(f"{sum(lengths):,} values are too many")
-    side_length, sign_length = struct.unpack_from("<II", data)
-    start = 8 + side_length
-    if start + sign_length > len(data) or (len(data) - start - sign_length) % 4:
-        raise ValueError("the stream is cut")
-    of_steps, of_classes, written, beyond = _read_side(inflated(data[8:start], MOST_SIDE))
-    words = np.frombuffer(data[start + sign_length :], "<u4").astype(np.uint32)
-    coder = constriction.stream.queue.RangeDecoder(words)
+    side, signs, coder = split_stream(data, lengths)
+    of_steps, of_classes, written, beyond = _read_side(side)
     sizes = np.array(lengths, dtype=np.int64)
     classes = _decode(coder, len(sizes), tables.levels_of(of_classes))
     if classes.max(initial=0) > len(written):
@@ -90,13 +83,29 @@ def decode(data: bytes, lengths: Sequence[int]) -> list[Vector]:
         for i, piece in zip(own.tolist(), np.split(values, np.cumsum(sizes[own])[:-1]), strict=False):
             pieces[i] = piece
     whole = np.concatenate(pieces or [_none()]).astype(np.int64)
-    _add_beyond(whole, beyond)
-    _add_signs(whole, np.unpackbits(np.frombuffer(data[start : start + sign_length], np.uint8)))
+    add_beyond(whole, beyond)
+    add_signs(whole, signs)
     parts = np.split(whole, np.cumsum(sizes)[:-1])
     return [Vector(part, step) for part, step in zip(parts, steps.tolist(), strict=False)]
 
 
-def _add_beyond(whole: np.ndarray, beyond: np.ndarray) -> None:
+def split_stream(
+    data: bytes, lengths: Sequence[int]
+) -> tuple[bytes, np.ndarray, constriction.stream.queue.RangeDecoder]:
+    """What stands beside the magnitudes, the bits of the signs, and the decoder. Raises ValueError."""
+    if sum(lengths) > MOST_VALUES:
+        raise ValueError(f"{sum(lengths):,} values are too many")
+    side_length, sign_length = struct.unpack_from("<II", data)
+    start = 8 + side_length
+    if start + sign_length > len(data) or (len(data) - start - sign_length) % 4:
+        raise ValueError("the stream is cut")
+    signs = np.unpackbits(np.frombuffer(data[start : start + sign_length], np.uint8))
+    words = np.frombuffer(data[start + sign_length :], "<u4").astype(np.uint32)
+    coder = constriction.stream.queue.RangeDecoder(words)
+    return inflated(data[8:start], MOST_SIDE), signs, coder
+
+
+def add_beyond(whole: np.ndarray, beyond: np.ndarray) -> None:
     """To the magnitudes that are written as ESCAPE, what is beyond it. Raises ValueError."""
     escaped = np.flatnonzero(whole == ESCAPE)
     if len(escaped) != len(beyond):
@@ -104,7 +113,7 @@ def _add_beyond(whole: np.ndarray, beyond: np.ndarray) -> None:
     whole[escaped] += beyond
 
 
-def _add_signs(whole: np.ndarray, signs: np.ndarray) -> None:
+def add_signs(whole: np.ndarray, signs: np.ndarray) -> None:
     """To the magnitudes that are not zero, their signs, one bit each. Raises ValueError."""
     there = np.flatnonzero(whole)
     if len(signs) - len(there) not in range(8):
