@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.registry_operations import OPERATIONS, Operation, Seen
-from conceptkit.registry import blobs, index, paths, sources
+from conceptkit.registry import blobs, database, paths, sources
 from conceptkit.registry.store import Registry
 
 CALLS = ("write", "fsync", "replace", "rename", "link", "unlink", "mkdir")
@@ -60,14 +60,14 @@ def child(operation: Operation, home: Path, shared: mmap.mmap, die_at: int | Non
     for name in CALLS:
         setattr(os, name, _announced(getattr(os, name), name, step))
     paths.syncfs = _announced(paths.syncfs, "syncfs", step)
-    connect = index._connect
+    connect = database._connect
 
     def traced(path: Path | str) -> Any:
         conn = connect(path)
         conn.set_trace_callback(lambda sql: step(named(sql)))
         return conn
 
-    index._connect = traced
+    database._connect = traced
     blobs.CHUNK = sources.CHUNK = 1 << 16  # several writes to a file
     with Registry(home) if operation.opened else nullcontext(home) as subject:
         shared[0] = BEGUN

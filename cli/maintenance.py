@@ -52,14 +52,14 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Delete them; without it nothing is deleted.")
+@click.option("--yes", is_flag=True, help="Do it; without it nothing is changed.")
 @json_option
 @debug_option
 def gc(yes: bool, as_json: bool) -> None:
-    """Find files that belong to nothing, and delete them.
+    """Find files that belong to nothing, and delete them; pack small files.
 
     What `conceptkit rm` put into the trash is deleted too. Files that an index in the home's backups folder
-    names are kept.
+    names are kept. Small files that an earlier conceptkit wrote one by one are packed into one.
 
     \b
     Example:
@@ -105,8 +105,12 @@ def gc(yes: bool, as_json: bool) -> None:
         )
     if thrown:
         echo(f"{done} {counted(thrown, 'removal')} in the trash, {size(thrown_bytes)}.")
-    if not yes and (found.blobs or found.old or thrown):
-        echo("Run it again with --yes to delete them.")
+    if found.packed:
+        echo(f"{'Packed' if yes else 'Would pack'} {counted(found.packed, 'small file')} into one.")
+    if found.freed:
+        echo(f"Gave back {size(found.freed)} that removed small files took in it.")
+    if not yes and (found.blobs or found.old or thrown or found.packed):
+        echo("Run it again with --yes to do that.")
     if kept:
         echo(f"Kept what {len(kept)} backups in {kept[0].parent} name.")
 
@@ -221,6 +225,11 @@ def rebuild(file: Path | None, as_json: bool) -> None:
     if as_json:
         echo_json(found.to_json())
         return
+    if found.packed is not None:
+        echo(
+            f"Made the file of small blobs anew with {found.packed:,} that are whole; the damaged one is kept as "
+            f"{found.packed_before}"
+        )
     if found.whole:
         echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")
         return

@@ -6,24 +6,25 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from conceptkit.registry import (
     atomic_files,
-    blobs,
-    concept_header,
     odd_files,
+    packed_repair,
     paths,
     salvage,
     storage_errors,
     swap,
 )
+from conceptkit.registry.blob_store import BlobStore
 from conceptkit.registry.entries import New, insert, now, refresh
+from conceptkit.registry.database import PATIENCE
 from conceptkit.registry.errors import BadBlob, BadName, ConceptError
-from conceptkit.registry.index import PATIENCE, STEPS, Index
+from conceptkit.registry.index import MARKS, STEPS, Index
 from conceptkit.registry.maintenance import REFERENCES, wrong_rows
 from conceptkit.registry.names import check_name
 from conceptkit.registry.sources import is_digest
@@ -56,6 +57,7 @@ class Rebuilt:
 
     others: blobs that are no concepts (pictures, prior sets, statistics); bad: names that are none.
     rows: versions whose rows could be read, in the damaged index or in the backup.
+    packed: small blobs in a new `packed.db`, where it was damaged; the damaged file is packed_before.
     """
 
     whole: bool
@@ -65,6 +67,8 @@ class Rebuilt:
     bad: int = 0
     before: str | None = None
     rows: int = 0
+    packed: int | None = None
+    packed_before: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -122,13 +126,15 @@ def restore(home: Path, file: Path) -> Restored:
             swap.swap_in(home, fresh)
     with Registry(home) as registry:
         digests = {row[0] for row in registry.index.query(REFERENCES)}
-        missing = sum(not is_digest(d) or blobs.size(registry.blobs, d) is None for d in digests)
+        missing = sum(not is_digest(d) or registry.blob_store.size(d) is None for d in digests)
         ((count,),) = registry.index.query("select count(*) from names")
     return Restored(str(kept) if kept else None, count, missing)
 
 
 def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, total: None) -> Rebuilt:
     """Make the index anew: from the rows of it that can be read, the backup `file` if given, and the headers.
+
+    Before that, a damaged `packed.db` is made anew from what is whole in it.
 
     An index in which nothing is wrong keeps all its rows, and only its search is made anew. Any other is kept
     in `home/backups`. What no row says any more comes from what the stored concepts say of themselves, where
@@ -142,9 +148,11 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
     with ExitStack() as until_then:
         until_then.enter_context(atomic_files.turn(home, LOCK))
         swap.finish(home)
+        repaired = packed_repair.repair(home)
+        told = {"packed": repaired.blobs, "packed_before": str(repaired.kept)} if repaired else {}
         condition = state(home)
         if file is None and condition == "sound" and (found := _search_anew(home)):
-            return found
+            return replace(found, **told)
         if condition == "sound":
             until_then.enter_context(_alone(home))
         with storage_errors.told(home):
@@ -152,21 +160,22 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
             kept = _set_aside(home, "damaged", until_then)
             fresh = _fresh(home)
         index = Index(home, fresh.name)
+        store = until_then.enter_context(BlobStore(home))
         try:
             good = salvage.schema(index.conn)
             old = kept if condition != "missing" else None  # a log alone has no rows that can be read
             first = salvage.read(_scratch(home, old), good) if old else salvage.Rows()
             second = salvage.read(_scratch(home, file), good) if file else salvage.Rows()
             with index.writing() as conn:
-                filled = salvage.fill(conn, first, second, home / "blobs")
-            report = _from_headers(index, home / "blobs", tick)
+                filled = salvage.fill(conn, first, second, store)
+            report = _from_headers(index, store, tick)
             with index.writing() as conn:
                 salvage.say_again(conn, filled)
         finally:
             index.close()
             _drop(_scratch_file(home))
         swap.swap_in(home, fresh)
-    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=filled.versions)
+    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=filled.versions, **told)
 
 
 def state(home: Path) -> str:
@@ -180,7 +189,7 @@ def state(home: Path) -> str:
         if names - set(STEPS):
             raise ConceptError(f"The index {path} was written by a newer conceptkit: update conceptkit.")
         whole = conn.execute("pragma quick_check").fetchall() == [("ok",)]
-        return "sound" if whole and names == set(STEPS) else "damaged"
+        return "sound" if whole and set(STEPS) - names <= MARKS else "damaged"
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if "locked" in str(error):
             raise ConceptError(storage_errors.sentence(error, home)) from error
@@ -369,15 +378,15 @@ def _search_anew(home: Path) -> Rebuilt | None:
     return Rebuilt(True, names, versions)
 
 
-def _from_headers(index: Index, folder: Path, tick: Tick) -> tuple[int, int, int, int]:
+def _from_headers(index: Index, store: BlobStore, tick: Tick) -> tuple[int, int, int, int]:
     """(names, versions, others, bad) of the blobs that the index does not name, in the order of their age."""
     named = {row[0] for row in index.query(REFERENCES)}
-    found = sorted(_dated(folder, named))
+    found = sorted(_dated(store, named))
     names, versions, others, bad = set(), 0, 0, 0
     with index.writing() as conn:
         for done, (changed, digest, size) in enumerate(found, 1):
             try:
-                header = concept_header.read_file(blobs.place(folder, digest))
+                header = store.header(digest)
                 created = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds")
                 new = New(check_name(header.name), b"", header.summary, created=created, event="rebuild")
                 insert(conn, new, digest, header, size)
@@ -391,9 +400,8 @@ def _from_headers(index: Index, folder: Path, tick: Tick) -> tuple[int, int, int
     return len(names), versions, others, bad
 
 
-def _dated(folder: Path, named: set[str]) -> Iterator[tuple[float, str, int]]:
+def _dated(store: BlobStore, named: set[str]) -> Iterator[tuple[float, str, int]]:
     """(seconds since 1970, sha256, bytes) of the whole blobs that are not `named`."""
-    for digest, file in blobs.walk(folder):
-        if digest not in named and blobs.intact(file, digest):
-            state = file.stat()
-            yield state.st_mtime, digest, state.st_size
+    for digest, size in store.sizes().items():
+        if digest not in named and store.whole(digest):
+            yield store.added(digest), digest, size

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.registry import (
-    blobs,
-    concept_header,
     merge_recipe,
     odd_files,
     salvage,
     storage_errors,
     trash_files,
 )
+from conceptkit.registry.blob_store import BlobStore
 from conceptkit.registry.entries import HEADS
 from conceptkit.registry.index import index_files
 from conceptkit.registry.sources import is_digest
@@ -91,6 +90,8 @@ class Garbage:
     )  # indexes put aside, for whose sake no blob is deleted
     checkpoints: list[str] = field(default_factory=list)  # names whose learning can still go on; these stay
     checkpoint_bytes: int = 0
+    packed: int = 0  # small blobs that have files of their own, which are moved into `packed.db`
+    freed: int = 0  # bytes of `packed.db` that were given back to the disk
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -103,24 +104,27 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
     needed: dict[str, str] = {}
     for digest, what in registry.index.query(REFERENCES):
         needed.setdefault(digest, what or "something")
-    count = size = orphans = 0
-    there = dict(blobs.walk(registry.blobs))
-    for done, (digest, file) in enumerate(there.items(), 1):
-        whole = blobs.intact(file, digest)
-        count, size = count + 1, size + (blobs.size(registry.blobs, digest) or 0)
-        if not whole and registry.index.query(NAMED, [digest] * 4) and not blobs.intact(file, digest):
+    store = registry.blob_store
+    problems += packed.problems() if (packed := store.packed) else []
+    there: dict[str, int] = {}
+    orphans, total = 0, store.count()
+    for done, (digest, size, whole) in enumerate(store.checked(), 1):
+        tick(done, max(done, total))
+        if digest in there:  # packed while this went on, or by one that was killed
+            continue
+        there[digest] = size
+        if not whole and registry.index.query(NAMED, [digest] * 4) and not store.whole(digest):
+            what = needed.get(digest, digest)
             problems.append(
-                f"{needed.get(digest, digest)} is damaged: the bytes of {file} are not what they were."
+                f"{what} is damaged: the bytes of {store.place(digest)} are not what they were; {_again(what)}."
             )
         orphans += digest not in needed and not registry.index.query(NAMED, [digest] * 4)
-        tick(done, len(there))
     for digest in needed.keys() - there.keys():
         if not is_digest(digest):
             problems.append(f"{needed[digest]} is said to be in {digest!r:.80}, which is no stored file.")
-        elif registry.index.query(NAMED, [digest] * 4) and blobs.size(registry.blobs, digest) is None:
-            problems.append(
-                f"{needed[digest]} is missing: there is no {blobs.place(registry.blobs, digest)}."
-            )
+        elif registry.index.query(NAMED, [digest] * 4) and not store.whole(digest):
+            what = needed[digest]
+            problems.append(f"{what} is missing: {store.absence(digest)}; {_again(what)}.")
     for recipe, part in registry.index.query(merge_recipe.MISSING):
         problems.append(f"{recipe} is stored as its recipe, and its part {part} is missing.")
     strange = [
@@ -129,7 +133,13 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
     ]
     unfinished = sum(1 for _ in odd_files.leftovers(registry.home))
     return Check(
-        count, size, problems, orphans, unfinished, len(odd_files.checkpoints(registry.home)), strange
+        len(there),
+        sum(there.values()),
+        problems,
+        orphans,
+        unfinished,
+        len(odd_files.checkpoints(registry.home)),
+        strange,
     )
 
 
@@ -146,9 +156,9 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
         with registry.index.writing() as conn:
             conn.executemany("delete from assets where key = ?", [[key] for key in stale])
     needed = ({row[0] for row in registry.index.query(REFERENCES)} - set(stale.values())) | kept
-    found = {digest: file for digest, file in blobs.walk(registry.blobs) if digest not in needed}
-    sizes = {digest: blobs.size(registry.blobs, digest) or 0 for digest in found}
-    concepts = sum(_is_concept(file) for file in found.values())
+    store = registry.blob_store
+    found = {digest: size for digest, size in store.sizes().items() if digest not in needed}
+    concepts = sum(_is_concept(store, digest) for digest in found)
     saved = odd_files.checkpoints(registry.home)
     fresh = [left for left in saved if not left.old]
     old = [left for left in (*odd_files.leftovers(registry.home), *saved) if left.old]
@@ -161,9 +171,11 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
             conn.execute("insert into texts_fts (texts_fts, rank) values ('merge', 500)")
             for left in old:
                 left.file.unlink(missing_ok=True)
+    loose = [digest for digest in store.loose() if digest not in found]
+    freed = _pack(registry, loose) if delete else 0
     return Garbage(
         len(found),
-        sum(sizes.values()),
+        sum(found.values()),
         concepts,
         unfinished,
         delete,
@@ -172,6 +184,8 @@ def gc(registry: Registry, *, delete: bool = False) -> Garbage:
         unreadable,
         [left.file.stem for left in fresh],
         sum(left.bytes for left in fresh),
+        len(loose),
+        freed,
     )
 
 
@@ -182,9 +196,7 @@ def stats(registry: Registry) -> dict[str, Any]:
     ((versions, claimed),) = query("select count(*), coalesce(sum(bytes), 0) from versions")
     ((assets, asset_bytes),) = query("select count(*), coalesce(sum(bytes), 0) from assets")
     stored = "select sum(bytes) from (select max(bytes) as bytes from versions group by hash)"
-    found = {digest: file.stat() for digest, file in blobs.walk(registry.blobs)}
-    sizes = {digest: status.st_size for digest, status in found.items()}
-    on_disk = [getattr(status, "st_blocks", 0) * 512 or status.st_size for status in found.values()]
+    sizes = registry.blob_store.sizes()
     index = sum(file.stat().st_size for file in index_files(registry.home))
     saved = odd_files.checkpoints(registry.home)
     removals, removed_bytes = trash_files.count(registry.home)
@@ -205,7 +217,7 @@ def stats(registry: Registry) -> dict[str, Any]:
             "previews": sum(sizes.get(digest, 0) for (digest,) in query(PREVIEWS)),
             "assets": asset_bytes,
             "all files": sum(sizes.values()),
-            "all files on the disk": sum(on_disk),
+            "all files on the disk": registry.blob_store.on_disk(),
             "index": index,
             "checkpoints": sum(left.bytes for left in saved),
             "trash": removed_bytes,
@@ -271,9 +283,25 @@ def _named_by(file: Path) -> tuple[set[str], bool]:
     return found, whole
 
 
-def _is_concept(file: Path) -> bool:
+def _pack(registry: Registry, loose: list[str]) -> int:
+    """Move small blobs out of files of their own, and give back what removed ones took; the bytes of that."""
+    for start in range(0, len(loose), SLICE):
+        registry.pack(*loose[start : start + SLICE])
+    packed = registry.blob_store.packed
+    return packed.compact() if packed else 0
+
+
+def _again(what: str) -> str:
+    """What to do about something stored that cannot be read."""
+    if what.startswith("the asset "):
+        return "it is made again when it is needed"
+    ref = what.rpartition(" of ")[2]
+    return f"remove it with `conceptkit rm --now {ref}` and add it again"
+
+
+def _is_concept(store: BlobStore, digest: str) -> bool:
     try:
-        concept_header.read_file(file)
+        store.header(digest)
     except Exception:
         return False
     return True

@@ -140,6 +140,12 @@ def m003_search(db: "Database") -> None:
     db.execute(trigger["sql"].replace("AFTER UPDATE ON", "AFTER UPDATE OF name ON"))
 
 
+@migrations()
+def m004_packed_blobs(db: "Database") -> None:
+    """No table changes. From here on small blobs are in `blobs/packed.db`, and a conceptkit that does not know
+    of that file says that it is too old, where it would find them missing."""
+
+
 def _carry_over(db: "Database", versions: list[dict[str, Any]], names: list[dict[str, Any]]) -> None:
     """The rows of the first schema in the tables of the second; when each was added is all the history."""
     numbers = {row["name"]: number for number, row in enumerate(names, 1)}

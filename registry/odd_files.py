@@ -28,6 +28,8 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _WRITTEN_WHOLE = re.compile(r"\..+\.(\d+-[0-9a-f]{8}|part|tmp)")
+_PACKED = re.compile(r"packed(\.next|\.rebuilt)?\.db(-wal|-shm|-journal)?")
+"""Small blobs, and what SQLite keeps beside them."""
 _LEFT_BY_KILLED = (  # folder in the home, what its remains are called, after which seconds they are nobody's
     (
         "",
@@ -37,6 +39,7 @@ _LEFT_BY_KILLED = (  # folder in the home, what its remains are called, after wh
     ("keys", _WRITTEN_WHOLE, ABANDONED_AFTER),
     ("backups", re.compile(rf"{_WRITTEN_WHOLE.pattern}|.+\.part(-journal|-wal|-shm)?"), ABANDONED_AFTER),
     ("checkpoints", _WRITTEN_WHOLE, ABANDONED_AFTER),
+    ("blobs", re.compile(r"packed\.rebuilt\.db.*"), ABANDONED_AFTER),
     ("incoming", re.compile(r".+\.part"), RESUMED_WITHIN),
     ("blobs/incoming", re.compile(r"\d+-[0-9a-f]+"), ABANDONED_AFTER),
 )
@@ -124,6 +127,8 @@ def strangers(blobs: Path) -> Iterator[tuple[Path, str]]:
         return
     for parent in sorted(blobs.iterdir()):
         what = kind(parent)
+        if what is None and _PACKED.fullmatch(parent.name):
+            continue
         if what != "a folder":
             yield parent, what or "a file"
         elif len(parent.name) == 2:

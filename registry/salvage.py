@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import blobs, concept_header
+from conceptkit.registry.blob_store import BlobStore
 from conceptkit.registry.catalogue import labels
 from conceptkit.registry.entries import refresh
 from conceptkit.registry.errors import BadBlob, ConceptError
@@ -64,14 +64,14 @@ class Filled:
     said: dict[str, tuple[list[str], list[str], bool]]
 
 
-def fill(conn: sqlite3.Connection, first: Rows, second: Rows, folder: Path) -> Filled:
+def fill(conn: sqlite3.Connection, first: Rows, second: Rows, store: BlobStore) -> Filled:
     """Put these rows into an empty index, in a transaction.
 
     first: what the damaged index has. second: a backup, for what the first does not have any more. Rows that
-    contradict each other are made to agree; a summary that is lost is read from the concept in `folder`.
+    contradict each other are made to agree; a summary that is lost is read from the concept in `store`.
     """
-    tables = _merged(first, second, folder)
-    versions = _good_versions(tables["versions"], folder)
+    tables = _merged(first, second, store)
+    versions = _good_versions(tables["versions"], store)
     names = _good_names(tables, versions)
     by_id = {row["id"] for row in versions.values()}
     ids = {row["id"] for row in names.values()}
@@ -159,7 +159,7 @@ def _table(conn: sqlite3.Connection, table: str) -> tuple[list[Row], bool]:
     return [found[number] for number in sorted(found)], False
 
 
-def _merged(first: Rows, second: Rows, folder: Path) -> dict[str, list[Row]]:
+def _merged(first: Rows, second: Rows, store: BlobStore) -> dict[str, list[Row]]:
     """The rows of the first index, and of the second what the first does not know of."""
     tables = {table: list(rows) for table, rows in first.tables.items()}
     if not second.whole:
@@ -172,7 +172,7 @@ def _merged(first: Rows, second: Rows, folder: Path) -> dict[str, list[Row]]:
     versions: dict[Any, int] = {}
     taken = {(row.get("name"), row.get("version")) for row in tables["versions"]}
     for row in second.tables["versions"]:
-        gone = bool(known) and is_digest(row["hash"]) and blobs.size(folder, row["hash"]) is None
+        gone = bool(known) and is_digest(row["hash"]) and store.size(row["hash"]) is None
         if row["hash"] in known or gone:
             continue
         row = dict(row)
@@ -217,7 +217,7 @@ def _content(row: Row) -> tuple[Any, ...]:
     return tuple(sorted((key, str(value)) for key, value in row.items() if key != "id"))
 
 
-def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], Row]:
+def _good_versions(rows: Sequence[Row], store: BlobStore) -> dict[tuple[str, int], Row]:
     """By name and number, the versions that can be shown; what a row has lost comes from its concept."""
     found: dict[tuple[str, int], Row] = {}
     used: set[int] = set()
@@ -235,14 +235,14 @@ def _good_versions(rows: Sequence[Row], folder: Path) -> dict[tuple[str, int], R
         row = dict(row)
         if not _is_summary(row.get("summary")):
             try:
-                row["summary"] = json.dumps(concept_header.read_file(blobs.place(folder, digest)).summary)
+                row["summary"] = json.dumps(store.header(digest).summary)
             except (OSError, BadBlob):
                 continue
         if not isinstance(row.get("id"), int) or row["id"] in used:
             number += 1
             row["id"] = number
         if not isinstance(row.get("bytes"), int):
-            row["bytes"] = blobs.size(folder, digest) or 0
+            row["bytes"] = store.size(digest) or 0
         used.add(row["id"])
         row["created"] = (
             row["created"] if isinstance(row.get("created"), str) else "1970-01-01T00:00:00+00:00"

@@ -17,18 +17,23 @@ ELSEWHERE = "set CONCEPTKIT_HOME to a folder that you may write to"
 
 
 @contextmanager
-def told(home: Path, *others: type[OSError]) -> Iterator[None]:
-    """Errors of the system and of SQLite inside leave as ConceptError; all `others` as they are."""
+def told(home: Path, *others: type[OSError], file: Path | None = None) -> Iterator[None]:
+    """Errors of the system and of SQLite inside leave as ConceptError; all `others` as they are.
+
+    file: the database they are about, where that is not the index.
+    """
     try:
         yield
     except others:
         raise
     except (OSError, sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
-        raise ConceptError(sentence(error, home)) from error
+        raise ConceptError(sentence(error, home, file)) from error
 
 
-def sentence(error: OSError | sqlite3.Error | UnicodeDecodeError | OverflowError, home: Path) -> str:
-    """One sentence about `error` in the registry at `home`."""
+def sentence(
+    error: OSError | sqlite3.Error | UnicodeDecodeError | OverflowError, home: Path, file: Path | None = None
+) -> str:
+    """One sentence about `error` in the registry at `home`, in its database `file` or else its index."""
     if isinstance(error, OverflowError):
         return "That number is beyond what the index can hold: give one below 9,223,372,036,854,775,807."
     text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error))[:200]  # SQLite may quote what is damaged
@@ -40,13 +45,22 @@ def sentence(error: OSError | sqlite3.Error | UnicodeDecodeError | OverflowError
     if number in LOCKLESS or "locking protocol" in text:
         return lockless(home)
     if "locked" in text:
-        return f"Another program keeps {home}/index.db locked: wait until it is done, and try again."
+        return f"Another program keeps {file or f'{home}/index.db'} locked: wait until it is done, and try again."
+    if damaged(error) and file is not None:
+        return damaged_file(text, file)
     if damaged(error):
         return (
             f"The index {home}/index.db is damaged ({text}): make it anew with `conceptkit rebuild`, "
             "or set CONCEPTKIT_HOME to another folder."
         )
     return f"The registry in {home} cannot be used ({text}): check that disk, or {ELSEWHERE}."
+
+
+def damaged_file(what: str, file: Path) -> str:
+    """The sentence about a database of blobs that SQLite cannot read."""
+    return (
+        f"{file} is damaged ({what}): make it anew from all that can be read of it with `conceptkit rebuild`."
+    )
 
 
 def damaged(error: BaseException) -> bool:

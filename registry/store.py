@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 from conceptkit.registry import (
-    blobs,
     concept_header,
     merge_recipe,
     odd_files,
@@ -24,6 +23,7 @@ from conceptkit.registry import (
     swap,
     trash_files,
 )
+from conceptkit.registry.blob_store import BlobStore, holds_any
 from conceptkit.registry.entries import (
     COLUMNS,
     HEADS,
@@ -61,14 +61,16 @@ class Registry:
         self.blobs = self.home / "blobs"
         swap.finish(self.home)
         with storage_errors.told(self.home):
-            if (any(blobs.walk(self.blobs)) and not has_index(self.home)) or has_stray_log(self.home):
+            if (not has_index(self.home) and holds_any(self.home)) or has_stray_log(self.home):
                 raise ConceptError(gone(self.home))
             paths.make_private(self.blobs)
         self.index = Index(self.home)
+        self.blob_store = BlobStore(self.home)
 
     def close(self) -> None:
-        """Let go of the index, in all threads; more than once does no harm."""
+        """Let go of the index and of packed blobs, in all threads; more than once does no harm."""
         self.index.close()
+        self.blob_store.close()
 
     def __enter__(self) -> "Registry":
         return self
@@ -174,7 +176,7 @@ class Registry:
         """The same bytes to be read piece by piece, verified now; raises what `read` raises."""
         entry = self.get(entry) if isinstance(entry, str) else entry
         with self._explained(entry), storage_errors.told(self.home):
-            return blobs.source(self.blobs, entry.hash)
+            return self.blob_store.source(entry.hash)
 
     def has(self, name: str) -> bool:
         """Whether a name is in the registry."""
@@ -247,7 +249,7 @@ class Registry:
     def preview_source(self, entry: Entry) -> Source | None:
         """The same picture to be read piece by piece, verified now; raises what `preview` raises."""
         with storage_errors.told(self.home):
-            return blobs.source(self.blobs, entry.preview) if entry.preview else None
+            return self.blob_store.source(entry.preview) if entry.preview else None
 
     def put_asset(self, key: str, data: bytes) -> str:
         """Keep bytes that many concepts share under `key`, replacing an older one; returns their sha256."""
@@ -294,14 +296,17 @@ class Registry:
 
     def drop_unused(self, *digests: str | None) -> int:
         """Delete those bytes that no row names, and count them; under the lock, so that nobody begins to."""
-        count = 0
-        if wanted := {digest for digest in digests if digest and is_digest(digest)}:
-            with self.index.writing():
-                for digest in wanted:
-                    if not self.index.query(NAMED, [digest] * 4):
-                        count += blobs.size(self.blobs, digest) is not None
-                        blobs.drop(self.blobs, digest)
-        return count
+        wanted = {digest for digest in digests if digest and is_digest(digest)}
+        if not wanted:
+            return 0
+        with self.index.writing():
+            unused = [digest for digest in wanted if not self.index.query(NAMED, [digest] * 4)]
+            return self.blob_store.drop(unused)
+
+    def pack(self, *digests: str) -> int:
+        """Move small blobs that have files of their own into `packed.db`, and count them; under the lock."""
+        with self.index.writing():
+            return self.blob_store.pack(digests)
 
     def _show(self, entry: Entry, digest: str) -> Entry:
         """Give a version its preview, which is stored; in a transaction."""
@@ -337,22 +342,22 @@ class Registry:
 
     def _blob(self, digest: str) -> bytes:
         with storage_errors.told(self.home):
-            return blobs.get(self.blobs, digest)
+            return self.blob_store.get(digest)
 
     def _store(self, datas: Sequence[bytes | Source]) -> Digests:
         if self.index.read_only:
             with self.index.writing():  # says so
                 pass
         with storage_errors.told(self.home):
-            return blobs.put_many(self.blobs, datas)
+            return self.blob_store.put_many(datas)
 
     def _still_there(self, data: bytes | Source, digest: str) -> None:
-        if blobs.size(self.blobs, digest) != Source.of(data).size:
-            blobs.put(self.blobs, data)
+        if self.blob_store.size(digest) != Source.of(data).size:
+            self.blob_store.put(data)
 
     def _set_uses(self, entry: Entry, given: Mapping[str, str]) -> None:
         for role, digest in given.items():
-            if blobs.size(self.blobs, digest) is None:
+            if self.blob_store.size(digest) is None:
                 raise ConceptError(
                     f"{entry.ref} cannot use {digest[:80]!r}, which is not stored: store it first."
                 )

@@ -1,8 +1,8 @@
-"""One index in the place of another, when that cannot be written to: begun once, and then always finished.
+"""One database in the place of another that cannot be written to: begun once, and then always finished.
 
-SQLite applies whatever log lies beside an index to it, so the old log must be gone before the new index is
-there. A complete index is first given the name NEXT; from then on whoever opens the registry goes on from
-there, and nobody ever sees the one without the other's log, or none at all.
+SQLite applies whatever log lies beside a database to it, so the old log must be gone before the new one is
+there. A complete one is first given the name `index.next.db`; from then on whoever opens the registry goes on
+from there, and nobody ever sees the one without the other's log, or none at all.
 """
 
 import os
@@ -10,27 +10,33 @@ from pathlib import Path
 
 from conceptkit.registry import atomic_files, paths, storage_errors
 
-NEXT = "index.next.db"
 ENDS = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside an index."""
+"""What SQLite keeps beside a database."""
 
 
-def swap_in(home: Path, fresh: Path) -> None:
-    """Let `fresh`, a complete index without a log, be the index of this home."""
+def swap_in(home: Path, fresh: Path, file: Path | None = None) -> None:
+    """Let `fresh`, a complete database without a log, take the place of `file`, by default of the index."""
+    file = file or home / "index.db"
     with storage_errors.told(home):
-        os.replace(fresh, home / NEXT)
-        paths.sync(home)
-    finish(home)
+        os.replace(fresh, next_of(file))
+        paths.sync(file.parent)
+    finish(home, file)
 
 
-def finish(home: Path) -> None:
+def finish(home: Path, file: Path | None = None) -> None:
     """Go on with what a killed process began, if one did."""
-    if not (home / NEXT).exists():
+    file = file or home / "index.db"
+    if not next_of(file).exists():
         return
     with atomic_files.turn(home), storage_errors.told(home):
-        if (home / NEXT).exists():
+        if next_of(file).exists():
             for end in ENDS:
-                (home / f"index.db{end}").unlink(missing_ok=True)
-            paths.sync(home)
-            os.replace(home / NEXT, home / "index.db")
-            paths.sync(home)
+                file.with_name(file.name + end).unlink(missing_ok=True)
+            paths.sync(file.parent)
+            os.replace(next_of(file), file)
+            paths.sync(file.parent)
+
+
+def next_of(file: Path) -> Path:
+    """The name under which what takes the place of a file is complete: `index.next.db`."""
+    return file.with_name(f"{file.stem}.next{file.suffix}")

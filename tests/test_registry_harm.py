@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conceptkit.errors import ConceptError
-from conceptkit.registry import blobs, index, maintenance, paths
+from conceptkit.registry import blobs, database, maintenance, paths
 from conceptkit.registry.catalogue import labels, search
 from conceptkit.registry.entries import New
 from conceptkit.registry.store import Registry
@@ -211,7 +211,7 @@ def test_a_file_system_without_locks_is_refused_at_once(home, monkeypatch):
     with pytest.raises(ConceptError) as caught:
         Registry()
     assert_sentence(caught.value, "no locks")
-    assert time.monotonic() - start < index.PATIENCE / 2
+    assert time.monotonic() - start < database.PATIENCE / 2
 
 
 def test_an_index_of_a_newer_conceptkit_is_left_alone(home):
@@ -228,7 +228,7 @@ def test_an_index_of_a_newer_conceptkit_is_left_alone(home):
 
 
 def test_a_writer_that_never_ends_is_one_sentence_and_readers_do_not_care(registry, monkeypatch):
-    monkeypatch.setattr(index, "PATIENCE", 0.2)
+    monkeypatch.setattr(database, "PATIENCE", 0.2)
     with Registry() as other, registry.index.writing():
         assert other.read("my_dog") == b"dog" and search.page(other) and search.search(other, "dog")
         assert other.index.reader_waits == 0

@@ -192,7 +192,7 @@ def test_a_swap_that_was_killed_is_finished_by_whoever_comes_next(stocked, tmp_p
         killing = iter(range(9))
 
         def replace(source, target, step=step, killing=killing, real=os.replace):
-            if os.path.basename(target) in (swap.NEXT, "index.db") and next(killing) == step:
+            if os.path.basename(target) in ("index.next.db", "index.db") and next(killing) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             real(source, target)
 
@@ -201,13 +201,13 @@ def test_a_swap_that_was_killed_is_finished_by_whoever_comes_next(stocked, tmp_p
             backup.rebuild(home, file)
 
         in_child(home, rebuild)
-        assert (home / swap.NEXT).exists() == (step == 1)
+        assert (home / "index.next.db").exists() == (step == 1)
         if not damaged or step == 1:
             with Registry(home) as registry:
                 assert (
                     labels.tag(registry, "my_dog") == ["keep"] and not maintenance.verify(registry).problems
                 )
-    assert not (home / swap.NEXT).exists()
+    assert not (home / "index.next.db").exists()
 
 
 def test_a_restore_beside_writers_loses_none_of_their_words(stocked, tmp_path):

@@ -14,7 +14,6 @@ from typing import Any
 
 from conceptkit.registry import (
     atomic_files,
-    blobs,
     concept_validation,
     odd_files,
     paths,
@@ -358,7 +357,7 @@ def _record(registry: Registry, entry: Entry, said: Labels | None = None) -> Rec
     tags, notes = said or incoming.labels_of(registry, entry.name)
     picture = None
     if entry.preview:
-        picture = (entry.preview, blobs.size(registry.blobs, entry.preview) or 0)
+        picture = (entry.preview, registry.blob_store.size(entry.preview) or 0)
     return Record(entry.name, entry.hash, entry.bytes, entry.created, picture, tags, tuple(sorted(notes)))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptkit.registry import atomic_files, blobs, merge_recipe, paths, storage_errors, trash_files
+from conceptkit.registry import atomic_files, merge_recipe, paths, storage_errors, trash_files
 from conceptkit.registry.catalogue import labels, search
 from conceptkit.registry.entries import POINTS, Entry, New, refresh
 from conceptkit.registry.errors import BadBlob, ConceptError, UnknownConcept
@@ -124,7 +124,7 @@ def _keep(registry: Registry, entries: Sequence[Entry], file: Path) -> None:
         with storage_errors.told(registry.home):
             for digest in (entry.preview, *used.values()):
                 if digest is not None:
-                    sources[digest] = blobs.source(registry.blobs, digest)
+                    sources[digest] = registry.blob_store.source(digest)
         rows = registry.index.query(_PARENTS, [entry.name, entry.version])
         versions.append(
             {
