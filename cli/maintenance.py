@@ -227,8 +227,8 @@ def rebuild(file: Path | None, as_json: bool) -> None:
         return
     if found.packed is not None:
         echo(
-            f"Made the file of small blobs anew with {found.packed:,} that are whole; the damaged one is kept as "
-            f"{found.packed_before}"
+            f"Made the file of small blobs anew with {found.packed.blobs:,} that are whole; "
+            f"the damaged one is kept as {found.packed.kept}"
         )
     if found.whole:
         echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")

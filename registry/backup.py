@@ -21,8 +21,8 @@ from conceptkit.registry import (
     swap,
 )
 from conceptkit.registry.blob_store import BlobStore
-from conceptkit.registry.entries import New, insert, now, refresh
 from conceptkit.registry.database import PATIENCE
+from conceptkit.registry.entries import New, insert, now, refresh
 from conceptkit.registry.errors import BadBlob, BadName, ConceptError
 from conceptkit.registry.index import MARKS, STEPS, Index
 from conceptkit.registry.maintenance import REFERENCES, wrong_rows
@@ -57,7 +57,7 @@ class Rebuilt:
 
     others: blobs that are no concepts (pictures, prior sets, statistics); bad: names that are none.
     rows: versions whose rows could be read, in the damaged index or in the backup.
-    packed: small blobs in a new `packed.db`, where it was damaged; the damaged file is packed_before.
+    packed: what became of `packed.db`, where it was damaged.
     """
 
     whole: bool
@@ -67,8 +67,7 @@ class Rebuilt:
     bad: int = 0
     before: str | None = None
     rows: int = 0
-    packed: int | None = None
-    packed_before: str | None = None
+    packed: packed_repair.Repaired | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -149,10 +148,9 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
         until_then.enter_context(atomic_files.turn(home, LOCK))
         swap.finish(home)
         repaired = packed_repair.repair(home)
-        told = {"packed": repaired.blobs, "packed_before": str(repaired.kept)} if repaired else {}
         condition = state(home)
         if file is None and condition == "sound" and (found := _search_anew(home)):
-            return replace(found, **told)
+            return replace(found, packed=repaired)
         if condition == "sound":
             until_then.enter_context(_alone(home))
         with storage_errors.told(home):
@@ -175,7 +173,7 @@ def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, tota
             index.close()
             _drop(_scratch_file(home))
         swap.swap_in(home, fresh)
-    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=filled.versions, **told)
+    return Rebuilt(False, *report, before=str(kept) if kept else None, rows=filled.versions, packed=repaired)
 
 
 def state(home: Path) -> str:

@@ -1,8 +1,8 @@
 """All blobs of a registry by the SHA-256 of their bytes: the small ones packed, each other one a file.
 
-A blob of SMALL bytes or fewer that is new goes into `packed.db`. One that an earlier conceptkit wrote as a file
-stays one until `gc` packs it: it is durable in `packed.db` before its file goes. Whoever looks for a blob looks
-for its file first, so that it is found at every moment of that.
+A new blob of SMALL bytes or fewer goes into `packed.db`. One that an earlier conceptkit wrote as a file stays
+one until `gc` packs it: it is durable in `packed.db` before its file goes. Whoever looks for a blob looks for
+its file first, so that it is found at every moment of that.
 """
 
 import threading
@@ -66,6 +66,7 @@ class BlobStore:
 
     def get(self, digest: str) -> bytes:
         """The bytes stored as `digest`; BadBlob when they are gone or are no longer those bytes."""
+        blobs.place(self.folder, digest)
         try:
             return blobs.get(self.folder, digest)
         except BadBlob:

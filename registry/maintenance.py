@@ -115,9 +115,8 @@ def verify(registry: Registry, tick: Tick = lambda done, total: None) -> Check:
         there[digest] = size
         if not whole and registry.index.query(NAMED, [digest] * 4) and not store.whole(digest):
             what = needed.get(digest, digest)
-            problems.append(
-                f"{what} is damaged: the bytes of {store.place(digest)} are not what they were; {_again(what)}."
-            )
+            file = store.place(digest)
+            problems.append(f"{what} is damaged: its bytes in {file} are not what they were; {_again(what)}.")
         orphans += digest not in needed and not registry.index.query(NAMED, [digest] * 4)
     for digest in needed.keys() - there.keys():
         if not is_digest(digest):

@@ -142,8 +142,8 @@ def m003_search(db: "Database") -> None:
 
 @migrations()
 def m004_packed_blobs(db: "Database") -> None:
-    """No table changes. From here on small blobs are in `blobs/packed.db`, and a conceptkit that does not know
-    of that file says that it is too old, where it would find them missing."""
+    """No table changes. From here on small blobs are in `blobs/packed.db`; a conceptkit that does not know of
+    that file says that it is too old, where it would find them missing."""
 
 
 def _carry_over(db: "Database", versions: list[dict[str, Any]], names: list[dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """Small blobs, many in one file: `blobs/packed.db`, a database of SQLite's beside the index.
 
 As files each would take a block of the disk, 4 kB or more. SQLite writes all of a batch durably or nothing of
-it, and keeps several processes out of each other's way. A page has room for several rows, and no row is longer
-than a page: `packed_rows` reads whatever rows are whole when SQLite cannot read the file any more.
+it, and keeps several processes out of each other's way. A page has room for several rows, and no row is
+longer than a page: `packed_rows` reads whatever rows are whole when SQLite cannot read the file any more.
 """
 
 import sqlite3
@@ -30,7 +30,7 @@ ROW_COSTS = 110
 """Bytes that a row takes beside its data, its hash twice, and what it does not fill."""
 
 EARLIEST = 1 << 47
-"""Microseconds since 1970 (in 1974): numbers from here on have 8 bytes in SQLite's rows, as `packed_rows` wants."""
+"""Microseconds since 1970, in 1974: from here on a number has 8 bytes in a row, as `packed_rows` wants."""
 
 _TABLE = """create table if not exists blobs (id integer primary key, added integer not null,
     bytes integer not null, hash blob not null, data blob not null)"""
@@ -220,7 +220,8 @@ class PackedBlobs(Database):
                 ((last,),) = conn.execute("select max(id) from blobs").fetchall()
                 shift = "update blobs set id = id + ? where id between ? and ?"
                 conn.execute(shift, [last + 1 - ids[0], ids[0], ids[-1]])
-            conn.execute("pragma incremental_vacuum").fetchall()
+            for _ in range(conn.execute("pragma freelist_count").fetchone()[0]):
+                conn.execute("pragma incremental_vacuum")  # cuts off one page, as Python steps through it
         return ids[-1] + 1 if ids else None
 
     def _pages(self) -> int:

@@ -21,7 +21,7 @@ class Repaired:
     """blobs: how many are in the new file; kept: the damaged file as it was."""
 
     blobs: int
-    kept: Path
+    kept: str
 
 
 def repair(home: Path) -> Repaired | None:
@@ -41,7 +41,7 @@ def repair(home: Path) -> Repaired | None:
         kept = _keep(home, packed.path)
         swap.swap_in(home, fresh, packed.path)
     packed.close()
-    return Repaired(count, kept)
+    return Repaired(count, str(kept))
 
 
 def _filled(home: Path, packed: PackedBlobs) -> int:

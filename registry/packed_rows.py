@@ -1,10 +1,10 @@
-"""The rows of `blobs/packed.db` found in the bytes of the file, without SQLite and whatever became of the rest.
+"""The rows of `blobs/packed.db` found in the bytes of the file, without SQLite, whatever became of the rest.
 
-A row is never cut in two, and says its hash and its length: with the SHA-256 of what follows it proves itself.
+A row is never cut in two, and says its hash and its length: the SHA-256 of what follows proves it.
 The layout is that of https://www.sqlite.org/fileformat2.html#record_format, for the table in `packed.py`:
 
-    header: its length, 0 (id), 6 (added, 8 bytes), 1, 2, 3, 8 or 9 (bytes), 76 (hash, 32 bytes), 12 + 2 n (data)
-    body: added, bytes, hash, data (n bytes)
+    header: its length, 0 (id), 6 (added, 8 bytes), 1, 2, 3, 8 or 9 (bytes), 76 (hash), 12 + 2 n (data)
+    body: added, bytes, hash (32 bytes), data (n bytes)
 """
 
 import hashlib

@@ -45,7 +45,8 @@ def sentence(
     if number in LOCKLESS or "locking protocol" in text:
         return lockless(home)
     if "locked" in text:
-        return f"Another program keeps {file or f'{home}/index.db'} locked: wait until it is done, and try again."
+        locked = file or f"{home}/index.db"
+        return f"Another program keeps {locked} locked: wait until it is done, and try again."
     if damaged(error) and file is not None:
         return damaged_file(text, file)
     if damaged(error):

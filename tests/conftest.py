@@ -24,6 +24,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def loose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every blob has a file of its own, however small."""
+    monkeypatch.setattr("conceptkit.registry.blob_store.SMALL", -1)
+
+
+@pytest.fixture
 def registry():
     with Registry() as registry:
         yield registry

@@ -156,7 +156,7 @@ def test_damaged_recipes_are_refused_in_a_sentence(merged, recipe):
     data = merged.read("both")
     with pytest.raises(BadBlob, match="recipe of a merge that is damaged"):
         recipes.told(data.replace(b'\\"padding_delta\\"', b'\\"padding_drift\\"'))
-    assert blobs.size(merged.blobs, recipe.hash) == len(data)
+    assert merged.blob_store.size(recipe.hash) == len(data)
 
 
 def test_show_says_so(merged, recipe):

@@ -106,7 +106,7 @@ def test_an_unknown_name_suggests_the_nearest(registry):
     assert_sentence(caught.value)
 
 
-def test_remove_forgets_all_versions_and_their_bytes(registry):
+def test_remove_forgets_all_versions_and_their_bytes(loose, registry):
     registry.add("my_dog", b"one", SUMMARY)
     registry.add("my_dog", b"two", SUMMARY, new_version=True)
     registry.set_preview("my_dog", 1, b"png")
@@ -126,7 +126,7 @@ def test_remove_one_version(registry):
     assert registry.list() == []
 
 
-def test_equal_bytes_are_stored_once_and_kept_while_anything_needs_them(registry):
+def test_equal_bytes_are_stored_once_and_kept_while_anything_needs_them(loose, registry):
     registry.add("a", b"same", SUMMARY)
     registry.add("b", b"same", SUMMARY)
     registry.put_asset("gram/1", b"same")
@@ -137,7 +137,7 @@ def test_equal_bytes_are_stored_once_and_kept_while_anything_needs_them(registry
     assert registry.get_asset("gram/1") == b"same"
 
 
-def test_previews(registry):
+def test_previews(loose, registry):
     entry = registry.add("my_dog", b"one", SUMMARY)
     assert registry.preview(entry) is None
     registry.set_preview("my_dog", 1, b"first")
@@ -148,7 +148,7 @@ def test_previews(registry):
         registry.set_preview("my_dog", 2, b"png")
 
 
-def test_assets(registry):
+def test_assets(loose, registry):
     assert registry.get_asset("prior/dog") is None
     registry.put_asset("prior/dog", b"one")
     digest = registry.put_asset("prior/dog", b"two")
@@ -161,7 +161,7 @@ def test_assets(registry):
 
 
 @pytest.mark.parametrize("harm", ["damaged", "missing"])
-def test_damaged_bytes_are_never_handed_out(registry, harm):
+def test_damaged_bytes_are_never_handed_out(loose, registry, harm):
     entry = registry.add("my_dog", b"bytes", SUMMARY)
     file = blobs.place(registry.home / "blobs", entry.hash)
     file.write_bytes(b"bytez") if harm == "damaged" else file.unlink()
@@ -182,14 +182,14 @@ def test_a_home_that_cannot_be_used_is_one_sentence(tmp_path):
         Registry(tmp_path)
 
 
-def test_a_failed_write_leaves_no_trace(registry, monkeypatch):
+def test_a_failed_write_leaves_no_trace(loose, registry, monkeypatch):
     monkeypatch.setattr("conceptkit.registry.blobs.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         registry.add("my_dog", b"bytes", SUMMARY)
     assert registry.list() == [] and blob_files(registry) == []
 
 
-def test_remains_of_a_killed_process_are_swept(registry):
+def test_remains_of_a_killed_process_are_swept(loose, registry):
     left = paths.make_private(registry.home / "blobs" / "incoming") / "4242-0123456789abcdef"
     left.write_bytes(b"half")
     registry.add("a", b"a", SUMMARY)

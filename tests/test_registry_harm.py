@@ -72,7 +72,7 @@ def registry() -> Iterator[Registry]:
     ("error", "said"),
     [(errno.ENOSPC, "is full"), (errno.EIO, "cannot be used"), (errno.EROFS, "only be read")],
 )
-def test_a_disk_that_fails_at_any_step_loses_nothing(registry, action, error, said, monkeypatch):
+def test_a_disk_that_fails_at_any_step_loses_nothing(loose, registry, action, error, said, monkeypatch):
     before = state(registry)
     failed = 0
     for name in (*WRITES, "syncfs"):
@@ -122,11 +122,11 @@ def test_an_index_that_cannot_grow_is_one_sentence(registry):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of one megabyte."""
+    """A file system of two megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
     )
     if not mounted or mounted.returncode:
         pytest.skip("file systems cannot be mounted here")
@@ -137,7 +137,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk(small_disk):
-    (small_disk / "filler").write_bytes(bytes(200_000))
+    (small_disk / "filler").write_bytes(bytes(600_000))
     with Registry(small_disk / "home") as registry:
         added = []
         with pytest.raises(ConceptError) as caught:
@@ -206,7 +206,7 @@ def test_a_file_system_without_locks_is_refused_at_once(home, monkeypatch):
             f"{Path(path).as_uri()}?vfs=unix-none", uri=True, timeout=0, isolation_level=None
         )
 
-    monkeypatch.setattr(index, "_connect", lockless)
+    monkeypatch.setattr(database, "_connect", lockless)
     start = time.monotonic()
     with pytest.raises(ConceptError) as caught:
         Registry()
@@ -290,7 +290,9 @@ def recorded(monkeypatch, registry: Registry, act: Callable[[], object]) -> list
     return [line for line in told if line[0] != "sql" or line[1] in ("begin", "insert", "commit")]
 
 
-def test_one_file_is_durable_before_it_has_its_name_and_its_name_before_the_index(registry, monkeypatch):
+def test_one_file_is_durable_before_it_has_its_name_and_its_name_before_the_index(
+    loose, registry, monkeypatch
+):
     told = recorded(monkeypatch, registry, lambda: registry.add("new", b"new", DOG))
     target = blobs.place(registry.blobs, registry.get("new").hash)
     written = told[[name for name, _ in told].index("write")][1]
@@ -311,7 +313,7 @@ def test_one_file_is_durable_before_it_has_its_name_and_its_name_before_the_inde
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_many_files_are_durable_before_any_has_its_name(registry, monkeypatch, together):
+def test_many_files_are_durable_before_any_has_its_name(loose, registry, monkeypatch, together):
     if not together:
         monkeypatch.setattr(paths, "_syncfs", lambda: None)
     elif paths._syncfs() is None:
@@ -331,7 +333,7 @@ def test_many_files_are_durable_before_any_has_its_name(registry, monkeypatch, t
         assert folders <= {path for name, path in told[last_rename:begin] if name == "fsync"}
 
 
-def test_bytes_that_are_there_already_are_made_durable_too(registry, monkeypatch):
+def test_bytes_that_are_there_already_are_made_durable_too(loose, registry, monkeypatch):
     """Another process may have renamed them and not have come to the fsync."""
     told = recorded(monkeypatch, registry, lambda: registry.add("twin", b"dog", DOG))
     parent = str(blobs.place(registry.blobs, registry.get("twin").hash).parent)

@@ -119,7 +119,7 @@ def test_photos_and_prior_sets_stay_as_long_as_a_version_needs_them(stocked):
     with pytest.raises(ConceptError, match="not stored"):
         stocked.use(entry, {"prior": "0" * 64})
     stocked.remove("my_dog")
-    assert blobs.size(stocked.blobs, asset) is None
+    assert stocked.blob_store.size(asset) is None
     assert stocked.read_used(stocked.get("both"), "photo/1.jpg") == b"photo", "both still needs it"
     assert not maintenance.verify(stocked).problems
 
@@ -127,7 +127,7 @@ def test_photos_and_prior_sets_stay_as_long_as_a_version_needs_them(stocked):
 # verify, gc, stats
 
 
-def test_verify_says_what_is_damaged_missing_or_nobodys(stocked):
+def test_verify_says_what_is_damaged_missing_or_nobodys(loose, stocked):
     assert maintenance.verify(stocked) == maintenance.Check(blobs=7, bytes=maintenance.verify(stocked).bytes)
     blobs.place(stocked.blobs, stocked.get("my_dog@1").hash).write_bytes(b"x")
     blobs.place(stocked.blobs, stocked.get("both").preview or "").unlink()
@@ -171,7 +171,7 @@ def test_gc_shows_first_and_deletes_only_what_nothing_names(stocked):
     old.write_bytes(b"half")
     os.utime(old, (0, 0))
     assert maintenance.gc(stocked) == maintenance.Garbage(2, len(concept("lost")) + 7, 1, 1, False, 1, 4)
-    assert blobs.size(stocked.blobs, orphan) and old.exists()
+    assert stocked.blob_store.size(orphan) and old.exists()
     assert "1 of them are concepts" in run("gc") and "--yes" in run("gc")
     assert run("gc", "--yes").startswith("Deleted 2 files")
     assert not old.exists() and maintenance.gc(stocked).blobs == 0
@@ -184,8 +184,8 @@ def test_gc_frees_what_removed_concepts_brought_into_merges(stocked):
     shared = stocked.put_asset("prior/teapot", b"for whoever learns a teapot")
     assert maintenance.gc(stocked).blobs == 1 and stocked.get_asset(f"prepared/{'a' * 32}/here")
     assert maintenance.gc(stocked, delete=True).blobs == 1
-    assert blobs.size(stocked.blobs, gone) is None and stocked.get_asset(f"prepared/{'a' * 32}/here") is None
-    assert blobs.size(stocked.blobs, mine) and blobs.size(stocked.blobs, shared)
+    assert stocked.blob_store.size(gone) is None and stocked.get_asset(f"prepared/{'a' * 32}/here") is None
+    assert stocked.blob_store.size(mine) and stocked.blob_store.size(shared)
     assert not maintenance.verify(stocked).problems
 
 
@@ -193,7 +193,7 @@ def test_gc_keeps_what_an_index_put_aside_names(stocked):
     backup.backup(stocked)
     digest = stocked.get("my_dog@1").hash
     stocked.index.conn.execute("delete from versions where hash = ?", [digest])
-    assert maintenance.gc(stocked, delete=True).blobs == 0 and blobs.size(stocked.blobs, digest)
+    assert maintenance.gc(stocked, delete=True).blobs == 0 and stocked.blob_store.size(digest)
 
 
 def test_stats(stocked):
@@ -280,7 +280,7 @@ def test_a_backup_takes_the_place_of_a_damaged_index(home, stocked, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["gone", "garbage", "empty"])
-def test_a_lost_index_is_rebuilt_from_the_headers(home, stocked, loss):
+def test_a_lost_index_is_rebuilt_from_the_headers(loose, home, stocked, loss):
     heads = {entry.name: entry.hash for entry in stocked.list()}
     os.utime(blobs.place(stocked.blobs, stocked.get("my_dog@1").hash), (1e9, 1e9))
     tree = lineage.tree(stocked, "both")

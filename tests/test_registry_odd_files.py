@@ -60,7 +60,7 @@ def test_a_push_deletes_only_what_a_push_left(dog, tmp_path):
         assert not swept.exists() and kept.exists() and link.is_symlink()
 
 
-def test_storing_sweeps_nothing_behind_a_link(dog, tmp_path):
+def test_storing_sweeps_nothing_behind_a_link(loose, dog, tmp_path):
     mine = old(tmp_path / "documents" / "123-0123456789abcdef")
     incoming = dog.blobs / "incoming"
     for file in incoming.iterdir():
@@ -116,7 +116,7 @@ def test_checkpoints_are_known(dog):
 
 
 @pytest.mark.parametrize("what", MAKERS)
-def test_odd_things_among_the_blobs_are_named_and_left_alone(dog, what):
+def test_odd_things_among_the_blobs_are_named_and_left_alone(loose, dog, what):
     own = blobs.place(dog.blobs, dog.get("my_dog").hash)
     own.unlink()
     stray = dog.blobs / "ab" / ("c" * 62)
@@ -138,7 +138,7 @@ def test_odd_things_among_the_blobs_are_named_and_left_alone(dog, what):
     assert odd_files.kind(own) == odd_files.kind(stray) == what
 
 
-def test_a_huge_file_in_the_place_of_a_blob_is_not_taken_into_memory(dog, monkeypatch):
+def test_a_huge_file_in_the_place_of_a_blob_is_not_taken_into_memory(loose, dog, monkeypatch):
     monkeypatch.setattr(blobs, "LARGE", 1 << 20)
     with blobs.place(dog.blobs, dog.get("my_dog").hash).open("r+b") as file:
         file.truncate(1 << 22)

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from conceptkit.errors import ConceptError
-from conceptkit.registry import backup, blobs, concept_validation, maintenance, swap
+from conceptkit.registry import backup, blobs, concept_validation, maintenance
 from conceptkit.registry.catalogue import labels, search
 from conceptkit.registry.store import New, Registry
 from tests.blobs import PNG, blob, sentence
@@ -124,11 +124,11 @@ def test_gc_keeps_what_a_damaged_index_in_backups_names(stocked, table):
         preview = blobs.put(registry.blobs, PNG)
         lost = blobs.put(registry.blobs, b"nobody's")
         found = maintenance.gc(registry, delete=True)
-        assert found.unreadable and blobs.size(registry.blobs, preview) and blobs.size(registry.blobs, lost)
+        assert found.unreadable and registry.blob_store.size(preview) and registry.blob_store.size(lost)
         (damaged,) = (registry.home / "backups").iterdir()
         damaged.unlink()
         maintenance.gc(registry, delete=True)
-        assert blobs.size(registry.blobs, lost) is None
+        assert registry.blob_store.size(lost) is None
 
 
 def test_rebuilding_upon_a_backup_loses_nothing_that_came_after_it(stocked, tmp_path):

@@ -238,7 +238,7 @@ def test_what_is_removed_now_is_in_no_trash(home):
     assert json.loads(run("gc", "--json"))["trash"] == 0
 
 
-def test_what_cannot_be_kept_is_told(home):
+def test_what_cannot_be_kept_is_told(loose, home):
     with Registry() as registry:
         entry = registry.add("broken", b"no concept", {"kind": "subject"})
         place = blobs.place(registry.blobs, entry.hash)
