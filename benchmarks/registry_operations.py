@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conceptkit.registry import backup, blobs, maintenance
+from conceptkit.registry import backup, blobs, maintenance, packed
 from conceptkit.registry.catalogue import history, labels
 from conceptkit.registry.entries import New
 from conceptkit.registry.sharing import exchange, locations, signing, sync
@@ -62,6 +62,25 @@ def litter(home: Path) -> None:
     """Concepts, and many blobs that nothing names."""
     stock(home)
     blobs.put_many(home / "blobs", [b"nobody's %d" % i for i in range(30)])
+
+
+def loose(home: Path) -> None:
+    """Packed concepts, and others whose blobs have files of their own, as an earlier conceptkit wrote them."""
+    stock(home)
+    datas = [b"small %d" % i * 99 for i in range(20)]
+    with Registry(home) as registry:
+        blobs.put_many(registry.blobs, datas)
+        registry.add_many([New(f"small{i}", data, DOG) for i, data in enumerate(datas)])
+
+
+def sparse(home: Path) -> None:
+    """Packed concepts, of which most were removed."""
+    packed.SPARE, packed.SLICE = 1 << 15, 10  # here and in the process that is killed
+    with Registry(home) as registry:
+        registry.add_many([New(f"c{i}", b"concept %d" % i * 400, DOG) for i in range(120)])
+        for i in range(120):
+            if i % 4:
+                registry.remove(f"c{i}")
 
 
 def bundled(home: Path) -> None:
@@ -130,6 +149,23 @@ def torn(home: Path) -> None:
         file.write(bytes(100))
 
 
+def harmed(home: Path) -> None:
+    """Packed concepts in a file of which SQLite knows nothing any more."""
+    stock(home)
+    with (home / "blobs" / packed.FILE).open("r+b") as file:
+        file.write(bytes(100))
+
+
+def see_harmed(home: Path) -> Seen:
+    """What is here: all of it can be read, before and after the file was made anew."""
+    with Registry(home) as registry:
+        heads = registry.list()
+        versions = [entry for head in heads for entry in registry.versions(head.name)]
+        for entry in versions:
+            registry.read(entry)
+        return Seen(frozenset((e.ref, e.hash) for e in versions), frozenset(e.ref for e in heads))
+
+
 def see_all(home: Path) -> tuple[Seen, tuple[str, ...]]:
     """What is here and what is said of it; of a damaged index, what making it anew brings back."""
     if backup.state(home) == "damaged":
@@ -169,10 +205,15 @@ OPERATIONS = {
         Operation("add", stock, lambda r: r.add("my_dog", b"third" * 60_000, DOG, new_version=True)),
         Operation("merge", stock, lambda r: r.add("both", b"merged" * 50_000, MERGE)),
         Operation("batch", stock, lambda r: r.add_many(BATCH)),
+        Operation("first small", lambda home: None, lambda r: r.add("first", b"first" * 99, DOG)),
+        Operation("small", stock, lambda r: r.add("my_dog", b"third" * 99, DOG, new_version=True)),
         Operation("rm", stock, lambda r: r.remove("my_dog")),
         Operation("rename", stock, lambda r: history.rename(r, "my_dog", "rex")),
         Operation("rollback", stock, lambda r: history.rollback(r, "my_dog")),
         Operation("gc", litter, lambda r: maintenance.gc(r, delete=True)),
+        Operation("pack", loose, lambda r: maintenance.gc(r, delete=True)),
+        Operation("compact", sparse, lambda r: maintenance.gc(r, delete=True)),
+        Operation("rebuild packed", harmed, backup.rebuild, see_harmed, "replace", False),
         Operation("import", bundled, lambda r: exchange.import_file(r, r.home / "ours.bundle")),
         Operation("push", unsent, push, see_remote, commits="rename"),
         Operation(

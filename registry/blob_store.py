@@ -7,7 +7,7 @@ its file first, so that it is found at every moment of that.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conceptkit.registry import blobs, concept_header, odd_files
@@ -66,15 +66,19 @@ class BlobStore:
 
     def get(self, digest: str) -> bytes:
         """The bytes stored as `digest`; BadBlob when they are gone or are no longer those bytes."""
-        blobs.place(self.folder, digest)
-        try:
-            return blobs.get(self.folder, digest)
-        except BadBlob:
-            packed = self.packed
-            data = packed.get(digest) if packed else None
-            if data is None:
-                raise
+        wrong: BadBlob | None = None
+        if blobs.size(self.folder, digest) is not None:
+            try:
+                return blobs.get(self.folder, digest)
+            except BadBlob as error:
+                wrong = error
+        packed = self.packed
+        data = packed.get(digest) if packed else None
+        if data is not None:
             return data
+        if wrong is not None:
+            raise wrong
+        return blobs.get(self.folder, digest)  # says what is wrong
 
     def source(self, digest: str) -> Source:
         """The bytes stored as `digest`, verified now and read piece by piece; raises what `get` raises."""
@@ -97,8 +101,14 @@ class BlobStore:
         """Bytes stored as `digest`, or None when there are none."""
         size = blobs.size(self.folder, digest)
         if size is None and (packed := self.packed) is not None:
-            return packed.size(digest)
+            return packed.sizes([digest]).get(digest)
         return size
+
+    def lacking(self, sizes: Mapping[str, int]) -> set[str]:
+        """Those of these (sha256 -> bytes) of which so many bytes are not stored."""
+        unseen = [digest for digest, size in sizes.items() if blobs.size(self.folder, digest) != size]
+        there = packed.sizes(unseen) if unseen and (packed := self.packed) else {}
+        return {digest for digest in unseen if there.get(digest) != sizes[digest]}
 
     def added(self, digest: str) -> float:
         """When these bytes were stored, in seconds since 1970; 0 when they are not there."""
@@ -196,7 +206,9 @@ class BlobStore:
             if blobs.intact(place, digest):
                 whole[digest] = (place.read_bytes(), place.stat().st_mtime)
         if whole:
-            self._writable().put((digest, data, when) for digest, (data, when) in whole.items())
+            packed = self._writable()
+            damaged = [digest for digest in packed.sizes(list(whole)) if not packed.has(digest)]
+            packed.put([(digest, data, when) for digest, (data, when) in whole.items()], damaged)
         for digest in whole:
             blobs.drop(self.folder, digest)
         return len(whole)
@@ -235,15 +247,17 @@ class BlobStore:
         if not small:
             return
         packed = self._writable()
+        there = packed.sizes(list(small))
+        damaged = [digest for digest in there if not packed.has(digest)]
         fresh = []
         for digest, source in small.items():
-            if not packed.has(digest):
+            if digest not in there or digest in damaged:
                 data = source.read()
                 if not source.in_memory() and digest_of([data]) != digest:
                     raise BadBlob("These bytes have changed while they were read: ask for them again.")
                 fresh.append((digest, data, time.time()))
         if fresh:
-            packed.put(fresh)
+            packed.put(fresh, damaged)
 
 
 def holds_any(home: Path) -> bool:

@@ -124,10 +124,15 @@ class PackedBlobs(Database):
         rows = self.query("select data from blobs where hash = ?", [_raw(digest)])
         return any(isinstance(data, bytes) and digest_of([data]) == digest for (data,) in rows)
 
-    def size(self, digest: str) -> int | None:
-        """Bytes of the blob, or None when there is none."""
-        rows = self.query("select bytes from blobs where hash = ?", [_raw(digest)])
-        return int(rows[0][0]) if rows else None
+    def sizes(self, digests: Sequence[str]) -> dict[str, int]:
+        """sha256 -> bytes, of those of these blobs that there are."""
+        found: dict[str, int] = {}
+        for start in range(0, len(digests), SLICE):
+            some = [_raw(digest) for digest in digests[start : start + SLICE]]
+            marks = ", ".join("?" * len(some))
+            rows = self.query(f"select hash, bytes from blobs where hash in ({marks})", some)
+            found.update((raw.hex(), size) for raw, size in rows)
+        return found
 
     def added(self, digest: str) -> float | None:
         """When it was stored, in seconds since 1970, or None when there is none."""
@@ -138,25 +143,23 @@ class PackedBlobs(Database):
         """How many blobs there are."""
         return int(self.query("select count(*) from blobs indexed by blobs_hash")[0][0])
 
-    def put(self, datas: Iterable[tuple[str, bytes, float]]) -> None:
+    def put(self, datas: Iterable[tuple[str, bytes, float]], damaged: Sequence[str] = ()) -> None:
         """Store (sha256, data, seconds since 1970): all of them or none, durably.
 
-        What is there under these hashes is replaced.
+        damaged: the sha256s of rows that are replaced; what else is there stays as it is.
         """
         with self.writing() as conn:
+            conn.executemany("delete from blobs where hash = ?", [[_raw(digest)] for digest in damaged])
             for digest, data, when in datas:
                 added = max(int(when * 1e6), EARLIEST)
-                raw = _raw(digest)
-                if conn.execute("select 1 from blobs where hash = ?", [raw]).fetchone():
-                    conn.execute("delete from blobs where hash = ?", [raw])
                 conn.execute(
-                    "insert into blobs (added, bytes, hash, data) values (?, ?, ?, ?)",
-                    [added, len(data), raw, data],
+                    "insert or ignore into blobs (added, bytes, hash, data) values (?, ?, ?, ?)",
+                    [added, len(data), _raw(digest), data],
                 )
 
     def drop(self, digests: Sequence[str]) -> list[str]:
         """Delete the rows of these, in one transaction; those that there were."""
-        there = [digest for digest in digests if self.size(digest) is not None]
+        there = list(self.sizes(digests))
         if there:
             with self.writing() as conn:
                 conn.executemany("delete from blobs where hash = ?", [[_raw(digest)] for digest in there])

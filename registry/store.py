@@ -122,15 +122,16 @@ class Registry:
         """
         for new in news:
             self.check_free(new.name, new_version=new_version)
-        stored = iter(self._store([data for new in news for data in _datas(new)]))
+        datas = [data for new in news for data in _datas(new)]
+        every = self._store(datas)
+        stored = iter(every)
         hashes = [[next(stored) for _ in _datas(new)] for new in news]
         batch, added = Batch(), []
         with self.index.writing() as conn:
+            self._still_there(dict(zip(every, datas, strict=True)))
             for new, digests in zip(news, hashes, strict=True):
                 if not new_version and (taken := self._versions(new.name)):
                     raise _taken(taken[-1])
-                for data, digest in zip(_datas(new), digests, strict=True):
-                    self._still_there(data, digest)
                 header = concept_header.read_if_any(new.data) if new.summary.get("parents") else None
                 added.append(insert(conn, new, digests[0], header, batch=batch))
                 used = iter(digests[1:])
@@ -235,7 +236,7 @@ class Registry:
         (digest,) = self._store([png])
         with self.index.writing() as conn:
             self.get(name, version)
-            self._still_there(png, digest)
+            self._still_there({digest: png})
             conn.execute(
                 "update versions set preview = ? where name = ? and version = ?", [digest, name, version]
             )
@@ -256,7 +257,7 @@ class Registry:
         old = [digest for (digest,) in self.index.query("select hash from assets where key = ?", [key])]
         (digest,) = self._store([data])
         with self.index.writing() as conn:
-            self._still_there(data, digest)
+            self._still_there({digest: data})
             row = [key, digest, len(data), now()]
             conn.execute("insert or replace into assets (key, hash, bytes, created) values (?, ?, ?, ?)", row)
         self.drop_unused(*old)
@@ -278,9 +279,7 @@ class Registry:
         given = {role: next(stored) if isinstance(data, bytes) else data for role, data in uses.items()}
         with self.index.writing():
             self.get(entry.name, entry.version)
-            for role, data in uses.items():
-                if isinstance(data, bytes):
-                    self._still_there(data, given[role])
+            self._still_there({given[role]: data for role, data in uses.items() if isinstance(data, bytes)})
             self._set_uses(entry, given)
         return given
 
@@ -351,9 +350,11 @@ class Registry:
         with storage_errors.told(self.home):
             return self.blob_store.put_many(datas)
 
-    def _still_there(self, data: bytes | Source, digest: str) -> None:
-        if self.blob_store.size(digest) != Source.of(data).size:
-            self.blob_store.put(data)
+    def _still_there(self, datas: Mapping[str, bytes | Source]) -> None:
+        """Store again what somebody has removed since it was stored; under the lock, so that it stays."""
+        lacking = self.blob_store.lacking({digest: Source.of(data).size for digest, data in datas.items()})
+        if lacking:
+            self.blob_store.put_many([datas[digest] for digest in lacking])
 
     def _set_uses(self, entry: Entry, given: Mapping[str, str]) -> None:
         for role, digest in given.items():

@@ -13,7 +13,7 @@ from conceptkit.errors import BadBlob, BadRecipe, ConceptError, NoEffect
 from conceptkit.features import caption_statistics, captions
 from conceptkit.merging import recipes
 from conceptkit.merging.compose import compose, read_stored
-from conceptkit.registry import blobs, concept_header, concept_validation, maintenance
+from conceptkit.registry import concept_header, concept_validation, maintenance
 from conceptkit.registry.backup import rebuild as rebuild_index
 from conceptkit.registry.catalogue import lineage
 from conceptkit.registry.merge_recipe import AS_RECIPE

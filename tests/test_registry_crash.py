@@ -61,16 +61,16 @@ def folder(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("name", ["add", "merge", "rm"])
+@pytest.mark.parametrize("name", ["add", "merge", "rm", "small", "rebuild packed"])
 def test_killed_at_any_step_leaves_all_or_nothing(folder, name):
     hits = json.loads(finish(python(KILLER, name, str(folder), "0")))
     assert hits["commit"] >= 1 and hits["begin immediate"] >= 1
-    if name != "rm":
+    if name in ("add", "merge"):
         assert hits["write"] > 1 and hits["fsync"] >= 3 and hits["replace"] == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("name", ["batch", "gc"])
+@pytest.mark.parametrize("name", ["batch", "gc", "pack", "compact"])
 def test_killed_at_any_moment_leaves_all_or_nothing(folder, name):
     assert sum(json.loads(finish(python(KILLER, name, str(folder), "12"))).values()) == 12
 
