@@ -65,7 +65,7 @@ def litter(home: Path) -> None:
 
 
 def loose(home: Path) -> None:
-    """Packed concepts, and others whose blobs have files of their own, as an earlier conceptkit wrote them."""
+    """Packed concepts, and others that have files of their own, as an earlier conceptkit wrote them."""
     stock(home)
     datas = [b"small %d" % i * 99 for i in range(20)]
     with Registry(home) as registry:

@@ -1,8 +1,7 @@
 """A million concepts in one index: what looking things up, searching, listing, adding and starting cost.
 
 Times are CPU times, medians of many, except where they say wall. Beside them: the same from a folder with a
-JSON file for each concept. Run `python -m benchmarks.registry_scale`. With `--files 100000` as many small
-concepts are stored with their bytes, beside a folder of such files.
+JSON file for each concept. Run `python -m benchmarks.registry_scale`; `registry_disk` is about bytes.
 """
 
 import argparse
@@ -33,8 +32,6 @@ WORDS = ("red", "blue", "old", "tiny", "happy", "shy", "round", "tall", "my", "y
 TAG, TAGGED = "pets", ("cat", "rabbit", "bird")
 """A tag, and the classes that have it: many, and not all."""
 BARS = {"get_ms": 1.0, "search_ms": 20.0, "list_ms": 50.0, "adds_per_s": 1000.0, "start_ratio": 1.5}
-SMALL = 3500
-"""Bytes of a concept that was made smaller."""
 FOLDERS = 20_000
 """Concepts in the folder that is compared with; its costs grow with their number."""
 
@@ -192,63 +189,13 @@ def folder(home: Path, count: int) -> dict[str, float]:
     }
 
 
-def on_disk(home: Path, count: int, rng: random.Random) -> dict[str, float]:
-    """Bytes on the disk, and wall and CPU of adding and reading concepts of SMALL bytes with their files."""
-    summary, known = json.loads(_summary("dog")), list(names(count))
-    with Registry(home) as registry:
-        start, spent = time.perf_counter(), time.process_time()
-        for first in range(0, count, 1000):
-            some = known[first : first + 1000]
-            registry.add_many([New(name, rng.randbytes(SMALL), summary) for name in some])
-        wall, cpu = time.perf_counter() - start, time.process_time() - spent
-        chosen = rng.sample(known, min(count, 2000))
-        read = cpu_ms((lambda n=name: registry.read(n)) for name in chosen)
-    return {
-        "adds_per_s_wall": count / wall,
-        "adds_per_s": count / cpu,
-        "read_ms": read,
-        **_taken(home, count),
-    }
-
-
-def files_on_disk(home: Path, count: int, rng: random.Random) -> dict[str, float]:
-    """The same from a folder with a file for each: nothing is durable, nothing is checked."""
-    home.mkdir()
-    known = list(names(count))
-    start, spent = time.perf_counter(), time.process_time()
-    for name in known:
-        (home / name).write_bytes(rng.randbytes(SMALL))
-    wall, cpu = time.perf_counter() - start, time.process_time() - spent
-    read = cpu_ms((lambda n=name: (home / n).read_bytes()) for name in rng.sample(known, min(count, 2000)))
-    return {
-        "adds_per_s_wall": count / wall,
-        "adds_per_s": count / cpu,
-        "read_ms": read,
-        **_taken(home, count),
-    }
-
-
-def _taken(home: Path, count: int) -> dict[str, float]:
-    """Bytes a concept takes on the disk, files and folders and index, and what its bytes alone would."""
-    blocks = sum(path.lstat().st_blocks for path in (home, *home.rglob("*")))
-    return {"bytes_on_disk": 512 * blocks / count, "bytes_of_values": float(SMALL)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--home", type=Path, help="a folder on the disk to use")
-    parser.add_argument("--files", type=int, help="store so many small concepts with their bytes instead")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    if options.files:
-        with tempfile.TemporaryDirectory(dir=options.home) as name:
-            ours = on_disk(Path(name) / "home", options.files, rng)
-            beside = files_on_disk(Path(name) / "folder", options.files, rng)
-        for key, value in ours.items():
-            print(f"{key:20} {value:12,.3f}   {beside[key]:12,.3f} in a folder of {options.files:,}")
-        return
     with tempfile.TemporaryDirectory(dir=options.home) as name:
         home = Path(name) / "home"
         with Registry(home) as registry:
