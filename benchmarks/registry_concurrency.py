@@ -49,10 +49,10 @@ def process(home: Path, number: int, threads: int, seconds: float, seed: int) ->
         with ThreadPoolExecutor(threads) as pool:
             numbers = [number * threads + thread for thread in range(threads)]
             books = list(pool.map(lambda each: work(registry, each, seconds, seed), numbers))
-        books[0].reader_waits, books[0].writer_waits = (
-            registry.index.reader_waits,
-            registry.index.writer_waits,
-        )
+        packed = registry.blob_store.packed
+        for database in (registry.index, *([packed] if packed else [])):
+            books[0].reader_waits += database.reader_waits
+            books[0].writer_waits += database.writer_waits
     return books
 
 
