@@ -103,6 +103,20 @@ def test_equal_bytes_are_packed_once_and_damaged_ones_again(registry):
     assert registry.read("my_dog") == b"dog" and store.count() == 1
 
 
+def test_packed_bytes_are_durable_before_the_index_names_them(registry):
+    registry.add("my_dog", b"dog", DOG)
+    said: list[str] = []
+    for place, database in (("packed", registry.blob_store.packed), ("index", registry.index)):
+        assert database.query("pragma synchronous") == [(2,)]
+        database.conn.set_trace_callback(
+            lambda sql, place=place: said.append(f"{place} {sql.split()[0].lower()}")
+        )
+    registry.add("gate", b"gate", DOG)
+    writes = [line for line in said if line.split()[1] in ("begin", "insert", "commit")]
+    assert writes[:4] == ["packed begin", "packed insert", "packed commit", "index begin"]
+    assert writes[-1] == "index commit" and "packed begin" not in writes[1:]
+
+
 def test_what_is_removed_leaves_no_bytes(registry):
     datas = stock(registry)
     entry = registry.get("c7")
@@ -220,6 +234,22 @@ def test_damage_is_named_and_the_rest_stays_readable(home, where):
             with pytest.raises(ConceptError, match="conceptkit rebuild"):
                 registry.add("new", b"new", DOG)
         assert CliRunner().invoke(main, ["verify"]).exit_code == 1
+
+
+def test_a_flipped_bit_takes_one_concept_at_most_and_its_name_is_said(home):
+    with Registry() as registry:
+        datas = stock(registry, 30)
+    file, rng = home / "blobs" / "packed.db", random.Random(0)
+    whole = file.read_bytes()
+    pages = range(0, len(whole), packed.PAGE)
+    places = [20, 60, *(page + 3 for page in pages), *(rng.randrange(len(whole)) for _ in range(20))]
+    for place in places:
+        change(file, 0, whole)
+        change(file, place, bytes([whole[place] ^ 1 << rng.randrange(8)]))
+        with Registry() as registry:
+            lost = datas.keys() - readable(registry, datas)
+            problems = maintenance.verify(registry).problems
+        assert len(lost) <= 1 and all(any(p.startswith(f"{name}@1 is ") for p in problems) for name in lost)
 
 
 @pytest.mark.parametrize("where", ["header", "cut"])
