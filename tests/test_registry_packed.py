@@ -329,6 +329,22 @@ def test_a_lost_index_comes_back_from_packed_concepts(home):
         ]
 
 
+def test_what_was_removed_does_not_come_back_from_a_damaged_file(home):
+    with Registry() as registry:
+        datas = stock(registry)
+        for name in ("c3", "c7", "c8"):
+            registry.remove(name)
+            del datas[name]
+    change(home / "blobs" / "packed.db", 0, bytes(100))
+    for left in home.glob("index.db*"):
+        left.unlink()
+    found = backup.rebuild(home)
+    assert found.packed and found.packed.blobs == found.names == len(datas)
+    with Registry() as registry:
+        assert {entry.name for entry in registry.list()} == readable(registry, datas) == set(datas)
+        assert not maintenance.verify(registry).problems
+
+
 def test_a_log_without_its_file_is_not_lost(home):
     with Registry() as registry:
         stock(registry)
