@@ -249,14 +249,18 @@ def test_sources_of_all_kinds(tmp_path):
             Source.part_of(handle, 6, 2 * len(data)).read()
 
 
-def test_bytes_that_change_while_they_come_in_are_not_stored(registry, tmp_path):
+@pytest.mark.parametrize("packed", [True, False])
+def test_bytes_that_change_while_they_come_in_are_not_stored(registry, tmp_path, packed, request):
+    if not packed:
+        request.getfixturevalue("loose")
     file = tmp_path / "c"
     file.write_bytes(blob())
     source = Source.in_file(file, hashlib.sha256(blob()).hexdigest())
     file.write_bytes(blob(seed=1)[: len(blob())].ljust(len(blob()), b"x"))
     with pytest.raises(BadBlob, match="have changed"):
         registry.add("my_dog", source, {})
-    assert not registry.list() and not list((registry.blobs / "incoming").iterdir())
+    assert not registry.list() and not registry.blob_store.sizes()
+    assert not list((registry.blobs / "incoming").glob("*"))
 
 
 # work that grows with its input

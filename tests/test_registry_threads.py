@@ -283,7 +283,7 @@ def test_only_the_files_of_the_index_count(tmp_path):
     assert [file.name for file in index.index_files(tmp_path)] == ["index.db", "index.db-wal"]
 
 
-def test_every_reading_says_what_a_disk_says(registry, monkeypatch):
+def test_every_reading_says_what_a_disk_says(loose, registry, monkeypatch):
     entry = registry.add("my_dog", b"dog", DOG, uses={"photo/1.png": b"photo"})
     registry.set_preview("my_dog", 1, b"picture")
     registry.put_asset("key", b"asset")
