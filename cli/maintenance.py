@@ -56,7 +56,9 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @debug_option
 def gc(yes: bool, as_json: bool) -> None:
-    """Find files that belong to nothing, and delete them; pack small files.
+    """Delete what belongs to nothing; pack small files.
+
+    Without --yes it only says what there is.
 
     What `conceptkit rm` put into the trash is deleted too. Files that an index in the home's backups folder
     names are kept. Small files that an earlier conceptkit wrote one by one are packed into one.

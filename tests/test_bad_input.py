@@ -87,13 +87,15 @@ def stored(pipe, pico) -> None:
 
 
 def state(*folders: Path) -> dict[str, object]:
-    """Every file of the folders and the registry; the index as SQL, for looking at it changes its files."""
+    """Every file of the folders and the registry; databases as SQL, for looking at them changes their files."""
     Registry().close()
-    index = sqlite3.connect(paths.home() / "index.db")
-    found: dict[str, object] = {"index": list(index.iterdump())}
-    index.close()
+    found: dict[str, object] = {}
+    for name in ("index.db", "blobs/packed.db"):
+        database = sqlite3.connect(paths.home() / name)
+        found[name] = list(database.iterdump())
+        database.close()
     for file in (file for folder in (paths.home(), *folders) for file in folder.rglob("*")):
-        if not file.name.startswith("index.db"):
+        if not file.name.startswith(("index.db", "packed.db")):
             found[str(file)] = file.read_bytes() if file.is_file() else None
     return found
 
