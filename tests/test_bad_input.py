@@ -87,7 +87,7 @@ def stored(pipe, pico) -> None:
 
 
 def state(*folders: Path) -> dict[str, object]:
-    """Every file of the folders and the registry; databases as SQL, for looking at them changes their files."""
+    """Every file of the folders and the registry; databases as SQL, for looking changes their files."""
     Registry().close()
     found: dict[str, object] = {}
     for name in ("index.db", "blobs/packed.db"):
