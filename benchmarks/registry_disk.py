@@ -171,6 +171,7 @@ def main() -> None:
         print(ours, flush=True)
         shutil.rmtree(Path(name) / "home")  # room for the folder
         beside = in_folder(Path(name) / "folder", maker, count, chosen)
+        print(beside, flush=True)  # a million files take minutes to delete
     for key, value in ours.items():
         print(f"{key:20} {value:18,.3f}   {beside.get(key, float('nan')):18,.3f} in a folder of files")
     found = {key: round(value, 3) for key, value in ours.items()}
