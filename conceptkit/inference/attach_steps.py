@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import torch
+
 from conceptkit.base import pipeline
 from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
@@ -15,6 +17,7 @@ from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRegion
 from conceptkit.inference.attach_request import AttachRequest
+from conceptkit.inference.confine_by_attention import ByAttention
 from conceptkit.inference.confined_drawing import ConfinedDrawing
 from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.installed_delta import InstalledDelta
@@ -70,7 +73,9 @@ def confined_drawing(
     if not wanted or kind is None or not things(concept.words):
         return None
     isolated = request.isolate_concepts is not False
-    confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
+    given = {name: torch.from_numpy(cells).float() for name, cells in request.masks.items()}
+    by = ByAttention(here.pipe, kind, concept.words, reading, given)
+    confinement = Confinement(here.pipe, concept, reading, by, isolated)
     nouns = here.family.class_nouns
     return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
 

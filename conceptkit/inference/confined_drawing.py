@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conceptkit.base.architectures import denoiser_of
 from conceptkit.errors import BadPrompt
 from conceptkit.inference.call_hook import Call, hook_call
 from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.drawing_stage import Enough, Stage
 from conceptkit.inference.layout import (
-    WATCHED_FROM,
     Layout,
     LayoutWarning,
     check_room,
@@ -68,7 +68,7 @@ class ConfinedDrawing:
 
     def install(self) -> Callable[[], None]:
         """Onto the pipeline and its denoiser; gives the way back."""
-        self._undo.append(self.confinement.install(self._pipe.unet))
+        self._undo.append(self.confinement.install(denoiser_of(self._pipe)))
         self.hook(self._pipe)
 
         def take_off() -> None:
@@ -144,7 +144,7 @@ class ConfinedDrawing:
     ) -> Layout:
         """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
-        known = None if key is None else known_layout(pipe.unet, key)
+        known = None if key is None else known_layout(denoiser_of(pipe), key)
         search = NoiseSearch(bound)
         found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
         if known is not None and found is known.layout:
@@ -158,7 +158,7 @@ class ConfinedDrawing:
             noise = search.best() if last else search.noise
             found = self._drawn(pipe, call, bound, scenes, noise, last or not search.able)
         found = search.named(found)
-        keep_layout(pipe.unet, key, KnownLayout(found, first))
+        keep_layout(denoiser_of(pipe), key, KnownLayout(found, first))
         return found
 
     def _drawn(
@@ -182,7 +182,7 @@ class ConfinedDrawing:
             total = len(pipe.scheduler.timesteps)
             if stage.calls == 1 and known is not None and known.begins_with(stage.predictions[0]):
                 raise Enough(known.layout)
-            if stage.calls >= LAID_OUT * total:
+            if stage.calls >= LAID_OUT * total and not self.confinement.kind.whole:
                 raise Enough(self._read(stage, noise, total))
             if not whole and stage.calls == max(1, round(CHECKED_AT * total)):
                 early = self._read(stage, noise, total)
@@ -196,20 +196,22 @@ class ConfinedDrawing:
             "generator": copied(bound.arguments.get("generator")),
             **({} if noise is None else {"latents": noise}),
         }
-        processors = pipe.unet.attn_processors
+        denoiser: Any = denoiser_of(pipe)
+        processors = getattr(denoiser, "attn_processors", None)
         devices = [pipe.device] if pipe.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.confinement.staged(stage):
             try:
                 _called(call, bound, more, DROPPED)
             except Enough as enough:
-                pipe.unet.set_attn_processor(processors)  # a guidance that was broken off left its own
+                if processors is not None:  # a guidance that was broken off left its own
+                    denoiser.set_attn_processor(processors)
                 return enough.layout
         return self._read(stage, noise, stage.calls)
 
     def _read(self, stage: Stage, noise: Tensor | None, total: int) -> Layout:
         """Where things are in each picture, from what was watched so far of `total` steps."""
         assert stage.watch is not None and stage.sample is not None
-        seen = stage.watch.seen(int(WATCHED_FROM * stage.calls), stage.calls)
+        seen = stage.watch.maps(stage.calls)
         pictures = tuple(
             lay_out(
                 stage.scene(p),

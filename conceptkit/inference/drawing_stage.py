@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,12 @@ from conceptkit.inference.token_owners import TokenOwners, UNetCall
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
+
+
+OTHER_CALLS = (
+    "The pipeline calls its denoiser in another way than when it drew the layout; leave callbacks out that "
+    "change the guidance, or attach with confine=False"
+)
 
 
 class Enough(Exception):
@@ -79,6 +86,15 @@ class Stage:
     def scene(self, picture: int) -> PromptScene:
         """Of the prompt of a picture, each of which has several."""
         return self.scenes[picture // (self.pictures // len(self.scenes))]
+
+    @contextmanager
+    def of_part(self, name: str | None) -> Iterator[None]:
+        """Inside of the block the words of a concept are read."""
+        before, self.part = self.part, name
+        try:
+            yield
+        finally:
+            self.part = before
 
     def begin(self, sample: Tensor, hidden: Tensor) -> None:
         """The denoiser is called with a batch (B, c, H, W) that reads `hidden` (B, T, d)."""

@@ -17,8 +17,6 @@ from conceptkit.inference.layout_masks import Cells, find_parts, soft_masks
 from conceptkit.inference.prompt_scene import PromptScene
 from conceptkit.pictures.layout import Region
 
-WATCHED_FROM = 1 / 5
-"""Share of the steps before which attention says little of where things will be."""
 MOST_THINGS = 8
 """Things in one frame; of more none has enough cells."""
 LEAST_ROOM = 0.04
