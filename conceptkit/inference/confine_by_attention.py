@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from conceptkit.base.architectures import architecture_of
 from conceptkit.base.text_features import spell
 from conceptkit.concepts.gates import RankGate
 from conceptkit.errors import ConceptError
@@ -43,6 +44,7 @@ class ByAttention:
     ) -> None:
         self._pipe, self._kind, self._words = pipe, kind, words
         self._reading, self._given = reading, given
+        self._architecture = architecture_of(pipe)
 
     def beside(self, gates: Sequence[RankGate]) -> Factor:
         """Maps that read no text act in the cells of their concepts."""
@@ -162,6 +164,7 @@ class ByAttention:
                 stage.of_part(name),
                 self._reading.reads(scene) if self._reading and scene else nullcontext(),
             ):
-                own = self._kind.reading(module, args, kwargs, features)
+                read = self._architecture.site_input(self._pipe.unet, features)
+                own = self._kind.reading(module, args, kwargs, read)
             blended = blended + own * inside[:, i]
         return blended

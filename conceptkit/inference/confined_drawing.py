@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conceptkit.base.architectures import denoiser_of
-from conceptkit.errors import BadPrompt
+from conceptkit.base.architectures import architecture_of, denoiser_of
+from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.call_hook import Call, hook_call
+from conceptkit.inference.call_texts import Unreadable
 from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.drawing_stage import Enough, Stage
 from conceptkit.inference.layout import (
@@ -106,15 +107,33 @@ class ConfinedDrawing:
             return call(*bound.args, **bound.kwargs)
         for scene in scenes:
             check_room(scene, self._given)
-        layout = self._laid_out(pipe, call, bound, scenes)
+        try:
+            layout = self._laid_out(pipe, call, bound, scenes)
+        except Unreadable:
+            self._refuse(pipe)
+            return call(*bound.args, **bound.kwargs)
         self.layout = layout
         self._warn(layout)
         stage = Stage(
-            scenes, layout, first=round(REPLAYED * layout.steps), sparse=round(SPARSE * layout.steps)
+            scenes,
+            layout,
+            first=round(REPLAYED * layout.steps),
+            sparse=round(SPARSE * layout.steps),
+            images=_images(bound),
         )
         more = {} if layout.noise is None else {"latents": layout.noise}
         with self.confinement.staged(stage):
             return _called(call, bound, more)
+
+    def _refuse(self, pipe: DiffusionPipeline) -> None:
+        """Raises BadRegion where confinement was ordered; says so where it is only the default."""
+        why = (
+            f"Where the prompt stands in what a {type(pipe).__name__} gives its denoiser is unknown, so "
+            "nothing can be confined there"
+        )
+        if self._always or self._given:
+            raise BadRegion(f"{why}; leave confine and regions out")
+        warnings.warn(f"{why}, and each concept acts everywhere", LayoutWarning, stacklevel=5)
 
     def _scenes(self, prompt: str | Sequence[str] | None) -> tuple[PromptScene, ...]:
         """Of each prompt, or none where the call goes on as it is."""
@@ -145,7 +164,7 @@ class ConfinedDrawing:
         """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
         known = None if key is None else known_layout(denoiser_of(pipe), key)
-        search = NoiseSearch(bound)
+        search = NoiseSearch(bound, architecture_of(pipe))
         found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
         if known is not None and found is known.layout:
             return found
@@ -176,7 +195,7 @@ class ConfinedDrawing:
         Not usable when it was given up early, since it lacks things and need not be `whole`. known: the
         layout of an earlier call like this one, which is taken when it begins alike.
         """
-        stage = Stage(scenes)
+        stage = Stage(scenes, images=_images(bound))
 
         def look(stage: Stage) -> None:
             total = len(pipe.scheduler.timesteps)
@@ -184,7 +203,9 @@ class ConfinedDrawing:
                 raise Enough(known.layout)
             if stage.calls >= LAID_OUT * total and not self.confinement.kind.whole:
                 raise Enough(self._read(stage, noise, total))
-            if not whole and stage.calls == max(1, round(CHECKED_AT * total)):
+            due = stage.calls >= max(1, round(CHECKED_AT * total))
+            if due and not whole and not stage.checked and stage.watch and stage.watch.ready:
+                stage.checked = True
                 early = self._read(stage, noise, total)
                 if not early.complete:
                     raise Enough(replace(early, usable=False))
@@ -221,7 +242,8 @@ class ConfinedDrawing:
             )
             for p in range(stage.pictures)
         )
-        return Layout(pictures, tuple(stage.predictions), total, noise)
+        channels = stage.sample.shape[1]
+        return Layout(pictures, tuple(stage.predictions), total, noise, channels=channels)
 
     def _warn(self, layout: Layout) -> None:
         """A sentence for each thing that is not where the prompt has it."""
@@ -232,6 +254,11 @@ class ConfinedDrawing:
         ]
         for sentence in dict.fromkeys(said):
             warnings.warn(sentence, LayoutWarning, stacklevel=4)
+
+
+def _images(bound: inspect.BoundArguments) -> int:
+    """How many pictures a call draws of each prompt."""
+    return int(bound.arguments.get("num_images_per_prompt") or 1)
 
 
 def _called(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,30 +15,29 @@ from conceptkit.inference.method_override import override
 
 @dataclass(frozen=True, eq=False)
 class DenoiserCall:
-    """args, kwargs: as they were given. bound: the same by name. forward: the denoiser's own."""
+    """args, kwargs: as they were given. arguments: the same by name, in the order of the signature. forward:
+    the denoiser's own."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    bound: inspect.BoundArguments
+    arguments: Mapping[str, Any]
     forward: Callable[..., Any]
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """By name, in the order of the signature."""
-        return self.bound.arguments
 
     @property
     def sample(self) -> Any:
         """The latents, which are the first argument of every denoiser."""
         return next(iter(self.arguments.values()))
 
-    def run(self, arguments: Mapping[str, Any] | None = None) -> Any:
-        """What the denoiser gives, of other arguments if there are any."""
-        if arguments is None:
-            return self.forward(*self.args, **self.kwargs)
-        again = copy.copy(self.bound)
-        again.arguments = dict(arguments)
-        return self.forward(*again.args, **again.kwargs)
+    def run(self) -> Any:
+        """What the denoiser gives."""
+        return self.forward(*self.args, **self.kwargs)
+
+    def other(self, arguments: Mapping[str, Any]) -> DenoiserCall:
+        """The same call with other arguments, by name."""
+        names = list(self.arguments)
+        args = tuple(arguments[name] for name in names[: len(self.args)])
+        kwargs = {name: arguments[name] for name in names[len(self.args) :]}
+        return replace(self, args=args, kwargs=kwargs, arguments=dict(arguments))
 
     def result(self, predicted: Any) -> Any:
         """A prediction in the form in which this call gives its own."""
@@ -58,6 +56,6 @@ def take_calls(denoiser: nn.Module, take: Callable[[DenoiserCall], Any]) -> Call
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return take(DenoiserCall(args, kwargs, accepted.bind(*args, **kwargs), original))
+        return take(DenoiserCall(args, kwargs, accepted.bind(*args, **kwargs).arguments, original))
 
     return override(denoiser, "forward", forward)

@@ -60,7 +60,7 @@ def hook_encode_prompt(
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         stage = drawing.confinement.stage if drawing else None
         if drawing and stage and given.get("prompt"):
-            return _in_stage(original, attachment, drawing, bound.arguments)
+            return _in_stage(original, attachment, drawing, bound.arguments, here.reads_negative())
         _warn_unmentioned(None if here.reads_negative() else given.get("prompt"), words)
         spelt = {
             name: written(attachment.pipe, prompt_rewriting.replace(text, words))
@@ -121,14 +121,18 @@ class _Reads(threading.local):
 
 
 def _in_stage(
-    original: Callable[..., Any], attachment: Any, drawing: ConfinedDrawing, given: dict[str, Any]
+    original: Callable[..., Any],
+    attachment: Any,
+    drawing: ConfinedDrawing,
+    given: dict[str, Any],
+    negative: bool,
 ) -> tuple[Tensor | None, ...]:
     """What a stage of a confined drawing reads; what is cut off is told once, at the layout."""
     stage = drawing.confinement.stage
     assert stage is not None
     laying_out = stage.layout is None
-    encoded = drawing.confinement.encode(original, given, stage)
-    if laying_out:
+    encoded = drawing.confinement.encode(original, given, stage, negative)
+    if laying_out and not negative:
         _warn_cut_off(given.get("prompt"), attachment, encoded)
     return encoded
 

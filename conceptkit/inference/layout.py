@@ -110,7 +110,7 @@ class Layout:
 
     predictions: of the first calls of the denoiser, (rows, c, H, W). steps: calls of a whole drawing.
     noise: the pictures' first latents where they are not those of the call itself. usable: whether it was
-    drawn as far as it is needed.
+    drawn as far as it is needed. channels: of the latents, where predictions have more.
     """
 
     pictures: tuple[PictureLayout, ...]
@@ -118,6 +118,7 @@ class Layout:
     steps: int
     noise: Tensor | None = None
     usable: bool = True
+    channels: int | None = None
 
     @property
     def complete(self) -> bool:

@@ -78,6 +78,11 @@ class Watch:
         self._sizes: list[tuple[int, int]] = []
 
     @property
+    def ready(self) -> bool:
+        """Whether anything has been seen."""
+        return bool(self._calls)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the latents in the call that is under way."""
         return self._sizes[-1]
