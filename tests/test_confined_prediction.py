@@ -112,7 +112,7 @@ def test_outside_of_all_parts_the_picture_is_the_bases_own(family, monkeypatch):
         drawn = drawn_by(family)
         assert attachment.layout is not None
     off = (drawn - plain).abs()
-    assert off[..., wide:].max() < 1e-5 and off[..., :wide].max() > 1e-3
+    assert off[..., wide:].max() < 1e-5 and off[..., :wide].max() > 1e-4
     assert state_hash(denoiser_of(pipe)) == before and torch.equal(drawn_by(family, NOUNS), plain)
 
 
@@ -125,8 +125,8 @@ def test_a_concept_whose_part_is_the_whole_picture_is_drawn_as_it_is_alone(famil
         drawn = drawn_by(family)
     with attaching.attach(pipe, dog, merge_method="routed", confine=False):
         wanted = drawn_by(family, BOTH.replace("a moongate", "a gate"))
-    assert torch.allclose(drawn, wanted, atol=1e-3, rtol=1e-3), "but for the rounding of what is stored"
-    assert not torch.allclose(drawn, drawn_by(family, NOUNS), atol=1e-2)
+    acts = (wanted - drawn_by(family, NOUNS)).abs().max()
+    assert (drawn - wanted).abs().max() < 0.02 * acts, "but for the rounding of what is stored"
 
 
 def test_a_word_that_is_its_noun_and_a_delta_of_nothing_change_nothing(monkeypatch):
