@@ -51,7 +51,7 @@ class CallTexts:
         self.hidden: Any = None
         self._known: deque[tuple[Any, Rows]] = deque(maxlen=CACHED)
 
-    def note(self, encoded: Sequence[Any], variants: Mapping[Hashable, Sequence[Any]]) -> None:
+    def note(self, encoded: Sequence[Any], variants: Mapping[Any, Sequence[Any]]) -> None:
         """What `encode_prompt` gave of the prompts, and of each of their variants."""
         kind = self._architecture
         kept = {key: self._expanded(kind.in_calls(given)) for key, given in variants.items()}

@@ -140,7 +140,7 @@ class ByAttention:
                 continue
             own[b] = stage.watch.own[at]
             for i, thing in enumerate(stage.scene(at).things):
-                if thing.name in self._given:
+                if thing.name is not None and thing.name in self._given:
                     inside[b, i] = cells_inside(self._given[thing.name][None], size).flatten()
         return args, hidden_words(kwargs, own.to(queries.device), inside.to(queries.device), queries)
 

@@ -65,7 +65,7 @@ class ByPrediction:
 
     def lay_out(self, stage: Stage, encoded: Sequence[Any], encode: Callable[..., Any]) -> None:
         """The prompts are encoded once more without each of their things."""
-        found: dict[Hashable, Sequence[Any]] = {}
+        found: dict[Any, Sequence[Any]] = {}
         for i in range(max(len(scene.things) for scene in stage.scenes)):
 
             def change(text: str, k: int, i: int = i) -> str:
@@ -80,9 +80,9 @@ class ByPrediction:
 
     def draw(self, stage: Stage, encoded: Sequence[Any], variants: Mapping[str, Sequence[Any]]) -> None:
         """Each variant has calls of its own."""
-        self._note(stage, encoded, dict(variants))
+        self._note(stage, encoded, variants)
 
-    def _note(self, stage: Stage, encoded: Sequence[Any], variants: Mapping[Hashable, Sequence[Any]]) -> None:
+    def _note(self, stage: Stage, encoded: Sequence[Any], variants: Mapping[Any, Sequence[Any]]) -> None:
         if stage.texts is None:
             prompts = len(stage.scenes)
             stage.texts = CallTexts(self._kind, prompts, prompts * stage.images)
@@ -167,7 +167,7 @@ class ByPrediction:
         found: dict[int, Tensor] = {}
         for p in range(stage.pictures):
             for i, thing in enumerate(stage.scene(p).things):
-                if thing.name in self._given:
+                if thing.name is not None and thing.name in self._given:
                     own = self._given[thing.name][None, None].to(sample)
                     size = tuple(sample.shape[-2:])
                     known = found.setdefault(i, sample.new_zeros(stage.pictures, 1, *size))

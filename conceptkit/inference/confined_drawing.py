@@ -227,7 +227,8 @@ class ConfinedDrawing:
                 if processors is not None:  # a guidance that was broken off left its own
                     denoiser.set_attn_processor(processors)
                 return enough.layout
-        return self._read(stage, noise, stage.calls)
+        found = self._read(stage, noise, stage.calls)
+        return replace(found, usable=whole or stage.checked or found.complete)
 
     def _read(self, stage: Stage, noise: Tensor | None, total: int) -> Layout:
         """Where things are in each picture, from what was watched so far of `total` steps."""

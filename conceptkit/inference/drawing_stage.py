@@ -107,7 +107,7 @@ class Stage:
     def begin(self, sample: Tensor, hidden: Tensor) -> None:
         """The denoiser is called with a batch (B, c, H, W) that reads `hidden` (B, T, d)."""
         self.calls += 1
-        if self.watch and self.layout is None:
+        if isinstance(self.watch, Watch) and self.layout is None:
             self.watch.begin((sample.shape[-2], sample.shape[-1]))
         self.read(sample, hidden)
 
