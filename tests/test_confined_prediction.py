@@ -225,7 +225,7 @@ def test_other_noise_is_what_the_pipeline_would_draw(family, monkeypatch):
     place(monkeypatch, LEFT, RIGHT, found=False)
     with (
         attaching.attach(pipe, *pair(pipe)) as attachment,
-        pytest.warns(LayoutWarning, match="was not found"),
+        pytest.warns(LayoutWarning, match="try another seed, or a --region for my_dog.$"),
     ):
         drawn_by(family)
     noise = attachment.layout.noise

@@ -28,6 +28,7 @@ from conceptkit.inference.layout import (
 )
 from conceptkit.inference.layout_cache import KnownLayout, call_key, keep_layout, known_layout
 from conceptkit.inference.layout_noise import NoiseSearch, copied
+from conceptkit.inference.multidiffusion import can_have_windows
 from conceptkit.inference.prompt_scene import PromptScene, read_scene
 
 if TYPE_CHECKING:
@@ -243,7 +244,12 @@ class ConfinedDrawing:
             )
             for p in range(stage.pictures)
         )
-        channels = stage.sample.shape[1]
+        channels, windows = stage.sample.shape[1], can_have_windows(self._pipe)
+        if not windows:
+            pictures = tuple(
+                replace(one, things=tuple(replace(thing, windows=False) for thing in one.things))
+                for one in pictures
+            )
         return Layout(pictures, tuple(stage.predictions), total, noise, channels=channels)
 
     def _warn(self, layout: Layout) -> None:

@@ -32,7 +32,8 @@ class Placed:
     """Where one thing of a prompt is.
 
     box: x0, y0, x1, y1 of its mask as fractions of the picture. area: its share of the picture. found:
-    whether the base drew it, or the user has given its place.
+    whether the base drew it, or the user has given its place. windows: whether the base can draw it side by
+    side with the others.
     """
 
     called: str
@@ -41,6 +42,7 @@ class Placed:
     area: float
     found: bool
     given: bool = False
+    windows: bool = True
 
     def text(self) -> str:
         """One sentence."""
@@ -49,9 +51,11 @@ class Placed:
         where = _where(self.box)
         if self.found:
             return f"{self.called} is {where}, on {self.area:.0%} of the picture."
+        region = f"a --region for {self.called}"
+        other = f", {region}, or --side-by-side" if self.windows else f", or {region}"
         return (
             f"{self.called} was not found: the base drew no {self.noun}, so it is put {where}; try another "
-            f"seed, a --region for {self.called}, or --side-by-side."
+            f"seed{other}."
         )
 
 
