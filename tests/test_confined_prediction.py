@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
 
 from conceptkit.base import pipeline
 from conceptkit.base.architectures import architecture_of, denoiser_of
@@ -275,7 +275,7 @@ def test_a_call_that_cannot_be_read_is_refused_or_drawn_as_it_is(monkeypatch):
     with attaching.attach(pipe, *pair(pipe), confine=False):
         wanted = drawn_by("sd3")
     monkeypatch.setattr(call_texts, "_same", lambda row, known: False)
-    said = "Where the prompt stands in what a StableDiffusion3Pipeline gives its denoiser is unknown"
+    said = "How a StableDiffusion3Pipeline gives its denoiser prompt and picture is unknown"
     with (
         attaching.attach(pipe, *pair(pipe), confine=True),
         pytest.raises(BadRegion, match=said),
@@ -283,6 +283,21 @@ def test_a_call_that_cannot_be_read_is_refused_or_drawn_as_it_is(monkeypatch):
         drawn_by("sd3")
     with attaching.attach(pipe, *pair(pipe)), pytest.warns(LayoutWarning, match=said):
         assert torch.equal(drawn_by("sd3"), wanted)
+
+
+def test_a_picture_beside_the_one_that_is_drawn_is_said_to_be_in_the_way():
+    """FLUX.1 Kontext reads both as one sequence."""
+    pipe = FluxKontextPipeline(**pipe_of("flux").components)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.default_sample_size = 8
+    asked = {"image": torch.rand(1, 3, 16, 16), "height": 16, "width": 16, "_auto_resize": False}
+    asked |= {"num_inference_steps": 1, "output_type": "latent", "max_area": 256}
+    with (
+        attaching.attach(pipe, *pair(pipe)) as attachment,
+        pytest.warns(LayoutWarning, match="How a FluxKontextPipeline"),
+    ):
+        pipe(prompt=BOTH, **asked)
+    assert attachment.layout is None
 
 
 def test_one_thing_alone_is_drawn_as_ever():

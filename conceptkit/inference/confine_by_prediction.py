@@ -114,7 +114,10 @@ class ByPrediction:
         rows = stage.texts.rows(read.hidden)
         if not rows and not stage.number:
             raise Unreadable("The denoiser's first call does not read the prompt")
-        sample = self._kind.unpacked(call.sample, read.size)
+        try:
+            sample = self._kind.unpacked(call.sample, read.size)
+        except RuntimeError as error:
+            raise Unreadable("The denoiser is given more than the latents of one picture") from error
         if stage.layout is None:
             return self._laid_out(stage, call, rows, sample)
         number, stage.number = stage.number, stage.number + 1

@@ -129,8 +129,8 @@ class ConfinedDrawing:
     def _refuse(self, pipe: DiffusionPipeline) -> None:
         """Raises BadRegion where confinement was ordered; says so where it is only the default."""
         why = (
-            f"Where the prompt stands in what a {type(pipe).__name__} gives its denoiser is unknown, so "
-            "nothing can be confined there"
+            f"How a {type(pipe).__name__} gives its denoiser prompt and picture is unknown, so nothing can "
+            "be confined there"
         )
         if self._always or self._given:
             raise BadRegion(f"{why}; leave confine and regions out")
