@@ -69,6 +69,7 @@ EMPTY = 1e-3
 APART = 5
 """Classes between the two of a pair of different classes."""
 PAIRS, SEEDS = 10, 4
+KINDS = ("different", "same")
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,9 +310,20 @@ def _holds(kind: str, line: Mapping[str, Any]) -> bool:
 @click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="Only these.")
 @click.option("--steps", default=STEPS, show_default=True, help="Denoising steps.")
 @click.option("--learning-steps", type=int, help="Training steps of each subject.  [default: the recipe's]")
+@click.option(
+    "--base", "base_name", default=bases.STORYBOOK, show_default=True, help="Windows take storybook."
+)
+@click.option("--kind", "chosen", multiple=True, type=click.Choice(KINDS), help="Only these pairs.")
 @click.option("--home", default="build/taught", show_default=True, help="Keeps what was taught.")
 def main(
-    pairs: int, seeds: int, ways: tuple[str, ...], steps: int, learning_steps: int | None, home: str
+    pairs: int,
+    seeds: int,
+    ways: tuple[str, ...],
+    steps: int,
+    learning_steps: int | None,
+    base_name: str,
+    chosen: tuple[str, ...],
+    home: str,
 ) -> None:
     use_own_cores()
     warnings.simplefilter("ignore")
@@ -320,9 +332,10 @@ def main(
         "different": [(k, k + classes + APART) for k in range(pairs)],
         "same": [(k, k + classes) for k in range(pairs)],
     }
+    kinds = {kind: wanted for kind, wanted in kinds.items() if kind in (chosen or KINDS)}
     found: dict[str, dict[str, Any]] = {}
     with Registry(Path(home)) as registry:
-        base = bases.load()
+        base = bases.load(base_name)
         scorer = Scorer(base, registry, seeds, steps)
         for kind, wanted in kinds.items():
             lines: dict[str, list[dict[str, Any]]] = {way: [] for way in ways or WAYS}
@@ -344,7 +357,7 @@ def main(
                     flush=True,
                 )
     ours = {kind: lines.get("confined") for kind, lines in found.items()}
-    different = ours["different"]
+    different = ours.get("different")
     finish(
         "compose_pairs",
         different["interval"][0] if different else None,
@@ -353,7 +366,12 @@ def main(
         all(_holds(kind, line) for kind, line in ours.items() if line) if all(ours.values()) else None,
         f"0..{seeds - 1}",
         trial=shortfall(
-            learning_steps, pairs=(pairs, PAIRS), seeds=(seeds, SEEDS), denoising_steps=(steps, STEPS)
+            learning_steps,
+            pairs=(pairs, PAIRS),
+            seeds=(seeds, SEEDS),
+            denoising_steps=(steps, STEPS),
+            kinds_of_pairs=(len(kinds), len(KINDS)),
+            storybooks=(int(base_name == bases.STORYBOOK), 1),
         ),
         pairs=pairs,
         found=found,

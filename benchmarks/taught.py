@@ -56,7 +56,7 @@ def teach(
     try:
         stored = read(registry, name)
         known = (current_fields(stored.recipe), stored.base) == (
-            config.config_for(steps=steps).to_json(),
+            config.config_for(steps=steps, family=base.family.name).to_json(),
             base.fingerprint,
         )
     except UnknownConcept:

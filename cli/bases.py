@@ -14,7 +14,8 @@ def bases(as_json: bool) -> None:
 
     Any diffusers pipeline of one of them is a base: give its folder or hub id as --base. SIZE is the side of
     its pictures in pixels, and WEIGHTS what its UNet or transformer takes in 16 bits; text encoders come on
-    top. EXPORT says whether plain diffusers loads a LoRA into it.
+    top. REGIONS go by attention, or by the layout of one frame. EXPORT says whether plain diffusers loads a
+    LoRA into it.
 
     \b
     Example:
@@ -33,7 +34,8 @@ def bases(as_json: bool) -> None:
                     "gigabytes": round(2 * row.parameters, 2),
                     "methods": methods_of(row),
                     "merge": True,
-                    "regions": row.has_unet,
+                    "regions": True,
+                    "auto_regions": row.has_unet,
                     "export": row.lora_loader,
                 }
                 for row in FAMILIES.values()
@@ -48,7 +50,7 @@ def bases(as_json: bool) -> None:
             str(row.pixels),
             f"{2 * row.parameters:.1f} GB" if row.parameters >= 0.05 else f"{2000 * row.parameters:.0f} MB",
             "yes",
-            "yes" if row.has_unet else "no",
+            "yes" if row.has_unet else "in layouts",
             "yes" if row.lora_loader else "no",
             "all methods" if "vico" in methods_of(row) else "all but vico",
         )

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
-    "[default: for several concepts in one frame without regions, on bases with a UNet]",
+    "[default: for several concepts in one frame; on bases with a UNet only without regions]",
 )
 @click.option(
     "--layout",

@@ -46,8 +46,9 @@ def test_the_command_lists_what_works():
     told = json.loads(CliRunner().invoke(main, ["bases", "--json"]).output)
     by_name = {row["name"]: row for row in told}
     assert "vico" in by_name["sdxl"]["methods"] and "vico" not in by_name["flux"]["methods"]
-    assert by_name["sdxl"]["regions"] and not by_name["flux"]["regions"]
-    assert not by_name["if"]["regions"] and "vico" not in by_name["if"]["methods"]
+    assert all(row["regions"] for row in by_name.values())
+    assert by_name["sdxl"]["auto_regions"] and not by_name["flux"]["auto_regions"]
+    assert not by_name["if"]["auto_regions"] and "vico" not in by_name["if"]["methods"]
 
 
 def test_the_table_is_read_without_torch():

@@ -25,6 +25,7 @@ from conceptkit.inference.layout_attention import Watch, kind_of
 from conceptkit.pictures.layout import Region, layout_picture
 from conceptkit.registry.store import Registry
 from tests.golden.files import DATA
+from tests.projected_tiny import pico_kolors
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 
 attach = functools.partial(attaching.attach, confine=True)
@@ -114,7 +115,7 @@ def calls_of_the_unet(pipe, draw):
     return len(counted)
 
 
-@pytest.mark.parametrize("build", [pico_sd, pico_sdxl])
+@pytest.mark.parametrize("build", [pico_sd, pico_sdxl, pico_kolors])
 @pytest.mark.parametrize("how", ["regmean", "routed"])
 def test_outside_of_all_parts_the_picture_is_the_bases_own(build, how, monkeypatch):
     pipe = build()

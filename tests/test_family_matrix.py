@@ -310,13 +310,10 @@ def test_a_gate_stays_open_in_the_other_half_of_guidance(shown):
 
 
 @pytest.mark.parametrize("family", ["z-image", "if"])
-def test_regions_and_photos_to_look_at_are_refused_in_a_sentence(family, shown):
+def test_regions_by_attention_and_photos_to_look_at_are_refused_in_a_sentence(family, shown):
     base = base_of(family)
     concept = teach(base, shown, RECIPE)
-    with (
-        pytest.raises(BadRegion, match="leave them out"),
-        attach(base.pipe, concept, regions=["my_dog=left"]),
-    ):
+    with pytest.raises(BadRegion, match="leave them out"), attach(base.pipe, concept, auto_regions=True):
         pass
     with pytest.raises(ConceptError, match="--method custom"):
         teach(base, shown, method("vico", prior_loss_weight=0.0))

@@ -57,7 +57,8 @@ class Family:
 
     @property
     def has_unet(self) -> bool:
-        """Whether pictures look at text in layers of a UNet, which regions and ViCo need."""
+        """Whether pictures look at text in layers of a UNet, which ViCo, windows and regions
+        without a layout need."""
         return self.denoiser == "UNet2DConditionModel" and self.cross_attention
 
 

@@ -214,7 +214,7 @@ class Attachment:
                         self.pipe, concept.reference, reading, drawing.confinement if drawing else None
                     )
                 )
-            if reading and (request.masks or request.auto_regions):
+            if reading and (request.masks or request.auto_regions) and attach_steps.looks_at_text(self.pipe):
                 from conceptkit.inference import attention_masks
 
                 where, back = (

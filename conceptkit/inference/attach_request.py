@@ -63,8 +63,8 @@ class AttachRequest:
     isolate_concepts: in one frame each concept's words are encoded without the others; None: where that
         suits the base.
     confine: in one frame each concept acts in its own part alone, see `confinement`, in a prompt of one
-        thing too; None: where several concepts are attached without regions, a prompt names several
-        things, and the base has a UNet.
+        thing too; None: where several concepts are attached and a prompt names several things; where
+        attention can be given regions, without regions.
     masks: of the regions, by name: (GRID, GRID) bool.
 
     Raises BadRegion when concepts would be kept apart in two ways, or a region cannot be read; BadRecipe for

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import torch
+
 from conceptkit.base import pipeline
 from conceptkit.base.architectures import architecture_of, denoiser_of, text_site
 from conceptkit.base.fused_projections import check_unfused
@@ -15,8 +17,10 @@ from conceptkit.concepts.delta import Delta
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRegion
 from conceptkit.inference.attach_request import AttachRequest
+from conceptkit.inference.confine_by_attention import ByAttention
+from conceptkit.inference.confine_by_prediction import ByPrediction
 from conceptkit.inference.confined_drawing import ConfinedDrawing
-from conceptkit.inference.confinement import Confinement
+from conceptkit.inference.confinement import Confinement, ConfinementKind
 from conceptkit.inference.installed_delta import InstalledDelta
 from conceptkit.inference.layer_check import check_layers
 from conceptkit.inference.layout_attention import kind_of
@@ -34,45 +38,61 @@ def reading_of(pipe: DiffusionPipeline, concept: Concept, request: AttachRequest
     """Whoever needs to know whose words are where; the concept's tokens are on the pipeline."""
     if concept.reference is not None:
         return TokenOwners(pipe, {name: list(concept.tokens) for name in concept.words})
-    strict = concept.routing is not None or bool(request.masks) or request.auto_regions
+    in_attention = bool(request.masks) and looks_at_text(pipe)
+    strict = concept.routing is not None or in_attention or request.auto_regions
     if not strict and not rank_gates(concept):
         return None
     spelt = {name: [text, *prompt_rewriting.TOKEN.findall(text)] for name, text in concept.words.items()}
     return TokenOwners(pipe, spelt, strict)
 
 
-def check_regions(pipe: DiffusionPipeline, request: AttachRequest) -> None:
-    """Raises BadRegion where regions were ordered, and pictures look at text in no layers of their own."""
+def looks_at_text(pipe: DiffusionPipeline) -> bool:
+    """Whether pictures look at text in layers of their own, which regions and layouts may look at."""
     kind = architecture_of(pipe)
-    if kind.denoiser == "unet" and kind.has_cross_attention:
+    return kind.denoiser == "unet" and kind.has_cross_attention
+
+
+def check_regions(pipe: DiffusionPipeline, request: AttachRequest) -> None:
+    """Raises BadRegion where regions were ordered that take a UNet's cross-attention, and there is none."""
+    if looks_at_text(pipe):
         return
-    if request.masks or request.auto_regions:
+    kind = type(denoiser_of(pipe)).__name__
+    if request.auto_regions:
         raise BadRegion(
-            f"Regions are of a UNet's cross-attention, and {type(denoiser_of(pipe)).__name__} has none; "
-            "leave them out, and say in the prompt where things are"
+            f"auto_regions are of a UNet's cross-attention, and {kind} has none; leave them out: one frame "
+            "of several concepts is laid out there anyway"
         )
+    if request.masks and request.confine is False:
+        raise BadRegion(f"On a {kind} regions are parts of a layout; leave them out, or confine=False")
 
 
 def confined_drawing(
     here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
 ) -> ConfinedDrawing | None:
     """A layout for several things, where that was ordered, or one frame is drawn and can have one."""
-    kind = kind_of(here.denoiser) if here.architecture.denoiser == "unet" else None
-    if request.confine and kind is None:
-        raise BadRegion(
-            f"How a {type(here.denoiser).__name__} attends to text is unknown, so nothing can be confined "
-            "there; leave confine out"
-        )
     wanted = request.confine
     if wanted is None:
         placed = bool(request.masks) or request.auto_regions  # regions alone keep as much, in less time
-        wanted = len(concept.words) > 1 and not placed and not windows_wanted(here, concept, request)
-    if not wanted or kind is None or not things(concept.words):
+        several = len(concept.words) > 1 and not placed and not windows_wanted(here, concept, request)
+        wanted = several or (bool(request.masks) and not looks_at_text(here.pipe))
+    if not wanted or not things(concept.words):
         return None
     isolated = request.isolate_concepts is not False
-    confinement = Confinement(here.pipe, concept, reading, kind, request.masks, isolated)
     nouns = here.family.class_nouns
+    kind = _confinement_kind(here, concept, request, reading)
+    confinement = Confinement(here.pipe, concept, reading, kind, isolated)
     return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
+
+
+def _confinement_kind(
+    here: pipeline.Base, concept: Concept, request: AttachRequest, reading: TokenOwners | None
+) -> ConfinementKind:
+    """By attention where it can be looked at, by predictions everywhere else."""
+    given = {name: torch.from_numpy(cells).float() for name, cells in request.masks.items()}
+    attention = kind_of(here.denoiser) if looks_at_text(here.pipe) else None
+    if attention is not None:
+        return ByAttention(here.pipe, attention, concept.words, reading, given)
+    return ByPrediction(here.pipe, concept.words, reading, given, here.family.class_nouns)
 
 
 def windows_wanted(here: pipeline.Base, concept: Concept, request: AttachRequest) -> bool:

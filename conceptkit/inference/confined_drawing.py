@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conceptkit.errors import BadPrompt
+from conceptkit.base.architectures import architecture_of, denoiser_of
+from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.call_hook import Call, hook_call
+from conceptkit.inference.call_texts import Unreadable
 from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.drawing_stage import Enough, Stage
 from conceptkit.inference.layout import (
-    WATCHED_FROM,
     Layout,
     LayoutWarning,
     check_room,
@@ -27,6 +28,7 @@ from conceptkit.inference.layout import (
 )
 from conceptkit.inference.layout_cache import KnownLayout, call_key, keep_layout, known_layout
 from conceptkit.inference.layout_noise import NoiseSearch, copied
+from conceptkit.inference.multidiffusion import can_have_windows
 from conceptkit.inference.prompt_scene import PromptScene, read_scene
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class ConfinedDrawing:
 
     def install(self) -> Callable[[], None]:
         """Onto the pipeline and its denoiser; gives the way back."""
-        self._undo.append(self.confinement.install(self._pipe.unet))
+        self._undo.append(self.confinement.install(denoiser_of(self._pipe)))
         self.hook(self._pipe)
 
         def take_off() -> None:
@@ -106,15 +108,33 @@ class ConfinedDrawing:
             return call(*bound.args, **bound.kwargs)
         for scene in scenes:
             check_room(scene, self._given)
-        layout = self._laid_out(pipe, call, bound, scenes)
+        try:
+            layout = self._laid_out(pipe, call, bound, scenes)
+        except Unreadable:
+            self._refuse(pipe)
+            return call(*bound.args, **bound.kwargs)
         self.layout = layout
         self._warn(layout)
         stage = Stage(
-            scenes, layout, first=round(REPLAYED * layout.steps), sparse=round(SPARSE * layout.steps)
+            scenes,
+            layout,
+            first=round(REPLAYED * layout.steps),
+            sparse=round(SPARSE * layout.steps),
+            images=_images(bound),
         )
         more = {} if layout.noise is None else {"latents": layout.noise}
         with self.confinement.staged(stage):
             return _called(call, bound, more)
+
+    def _refuse(self, pipe: DiffusionPipeline) -> None:
+        """Raises BadRegion where confinement was ordered; says so where it is only the default."""
+        why = (
+            f"How a {type(pipe).__name__} gives its denoiser prompt and picture is unknown, so nothing can "
+            "be confined there"
+        )
+        if self._always or self._given:
+            raise BadRegion(f"{why}; leave confine and regions out")
+        warnings.warn(f"{why}, and each concept acts everywhere", LayoutWarning, stacklevel=5)
 
     def _scenes(self, prompt: str | Sequence[str] | None) -> tuple[PromptScene, ...]:
         """Of each prompt, or none where the call goes on as it is."""
@@ -144,8 +164,8 @@ class ConfinedDrawing:
     ) -> Layout:
         """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
-        known = None if key is None else known_layout(pipe.unet, key)
-        search = NoiseSearch(bound)
+        known = None if key is None else known_layout(denoiser_of(pipe), key)
+        search = NoiseSearch(bound, architecture_of(pipe))
         found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
         if known is not None and found is known.layout:
             return found
@@ -158,7 +178,7 @@ class ConfinedDrawing:
             noise = search.best() if last else search.noise
             found = self._drawn(pipe, call, bound, scenes, noise, last or not search.able)
         found = search.named(found)
-        keep_layout(pipe.unet, key, KnownLayout(found, first))
+        keep_layout(denoiser_of(pipe), key, KnownLayout(found, first))
         return found
 
     def _drawn(
@@ -176,15 +196,17 @@ class ConfinedDrawing:
         Not usable when it was given up early, since it lacks things and need not be `whole`. known: the
         layout of an earlier call like this one, which is taken when it begins alike.
         """
-        stage = Stage(scenes)
+        stage = Stage(scenes, images=_images(bound))
 
         def look(stage: Stage) -> None:
             total = len(pipe.scheduler.timesteps)
             if stage.calls == 1 and known is not None and known.begins_with(stage.predictions[0]):
                 raise Enough(known.layout)
-            if stage.calls >= LAID_OUT * total:
+            if stage.calls >= LAID_OUT * total and not self.confinement.kind.whole:
                 raise Enough(self._read(stage, noise, total))
-            if not whole and stage.calls == max(1, round(CHECKED_AT * total)):
+            due = stage.calls >= max(1, round(CHECKED_AT * total))
+            if due and not whole and not stage.checked and stage.watch and stage.watch.ready:
+                stage.checked = True
                 early = self._read(stage, noise, total)
                 if not early.complete:
                     raise Enough(replace(early, usable=False))
@@ -196,20 +218,23 @@ class ConfinedDrawing:
             "generator": copied(bound.arguments.get("generator")),
             **({} if noise is None else {"latents": noise}),
         }
-        processors = pipe.unet.attn_processors
+        denoiser: Any = denoiser_of(pipe)
+        processors = getattr(denoiser, "attn_processors", None)
         devices = [pipe.device] if pipe.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.confinement.staged(stage):
             try:
                 _called(call, bound, more, DROPPED)
             except Enough as enough:
-                pipe.unet.set_attn_processor(processors)  # a guidance that was broken off left its own
+                if processors is not None:  # a guidance that was broken off left its own
+                    denoiser.set_attn_processor(processors)
                 return enough.layout
-        return self._read(stage, noise, stage.calls)
+        found = self._read(stage, noise, stage.calls)
+        return replace(found, usable=whole or stage.checked or found.complete)
 
     def _read(self, stage: Stage, noise: Tensor | None, total: int) -> Layout:
         """Where things are in each picture, from what was watched so far of `total` steps."""
         assert stage.watch is not None and stage.sample is not None
-        seen = stage.watch.seen(int(WATCHED_FROM * stage.calls), stage.calls)
+        seen = stage.watch.maps(stage.calls)
         pictures = tuple(
             lay_out(
                 stage.scene(p),
@@ -219,7 +244,13 @@ class ConfinedDrawing:
             )
             for p in range(stage.pictures)
         )
-        return Layout(pictures, tuple(stage.predictions), total, noise)
+        channels, windows = stage.sample.shape[1], can_have_windows(self._pipe)
+        if not windows:
+            pictures = tuple(
+                replace(one, things=tuple(replace(thing, windows=False) for thing in one.things))
+                for one in pictures
+            )
+        return Layout(pictures, tuple(stage.predictions), total, noise, channels=channels)
 
     def _warn(self, layout: Layout) -> None:
         """A sentence for each thing that is not where the prompt has it."""
@@ -230,6 +261,11 @@ class ConfinedDrawing:
         ]
         for sentence in dict.fromkeys(said):
             warnings.warn(sentence, LayoutWarning, stacklevel=4)
+
+
+def _images(bound: inspect.BoundArguments) -> int:
+    """How many pictures a call draws of each prompt."""
+    return int(bound.arguments.get("num_images_per_prompt") or 1)
 
 
 def _called(

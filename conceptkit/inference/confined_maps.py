@@ -77,6 +77,28 @@ def of_cells(gates: Sequence[RankGate]) -> Factor:
     return factor
 
 
+def of_part(gates: Sequence[RankGate]) -> Factor:
+    """The other maps where each part of a picture has a call of its own: each rank in that of its concepts, a
+    style's in all.
+
+    gates: whose the ranks are; () where that is unknown, so that all act in each part.
+    """
+
+    def factor(stage: Stage, x: Tensor) -> Tensor | None:
+        if stage.part is None and not stage.styled:
+            return None
+        if not gates:
+            return x.new_ones(())
+        own = {name for scene in stage.scenes for name in scene.styles}
+        own |= set() if stage.part is None else {stage.part}
+        acts = [
+            stage.part is not None if gate.words is None else bool(own & set(gate.words)) for gate in gates
+        ]
+        return torch.cat([x.new_full((gate.ranks,), float(on)) for gate, on in zip(gates, acts, strict=True)])
+
+    return factor
+
+
 def _share(stage: Stage, x: Tensor, own: Sequence[int]) -> Tensor:
     """How far cells of x (B, cells, r) are those of concepts `own`, (B, cells); 1 where x has no cells."""
     if x.ndim != 3:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from conceptkit.inference.attention_masks import level
+from conceptkit.inference.call_texts import CallTexts
 from conceptkit.inference.layout import Layout
 from conceptkit.inference.layout_attention import Watch
+from conceptkit.inference.layout_differences import DifferenceWatch
 from conceptkit.inference.prompt_scene import PromptScene
 from conceptkit.inference.token_owners import TokenOwners, UNetCall
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
+
+
+OTHER_CALLS = (
+    "The pipeline calls its denoiser in another way than when it drew the layout; leave callbacks out that "
+    "change the guidance, or attach with confine=False"
+)
 
 
 class Enough(Exception):
@@ -38,7 +47,9 @@ class Stage:
     it reads of the prompts with class nouns; variants: with one concept each. part: the concept whose
     words are read just now. masks (P, N, H, W): of `names`. predictions: what the denoiser gave. sample
     (P, c, H, W): what it was given last. rows (B,): which picture's prompt each row of its batch reads,
-    -1 for none. shares: what `confined_maps` has worked out.
+    -1 for none. shares: what `confined_maps` has worked out. images: how many are drawn of each prompt.
+    number: of the denoiser's calls so far, where each half of guidance has one, and `calls` counts both as
+    one. texts: where they are in these calls. checked: whether it was looked for things that lack.
     """
 
     scenes: tuple[PromptScene, ...]
@@ -47,16 +58,20 @@ class Stage:
     sparse: int = 0
     look: Callable[[Stage], None] | None = None
     calls: int = 0
-    plain: Tensor | None = None
+    plain: Any = None
     variants: dict[str, Tensor] = field(default_factory=dict)
     part: str | None = None
-    watch: Watch | None = None
+    watch: Watch | DifferenceWatch | None = None
     masks: Tensor | None = None
     predictions: list[Tensor] = field(default_factory=list)
     sample: Tensor | None = None
     rows: Tensor | None = None
     _hidden: Tensor | None = None
-    _kept: tuple[Tensor, Tensor, Tensor | float] | None = None
+    images: int = 1
+    checked: bool = False
+    number: int = 0
+    texts: CallTexts | None = None
+    _kept: dict[bool, tuple[Tensor, Tensor, Tensor | float]] = field(default_factory=dict)
     _read: dict[str, tuple[Tensor, UNetCall | None]] = field(default_factory=dict)
     _levels: dict[int, Tensor] = field(default_factory=dict)
     shares: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -80,10 +95,19 @@ class Stage:
         """Of the prompt of a picture, each of which has several."""
         return self.scenes[picture // (self.pictures // len(self.scenes))]
 
+    @contextmanager
+    def of_part(self, name: str | None) -> Iterator[None]:
+        """Inside of the block the words of a concept are read."""
+        before, self.part = self.part, name
+        try:
+            yield
+        finally:
+            self.part = before
+
     def begin(self, sample: Tensor, hidden: Tensor) -> None:
         """The denoiser is called with a batch (B, c, H, W) that reads `hidden` (B, T, d)."""
         self.calls += 1
-        if self.watch and self.layout is None:
+        if isinstance(self.watch, Watch) and self.layout is None:
             self.watch.begin((sample.shape[-2], sample.shape[-1]))
         self.read(sample, hidden)
 
@@ -107,23 +131,30 @@ class Stage:
         """Whether a call of the denoiser goes on with what the one before it has predicted."""
         return self.first < number < self.sparse and (number - self.first) % 2 == 1
 
-    def keep(self, predicted: Tensor, sample: Tensor, time: Tensor | float) -> None:
-        """Remember a prediction of `sample` (B, c, H, W), to be carried over."""
-        self._kept = predicted, sample, time
+    def keep(self, predicted: Tensor, sample: Tensor, time: Tensor | float, negative: bool = False) -> None:
+        """Remember predictions (..., B, c, H, W) of `sample` (B, c, H, W), to be carried over.
 
-    def carried(self, number: int, time: Tensor | float, scheduler: SchedulerMixin) -> Tensor | None:
+        negative: whether the call is the half of guidance that reads no prompt.
+        """
+        self._kept[negative] = predicted, sample, time
+
+    def carried(
+        self, number: int, time: Tensor | float, scheduler: SchedulerMixin, negative: bool = False
+    ) -> Tensor | None:
         """What the call before this one predicted, at this one's time; None where it is to be computed.
 
         Picture and noise stay what they were, as in one step of twice the length.
         """
-        if self._kept is None or not self.skips(number):
+        if negative not in self._kept or not self.skips(number):
             return None
-        predicted, sample, before = self._kept
+        predicted, sample, before = self._kept[negative]
         if getattr(scheduler.config, "prediction_type", "epsilon") != "v_prediction":
             return predicted  # noise or velocity, the same at both times
+        channels = sample.shape[-3]  # those behind them are of its variance
+        predicted, variance = predicted[..., :channels, :, :], predicted[..., channels:, :, :]
         (a, s), (a2, s2) = (_signal_and_noise(scheduler, at) for at in (before, time))
         noise, picture = s * sample + a * predicted, a * sample - s * predicted
-        return a2 * noise - s2 * picture
+        return torch.cat([a2 * noise - s2 * picture, variance], dim=-3)
 
     def features(self, name: str, reading: TokenOwners | None) -> tuple[Tensor, UNetCall | None]:
         """What each row of the batch reads in a concept's part (B, T, d), and whose words those are."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from conceptkit.base.added_tokens import Tokens
 from conceptkit.base.architectures import architecture_of, denoiser_of
-from conceptkit.base.text_features import encoders, spelt_out
+from conceptkit.base.text_features import encoders
 from conceptkit.concepts import prompt_rewriting
 from conceptkit.errors import ConceptError
 from conceptkit.inference.confined_drawing import ConfinedDrawing
-from conceptkit.inference.confinement import PROMPTS
+from conceptkit.inference.confinement import PROMPTS, written
 from conceptkit.inference.method_override import override
 from conceptkit.inference.multidiffusion import Windows
 from conceptkit.inference.per_concept_encoding import PerConceptEncoding
@@ -60,10 +60,10 @@ def hook_encode_prompt(
         given = {name: bound.arguments[name] for name in PROMPTS if name in bound.arguments}
         stage = drawing.confinement.stage if drawing else None
         if drawing and stage and given.get("prompt"):
-            return _in_stage(original, attachment, drawing, bound.arguments)
+            return _in_stage(original, attachment, drawing, bound.arguments, here.reads_negative())
         _warn_unmentioned(None if here.reads_negative() else given.get("prompt"), words)
         spelt = {
-            name: _written(attachment.pipe, prompt_rewriting.replace(text, words))
+            name: written(attachment.pipe, prompt_rewriting.replace(text, words))
             for name, text in given.items()
         }
         bound.arguments.update(spelt)
@@ -121,24 +121,20 @@ class _Reads(threading.local):
 
 
 def _in_stage(
-    original: Callable[..., Any], attachment: Any, drawing: ConfinedDrawing, given: dict[str, Any]
+    original: Callable[..., Any],
+    attachment: Any,
+    drawing: ConfinedDrawing,
+    given: dict[str, Any],
+    negative: bool,
 ) -> tuple[Tensor | None, ...]:
     """What a stage of a confined drawing reads; what is cut off is told once, at the layout."""
     stage = drawing.confinement.stage
     assert stage is not None
     laying_out = stage.layout is None
-    encoded = drawing.confinement.encode(original, given, stage)
-    if laying_out:
+    encoded = drawing.confinement.encode(original, given, stage, negative)
+    if laying_out and not negative:
         _warn_cut_off(given.get("prompt"), attachment, encoded)
     return encoded
-
-
-def _written(pipe: DiffusionPipeline, text: str | list[str] | None) -> str | list[str] | None:
-    """Prompts with all vectors of tokens, where the pipeline itself does not write them out."""
-    if text is None or hasattr(pipe, "maybe_convert_prompt"):
-        return text
-    said = spelt_out(pipe, encoders(pipe)[0][0], [text] if isinstance(text, str) else text)
-    return said[0] if isinstance(text, str) else said
 
 
 def _parts(pipe: DiffusionPipeline) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from conceptkit.inference.layout_masks import Cells, find_parts, soft_masks
 from conceptkit.inference.prompt_scene import PromptScene
 from conceptkit.pictures.layout import Region
 
-WATCHED_FROM = 1 / 5
-"""Share of the steps before which attention says little of where things will be."""
 MOST_THINGS = 8
 """Things in one frame; of more none has enough cells."""
 LEAST_ROOM = 0.04
@@ -34,7 +32,8 @@ class Placed:
     """Where one thing of a prompt is.
 
     box: x0, y0, x1, y1 of its mask as fractions of the picture. area: its share of the picture. found:
-    whether the base drew it, or the user has given its place.
+    whether the base drew it, or the user has given its place. windows: whether the base can draw it side by
+    side with the others.
     """
 
     called: str
@@ -43,6 +42,7 @@ class Placed:
     area: float
     found: bool
     given: bool = False
+    windows: bool = True
 
     def text(self) -> str:
         """One sentence."""
@@ -51,9 +51,11 @@ class Placed:
         where = _where(self.box)
         if self.found:
             return f"{self.called} is {where}, on {self.area:.0%} of the picture."
+        region = f"a --region for {self.called}"
+        other = f", {region}, or --side-by-side" if self.windows else f", or {region}"
         return (
             f"{self.called} was not found: the base drew no {self.noun}, so it is put {where}; try another "
-            f"seed, a --region for {self.called}, or --side-by-side."
+            f"seed{other}."
         )
 
 
@@ -112,7 +114,7 @@ class Layout:
 
     predictions: of the first calls of the denoiser, (rows, c, H, W). steps: calls of a whole drawing.
     noise: the pictures' first latents where they are not those of the call itself. usable: whether it was
-    drawn as far as it is needed.
+    drawn as far as it is needed. channels: of the latents, where predictions have more.
     """
 
     pictures: tuple[PictureLayout, ...]
@@ -120,6 +122,7 @@ class Layout:
     steps: int
     noise: Tensor | None = None
     usable: bool = True
+    channels: int | None = None
 
     @property
     def complete(self) -> bool:

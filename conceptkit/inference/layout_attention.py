@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from conceptkit.base.attention import attention_shares
 from conceptkit.inference.attention_masks import level
 
+WATCHED_FROM = 1 / 5
+"""Share of the steps before which attention says little of where things will be."""
 FINEST, COARSEST = 32, 8
 """Cells on the longer side of the levels that tell where things are: coarser ones say too little, and finer
 ones are about texture."""
@@ -76,6 +78,11 @@ class Watch:
         self._sizes: list[tuple[int, int]] = []
 
     @property
+    def ready(self) -> bool:
+        """Whether anything has been seen."""
+        return bool(self._calls)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the latents in the call that is under way."""
         return self._sizes[-1]
@@ -98,6 +105,10 @@ class Watch:
         cells = seen.shape[2]
         before, n = self._calls[-1].get(cells, (torch.zeros_like(seen), 0))
         self._calls[-1][cells] = before + seen, n + 1
+
+    def maps(self, calls: int) -> Tensor:
+        """Where each noun is by what was seen in so many calls: (pictures, N, h, w)."""
+        return self.seen(int(WATCHED_FROM * calls), calls)
 
     def seen(self, first: int, end: int) -> Tensor:
         """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w)."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conceptkit.base.architectures import Architecture
 from conceptkit.inference.layout import Layout
 from conceptkit.rng import hash_of
 
@@ -19,12 +20,12 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 class NoiseSearch:
     """Tries other noise for those pictures of a call whose layout lacks something, and remembers the best.
 
-    noise: what the next layout begins with, (pictures, c, H, W); None: what the call itself does.
-    able: whether the pipeline takes noise.
+    noise: what the next layout begins with, of each picture as the pipeline takes it; None: what the call
+    itself does. able: whether the pipeline takes noise. architecture: says how it takes it.
     """
 
-    def __init__(self, bound: inspect.BoundArguments) -> None:
-        self._bound = bound
+    def __init__(self, bound: inspect.BoundArguments, architecture: Architecture | None = None) -> None:
+        self._bound, self._kind = bound, architecture or Architecture()
         self.able = "latents" in bound.signature.parameters
         self.noise: Tensor | None = None
         self._tries: list[int] = []
@@ -33,10 +34,10 @@ class NoiseSearch:
     def note(self, attempt: int, layout: Layout) -> None:
         """How the layout of an attempt came out."""
         generator = self._bound.arguments.get("generator")
-        like = layout.predictions[0][: len(layout.pictures)]
+        like = layout.predictions[0][: len(layout.pictures), : layout.channels]
         given = self._bound.arguments.get("latents")
         if self.noise is None:
-            self.noise = given if given is not None else _noise(copied(generator), like)
+            self.noise = given if given is not None else self._noise(copied(generator), like)
             self._tries = [1] * len(like)
         for p, picture in enumerate(layout.pictures):
             found = (picture.rank, self._tries[p], self.noise[p].clone())
@@ -44,7 +45,7 @@ class NoiseSearch:
                 self._best.append(found)
             elif picture.rank > self._best[p][0]:
                 self._best[p] = found
-        other = _noise(_others(generator, self.noise, attempt), like)
+        other = self._noise(_others(generator, self.noise, attempt), like)
         self.noise = self.best()
         for p, picture in enumerate(layout.pictures):
             if not picture.complete:
@@ -59,6 +60,15 @@ class NoiseSearch:
         """A layout that says which drawing each of its pictures is."""
         pairs = zip(layout.pictures, self._tries or [1] * len(layout.pictures), strict=True)
         return replace(layout, pictures=tuple(replace(picture, tries=tries) for picture, tries in pairs))
+
+    def _noise(self, generator: Any, like: Tensor) -> Tensor:
+        """What the pipeline makes of a generator for pictures of this size; the random state stays."""
+        from diffusers.utils.torch_utils import randn_tensor
+
+        shape = self._kind.noise_shape(like.shape)
+        with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+            noise = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return self._kind.given_noise(noise)
 
 
 def copied(generator: Generators) -> Generators:
@@ -80,11 +90,3 @@ def _others(generator: Any, noise: Tensor, attempt: int) -> list[torch.Generator
     device = "cpu" if one is None else one.device
     seeds = [hash_of("layout", attempt, each.float().cpu().numpy().tobytes()) for each in noise]
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def _noise(generator: Any, like: Tensor) -> Tensor:
-    """What a pipeline makes of a generator for pictures of this size; the random state stays as it is."""
-    from diffusers.utils.torch_utils import randn_tensor
-
-    with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
-        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)

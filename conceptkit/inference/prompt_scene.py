@@ -21,6 +21,13 @@ _OVER = re.compile(rf"(?<!\w)(?:in front of|on top of|on|riding|before){_ARTICLE
 _UNDER = re.compile(rf"(?<!\w)(?:behind|under|underneath|below|beneath){_ARTICLE}")
 _PLURAL = re.compile(r"(?:e?s)?$")
 
+_PHRASE = re.compile(
+    r"(?<!\w)(?:an?|the|my|one|two|three|some|several)\s+"
+    r"(?:(?!(?:in|on|at|of|to|by|and|with|near|next|under|behind|before|over|an?|the)\s)[\w-]+\s+){0,3}$",
+    re.IGNORECASE,
+)
+"""An article and what may stand between it and a noun."""
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -94,6 +101,15 @@ def with_concept(prompt: str, words: Mapping[str, str], kept: Collection[str]) -
         text += prompt[end:start] + (own[name] if name in kept else _noun(own[name])) + plural
         end = stop
     return prompt_rewriting.replace(text + prompt[end:], {n: t for n, t in words.items() if n not in own})
+
+
+def without(scene: PromptScene, i: int) -> str:
+    """The prompt of class nouns from which thing `i` is left out, with its article and what describes it."""
+    thing = scene.things[i]
+    before, after = scene.plain[: thing.start], scene.plain[thing.end :]
+    if phrase := _PHRASE.search(before):
+        before = before[: phrase.start()]
+    return re.sub(r" {2,}", " ", before + after).strip()
 
 
 def _mentions(prompt: str, own: Mapping[str, str]) -> list[tuple[str, tuple[int, int], str]]:

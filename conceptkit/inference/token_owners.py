@@ -92,7 +92,7 @@ class TokenOwners:
                 continue
             self.note_more(hidden, prompts)
 
-    def note_more(self, hidden: Tensor, prompts: Sequence[str]) -> None:
+    def note_more(self, hidden: Any, prompts: Sequence[str]) -> None:
         """Remember features (n k, T, d) of n prompts for the drawing that was noted last."""
         owners = self.owners(prompts)
         trimmed = any(segment.trimmed for segment in architecture_of(self._pipe).segments(self._pipe))
@@ -137,10 +137,12 @@ class TokenOwners:
         self._here.half = (call.time, mentioned)
         return None
 
-    def scene_of(self, hidden: Tensor) -> UNetCall:
-        """What the call of the UNet that is under way would be about if it read `hidden` (B, T, d)."""
+    def scene_of(self, hidden: Any) -> UNetCall:
+        """What the call of the UNet that is under way would be about if it read `hidden`, (B, T, d) or a list
+        of (T, d)."""
         owners, mentioned, _ = self._about(hidden)
-        return replace(self.scene, owners=owners.to(hidden.device), mentioned=mentioned.to(hidden.device))
+        device = hidden[0].device
+        return replace(self.scene, owners=owners.to(device), mentioned=mentioned.to(device))
 
     @contextmanager
     def reads(self, scene: UNetCall) -> Iterator[None]:
@@ -151,7 +153,7 @@ class TokenOwners:
         finally:
             self._here.scene = before
 
-    def _about(self, hidden: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    def _about(self, hidden: Any) -> tuple[Tensor, Tensor, list[int]]:
         """Owners (B, T) and mentions (B, N) of a batch, and the numbers of its prompts."""
         found = [self._find(row) for row in hidden]
         owners = pad_sequence([owner for _, owner in found], batch_first=True, padding_value=NOWHERE)

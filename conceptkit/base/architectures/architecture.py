@@ -231,6 +231,32 @@ class Architecture:
         beside = kwargs.get("cross_attention_kwargs") or {}
         return Call(hidden, tuple(sample.shape[-2:]), float(beside.get("scale", 1.0)))
 
+    def unpacked(self, latents: Any, size: tuple[int, int]) -> Tensor:
+        """Latents or a prediction in the form that the denoiser has them, as (B, c, h, w) of this size."""
+        found: Tensor = latents
+        return found
+
+    def packed(self, cells: Tensor) -> Any:
+        """The way back of `unpacked`."""
+        return cells
+
+    def noise_shape(self, cells: Sequence[int]) -> tuple[int, ...]:
+        """In what shape the pipeline draws the noise of latents (B, c, h, w)."""
+        return tuple(cells)
+
+    def given_noise(self, noise: Tensor) -> Tensor:
+        """Noise of that shape as the pipeline takes it for its argument `latents`."""
+        return noise
+
+    def in_calls(self, encoded: Sequence[Any]) -> Sequence[Any]:
+        """What `encode_prompt` gave, as far as the denoiser is given it."""
+        return encoded
+
+    def reworded(self, arguments: dict[str, Any], encoded: Sequence[Any]) -> dict[str, Any]:
+        """A call's arguments in which all rows read what `encode_prompt` gave, where features alone do not
+        say it all."""
+        return arguments
+
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
         """Latents (n, c, h, w) float32 of pictures (n, 3, H, W) in [-1, 1], as the denoiser reads them."""
         vae = pipe.vae

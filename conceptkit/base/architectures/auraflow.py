@@ -44,6 +44,10 @@ class AuraFlow(JointTransformer):
         """Masks stand between them."""
         return encoded[0], encoded[2]
 
+    def in_calls(self, encoded: Sequence[Any]) -> Sequence[Any]:
+        """The features alone."""
+        return encoded[::2]
+
     def predict(self, pipe: DiffusionPipeline, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Velocity; times are 0 to 1."""
         prediction: Tensor = pipe.transformer(

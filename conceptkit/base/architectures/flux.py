@@ -19,7 +19,23 @@ GUIDANCE = 1.0
 """What a base that takes guidance as an input is told while it learns (README_flux.md of diffusers)."""
 
 
-class Flux(JointTransformer):
+class PackedLatents(JointTransformer):
+    """Squares of 2 x 2 cells are one position of what the denoiser reads."""
+
+    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """By the size of the picture."""
+        return unpack(latents, *size)
+
+    def packed(self, cells: Tensor) -> Tensor:
+        """Square by square."""
+        return pack(cells)
+
+    def given_noise(self, noise: Tensor) -> Tensor:
+        """It is given packed."""
+        return pack(noise)
+
+
+class Flux(PackedLatents):
     """A LoRA learns on attention of both kinds of blocks, with `attn+ff` on feed-forward maps too.
 
     Single blocks have none beside their attention: `proj_mlp` and `proj_out` stay, as in diffusers' scripts.

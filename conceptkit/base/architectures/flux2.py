@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.base.architectures.architecture import Call, Condition, Segment
+from conceptkit.base.architectures.flux import PackedLatents
 from conceptkit.base.architectures.joint import JointTransformer, first_time
 from conceptkit.base.architectures.language_model import chat_template
 
@@ -21,7 +22,7 @@ GUIDANCE = 1.0
 _SINGLE = r"\bsingle_transformer_blocks\.\d+\.attn\.to_(?:qkv_mlp_proj|out)"
 
 
-class Flux2(JointTransformer):
+class Flux2(PackedLatents):
     """Nothing is masked: padding is read as it is. The entry map has no bias.
 
     `attn` are the maps of diffusers' script: those of text in the first blocks, `add_*`, stay.
@@ -82,6 +83,15 @@ class Flux2(JointTransformer):
         h, w = (int(last) + 1 for last in kwargs["img_ids"][0, -1, 1:3].tolist())
         time = first_time(kwargs["timestep"])
         return Call(kwargs["encoder_hidden_states"], (2 * h, 2 * w), float(scale), time)
+
+    def noise_shape(self, cells: Sequence[int]) -> tuple[int, ...]:
+        """Of patches."""
+        n, c, h, w = cells
+        return (n, 4 * c, h // 2, w // 2)
+
+    def given_noise(self, noise: Tensor) -> Tensor:
+        """As patches, which the pipeline packs."""
+        return noise
 
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
         """Normalised as channels of 2 x 2 patches, by what the autoencoder has seen; as single cells."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.base.architectures.architecture import Call, Condition, Segment
-from conceptkit.base.architectures.flux import pack, unpack
+from conceptkit.base.architectures.flux import PackedLatents, pack, unpack
 from conceptkit.base.architectures.joint import JointTransformer, first_time
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _ATTENTION = r"\battn\.to_(?:q|k|v|out\.0)"
 _FEED_FORWARD = r"\b(?:img|txt)_mlp\.net\.(?:0\.proj|2)"
 
 
-class QwenImage(JointTransformer):
+class QwenImage(PackedLatents):
     """Text site: `txt_in`, behind a norm. The system message is no part of the features."""
 
     site = r"^txt_in"
@@ -83,6 +83,10 @@ class QwenImage(JointTransformer):
         _, h, w = kwargs["img_shapes"][0][0]
         time = first_time(kwargs["timestep"])
         return Call(kwargs["encoder_hidden_states"], (2 * h, 2 * w), float(scale), time)
+
+    def reworded(self, arguments: dict[str, Any], encoded: Sequence[Any]) -> dict[str, Any]:
+        """There is no mask where all prompts of a batch have one length."""
+        return {**arguments, "encoder_hidden_states_mask": encoded[1]}
 
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
         """One frame of a video autoencoder, each channel normalised."""

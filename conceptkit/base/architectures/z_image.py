@@ -82,6 +82,14 @@ class ZImage(JointTransformer):
         scale = (kwargs.get("joint_attention_kwargs") or {}).get("scale", 1.0)
         return Call(args[2], tuple(args[0][0].shape[-2:]), float(scale))
 
+    def unpacked(self, latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Pictures are a list of single frames."""
+        return torch.stack(list(latents)).squeeze(2)
+
+    def packed(self, cells: Tensor) -> list[Tensor]:
+        """Picture by picture."""
+        return list(cells.unsqueeze(2).unbind(0))
+
     def picture_size(self, pipe: DiffusionPipeline) -> int:
         """What the pipeline draws when it is not told a size."""
         return int(getattr(pipe, "default_sample_size", SIZE // 8)) * int(pipe.vae_scale_factor)

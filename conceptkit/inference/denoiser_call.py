@@ -1,0 +1,61 @@
+"""One call of a denoiser that may be made with other arguments, more than once, or not at all."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from conceptkit.inference.method_override import override
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserCall:
+    """args, kwargs: as they were given. arguments: the same by name, in the order of the signature. forward:
+    the denoiser's own."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    forward: Callable[..., Any]
+
+    @property
+    def sample(self) -> Any:
+        """The latents, which are the first argument of every denoiser."""
+        return next(iter(self.arguments.values()))
+
+    def run(self) -> Any:
+        """What the denoiser gives."""
+        return self.forward(*self.args, **self.kwargs)
+
+    def other(self, arguments: Mapping[str, Any]) -> DenoiserCall:
+        """The same call with other arguments, by name."""
+        names = list(self.arguments)
+        args = tuple(arguments[name] for name in names[: len(self.args)])
+        kwargs = {name: arguments[name] for name in names[len(self.args) :]}
+        return replace(self, args=args, kwargs=kwargs, arguments=dict(arguments))
+
+    def result(self, predicted: Any) -> Any:
+        """A prediction in the form in which this call gives its own."""
+        if self.arguments.get("return_dict") is False:
+            return (predicted,)
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+        return UNet2DConditionOutput(sample=predicted)
+
+
+def take_calls(denoiser: nn.Module, take: Callable[[DenoiserCall], Any]) -> Callable[[], None]:
+    """`take` answers the calls of a denoiser from now on; gives the way back."""
+    original: Any = denoiser.forward
+    (*parameters,) = inspect.signature(type(denoiser).forward).parameters.values()
+    accepted = inspect.Signature(parameters[1:])
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return take(DenoiserCall(args, kwargs, accepted.bind(*args, **kwargs).arguments, original))
+
+    return override(denoiser, "forward", forward)
