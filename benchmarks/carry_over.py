@@ -88,8 +88,12 @@ class Kept:
     gaps: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._read()
+
+    def _read(self) -> None:
+        """What runs beside this one have measured, too."""
         if self.file is not None and self.file.is_file():
-            self.gaps = json.loads(self.file.read_text())
+            self.gaps |= json.loads(self.file.read_text())
 
     def get(self, what: str, depends_on: object, measure: Callable[[], float]) -> float:
         """The gap called `what`, measured now where it was not yet, or where it depended on other things."""
@@ -99,6 +103,7 @@ class Kept:
             begun = time.monotonic()
             self.gaps[key] = measure()
             print(f"{what}: gap {self.gaps[key]:.3f} in {time.monotonic() - begun:.0f} s", flush=True)
+            self._read()
             if self.file is not None:
                 self.file.write_text(json.dumps(self.gaps, indent=1))
         return self.gaps[key]
@@ -151,8 +156,8 @@ def main(bases: str, count: int, seeds: int, steps: int | None, drawing: int, ke
         for name in bases.split(","):
             studio = Studio(base_of(name), seeds, drawing)
             chosen = rows(steps)
-            if name == RESCALED and STORYBOOK in found:
-                chosen.pop("tuned")  # its rates mean nothing there: the storybook's gap is what counts
+            if name == RESCALED:
+                del chosen["tuned"]  # its rates mean nothing there: the storybook's gap is what counts
             table = found.setdefault(name, {row: [] for row in chosen})
             for k, subject in enumerate(unseen(count)):
                 learner = Learner(name, studio, k, subject, registry)
