@@ -34,8 +34,10 @@ PUBLISHED = {
     ("pivotal-tuning", "stable-diffusion"): (PRODIGY, 8, 1000, 3),  # SDXL's
     ("pivotal-tuning", "sdxl"): (PRODIGY, 8, 1000, 3),
     ("pivotal-tuning", "flux"): (PRODIGY, 8, 700, 1),
-    # In units of Stable Diffusion's weights: of its tokens, and of the maps of its attention.
-    ("custom", "stable-diffusion"): ({TOKEN: 2e-3 / 0.0145, GATED: 1e-4 / 0.025}, 3, 500, 4),
+    # In units of Stable Diffusion's weights: of its tokens, and of the maps of its attention. The published
+    # LoRA begins with rows of length sqrt(320) / 4 on the narrowest of them, ours with rows of length 1: a
+    # step of so many times the rate moves these maps as far.
+    ("custom", "stable-diffusion"): ({TOKEN: 2e-3 / 0.0145, GATED: 1e-4 / 0.025 * 320**0.5 / 4}, 3, 500, 4),
 }
 """Read in the sources, not in the rows."""
 OWN = {("custom", "stable-diffusion"): {LORA, "key_learning_rate"}}

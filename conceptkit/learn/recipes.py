@@ -138,7 +138,7 @@ _CUSTOM: dict[str, Any] = {
     "learning_rate": 8e-3,
     "full_learning_rate": 1.6e-3,
     "key_learning_rate": 1e-3,
-    "gated_lora_learning_rate": 1.2e-2,
+    "gated_lora_learning_rate": 1.8e-2,
     "init_lora_weights": "unit",
     "relative_to_weights": True,
     "max_grad_norm": 1.0,
