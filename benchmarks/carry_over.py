@@ -2,16 +2,21 @@
 
 On the storybook, which the default's own rates were tuned on; on a copy of it whose weights are rescaled
 without changing what it draws, so that a rate means something else there; and on whatever other bases are
-named. Both rows learn the same unseen subjects in as many steps; the gap is that of `learn_methods`.
+named. Both rows learn the same unseen subjects in as many steps; the gap is that of `learn_methods`. With
+`--keep FILE.json` a run that was stopped, or one of fewer subjects, is gone on with.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 import click
 import numpy as np
@@ -28,6 +33,7 @@ from conceptkit.learn import recipes
 from conceptkit.learn.config import TrainConfig, config_for
 from conceptkit.learn.trainer import learn
 from conceptkit.registry.store import Registry
+from conceptkit.storybook.world.subject import Subject
 
 RESCALED = "storybook-rescaled"
 SUBJECTS = 5
@@ -74,6 +80,59 @@ def gap(studio: Studio, pupil: Pupil, recipe: TrainConfig, registry: Registry) -
     return pupil.gap(studio.likeness(studio.in_places(pupil.name, concept), pupil.real))
 
 
+@dataclass
+class Kept:
+    """Gaps measured before, by all that they depend on, in a file; without one they are forgotten."""
+
+    file: Path | None = None
+    gaps: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._read()
+
+    def _read(self) -> None:
+        """What runs beside this one have measured, too."""
+        if self.file is not None and self.file.is_file():
+            self.gaps |= json.loads(self.file.read_text())
+
+    def get(self, what: str, depends_on: object, measure: Callable[[], float]) -> float:
+        """The gap called `what`, measured now where it was not yet, or where it depended on other things."""
+        written = json.dumps(depends_on, sort_keys=True, default=str)
+        key = f"{what}, {hashlib.sha256(written.encode()).hexdigest()[:16]}"
+        if key not in self.gaps:
+            begun = time.monotonic()
+            self.gaps[key] = measure()
+            print(f"{what}: gap {self.gaps[key]:.3f} in {time.monotonic() - begun:.0f} s", flush=True)
+            self._read()
+            if self.file is not None:
+                self.file.write_text(json.dumps(self.gaps, indent=1))
+        return self.gaps[key]
+
+
+@dataclass(eq=False)
+class Learner:
+    """An unseen subject on a base, which is drawn and learned only when a gap has to be measured."""
+
+    base_name: str
+    studio: Studio
+    number: int
+    subject: Subject
+    registry: Registry
+
+    @cached_property
+    def pupil(self) -> Pupil:
+        """With pictures of its class."""
+        caption_statistics.statistics_of(self.studio.base, self.registry)
+        return self.studio.pupil(f"thing{self.number}", self.subject, self.number)
+
+    def gap(self, row: str, recipe: TrainConfig, kept: Kept) -> float:
+        """The gap that a row closes."""
+        studio = self.studio
+        asked = [studio.base.fingerprint, self.number, len(studio.seeds), studio.steps, recipe.to_json()]
+        what = f"{self.base_name}, {self.subject.noun}, {row}"
+        return kept.get(what, asked, lambda: gap(studio, self.pupil, recipe, self.registry))
+
+
 def shares_of(means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The carried row's gap by base, as a share of the tuned one's: the storybook's where a copy has none."""
     tuned = means[STORYBOOK]["tuned"] if STORYBOOK in means else float("nan")
@@ -88,21 +147,22 @@ def shares_of(means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 @click.option("--seeds", default=SEEDS, show_default=True, help="Pictures of each prompt.")
 @click.option("--steps", type=int, help="Learning steps, to try the program itself.")
 @click.option("--drawing", default=STEPS, show_default=True, help="Denoising steps of a picture.")
-def main(bases: str, count: int, seeds: int, steps: int | None, drawing: int) -> None:
+@click.option("--keep", type=click.Path(dir_okay=False, path_type=Path), help="JSON of gaps measured before.")
+def main(bases: str, count: int, seeds: int, steps: int | None, drawing: int, keep: Path | None) -> None:
     use_own_cores()
     found: dict[str, dict[str, list[float]]] = {}
+    kept = Kept(keep)
     with Registry(tempfile.mkdtemp()) as registry:
         for name in bases.split(","):
             studio = Studio(base_of(name), seeds, drawing)
-            caption_statistics.statistics_of(studio.base, registry)
-            table = found.setdefault(name, {row: [] for row in rows(steps)})
+            chosen = rows(steps)
+            if name == RESCALED:
+                del chosen["tuned"]  # its rates mean nothing there: the storybook's gap is what counts
+            table = found.setdefault(name, {row: [] for row in chosen})
             for k, subject in enumerate(unseen(count)):
-                pupil = studio.pupil(f"thing{k}", subject, k)
-                for row, recipe in rows(steps).items():
-                    begun = time.monotonic()
-                    table[row].append(gap(studio, pupil, recipe, registry))
-                    line = f"{name}, {subject.noun}, {row}: gap {table[row][-1]:.3f}"
-                    print(f"{line} in {time.monotonic() - begun:.0f} s", flush=True)
+                learner = Learner(name, studio, k, subject, registry)
+                for row, recipe in chosen.items():
+                    table[row].append(learner.gap(row, recipe, kept))
     means = {
         base: {row: float(np.mean(gaps)) for row, gaps in table.items()} for base, table in found.items()
     }
@@ -120,6 +180,7 @@ def main(bases: str, count: int, seeds: int, steps: int | None, drawing: int) ->
         subjects=count,
         means=means,
         shares=shares,
+        gaps=found,
     )
 
 

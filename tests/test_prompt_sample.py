@@ -8,6 +8,7 @@ from conceptkit.base import added_tokens, fingerprint, pipeline, text_features
 from conceptkit.base.text_features import END, PADDING, UNREAD, WORD, encode
 from conceptkit.features import caption_statistics, captions, prompt_sample
 from conceptkit.features.prompt_sample import read_prompts, samples_padding
+from conceptkit.merging import merge_inputs
 from conceptkit.merging.compose import compose
 from conceptkit.registry.store import Registry
 from tests.tiny import pico_concept, pico_sd, pico_sdxl
@@ -120,6 +121,66 @@ def test_new_concepts_share_one_copy_of_the_tokenizer(few, monkeypatch, tmp_path
         again = compose(*three, base=base, registry=registry).concept
     assert len(copies) == 4
     assert together.to_bytes() == again.to_bytes()
+
+
+def test_no_more_tokens_are_on_the_pipeline_than_are_read_together(few, monkeypatch, tmp_path):
+    """What a prompt costs to spell grows with the tokens that are there."""
+    pipe = pico_sd()
+    base = pipeline.of(pipe, "pico")
+    five = [pico_concept(pipe, f"thing{i}", seed=i) for i in range(5)]
+    there, plain = [], merge_inputs.word_features_of_all
+    before = len(pipe.tokenizer)
+
+    def read(concepts, base):
+        there.append((len(concepts), len(base.pipe.tokenizer) - before))
+        return plain(concepts, base)
+
+    monkeypatch.setattr(merge_inputs, "word_features_of_all", read)
+    with Registry(tmp_path / "one") as registry:
+        together = compose(*five, base=base, registry=registry).concept
+    monkeypatch.setattr(merge_inputs, "READ_TOGETHER", 2)
+    with Registry(tmp_path / "two") as registry:
+        by_twos = compose(*five, base=base, registry=registry).concept
+    each = there[0][1] // 5
+    assert there == [(5, 5 * each), (2, 2 * each), (2, 2 * each), (1, each)] and each
+    assert len(pipe.tokenizer) == before
+    assert together.to_bytes() == by_twos.to_bytes()
+
+
+def test_batches_of_many_prompts_are_of_one_length():
+    lengths = torch.tensor([5, 9, 6, 5, 6, 5, 77, 6] * 30)
+    batches = prompt_sample._batches(lengths.argsort(stable=True), lengths)
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= prompt_sample.BATCH
+    read = sum(len(picks) * int(lengths[picks].max()) for picks in batches)
+    assert read <= 1.02 * int(lengths.sum())
+    few = torch.tensor([6, 7, 8, 9, 10])
+    (one, other) = prompt_sample._batches(few.argsort(stable=True), few)
+    assert (len(one), len(other)) == (4, 1), "a few go together up to half as long again"
+
+
+def test_features_are_spelt_once_for_each_pass(monkeypatch):
+    """Where only features are asked for, no ids are worked out beside them."""
+    pipe, spelt = pico_sd(), []
+    plain = type(pipe).maybe_convert_prompt
+    monkeypatch.setattr(
+        type(pipe), "maybe_convert_prompt", lambda *given: spelt.append(given) or plain(*given)
+    )
+    found = text_features.site_features(pipe, PROMPTS)
+    assert len(spelt) == 1
+    assert torch.equal(found, encode(pipe, PROMPTS).hidden)
+
+
+@pytest.mark.parametrize("count", [7, 12])
+def test_principal_rows_hold_the_whole_moment(count):
+    """From either side of the moment, whichever is the smaller."""
+    rows = torch.randn(count, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    rows[-1] = rows[0] + rows[1]
+    found = merge_inputs._principal(rows)
+    assert len(found) == min(count - 1, 10)
+    assert torch.allclose(found.T @ found, rows.T @ rows)
+    inner = found @ found.T
+    assert torch.allclose(inner, torch.diag(inner.diagonal()), atol=1e-9)
 
 
 def test_each_prompt_of_a_concept_is_read_once(few, large, tmp_path):

@@ -7,6 +7,7 @@ from conceptkit.learn import config_checks, recipes
 from conceptkit.learn.config import config_for
 from conceptkit.learn.methods.table import METHODS, adapter_of
 from conceptkit.learn.train_config import RATES
+from conceptkit.learn.trainable_delta import init_factors
 
 LORA, TOKEN, FULL = "learning_rate", "token_learning_rate", "full_learning_rate"
 GATED = "gated_lora_learning_rate"
@@ -33,8 +34,10 @@ PUBLISHED = {
     ("pivotal-tuning", "stable-diffusion"): (PRODIGY, 8, 1000, 3),  # SDXL's
     ("pivotal-tuning", "sdxl"): (PRODIGY, 8, 1000, 3),
     ("pivotal-tuning", "flux"): (PRODIGY, 8, 700, 1),
-    # In units of Stable Diffusion's weights: of its tokens, and of the maps of its attention.
-    ("custom", "stable-diffusion"): ({TOKEN: 2e-3 / 0.0145, GATED: 1e-4 / 0.025}, 3, 500, 4),
+    # In units of Stable Diffusion's weights: of its tokens, and of the maps of its attention. The published
+    # LoRA begins with rows of length sqrt(320) / 4 on the narrowest of them, ours with rows of length 1: a
+    # step of so many times the rate moves these maps as far.
+    ("custom", "stable-diffusion"): ({TOKEN: 2e-3 / 0.0145, GATED: 1e-4 / 0.025 * 320**0.5 / 4}, 3, 500, 4),
 }
 """Read in the sources, not in the rows."""
 OWN = {("custom", "stable-diffusion"): {LORA, "key_learning_rate"}}
@@ -145,3 +148,13 @@ def test_a_learning_rate_is_that_of_what_learns():
         lora.learning_rate == 3e-6
         and lora.full_learning_rate == config_for("dreambooth", family="sdxl").full_learning_rate
     )
+
+
+def test_the_default_on_other_bases_learns_what_its_lora_reads():
+    """It begins with rows of length 1, which learn at this rate; gaussian ones hardly turn."""
+    recipe = config_for("custom", family="stable-diffusion")
+    assert recipe.init_lora_weights == "unit" and recipe.relative_to_weights
+    for width in (320, 1280):
+        first = init_factors("map", (width, width), recipe.gated_lora_rank, None, 0, recipe.init_lora_weights)
+        moved = recipe.gated_lora_learning_rate * recipe.max_train_steps
+        assert moved > 50 * float(first.down.square().mean().sqrt())

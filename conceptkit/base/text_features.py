@@ -58,20 +58,26 @@ def depth(config: PretrainedConfig) -> int:
 @torch.no_grad()
 def encode(pipe: DiffusionPipeline, prompts: Sequence[str], batch: int = 32) -> TextFeatures:
     """Text features of prompts as the text site reads them: one road for all architectures."""
-    kind = architecture_of(pipe)
-    denoiser = getattr(pipe, kind.denoiser)
     hidden, ids = [], []
     for start in range(0, len(prompts), batch):
         chunk = list(prompts[start : start + batch])
-        plain = hasattr(pipe, "maybe_convert_prompt")
-        said = chunk if plain else spelt_out(pipe, encoders(pipe)[0][0], chunk)
-        hidden.append(kind.site_features(denoiser, kind.encode(pipe, said)).float().cpu())
+        hidden.append(site_features(pipe, chunk))
         ids.append(token_ids(pipe, chunk))
     tokens = stacked(ids, EMPTY)
     role, features = roles(pipe, tokens), stacked(hidden)
     if (role == UNREAD).any():
         features = features * (role != UNREAD).unsqueeze(2)
     return TextFeatures(features, tokens, role)
+
+
+@torch.no_grad()
+def site_features(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """(n, T, d) float32 on the CPU: what the text site reads of prompts that go through the encoder at once,
+    also at positions that nothing reads."""
+    kind = architecture_of(pipe)
+    converts = hasattr(pipe, "maybe_convert_prompt")
+    said = list(prompts) if converts else spelt_out(pipe, encoders(pipe)[0][0], prompts)
+    return kind.site_features(getattr(pipe, kind.denoiser), kind.encode(pipe, said)).float().cpu()
 
 
 def token_ids(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Tensor:

@@ -27,6 +27,7 @@ from conceptkit.base.text_features import (
     encode,
     encoders,
     roles,
+    site_features,
     token_ids,
 )
 
@@ -48,6 +49,9 @@ NEAR = 2
 NEAR_SHARE = 0.5
 """Of the padding that is not read, what these stand for; whole prompts stand for the rest."""
 BATCH = 32
+SMALL, MIXED = 8, 1.5
+"""A batch of fewer prompts takes in some that are up to MIXED times as long: another pass costs more than
+their padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +133,19 @@ def _encoded(pipe: DiffusionPipeline, prompts: Sequence[str], lengths: Tensor, m
     for picks in _batches(order, lengths):
         longest = int(lengths[picks].max())
         with _longest(pipe, longest):
-            hidden = encode(pipe, [prompts[k] for k in picks.tolist()], batch=BATCH).hidden
+            hidden = site_features(pipe, [prompts[k] for k in picks.tolist()])
         room = hidden.new_zeros(len(hidden), most - hidden.shape[1], hidden.shape[2])
         parts.append(torch.cat([hidden, room], dim=1))
     return torch.cat(parts)[order.argsort()]
 
 
 def _batches(order: Tensor, lengths: Tensor) -> list[Tensor]:
-    """`order` in batches; the longest prompt of each is at most 1.5 times its shortest."""
+    """`order` in batches of prompts of one length; a small one takes in others up to 1.5 times as long."""
     batches: list[list[int]] = []
     for k in order.tolist():
-        if not batches or len(batches[-1]) == BATCH or lengths[k] > 1.5 * lengths[batches[-1][0]]:
+        shortest = lengths[batches[-1][0]] if batches else 0
+        full = not batches or len(batches[-1]) == BATCH
+        if full or lengths[k] > (shortest if len(batches[-1]) >= SMALL else MIXED * shortest):
             batches.append([])
         batches[-1].append(k)
     return [torch.tensor(batch) for batch in batches]

@@ -138,8 +138,8 @@ _CUSTOM: dict[str, Any] = {
     "learning_rate": 8e-3,
     "full_learning_rate": 1.6e-3,
     "key_learning_rate": 1e-3,
-    "gated_lora_learning_rate": 1.2e-2,
-    "init_lora_weights": "gaussian",
+    "gated_lora_learning_rate": 1.8e-2,
+    "init_lora_weights": "unit",
     "relative_to_weights": True,
     "max_grad_norm": 1.0,
     "token_train_steps": 250,
@@ -299,8 +299,9 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("custom", "stable-diffusion"): Row(
         TrainConfig("custom", **_CUSTOM),
         f"{_EXAMPLES}/dreambooth and textual_inversion, README.md, in units of Stable Diffusion's weights",
-        "three times as fast as these, as far as maps move no more than three times as far in as many steps "
-        "(benchmarks.update_sizes); values and keys of text have the rates by which they do",
+        "faster than these, as far as maps move no more than three times as far in as many steps "
+        "(benchmarks.update_sizes); values and keys of text have the rates by which they do, "
+        "and the LoRA begins small, so that what it reads is learned too",
     ),
 }
 

@@ -33,7 +33,7 @@ OTHER_WEIGHT = 0.1
 """Of the positions of its prompts that are not its words, in what a concept asks of a merge by regmean."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
-READ_TOGETHER = 16
+READ_TOGETHER = 25
 """As many new concepts go through a large text encoder together."""
 MOST_ASKED = 16
 """Directions in which a concept, under each of its names, asks for something in a merge by regmean."""
@@ -109,7 +109,7 @@ def prepare_all(
     now: Fingerprint | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> list[Prepared]:
-    """The same of several concepts, each with its digest; the tokens of all that are new are added at once.
+    """The same of several concepts, each with its digest; new ones are read READ_TOGETHER at a time.
 
     now: what the base is now, with attached concepts; None: worked out here.
     """
@@ -119,22 +119,27 @@ def prepare_all(
     ]
     stored = [registry.get_asset(key) if registry else None for key in keys]
     new = [i for i, data in enumerate(stored) if data is None]
-    tokens = {token: rows for i in new for token, rows in concepts[i][0].tokens.items()}
     read: dict[int, tuple[WordFeatures, WordFeatures]] = {}
     found, now = [], now or (fingerprint_of(base.pipe, own=True) if new else None)
-    with add_tokens(base.pipe, tokens) if tokens else nullcontext():
-        for i, ((concept, _), key, data) in enumerate(zip(concepts, keys, stored, strict=True)):
-            progress(i, len(concepts), f"reading {concept.name}")
-            if data is None:
-                if i not in read:
-                    next_ones = [k for k in new if k >= i][:READ_TOGETHER]
-                    features = word_features_of_all([concepts[k][0] for k in next_ones], base)
-                    read = dict(zip(next_ones, features, strict=True))
-                data = _work_out(concept, base, ordinary, now, read[i]).to_bytes()
-                if registry:
-                    registry.put_asset(key, data)
-            found.append(Prepared.from_bytes(data))
+    for i, ((concept, _), key, data) in enumerate(zip(concepts, keys, stored, strict=True)):
+        progress(i, len(concepts), f"reading {concept.name}")
+        if data is None:
+            if i not in read:
+                next_ones = [k for k in new if k >= i][:READ_TOGETHER]
+                read = dict(zip(next_ones, _read([concepts[k][0] for k in next_ones], base), strict=True))
+            data = _work_out(concept, base, ordinary, now, read[i]).to_bytes()
+            if registry:
+                registry.put_asset(key, data)
+        found.append(Prepared.from_bytes(data))
     return found
+
+
+def _read(concepts: Sequence[Concept], base: Base) -> list[tuple[WordFeatures, WordFeatures]]:
+    """The features of concepts' words, their tokens on the pipeline meanwhile and no others: what a prompt
+    costs to spell grows with the tokens that are there."""
+    tokens = {token: rows for concept in concepts for token, rows in concept.tokens.items()}
+    with add_tokens(base.pipe, tokens) if tokens else nullcontext():
+        return word_features_of_all(concepts, base)
 
 
 def _work_out(
@@ -170,7 +175,15 @@ def _seen(read: WordFeatures, ordinary: CaptionStatistics, rows: Tensor) -> Tens
     weight = torch.where(own, 1.0, OTHER_WEIGHT * caption_statistics.position_weights(features)) / own.sum()
     heard = (features.hidden.double() * weight.double().sqrt().unsqueeze(2))[features.counts > 0]
     white = ordinary.factor.whiten(torch.cat([heard, rows.double() / len(rows) ** 0.5]))
-    values, vectors = torch.linalg.eigh(white.T @ white)
+    return _principal(white)
+
+
+def _principal(rows: Tensor) -> Tensor:
+    """Orthogonal rows (r, d) with the same X^T X as rows X (m, d), without what is as good as nothing."""
+    if len(rows) < rows.shape[1]:  # the moment on the other side is the smaller one
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return vectors[:, values > NOTHING * values[-1]].T @ rows
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
     there = values > NOTHING * values[-1]
     return values[there].sqrt().unsqueeze(1) * vectors[:, there].T
 

@@ -19,7 +19,7 @@ from conceptkit.workflows.add import loaded
 from conceptkit.workflows.add_settings import AddOptions, AddSettings, Photos
 from conceptkit.workflows.class_noun import noun_of
 
-HERE = "measured here"
+HERE = "one pass of the base, measured here; longer beside other programs"
 ARITHMETIC = "arithmetic"
 STORYBOOK = "tuned on the storybook"
 FIELDS = [
@@ -167,8 +167,8 @@ def _of_costs(costs: Costs) -> list[Line]:
     return [
         Line("numbers that learn", costs.numbers, ARITHMETIC),
         Line("memory, about", size, f"{ARITHMETIC}: {parts}"),
-        Line("learning, about", _duration(costs.seconds), f"one pass of the base, {HERE}"),
-        Line("class pictures, about", _duration(costs.class_seconds), f"one pass of the base, {HERE}"),
+        Line("learning, about", _duration(costs.seconds), HERE),
+        Line("class pictures, about", _duration(costs.class_seconds), HERE),
     ]
 
 

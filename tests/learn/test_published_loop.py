@@ -283,3 +283,19 @@ def test_a_copy_is_held_to_what_was_tuned_on_the_storybook(monkeypatch):
     )
     tuned, carried = carry_over.rows(None).values()
     assert tuned.max_train_steps == carried.max_train_steps and carried.relative_to_weights
+
+
+def test_gaps_are_measured_once_and_again_when_what_they_depend_on_has_changed(tmp_path):
+    file, measured = tmp_path / "gaps.json", []
+
+    def measure():
+        measured.append(len(measured))
+        return 0.5 + measured[-1]
+
+    kept, beside = carry_over.Kept(file), carry_over.Kept(file)
+    assert kept.get("dog", [1], measure) == kept.get("dog", [1], measure) == 0.5
+    assert beside.get("cat", [1], measure) == 1.5
+    again = carry_over.Kept(file)
+    assert (again.get("dog", [1], measure), again.get("cat", [1], measure)) == (0.5, 1.5)
+    assert again.get("dog", [2], measure) == 2.5 and len(measured) == 3
+    assert carry_over.Kept().get("dog", [1], measure) == 3.5
