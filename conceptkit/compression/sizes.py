@@ -16,7 +16,7 @@ from conceptkit.errors import BadRecipe
 from conceptkit.features.captions import captions
 
 FULL = "full"
-PRESETS: dict[str, float | None] = {"tiny": 0.82, "small": 0.995, FULL: None}
+PRESETS: dict[str, float | None] = {"tiny": 0.98, "small": 0.995, FULL: None}
 """Name -> the share of its effect on what the base predicts that a concept keeps; None: stored as learned."""
 RECIPE = "recipe"
 """The size of a merge of which nothing is stored but how it is made of its parts."""
