@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,13 @@ def judge(folder: Path, seeds: int, drawing: int) -> dict[str, float]:
 
 
 def shrunk(
-    registry: Registry, name: str, wishes: Mapping[str, SizeRequest], base: bases.Base
+    registry: Registry, name: str, wishes: Mapping[str, SizeRequest], labels: Set[str], base: bases.Base
 ) -> dict[str, Any]:
-    """Label -> the concept at each size, and what is said to be left of it."""
-    whole = read(registry, f"{name}@1")
-    made: dict[str, Any] = {"full": (whole, 1.0)}
+    """Label -> the concept at each of these sizes, and what is said to be left of it."""
+    made: dict[str, Any] = {"full": (read(registry, f"{name}@1"), 1.0)} if "full" in labels else {}
     for label, wish in wishes.items():
+        if label not in labels:
+            continue
         try:
             one = shrink_to(f"{name}@1", wish, base=base, registry=registry)
         except NoEffect:
@@ -254,11 +255,12 @@ def measured(
     with Registry(home) as registry:
         for number in range(count):
             own = lines.setdefault(str(number), {})
-            if {"full", *wishes} <= own.keys():
+            missing = {"full", *wishes} - own.keys()
+            if not missing:
                 continue
             name = teach(studio.base, studio.who, registry, number).name
             fresh = Path(tempfile.mkdtemp(dir=folder))
-            for label, (concept, said) in shrunk(registry, name, wishes, studio.base).items():
+            for label, (concept, said) in shrunk(registry, name, wishes, missing, studio.base).items():
                 file = fresh / f"{number}-{label}.safetensors"
                 file.write_bytes(concept.to_bytes())
                 bits = {} if concept.coded is None else compact.parts_of(concept.coded)

@@ -160,6 +160,13 @@ def test_sizes_go_from_a_good_file_to_a_small_one(pico, registry, few_pictures):
     assert again.entry.hash == made[1].entry.hash, "the same concept, the same bytes"
 
 
+def test_tiny_is_smaller_than_small_and_both_keep_their_share(pico, few_pictures):
+    concept = wide(pico)
+    small, least = (sizes_module.compress(concept, pico, SizeRequest(size)) for size in ("small", "tiny"))
+    assert least.bytes < small.bytes < len(concept.to_bytes())
+    assert small.kept >= sizes_module.PRESETS["small"] and least.kept >= sizes_module.PRESETS["tiny"]
+
+
 def test_errors_in_the_metric_cost_less_than_plain_rounding_of_equal_size(pico, few_pictures):
     concept = low_rank(wide(pico))
     asked = sensitivity.probes(pico, concept)

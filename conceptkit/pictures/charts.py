@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 DPI = 100
 BLUE, ORANGE = "#1f5fa8", "#c2410c"
 COLD, HOT = (252, 250, 245), (196, 62, 40)
 """Red, green and blue of 0 and of 1 in a matrix."""
+_LABEL_PLACES = (
+    *((7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 8, "center", "bottom")),
+    *((0, -8, "center", "top"), (7, 8, "left", "bottom"), (7, -8, "left", "top")),
+    *((-7, 8, "right", "bottom"), (-7, -8, "right", "top"), (0, 22, "center", "bottom")),
+    (0, -22, "center", "top"),
+)
+"""Where a point's name may stand: so far right of it and above it (1/72 inch), and how it is aligned."""
+_LINE_PIECES = 100
 COLOURS = (BLUE, "#d65824", "#348650", "#9648a0", "#78643c", "#c8285a", "#5a5a5a")
 
 
@@ -72,12 +85,52 @@ def scatter(
     for name, (x, y) in points.items():
         own = bool(joined) and name.startswith(joined)
         axes.plot([x], [y], "o", color=ORANGE if own else BLUE)
-        axes.annotate(name, (x, y), (6, 5 if own else -12), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel(across)
     axes.set_ylabel(upward)
+    axes.xaxis.set_major_formatter(EngFormatter())
+    _name_points(figure, axes, points, line)
     return _picture(figure)
+
+
+def _name_points(
+    figure: Figure,
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    line: Sequence[tuple[float, float]],
+) -> None:
+    """A name beside each point, where it is clear of the points, the line and the names before it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # from here on the axes know where their points are, in pixels
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in _pixels(axes, list(points.values()))]
+    ends = _pixels(axes, line)
+    for first, second in pairwise(ends):
+        taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in np.linspace(first, second, _LINE_PIECES)]
+    for name, point in points.items():
+        best: tuple[int, Bbox, Annotation] | None = None
+        for right, above, side, level in _LABEL_PLACES:
+            label = axes.annotate(
+                name, point, (right, above), textcoords="offset points", fontsize=9, ha=side, va=level
+            )
+            box = label.get_window_extent(canvas.get_renderer())
+            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1)
+            hits = sum(box.overlaps(other) for other in taken) + 2 * outside
+            if best is None or hits < best[0]:
+                if best is not None:
+                    best[2].remove()
+                best = hits, box, label
+            else:
+                label.remove()
+            if not hits:
+                break
+        assert best is not None
+        taken.append(best[1])
+
+
+def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Where points (x, y) are in the picture: (n, 2)."""
+    return np.asarray(axes.transData.transform(np.reshape(points, (-1, 2))))
 
 
 def matrix(

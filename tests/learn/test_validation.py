@@ -99,3 +99,15 @@ def test_a_scatter_names_its_points_and_joins_those_of_one_kind():
     apart = np.asarray(charts.scatter("title", "bytes", "share", points))
     assert joined.shape == apart.shape == (560, 900, 3) and (joined != apart).any()
     assert charts.scatter("title", "bytes", "share", {"one": (1.0, 0.0)}).size == (900, 560)
+
+
+def test_names_of_points_that_are_near_stand_beside_each_other():
+    figure, axes = charts._figure((900, 560), "title")
+    points = {f"a rather long name {k}": (1000.0 + k, 0.5 + 0.001 * k) for k in range(4)}
+    points |= {"left": (0.0, 0.0), "right": (2000.0, 1.0)}
+    for x, y in points.values():
+        axes.plot([x], [y], "o")
+    charts._name_points(figure, axes, points, [])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(points)
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
