@@ -2,8 +2,8 @@
 
 Styles are one change of all colours, learned from pictures of other things. How near a picture is to one is
 how far its colours are from those of the style's pictures: 0 with the class noun alone, 1 with the class noun
-in the style. A subject is compared with its photos in that style, 0 for the class noun in the style, and 1
-for the subject drawn by itself and changed afterwards.
+in the style. A subject is compared with its photos: 0 with the class noun in the style, 1 when it is drawn
+without one. So what a style takes of the colours that a subject is known by counts as lost.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def score(
     base: bases.Base, judge: SubjectJudge, registry: Registry, one: Taught, name: str, seeds: int, steps: int
 ) -> dict[str, float]:
     """What is left of the style and of the subject when both are on the pipeline."""
-    look, dice = STYLES[name], list(range(seeds))
+    dice = list(range(seeds))
     palette = KDTree(
         np.concatenate([np.asarray(p).reshape(-1, 3) for p in learn_style(base, registry, name)])
     )
@@ -95,11 +95,7 @@ def score(
     noun, styled, alone = drawn(one.noun), drawn(one.noun, name), drawn(one.name, one.name)
     both = drawn(one.name, one.name, name)
     far = [off_palette(pictures, palette) for pictures in (noun, styled, both)]
-    photos = judge.embed([look(shot) for shot in one.shots])
-    like = [
-        metrics.similarity(judge.embed(pictures), photos)
-        for pictures in (styled, [look(picture) for picture in alone], both)
-    ]
+    like = [metrics.similarity(judge.embed(pictures), one.real) for pictures in (styled, alone, both)]
     return {
         "style alone": far[0] - far[1],
         "style together": far[0] - far[2],
