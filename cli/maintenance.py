@@ -234,6 +234,8 @@ def rebuild(file: Path | None, as_json: bool) -> None:
         )
     if found.whole:
         echo(f"The index is readable, with {found.names:,} concepts; its search was made anew.")
+        if found.missing:
+            note(f"{found.missing:,} files it names are not there: `conceptkit verify` says which.")
         return
     if found.rows:
         echo(f"Kept {found.rows:,} versions whose rows could be read, and what rows say of them.")

@@ -57,7 +57,8 @@ class Rebuilt:
 
     others: blobs that are no concepts (pictures, prior sets, statistics); bad: names that are none.
     rows: versions whose rows could be read, in the damaged index or in the backup.
-    packed: what became of `packed.db`, where it was damaged.
+    packed: what became of `packed.db`, where it was damaged. missing: blobs that the index names and that are
+    not stored.
     """
 
     whole: bool
@@ -68,6 +69,7 @@ class Rebuilt:
     before: str | None = None
     rows: int = 0
     packed: packed_repair.Repaired | None = None
+    missing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -124,10 +126,15 @@ def restore(home: Path, file: Path) -> Restored:
                 kept = _set_aside(home, "before-restore", until_then)
             swap.swap_in(home, fresh)
     with Registry(home) as registry:
-        digests = {row[0] for row in registry.index.query(REFERENCES)}
-        missing = sum(not is_digest(d) or registry.blob_store.size(d) is None for d in digests)
+        missing = _missing(registry)
         ((count,),) = registry.index.query("select count(*) from names")
     return Restored(str(kept) if kept else None, count, missing)
+
+
+def _missing(registry: Registry) -> int:
+    """How many blobs that the index names are not stored."""
+    digests = {row[0] for row in registry.index.query(REFERENCES)}
+    return sum(not is_digest(d) or registry.blob_store.size(d) is None for d in digests)
 
 
 def rebuild(home: Path, file: Path | None = None, tick: Tick = lambda done, total: None) -> Rebuilt:
@@ -373,7 +380,8 @@ def _search_anew(home: Path) -> Rebuilt | None:
         ((names, versions),) = registry.index.query(
             "select (select count(*) from names), (select count(*) from versions)"
         )
-    return Rebuilt(True, names, versions)
+        missing = _missing(registry)
+    return Rebuilt(True, names, versions, missing=missing)
 
 
 def _from_headers(index: Index, store: BlobStore, tick: Tick) -> tuple[int, int, int, int]:

@@ -127,6 +127,18 @@ class BlobStore:
         except BadBlob:
             return False
 
+    def check_writable(self) -> None:
+        """Raise ConceptError where packed bytes could not be deleted, before anything is changed; a
+        `packed.db` that is damaged is no such case, see `drop`."""
+        packed = self.packed
+        try:
+            if packed is not None:
+                with packed.writing():
+                    pass
+        except ConceptError as error:
+            if not is_damage(error):
+                raise
+
     def drop(self, digests: Sequence[str]) -> int:
         """Delete these bytes and count them; what is no plain file is left alone.
 

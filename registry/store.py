@@ -199,6 +199,7 @@ class Registry:
         nothing else points at are deleted.
         """
         bare, version = split_version(name)
+        self.blob_store.check_writable()
         with self.index.writing() as conn:
             gone = [self.get(name)] if version is not None else self.versions(bare)
             merge_recipe.check_unneeded(self, gone)

@@ -470,3 +470,52 @@ def test_bundles_the_trash_and_copies_hold_packed_concepts(registry, yours, home
     with Registry(tmp_path / "copy") as copy:
         assert readable(copy, datas) == set(datas) and not maintenance.verify(copy).problems
     assert json.loads(run("stats", "--json"))["files"] == COUNT + 1
+
+
+def test_what_cannot_be_opened_at_the_moment_stops_a_removal_before_it_begins(home):
+    with Registry() as registry:
+        registry.add("my_dog", blob("my_dog", 1), DOG)
+        file = registry.blobs / "packed.db"
+    aside = file.rename(file.with_name("aside"))
+    file.mkdir()
+    for command in (["rm", "my_dog"], ["rm", "--now", "my_dog"]):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code and "move it elsewhere" in done.output
+    file.rmdir()
+    aside.rename(file)
+    assert "All is whole" in run("verify") and "my_dog" in run("list")
+
+
+def test_a_damaged_version_does_not_take_the_whole_ones_of_its_name_along(home):
+    large = blob("my_dog", 1, recipe={"method": "custom", "notes": os.urandom(6000).hex()})
+    with Registry() as registry:
+        registry.add("my_dog", large, DOG)
+        registry.add("my_dog", blob("my_dog", 2), DOG, new_version=True)
+        file = registry.blobs / "packed.db"
+    file.write_text("no database")
+    done = CliRunner().invoke(main, ["rm", "my_dog"])
+    assert done.exit_code == 0 and "my_dog@2 is not in the trash" in done.stderr
+    run("rm", "--undo", "my_dog")
+    with Registry() as registry:
+        assert registry.read("my_dog@1") == large
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_what_is_no_database_takes_the_place_of_none(home, content):
+    with Registry() as registry:
+        registry.add("my_dog", blob("my_dog", 1), DOG)
+        stray = registry.blobs / "packed.next.db"
+    stray.write_bytes(content)
+    done = CliRunner().invoke(main, ["verify"])
+    assert done.exit_code and "packed.next.db is no database" in done.output
+    stray.unlink()
+    assert "All is whole" in run("verify")
+
+
+def test_a_rebuild_says_that_packed_concepts_are_missing(home):
+    with Registry() as registry:
+        registry.add("my_dog", blob("my_dog", 1), DOG)
+        file = registry.blobs / "packed.db"
+    file.unlink()
+    done = CliRunner().invoke(main, ["rebuild"])
+    assert "1 files it names are not there: `conceptkit verify` says which" in done.stderr

@@ -61,18 +61,24 @@ class BroughtBack:
 def discard(registry: Registry, name: str) -> tuple[list[Entry], str | None]:
     """Remove a name, or a version of it, and keep it in the trash: what was removed, and a sentence.
 
-    The sentence says why something could not be kept, as where its bytes are damaged. Raises UnknownConcept,
-    and ConceptError for a part that a merge stored as its recipe needs.
+    The sentence says what could not be kept since its bytes are damaged; all else is. Raises UnknownConcept,
+    and ConceptError for a part that a merge stored as its recipe needs, or where nothing can be read or written
+    at the moment; then nothing is removed.
     """
     bare, version = split_version(name)
     entries = [registry.get(name)] if version is not None else registry.versions(bare)
     merge_recipe.check_unneeded(registry, entries)
     file = paths.make_private(registry.home / trash_files.FOLDER) / f"{name}.{time.time_ns()}.bundle"
+    registry.blob_store.check_writable()
     sentence = None
     try:
         _keep(registry, entries, file)
-    except ConceptError as error:
-        sentence = f"{name} is not in the trash: {error}"
+    except BadBlob as error:
+        whole = [entry for entry in entries if _is_whole(registry, entry)]
+        lost = [entry.ref for entry in entries if entry not in whole]
+        sentence = f"{name if not whole else ' and '.join(lost)} is not in the trash: {error}"
+        if whole:
+            _keep(registry, whole, file)
     return registry.remove(name), sentence
 
 
@@ -112,6 +118,12 @@ def empty(home: Path, delete: bool = False) -> tuple[int, int]:
     for one in trash_files.listing(home) if delete else ():
         one.file.unlink(missing_ok=True)
     return found
+
+
+def _is_whole(registry: Registry, entry: Entry) -> bool:
+    """Whether all bytes of a version are what they were."""
+    digests = [entry.hash, entry.preview, *registry.used(entry).values()]
+    return all(registry.blob_store.whole(digest) for digest in digests if digest is not None)
 
 
 def _keep(registry: Registry, entries: Sequence[Entry], file: Path) -> None:
