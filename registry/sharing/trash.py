@@ -17,7 +17,7 @@ from typing import Any
 from conceptkit.registry import atomic_files, merge_recipe, paths, storage_errors, trash_files
 from conceptkit.registry.catalogue import labels, search
 from conceptkit.registry.entries import POINTS, Entry, New, refresh
-from conceptkit.registry.errors import BadBlob, ConceptError, UnknownConcept
+from conceptkit.registry.errors import BadBlob, UnknownConcept
 from conceptkit.registry.names import split_version
 from conceptkit.registry.sharing import bundle, exchange
 from conceptkit.registry.sources import Source
@@ -62,8 +62,8 @@ def discard(registry: Registry, name: str) -> tuple[list[Entry], str | None]:
     """Remove a name, or a version of it, and keep it in the trash: what was removed, and a sentence.
 
     The sentence says what could not be kept since its bytes are damaged; all else is. Raises UnknownConcept,
-    and ConceptError for a part that a merge stored as its recipe needs, or where nothing can be read or written
-    at the moment; then nothing is removed.
+    and ConceptError for a part that a merge stored as its recipe needs, or where nothing can be read or
+    written at the moment; then nothing is removed.
     """
     bare, version = split_version(name)
     entries = [registry.get(name)] if version is not None else registry.versions(bare)
