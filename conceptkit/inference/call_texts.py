@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from conceptkit.base.architectures.architecture import Batch
 from conceptkit.errors import ConceptError
 from conceptkit.inference.token_owners import ROUNDED
 
@@ -60,7 +61,7 @@ class CallTexts:
         if hidden is not None:
             (self.hidden,) = self._expanded([hidden])
 
-    def rows(self, hidden: Any) -> Rows:
+    def rows(self, hidden: Batch) -> Rows:
         """Which rows of a call that reads `hidden`, (B, T, d) or a list of (T, d), read which prompt."""
         for known, rows in self._known:
             if known is hidden or (isinstance(known, list) and _all_are(known, hidden)):

@@ -16,7 +16,7 @@ from conceptkit.concepts.gates import RankGate
 from conceptkit.errors import ConceptError
 from conceptkit.inference.attention_masks import cells_inside, hidden_words, level
 from conceptkit.inference.confined_maps import Factor, of_cells
-from conceptkit.inference.denoiser_call import DenoiserCall
+from conceptkit.inference.denoiser_call import DenoiserCall, Result
 from conceptkit.inference.drawing_stage import OTHER_CALLS, Stage, repeated
 from conceptkit.inference.layout_attention import AttentionKind, Watch, watch_hooks
 from conceptkit.inference.prompt_scene import with_concept
@@ -89,13 +89,13 @@ class ByAttention:
         features, scene = stage.features(name, self._reading)
         return features, scene, lambda cells: stage.cells(cells)[:, stage.names.index(name)]
 
-    def step(self, stage: Stage, call: DenoiserCall) -> Any:
+    def step(self, stage: Stage, call: DenoiserCall) -> Result:
         """One call of the denoiser in a stage."""
         given = call.arguments
         sample, number, layout = given["sample"], stage.calls, stage.layout
         stage.begin(sample, given["encoder_hidden_states"])
         if layout is None:
-            result = call.run()
+            result: Any = call.run()
             stage.predictions.append(result[0].detach())
             if stage.look:
                 stage.look(stage)
@@ -109,7 +109,8 @@ class ByAttention:
             return call.result(base)
         drawn = stage.carried(number, given["timestep"], self._pipe.scheduler)
         if drawn is None:
-            drawn = call.run()[0]
+            computed: Any = call.run()
+            drawn = computed[0]
             stage.keep(drawn, sample, given["timestep"])
         assert stage.masks is not None
         inside = repeated(stage.masks.sum(dim=1, keepdim=True).clamp(max=1), len(base))

@@ -19,7 +19,7 @@ from conceptkit.concepts.gates import RankGate, reads_text
 from conceptkit.errors import ConceptError
 from conceptkit.inference.call_texts import CallTexts, Rows, Unreadable, rows_of
 from conceptkit.inference.confined_maps import Factor, of_part
-from conceptkit.inference.denoiser_call import DenoiserCall
+from conceptkit.inference.denoiser_call import DenoiserCall, Result
 from conceptkit.inference.drawing_stage import OTHER_CALLS, Stage, repeated
 from conceptkit.inference.layer_check import layers_of
 from conceptkit.inference.layout_differences import DifferenceWatch, noise_shares
@@ -107,7 +107,7 @@ class ByPrediction:
         """No part of attention is known. Raises ConceptError."""
         raise ConceptError(f"{name} looks at a reference photo, which takes a UNet with cross-attention")
 
-    def step(self, stage: Stage, call: DenoiserCall) -> Any:
+    def step(self, stage: Stage, call: DenoiserCall) -> Result:
         """One call of the denoiser in a stage."""
         assert stage.texts is not None
         read = self._kind.read_call(call.args, call.kwargs)
@@ -131,7 +131,7 @@ class ByPrediction:
             base = self._blended(stage, call, rows, sample, base)
         return call.result(self._kind.packed(base))
 
-    def _laid_out(self, stage: Stage, call: DenoiserCall, rows: Rows, sample: Tensor) -> Any:
+    def _laid_out(self, stage: Stage, call: DenoiserCall, rows: Rows, sample: Tensor) -> Result:
         """What the base predicts, watched; beside the place that a user gave a thing, without that thing."""
         if rows and stage.calls and stage.look:
             stage.look(stage)

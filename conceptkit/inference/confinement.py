@@ -23,7 +23,7 @@ from conceptkit.base.text_features import encoders, spelt_out
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import RankGate, rank_gates, reads_text
 from conceptkit.inference.confined_maps import Factor, gate_layer, of_words
-from conceptkit.inference.denoiser_call import DenoiserCall, take_calls
+from conceptkit.inference.denoiser_call import DenoiserCall, Result, take_calls
 from conceptkit.inference.drawing_stage import Stage
 from conceptkit.inference.layer_check import layers_of
 from conceptkit.inference.prompt_scene import with_concept
@@ -57,7 +57,7 @@ class ConfinementKind(Protocol):
     def install(self, denoiser: nn.Module, stage_of: Callable[[], Stage | None]) -> Callable[[], None]:
         """Whatever is needed beside the calls themselves; gives the way back."""
 
-    def step(self, stage: Stage, call: DenoiserCall) -> Any:
+    def step(self, stage: Stage, call: DenoiserCall) -> Result:
         """What a call of the denoiser in a stage gives."""
 
     def part(

@@ -6,11 +6,18 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
+from conceptkit.base.architectures.architecture import Batch
 from conceptkit.inference.method_override import override
+
+if TYPE_CHECKING:
+    from diffusers.utils import BaseOutput
+
+Result: TypeAlias = "tuple[Batch, ...] | BaseOutput"
+"""What a denoiser gives; its prediction is the first of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +31,15 @@ class DenoiserCall:
     forward: Callable[..., Any]
 
     @property
-    def sample(self) -> Any:
+    def sample(self) -> Batch:
         """The latents, which are the first argument of every denoiser."""
-        return next(iter(self.arguments.values()))
+        first: Batch = next(iter(self.arguments.values()))
+        return first
 
-    def run(self) -> Any:
+    def run(self) -> Result:
         """What the denoiser gives."""
-        return self.forward(*self.args, **self.kwargs)
+        given: Result = self.forward(*self.args, **self.kwargs)
+        return given
 
     def other(self, arguments: Mapping[str, Any]) -> DenoiserCall:
         """The same call with other arguments, by name."""
@@ -39,7 +48,7 @@ class DenoiserCall:
         kwargs = {name: arguments[name] for name in names[len(self.args) :]}
         return replace(self, args=args, kwargs=kwargs, arguments=dict(arguments))
 
-    def result(self, predicted: Any) -> Any:
+    def result(self, predicted: Batch) -> Result:
         """A prediction in the form in which this call gives its own."""
         if self.arguments.get("return_dict") is False:
             return (predicted,)

@@ -7,7 +7,7 @@ section 3.2, with the noun left out in place of another one).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from conceptkit.inference.layout_attention import FINEST
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 LEAST_NOISE, MOST_NOISE = 0.3, 0.95
 """Shares of noise between which predictions tell things: with more noise there are none yet, with less they
@@ -76,7 +79,7 @@ def watched_steps(shares: Sequence[float]) -> frozenset[int]:
     return frozenset(able[pick] for pick in picks)
 
 
-def noise_shares(scheduler: Any) -> list[float]:
+def noise_shares(scheduler: SchedulerMixin) -> list[float]:
     """The standard deviation of the noise at each step of a drawing, beside which that of the picture is less
     the more there is."""
     times = torch.as_tensor(scheduler.timesteps).float().cpu()

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
 from conceptkit.base.architectures import architecture_of
-from conceptkit.base.architectures.architecture import Call
+from conceptkit.base.architectures.architecture import Batch, Call
 from conceptkit.base.text_features import BEGIN, WORD, positions, roles, spell, token_ids
 from conceptkit.errors import ConceptError
 
@@ -92,7 +92,7 @@ class TokenOwners:
                 continue
             self.note_more(hidden, prompts)
 
-    def note_more(self, hidden: Any, prompts: Sequence[str]) -> None:
+    def note_more(self, hidden: Batch, prompts: Sequence[str]) -> None:
         """Remember features (n k, T, d) of n prompts for the drawing that was noted last."""
         owners = self.owners(prompts)
         trimmed = any(segment.trimmed for segment in architecture_of(self._pipe).segments(self._pipe))
@@ -137,7 +137,7 @@ class TokenOwners:
         self._here.half = (call.time, mentioned)
         return None
 
-    def scene_of(self, hidden: Any) -> UNetCall:
+    def scene_of(self, hidden: Batch) -> UNetCall:
         """What the call of the UNet that is under way would be about if it read `hidden`, (B, T, d) or a list
         of (T, d)."""
         owners, mentioned, _ = self._about(hidden)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+Batch = Tensor | Sequence[Tensor]
+"""Rows of a batch: one tensor (B, ...), or a tensor for each row."""
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
     """What a denoiser is given of n prompts.
@@ -231,12 +235,12 @@ class Architecture:
         beside = kwargs.get("cross_attention_kwargs") or {}
         return Call(hidden, tuple(sample.shape[-2:]), float(beside.get("scale", 1.0)))
 
-    def unpacked(self, latents: Any, size: tuple[int, int]) -> Tensor:
+    def unpacked(self, latents: Batch, size: tuple[int, int]) -> Tensor:
         """Latents or a prediction in the form that the denoiser has them, as (B, c, h, w) of this size."""
-        found: Tensor = latents
-        return found
+        assert isinstance(latents, Tensor)
+        return latents
 
-    def packed(self, cells: Tensor) -> Any:
+    def packed(self, cells: Tensor) -> Batch:
         """The way back of `unpacked`."""
         return cells
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from conceptkit.base.architectures.architecture import Call, Condition, Segment
+from conceptkit.base.architectures.architecture import Batch, Call, Condition, Segment
 from conceptkit.base.architectures.joint import JointTransformer
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ GUIDANCE = 1.0
 class PackedLatents(JointTransformer):
     """Squares of 2 x 2 cells are one position of what the denoiser reads."""
 
-    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+    def unpacked(self, latents: Batch, size: tuple[int, int]) -> Tensor:
         """By the size of the picture."""
+        assert isinstance(latents, Tensor)
         return unpack(latents, *size)
 
     def packed(self, cells: Tensor) -> Tensor:

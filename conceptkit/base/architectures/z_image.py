@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from conceptkit.base.architectures.architecture import Call, Condition, Segment
+from conceptkit.base.architectures.architecture import Batch, Call, Condition, Segment
 from conceptkit.base.architectures.joint import JointTransformer
 from conceptkit.base.architectures.language_model import chat_template
 
@@ -82,7 +82,7 @@ class ZImage(JointTransformer):
         scale = (kwargs.get("joint_attention_kwargs") or {}).get("scale", 1.0)
         return Call(args[2], tuple(args[0][0].shape[-2:]), float(scale))
 
-    def unpacked(self, latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def unpacked(self, latents: Batch, size: tuple[int, int]) -> Tensor:
         """Pictures are a list of single frames."""
         return torch.stack(list(latents)).squeeze(2)
 
