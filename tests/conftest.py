@@ -24,6 +24,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of a base are of thirty captions, which takes a moment."""
+    from conceptkit.features import caption_statistics, captions
+
+    texts = captions.captions("any")[:30]
+    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+
+
+@pytest.fixture
 def loose(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every blob has a file of its own, however small."""
     monkeypatch.setattr("conceptkit.registry.blob_store.SMALL", -1)

@@ -374,3 +374,16 @@ class DeepQwen(Qwen3Model):
 def _deep(output):
     output.hidden_states = tuple(output.hidden_states[min(k // 9, 3)] for k in range(31))
     return output
+
+
+MAKERS = {
+    "auraflow": pico_auraflow,
+    "chroma": pico_chroma,
+    "flux2": pico_flux2,
+    "flux2 klein": pico_klein,
+    "lumina2": pico_lumina2,
+    "qwen-image": pico_qwen_image,
+    "sana": pico_sana,
+    "z-image": pico_z_image,
+}
+"""Families whose prompts language models read, or T5 alone."""

@@ -196,3 +196,7 @@ def pico_hunyuan(seed: int = 0) -> HunyuanDiTPipeline:
             tokenizer_2=second,
         )
     return _quiet(pipe)
+
+
+MAKERS = {"hunyuan-dit": pico_hunyuan, "if": pico_if, "kolors": pico_kolors}
+"""Families whose denoiser projects text before its attention reads it."""

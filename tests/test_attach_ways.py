@@ -13,7 +13,6 @@ from conceptkit.base import pipeline
 from conceptkit.base.attention import kv_maps
 from conceptkit.concepts.delta import Factors
 from conceptkit.errors import BadRegion, BaseMismatch, ConceptError, UnknownConcept
-from conceptkit.features import caption_statistics, captions
 from conceptkit.inference import attach as attaching
 from conceptkit.inference import regions
 from conceptkit.inference.attention_masks import level, winners
@@ -29,10 +28,7 @@ BOTH = "my_dog in front of a moongate"
 MERGING = [how for how in WAYS if how != "joint"]
 
 
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch):
-    texts = captions.captions("any")[:30]
-    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+pytestmark = pytest.mark.usefixtures("few_captions")
 
 
 @pytest.fixture(scope="module")

@@ -32,16 +32,8 @@ MAKERS = {
     "sd3": transformers_tiny.pico_sd3,
     "flux": transformers_tiny.pico_flux,
     "pixart": transformers_tiny.pico_pixart,
-    "auraflow": language_model_tiny.pico_auraflow,
-    "chroma": language_model_tiny.pico_chroma,
-    "flux2": language_model_tiny.pico_flux2,
-    "flux2 klein": language_model_tiny.pico_klein,
-    "lumina2": language_model_tiny.pico_lumina2,
-    "qwen-image": language_model_tiny.pico_qwen_image,
-    "sana": language_model_tiny.pico_sana,
-    "z-image": language_model_tiny.pico_z_image,
-    "hunyuan-dit": projected_tiny.pico_hunyuan,
-    "if": projected_tiny.pico_if,
+    **language_model_tiny.MAKERS,
+    **{name: make for name, make in projected_tiny.MAKERS.items() if name != "kolors"},
 }
 SLOW = ("auraflow", "chroma", "flux2", "sana", "if")
 """Families that differ little from another in how they are called."""

@@ -28,23 +28,7 @@ from conceptkit.tuners.inject import install_on, uninstall_from
 from tests import language_model_tiny, projected_tiny, tiny, transformers_tiny
 from tests.learning import TINY, draw_photos, method, outcome, teach
 
-LANGUAGE_MODELS = {
-    "auraflow": language_model_tiny.pico_auraflow,
-    "chroma": language_model_tiny.pico_chroma,
-    "flux2": language_model_tiny.pico_flux2,
-    "flux2 klein": language_model_tiny.pico_klein,
-    "lumina2": language_model_tiny.pico_lumina2,
-    "qwen-image": language_model_tiny.pico_qwen_image,
-    "sana": language_model_tiny.pico_sana,
-    "z-image": language_model_tiny.pico_z_image,
-}
-"""Families whose prompts language models read, or T5 alone."""
-PROJECTED = {
-    "hunyuan-dit": projected_tiny.pico_hunyuan,
-    "if": projected_tiny.pico_if,
-    "kolors": projected_tiny.pico_kolors,
-}
-"""Families whose denoiser projects text before its attention reads it."""
+LANGUAGE_MODELS, PROJECTED = language_model_tiny.MAKERS, projected_tiny.MAKERS
 MAKERS = {
     "stable-diffusion": tiny.pico_sd,
     "sdxl": tiny.pico_sdxl,

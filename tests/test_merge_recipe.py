@@ -10,7 +10,6 @@ import conceptkit as ck
 from conceptkit.base import pipeline
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob, BadRecipe, ConceptError, NoEffect
-from conceptkit.features import caption_statistics, captions
 from conceptkit.merging import recipes
 from conceptkit.merging.compose import compose, read_stored
 from conceptkit.registry import concept_header, concept_validation, maintenance
@@ -23,11 +22,7 @@ from tests import tiny
 from tests.blobs import PNG
 from tests.commands import run
 
-
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch):
-    texts = captions.captions("any")[:30]
-    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+pytestmark = pytest.mark.usefixtures("few_captions")
 
 
 @pytest.fixture(scope="module")

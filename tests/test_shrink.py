@@ -18,7 +18,6 @@ from conceptkit.concepts.codec import compact, symbols
 from conceptkit.concepts.concept import Concept, read
 from conceptkit.concepts.gates import rank_gates
 from conceptkit.errors import BadRecipe, ConceptError, NoEffect, UnknownConcept
-from conceptkit.features import caption_statistics, captions
 from conceptkit.merging.compose import compose, rebuild
 from conceptkit.registry import store
 from conceptkit.registry.catalogue import lineage
@@ -28,11 +27,7 @@ from tests import tiny
 from tests.blobs import PNG
 from tests.commands import run
 
-
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch):
-    texts = captions.captions("any")[:30]
-    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+pytestmark = pytest.mark.usefixtures("few_captions")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from conceptkit.concepts import gates as gating
 from conceptkit.concepts.concept import Concept
 from conceptkit.concepts.gates import RankGate, rank_gates
 from conceptkit.errors import BadBlob, ConceptError
-from conceptkit.features import caption_statistics, captions
 from conceptkit.formats.diffusers import readme
 from conceptkit.inference import attach as attaching
 from conceptkit.inference.attention_masks import WATCHED
@@ -36,10 +35,7 @@ attach = functools.partial(attaching.attach, confine=False)
 WAYS = ["regmean", "closed-form", "sum", "linear", "routed", "ties"]
 
 
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch):
-    texts = captions.captions("any")[:30]
-    monkeypatch.setattr(caption_statistics, "captions", lambda name: texts)
+pytestmark = pytest.mark.usefixtures("few_captions")
 
 
 @pytest.fixture(scope="module")

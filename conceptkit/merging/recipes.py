@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from conceptkit.concepts.codec.compact import identity
 from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadBlob
 from conceptkit.merging import request
@@ -48,13 +49,7 @@ def to_recipe(concept: Concept) -> bytes:
     """A merge without its numbers."""
     data = concept.to_bytes()
     return merge_recipe.to_bytes(
-        name=concept.name,
-        kind=concept.kind,
-        noun=concept.noun,
-        base={"architecture": concept.base.architecture, "exact": concept.base.exact},
-        base_name=private_names.public_base(concept.base_name),
-        tokens=sorted(concept.tokens),
-        words=dict(concept.words),
+        **identity(concept),
         recipe={key: concept.recipe[key] for key in ("method", "weights") if key in concept.recipe},
         rank=concept.delta.rank,
         provenance=private_names.public_provenance(concept.provenance),

@@ -192,6 +192,19 @@ def _valued(layout: Layout, numbers: bytes, vectors: Sequence[Vector]) -> Coded:
     return Coded(layout, numbers, Delta(maps, {s.name: s.down for s in layout.maps}), tokens)
 
 
+def identity(concept: Concept) -> dict[str, Any]:
+    """The public fields that say who a concept is, whatever its numbers are stored as."""
+    return {
+        "name": concept.name,
+        "kind": concept.kind,
+        "noun": concept.noun,
+        "base": {"architecture": concept.base.architecture, "exact": concept.base.exact},
+        "base_name": private_names.public_base(concept.base_name),
+        "tokens": sorted(concept.tokens),
+        "words": dict(concept.words),
+    }
+
+
 def to_bytes(concept: Concept, numbers: Coded) -> bytes:
     """Safetensors bytes of a concept whose tensors are those of `numbers`."""
     provenance = private_names.public_provenance(concept.provenance)
@@ -206,13 +219,7 @@ def to_bytes(concept: Concept, numbers: Coded) -> bytes:
     packed = symbols.deflated(struct.pack("<I", len(written)) + written + sketch, _KNOWN)
     body = struct.pack("<I", len(packed)) + packed + numbers.numbers
     about = public_fields(
-        name=concept.name,
-        kind=concept.kind,
-        noun=concept.noun,
-        base={"architecture": concept.base.architecture, "exact": concept.base.exact},
-        base_name=private_names.public_base(concept.base_name),
-        tokens=sorted(concept.tokens),
-        words=dict(concept.words),
+        **identity(concept),
         recipe={"method": concept.recipe.get("method")},
         rank=concept.delta.rank,
         provenance={
