@@ -15,7 +15,6 @@ from conceptkit.concepts.recipe_fields import recipe_field
 from conceptkit.errors import ConceptError
 from conceptkit.features.closed_form import Factor, principal_rows
 from conceptkit.features.prompt_sample import (
-    WHOLE_OF_CONCEPTS,
     SampledFeatures,
     read_each,
     read_prompts,
@@ -39,7 +38,7 @@ def word_features(concept: Concept, base: Base, split: str = "fit") -> WordFeatu
     Its tokens are put on the pipeline meanwhile. Raises ConceptError when its words cannot be found again.
     """
     with add_tokens(base.pipe, concept.tokens) if concept.tokens else nullcontext():
-        features = read_prompts(base.pipe, context_prompts(concept, split), _whole(split))
+        features = read_prompts(base.pipe, context_prompts(concept, split))
         return features, _own_words(concept, base, features)
 
 
@@ -51,14 +50,9 @@ def word_features_of_all(concepts: Sequence[Concept], base: Base) -> list[tuple[
     step = TEMPLATE_STEP if samples_padding(base.pipe) else 1
     asked = [(concept, split) for concept in concepts for split in SPLITS]
     lists = [context_prompts(concept, split)[::step] for concept, split in asked]
-    read = read_each(base.pipe, lists, [_whole(split) for _, split in asked])
+    read = read_each(base.pipe, lists)
     found = [(features, _own_words(concepts[i // 2], base, features)) for i, features in enumerate(read)]
     return list(zip(found[::2], found[1::2], strict=True))
-
-
-def _whole(split: str) -> int:
-    """One prompt in so many is read whole, see `WHOLE_OF_CONCEPTS`."""
-    return WHOLE_OF_CONCEPTS[SPLITS.index(split)]
 
 
 def _own_words(concept: Concept, base: Base, features: SampledFeatures) -> Tensor:

@@ -2,11 +2,11 @@
 
 CLIP reads from left to right, so what stands at a word, and at the end of a text, does not depend on the
 padding behind it. A caption has about ten words and 77 positions: nearly all that its features cost is
-padding. Here every word is read, and of the padding a sample: the first positions of each prompt, which tell
-what its padding is like, and some whole prompts, which tell how padding goes on.
+padding. Here every word is read, and of the padding a sample: the first position of each prompt, which tells
+what its padding is like, and of captions some whole, which tell how padding goes on.
 
-Measured on the storybook base (`benchmarks.first_use`): merges move ordinary captions up to 1.07 times as
-far as with all padding read, and keep as much of their concepts, to 0.05. Fewer captions, each whole, are
+Measured on the storybook base (`benchmarks.first_use`): merges move ordinary captions up to 1.1 times as
+far as with all padding read, and keep as much of their concepts, to 0.06. Fewer captions, each whole, are
 worse: with a sixth of them merges move captions 1.4 times as far.
 """
 
@@ -40,11 +40,7 @@ LARGE = 30e6
 million. Smaller encoders read hundreds of captions whole in seconds."""
 WHOLE = 10
 """One caption in so many is read with all of its padding."""
-WHOLE_OF_CONCEPTS = (32, 0)
-"""The same of the prompts of a concept, which are all about one thing: of those that merges fit, and of those
-held out for reports, whose padding is told by its first positions. What a report says a merge keeps of its
-prompts moves by up to 0.06 on the storybook base, and is 0.01 to 0.04 from what whole prompts say."""
-NEAR = 2
+NEAR = 1
 """Positions of padding that are read of the others."""
 NEAR_SHARE = 0.5
 """Of the padding that is not read, what these stand for; whole prompts stand for the rest."""
@@ -79,19 +75,19 @@ def read_prompts(pipe: DiffusionPipeline, prompts: Sequence[str], whole: int = 0
 
     whole: one prompt in so many, and at least one, is then read with all of its padding; 0: none is.
     """
-    (found,) = read_each(pipe, [prompts], [whole])
+    (found,) = read_each(pipe, [prompts], whole)
     return found
 
 
 def read_each(
-    pipe: DiffusionPipeline, lists: Sequence[Sequence[str]], whole: Sequence[int]
+    pipe: DiffusionPipeline, lists: Sequence[Sequence[str]], whole: int = 0
 ) -> list[SampledFeatures]:
     """The same of several lists of prompts; where padding is sampled they go through the encoder together."""
     if not samples_padding(pipe):
         return [_all(encode(pipe, prompts)) for prompts in lists]
     ids = [token_ids(pipe, prompts) for prompts in lists]
     role = [roles(pipe, each) for each in ids]
-    counts = [_counts(each == PADDING, one_in) for each, one_in in zip(role, whole, strict=True)]
+    counts = [_counts(each == PADDING, whole) for each in role]
     lengths = torch.cat([(each > 0).sum(dim=1) for each in counts])
     hidden = _encoded(pipe, [text for prompts in lists for text in prompts], lengths, ids[0].shape[1])
     parts = hidden.split([len(each) for each in ids])

@@ -26,6 +26,11 @@ class Pairing:
         left, right = (rows if factor is None else rows @ factor.T for factor in (self.down, self.other))
         return ((left @ self.inner) * right).sum(dim=1)
 
+    def moment(self, rows: Tensor) -> Tensor:
+        """The inner products of every two features, X D^T D' X^T: (k, d) -> (k, k)."""
+        left, right = (rows if factor is None else rows @ factor.T for factor in (self.down, self.other))
+        return left @ self.inner @ right.T
+
 
 Pairings = list[Pairing]
 

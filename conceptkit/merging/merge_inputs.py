@@ -21,7 +21,8 @@ from conceptkit.features import caption_statistics, concept_rows, prompt_templat
 from conceptkit.features.caption_statistics import CaptionStatistics
 from conceptkit.features.closed_form import MAX_CONDITION
 from conceptkit.features.concept_rows import WordFeatures, constraint_rows, word_features_of_all
-from conceptkit.features.prompt_sample import WHOLE_OF_CONCEPTS, SampledFeatures
+from conceptkit.features.prompt_sample import SampledFeatures
+from conceptkit.merging import delta_norms
 from conceptkit.safetensors_header import KEY, read_metadata
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ OTHER_WEIGHT = 0.1
 """Of the positions of its prompts that are not its words, in what a concept asks of a merge by regmean."""
 NOTHING = 1e-6
 """Share of what features hold, and of what a concept does to them, that is not worth a row."""
-READ_TOGETHER = 25
+READ_TOGETHER = 12
 """As many new concepts go through a large text encoder together."""
 MOST_ASKED = 16
 """Directions in which a concept, under each of its names, asks for something in a merge by regmean."""
@@ -190,14 +191,14 @@ def _principal(rows: Tensor) -> Tensor:
 
 def _asked(delta: Delta, seen: Tensor, most: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Q^T (r, m) and Z (r, o) of every map: the principal directions of all of X D^T."""
-    answers = {name: factors.apply(seen) for name, factors in delta.items()}
-    moment = sum((block.double() @ block.double().T for block in answers.values()), torch.zeros(()).double())
-    if not answers:
+    if not delta:
         return seen.new_zeros(0, len(seen)), {}
+    exact = delta.map(Tensor.double)
+    moment = torch.stack([pairing.moment(seen) for pairing in delta_norms.pair(exact, exact)]).sum(dim=0)
     values, vectors = torch.linalg.eigh(moment)
     count = min(int((values > NOTHING * values[-1]).sum()), most)
     chosen = vectors.flip(1)[:, :count].T
-    return chosen, {name: chosen @ block.double() for name, block in answers.items()}
+    return chosen, {name: factors.apply(chosen @ seen) for name, factors in exact.items()}
 
 
 def _stand_in(features: SampledFeatures, places: Tensor) -> Tensor:
@@ -216,7 +217,6 @@ def _circumstances(ordinary: CaptionStatistics) -> str:
         concept_rows.ENERGY,
         MAX_CONDITION,
         concept_rows.TEMPLATE_STEP,
-        WHOLE_OF_CONCEPTS,
     ]
     asked = [OTHER_WEIGHT, NOTHING, MOST_ASKED]
     written = json.dumps([FORMAT, ordinary.key, templates, asked], sort_keys=True)
