@@ -43,6 +43,7 @@ HALVES = ((0, 24, 36, 60), (28, 24, 64, 60))
 OLD = {"confine": False}
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "confined": {},
+    "confined, no detail": {"detail": False},
     "confined, routed": {"merge_method": "routed"},
     "confined, regions": {"regions": True},
     "one frame": OLD,
@@ -77,7 +78,8 @@ class Bounds:
     """Similarities of both subjects (2,): of class nouns, of renders, and of each as the only one taught.
 
     missing: shares of crops without their class, of class nouns, of renders, and of each subject as the only
-    one taught. plain: the pictures of class nouns.
+    one taught. plain: the pictures of class nouns. middle (2,): each subject's similarity to crops of
+    renders, half of which show it. twice: share of renders whose crops are both nearest to one subject.
     """
 
     floor: np.ndarray
@@ -85,6 +87,8 @@ class Bounds:
     alone: np.ndarray
     missing: tuple[float, float, float]
     plain: tuple[Image.Image, ...] = ()
+    middle: np.ndarray | float = 0.0
+    twice: float | None = None
 
     def share(self, scores: np.ndarray) -> np.ndarray:
         return (scores - self.floor) / (self.ceiling - self.floor)
@@ -168,6 +172,8 @@ class Scorer:
             np.array([alone[0][0], alone[1][1]]),
             (missing[0], missing[1], float(np.mean(single))),
             tuple(with_nouns[0]),
+            best.mean(axis=(0, 1)),
+            one_twice(best - best.mean(axis=(0, 1))),
         )
 
     def in_windows(self, pair: Sequence[Taught]) -> Bounds:
@@ -210,6 +216,12 @@ def crops(picture: Image.Image) -> list[Image.Image]:
     return [picture.crop(box).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for box in boxes]
 
 
+def one_twice(likeness: np.ndarray) -> float:
+    """Share of pictures whose crops are both nearest to the same subject, in likeness beyond its middle."""
+    nearest = likeness.argmax(axis=2)
+    return float((nearest[:, 0] == nearest[:, 1]).mean())
+
+
 def assigned(likeness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The better of the two ways to find both subjects: scores (n, 2) and sides (n, 2) of each."""
     straight = likeness[:, [0, 1], [0, 1]]
@@ -240,7 +252,6 @@ def score_pair(scorer: Scorer, pair: Sequence[Taught], ways: Sequence[str]) -> d
             kept = [one.words or 0.0 for one in attachment.report.kept] if attachment.report else []
         seen = scorer.likeness(pictures, real)
         scores, sides = assigned(seen)
-        nearest = seen.argmax(axis=2)
         swapped = float((sides[:, 0] == 1).mean()) if placed or wide else None
         if wide:  # who is to be where is known, so a swap is no better way to find them
             scores, sides = seen[:, [0, 1], [0, 1]], np.tile([0, 1], (len(seen), 1))
@@ -250,7 +261,8 @@ def score_pair(scorer: Scorer, pair: Sequence[Taught], ways: Sequence[str]) -> d
             "kept": kept,
             "missing": scorer.missing(pictures, sides, [a.noun, b.noun]),
             "missing bounds": bounds[wide].missing,
-            "one twice": float((nearest[:, 0] == nearest[:, 1]).mean()),
+            "one twice": one_twice(seen - bounds[wide].middle),
+            "renders twice": bounds[wide].twice,
             "swapped": swapped,
             "outside": unlike_outside(pictures, bounds[wide].plain, layouts),
             "not found": [not picture.complete for picture in layouts],
@@ -267,7 +279,8 @@ def unlike_outside(
     for picture, base, layout in zip(pictures, plain, layouts, strict=False):
         if layout.tries > 1:
             continue
-        masks = F.interpolate(layout.masks.sum(dim=0)[None, None], (SIZE, SIZE), mode="nearest")[0, 0]
+        parts = layout.masks.sum(dim=0) if layout.changed is None else layout.changed
+        masks = F.interpolate(parts[None, None], (SIZE, SIZE), mode="nearest")[0, 0]
         free = (masks < EMPTY).numpy()
         off = (np.asarray(picture, dtype=float) - np.asarray(base, dtype=float))[free]
         found.append(float(20 * np.log10(255) - 10 * np.log10(max(np.square(off).mean(), 1e-6))))
@@ -279,6 +292,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     alone = np.array([pair["alone"].mean() for pair in pairs])
     swapped = [pair["swapped"] for pair in pairs if pair["swapped"] is not None]
     outside = [decibels for pair in pairs for decibels in pair["outside"]]
+    renders = [pair["renders twice"] for pair in pairs if pair["renders twice"] is not None]
     lost = [missing for pair in pairs for missing in pair["not found"]]
     return {
         "share": float(together.mean() / alone.mean()),
@@ -291,6 +305,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             [p["missing bounds"] for p in pairs], axis=0
         ).tolist(),
         "one twice": float(np.mean([pair["one twice"] for pair in pairs])),
+        "one twice of renders": float(np.mean(renders)) if renders else None,
         "swapped": float(np.mean(swapped)) if swapped else None,
         "outside": float(np.mean(outside)) if outside else None,
         "not found": float(np.mean(lost)) if lost else None,
@@ -359,7 +374,7 @@ def main(
                     f"gap {line['gap']:.2f}, alone {line['alone']:.2f}, "
                     f"missing {line['missing']:.0%} (class nouns {of_nouns:.0%}, renders {of_renders:.0%}, "
                     f"each alone {of_names:.0%}), "
-                    f"one twice {line['one twice']:.0%}, "
+                    f"one twice {line['one twice']:.0%} (renders {line['one twice of renders']}), "
                     f"swapped {line['swapped']}, outside {line['outside']}, not found {line['not found']}",
                     flush=True,
                 )

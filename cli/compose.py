@@ -65,13 +65,18 @@ if TYPE_CHECKING:
     "--side-by-side/--one-frame",
     default=None,
     help="Draw a wide picture with a window for each concept in the prompt, or all in one frame.  "
-    "[default: side by side on storybook]",
+    "[default: one frame]",
 )
 @click.option(
     "--confine/--no-confine",
     default=None,
     help="In one frame, let each concept act only in its own part, where the base draws its class noun.  "
     "[default: for several concepts in one frame; on bases with a UNet only without regions]",
+)
+@click.option(
+    "--detail/--no-detail",
+    default=None,
+    help="In one frame, draw each concept once more at full size and set it in.  [default: on storybook]",
 )
 @click.option(
     "--layout",

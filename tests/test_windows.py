@@ -238,12 +238,12 @@ def test_a_width_of_the_users_own_is_kept_and_a_narrow_one_refused(pipe):
     assert snapshot(pipe) == before
 
 
-def test_who_sees_side_by_side_unasked(pipe):
+def test_nobody_sees_side_by_side_unasked(pipe):
     pair = two(pipe)
     with attach(pipe, *pair) as attachment:
         assert not attachment.side_by_side and attachment.clauses(BOTH) == {}
         assert draw(pipe, BOTH).shape == (3, 16, 16)
-    assert pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
+    assert not pipeline.of(pipe, pipeline.STORYBOOK).family.side_by_side
     assert not pipeline.of(pipe, "pico").family.side_by_side
     with pytest.raises(BadRegion, match="choose one of them"):
         attach(pipe, *pair, side_by_side=True, auto_regions=True)

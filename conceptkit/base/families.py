@@ -22,6 +22,7 @@ class Family:
     pag_layers: where self-attention is perturbed for it, as diffusers names layers.
     side_by_side: whether several things are better drawn in a window each.
     isolate_concepts: whether words of several concepts in one frame are better encoded apart.
+    detail: whether concepts in one frame are better drawn at full size and set in.
     class_nouns: all class nouns that it knows; () when they are more than can be listed.
     captions: the file of captions for regularisation.
     flatness: drawings in flat colours are all that it knows; mean flatness of photos below which it says so.
@@ -42,6 +43,7 @@ class Family:
     pag_layers: tuple[str, ...] = ("mid",)
     side_by_side: bool = False
     isolate_concepts: bool = False
+    detail: bool = False
     class_nouns: tuple[str, ...] = ()
     captions: Path = PACKAGE / "wordlists" / "general.txt"
     flatness: float = 0.0
@@ -74,8 +76,8 @@ FAMILIES.register(
         guidance_scale=3.5,
         pag_scale=1.5,
         pag_layers=("attn1",),
-        side_by_side=True,
         isolate_concepts=True,
+        detail=True,
         class_nouns=tuple(_STORYBOOK_NOUNS.split()),
         captions=PACKAGE / "storybook" / "captions.txt",
         flatness=0.65,  # photographs lie between 0.3 and 0.6, the storybook's drawings above 0.7

@@ -79,6 +79,14 @@ class NoiseSchedule:
             return target(self.prediction, clean, noise, self.bars[t].to(clean))
         return noise - clean
 
+    def noise_in(self, noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+        """The noise that is in x_t (n, c, h, w) beside a picture."""
+        if self.sigmas is not None:
+            sigma = self._column(self.sigmas, t, clean)
+            return (noisy - (1 - sigma) * clean) / sigma
+        bar = self._column(self.bars, t, clean)
+        return (noisy - bar.sqrt() * clean) / (1 - bar).sqrt()
+
     def as_noise(self, predicted: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """The noise that a prediction at x_t speaks of, whatever the base predicts."""
         if self.sigmas is not None:
@@ -88,7 +96,7 @@ class NoiseSchedule:
             return predicted
         if self.prediction == "v_prediction":
             return bar.sqrt() * predicted + (1 - bar).sqrt() * noisy
-        return (noisy - bar.sqrt() * predicted) / (1 - bar).sqrt()
+        return self.noise_in(noisy, predicted, t)
 
     @staticmethod
     def _column(values: Tensor, t: Tensor, like: Tensor) -> Tensor:

@@ -268,7 +268,7 @@ def attach(
     concepts: names in the registry, each with a strength if wanted; concepts; merges.
     registry: where names are looked up; None: the one of the user.
     options: merge_method, weights, padding_delta, regions, auto_regions, side_by_side, isolate_concepts,
-        confine; see `AttachRequest`.
+        confine, detail; see `AttachRequest`.
 
     Whatever is done to the pipeline meanwhile, a drawing has the concepts whole or raises ConceptError, see
     `layer_check`; a pipeline of the same parts knows their tokens, and no names.

@@ -48,6 +48,7 @@ class AttachOptions(TypedDict, total=False):
     side_by_side: bool | None
     isolate_concepts: bool | None
     confine: bool | None
+    detail: bool | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,8 @@ class AttachRequest:
     confine: in one frame each concept acts in its own part alone, see `confinement`, in a prompt of one
         thing too; None: where several concepts are attached and a prompt names several things; where
         attention can be given regions, without regions.
+    detail: concepts that are confined are drawn at full size, each in its part, see `detail`; None: where
+        that suits the base.
     masks: of the regions, by name: (GRID, GRID) bool.
 
     Raises BadRegion when concepts would be kept apart in two ways, or a region cannot be read; BadRecipe for
@@ -81,6 +84,7 @@ class AttachRequest:
     side_by_side: bool | None = None
     isolate_concepts: bool | None = None
     confine: bool | None = None
+    detail: bool | None = None
     masks: Mapping[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from conceptkit.inference.confine_by_attention import ByAttention
 from conceptkit.inference.confine_by_prediction import ByPrediction
 from conceptkit.inference.confined_drawing import ConfinedDrawing
 from conceptkit.inference.confinement import Confinement, ConfinementKind
+from conceptkit.inference.detail import DetailPass
 from conceptkit.inference.installed_delta import InstalledDelta
 from conceptkit.inference.layer_check import check_layers
 from conceptkit.inference.layout_attention import kind_of
@@ -76,12 +77,37 @@ def confined_drawing(
         several = len(concept.words) > 1 and not placed and not windows_wanted(here, concept, request)
         wanted = several or (bool(request.masks) and not looks_at_text(here.pipe))
     if not wanted or not things(concept.words):
+        if request.detail:
+            raise BadRegion(
+                "detail draws the parts of a layout at full size, and there is none here; leave it out, or "
+                "confine the concepts"
+            )
         return None
     isolated = request.isolate_concepts is not False
     nouns = here.family.class_nouns
     kind = _confinement_kind(here, concept, request, reading)
     confinement = Confinement(here.pipe, concept, reading, kind, isolated)
-    return ConfinedDrawing(here.pipe, confinement, concept.words, request.masks, nouns, bool(request.confine))
+    return ConfinedDrawing(
+        here.pipe,
+        confinement,
+        concept.words,
+        request.masks,
+        nouns,
+        bool(request.confine),
+        _detail_pass(here, concept, request),
+    )
+
+
+def _detail_pass(here: pipeline.Base, concept: Concept, request: AttachRequest) -> DetailPass | None:
+    """Where that was ordered, or nothing was and it suits the base."""
+    wanted = here.family.detail if request.detail is None else request.detail
+    able = looks_at_text(here.pipe) and can_have_windows(here.pipe)
+    if request.detail and not able:
+        raise BadRegion(
+            f"detail cuts parts out of what a UNet draws from noise alone, and a {type(here.pipe).__name__} "
+            "draws in another way; leave detail out"
+        )
+    return DetailPass(here.pipe, concept.words, request.masks) if wanted and able else None
 
 
 def _confinement_kind(

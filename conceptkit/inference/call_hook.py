@@ -6,9 +6,10 @@ differs in that alone.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,3 +48,14 @@ def hook_call(
             pipe.__class__ = before
 
     return undo
+
+
+def called_with(
+    call: Call, bound: inspect.BoundArguments, more: Mapping[str, Any], without: Collection[str] = ()
+) -> Any:
+    """The call with some arguments changed, as far as it has them, and others left out."""
+    again = copy.copy(bound)
+    known = bound.signature.parameters
+    given = {name: value for name, value in bound.arguments.items() if name not in without}
+    again.arguments = {**given, **{name: value for name, value in more.items() if name in known}}
+    return call(*again.args, **again.kwargs)

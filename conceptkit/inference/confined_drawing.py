@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import warnings
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from conceptkit.base.architectures import architecture_of, denoiser_of
 from conceptkit.errors import BadPrompt, BadRegion
-from conceptkit.inference.call_hook import Call, hook_call
+from conceptkit.inference.call_hook import Call, called_with, hook_call
 from conceptkit.inference.call_texts import Unreadable
 from conceptkit.inference.confinement import Confinement
+from conceptkit.inference.detail import DetailPass
 from conceptkit.inference.drawing_stage import Enough, Stage
 from conceptkit.inference.layout import (
     Layout,
@@ -51,7 +51,8 @@ class ConfinedDrawing:
     """What stands around a pipeline's call: a layout first, where a prompt names things to be kept apart.
 
     given: masks (G, G) of the concepts whose place the user has said. nouns: plain class nouns that are
-    things too. always: also for a prompt of one thing.
+    things too. always: also for a prompt of one thing. detail: draws the parts at full size, on pipelines
+    that begin with noise alone.
     """
 
     def __init__(
@@ -62,15 +63,18 @@ class ConfinedDrawing:
         given: Mapping[str, np.ndarray],
         nouns: Collection[str] = (),
         always: bool = False,
+        detail: DetailPass | None = None,
     ) -> None:
         self._pipe, self.confinement, self._words = pipe, confinement, words
-        self._given, self._nouns, self._always = given, nouns, always
+        self._given, self._nouns, self._always, self._detail = given, nouns, always, detail
         self._undo: list[Callable[[], None]] = []
         self.layout: Layout | None = None
 
     def install(self) -> Callable[[], None]:
         """Onto the pipeline and its denoiser; gives the way back."""
         self._undo.append(self.confinement.install(denoiser_of(self._pipe)))
+        if self._detail:
+            self._undo.append(self._detail.install(denoiser_of(self._pipe)))
         self.hook(self._pipe)
 
         def take_off() -> None:
@@ -85,11 +89,11 @@ class ConfinedDrawing:
 
     def idle(self) -> bool:
         """Whether the call of the denoiser that is under way computes nothing."""
-        return self.confinement.replayed()
+        return self.confinement.replayed() or bool(self._detail and self._detail.idle())
 
     def staged(self) -> bool:
-        """Whether a drawing in two stages is under way in this thread."""
-        return self.confinement.stage is not None
+        """Whether a drawing in stages is under way in this thread."""
+        return self.confinement.stage is not None or bool(self._detail and self._detail.active)
 
     def around(self, pipe: DiffusionPipeline, call: Call, bound: inspect.BoundArguments) -> Any:
         """Make the call, or the two that it takes. Raises BadPrompt and BadRegion, see `check_room`."""
@@ -122,9 +126,16 @@ class ConfinedDrawing:
             sparse=round(SPARSE * layout.steps),
             images=_images(bound),
         )
+        details = (
+            self._detail.redraw(call, bound, layout) if self._detail and layout.latents is not None else None
+        )
+        if details:
+            stage.first = layout.steps  # what is left to draw is the base's own
+            self.layout = layout.redrawn(details.inside)
         more = {} if layout.noise is None else {"latents": layout.noise}
         with self.confinement.staged(stage):
-            return _called(call, bound, more)
+            drawn = called_with(call, bound, more)
+        return details.put_into(drawn) if details else drawn
 
     def _refuse(self, pipe: DiffusionPipeline) -> None:
         """Raises BadRegion where confinement was ordered; says so where it is only the default."""
@@ -164,6 +175,7 @@ class ConfinedDrawing:
     ) -> Layout:
         """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
+        key = key and (key, self._detail is not None)
         known = None if key is None else known_layout(denoiser_of(pipe), key)
         search = NoiseSearch(bound, architecture_of(pipe))
         found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
@@ -197,12 +209,17 @@ class ConfinedDrawing:
         layout of an earlier call like this one, which is taken when it begins alike.
         """
         stage = Stage(scenes, images=_images(bound))
+        detailed = self._detail is not None and can_have_windows(pipe)
+        whole_layout = detailed or self.confinement.kind.whole
+        begun: list[Tensor] = []
 
         def look(stage: Stage) -> None:
+            if not begun and stage.sample is not None:
+                begun.append(stage.sample.clone())
             total = len(pipe.scheduler.timesteps)
             if stage.calls == 1 and known is not None and known.begins_with(stage.predictions[0]):
                 raise Enough(known.layout)
-            if stage.calls >= LAID_OUT * total and not self.confinement.kind.whole:
+            if stage.calls >= LAID_OUT * total and not whole_layout:
                 raise Enough(self._read(stage, noise, total))
             due = stage.calls >= max(1, round(CHECKED_AT * total))
             if due and not whole and not stage.checked and stage.watch and stage.watch.ready:
@@ -223,13 +240,15 @@ class ConfinedDrawing:
         devices = [pipe.device] if pipe.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.confinement.staged(stage):
             try:
-                _called(call, bound, more, DROPPED)
+                drawn = called_with(call, bound, more, DROPPED)
             except Enough as enough:
                 if processors is not None:  # a guidance that was broken off left its own
                     denoiser.set_attn_processor(processors)
                 return enough.layout
         found = self._read(stage, noise, stage.calls)
-        return replace(found, usable=whole or stage.checked or found.complete)
+        usable = whole or stage.checked or found.complete
+        ends = {"begun": begun[0], "latents": drawn.images} if detailed else {}
+        return replace(found, usable=usable, **ends)
 
     def _read(self, stage: Stage, noise: Tensor | None, total: int) -> Layout:
         """Where things are in each picture, from what was watched so far of `total` steps."""
@@ -266,14 +285,3 @@ class ConfinedDrawing:
 def _images(bound: inspect.BoundArguments) -> int:
     """How many pictures a call draws of each prompt."""
     return int(bound.arguments.get("num_images_per_prompt") or 1)
-
-
-def _called(
-    call: Call, bound: inspect.BoundArguments, more: Mapping[str, Any], without: Collection[str] = ()
-) -> Any:
-    """The call with some arguments changed and others left out."""
-    again = copy.copy(bound)
-    known = bound.signature.parameters
-    given = {name: value for name, value in bound.arguments.items() if name not in without}
-    again.arguments = {**given, **{name: value for name, value in more.items() if name in known}}
-    return call(*again.args, **again.kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ class PictureLayout:
     """One picture: masks (N, H, W) on the cells of its latents, 0 to 1, and where each of the N things is.
 
     tries: how many drawings of the class nouns it took. notes: sentences on what is wrong beside things that
-    are not found; remarks: on what is worth knowing.
+    are not found; remarks: on what is worth knowing. changed (H, W): cells in which the picture is not the
+    base's own, where that is more than the masks.
     """
 
     scene: PromptScene
@@ -73,6 +74,7 @@ class PictureLayout:
     tries: int = 1
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    changed: Tensor | None = None
 
     def regions(self) -> list[Region]:
         """Its parts with their names, to be drawn over the picture."""
@@ -114,7 +116,9 @@ class Layout:
 
     predictions: of the first calls of the denoiser, (rows, c, H, W). steps: calls of a whole drawing.
     noise: the pictures' first latents where they are not those of the call itself. usable: whether it was
-    drawn as far as it is needed. channels: of the latents, where predictions have more.
+    drawn as far as it is needed. channels: of the latents, where predictions have more. begun, latents
+    (pictures, c, H, W): what the base's own pictures began with, and ended at, where they were drawn to their
+    end.
     """
 
     pictures: tuple[PictureLayout, ...]
@@ -123,6 +127,17 @@ class Layout:
     noise: Tensor | None = None
     usable: bool = True
     channels: int | None = None
+    begun: Tensor | None = None
+    latents: Tensor | None = None
+
+    def redrawn(self, inside: Tensor) -> Layout:
+        """The same of pictures whose parts were drawn by themselves, which changed the cells `inside`
+        (pictures, 1, H, W)."""
+        pictures = tuple(
+            replace(one, changed=cells[0].float().cpu(), remarks=(*one.remarks, _redrawn(one)))
+            for one, cells in zip(self.pictures, inside, strict=True)
+        )
+        return replace(self, pictures=pictures)
 
     @property
     def complete(self) -> bool:
@@ -234,6 +249,13 @@ def _parted(placed: Sequence[Placed], parted: Cells) -> tuple[str, ...]:
         return ()
     who = " and ".join(dict.fromkeys(called)) if len(set(called)) > 1 else f"{len(called)} of {called[0]}"
     return (f"The base drew {who} as one shape, which is shared out between them.",)
+
+
+def _redrawn(picture: PictureLayout) -> str:
+    """A sentence on the concepts that were drawn by themselves."""
+    return (
+        f"{' and '.join(picture.scene.names)} were drawn at full size and set in; --no-detail leaves it out."
+    )
 
 
 def _in_one_region(placed: Sequence[Placed]) -> tuple[str, ...]:

@@ -283,6 +283,7 @@ def _attached(request: DrawRequest, base: Base, attached: Concept | Merge) -> At
         side_by_side=request.side_by_side,
         isolate_concepts=request.isolate_concepts,
         confine=request.confine,
+        detail=request.detail,
     )
 
 

@@ -40,6 +40,7 @@ class DrawRequest:
     side_by_side: a window for each concept in a wide picture; None: where that suits the base.
     isolate_concepts: each concept's words are encoded without the others; None: where that suits the base.
     confine: in one frame each concept acts in its own part alone; None: where there are several.
+    detail: there each is drawn once more at full size and set in; None: where that suits the base.
     num_inference_steps, guidance_scale, pag_scale, true_cfg_scale: as in diffusers; None: what suits.
     negative_prompt: what to draw away from. width, height: in pixels; None: the base's own.
     scheduler: a row of `base.schedulers.SCHEDULERS`; None: the base's own.
@@ -60,6 +61,7 @@ class DrawRequest:
     side_by_side: bool | None = None
     isolate_concepts: bool | None = None
     confine: bool | None = None
+    detail: bool | None = None
     num_inference_steps: int = STEPS
     guidance_scale: float | None = None
     pag_scale: float | None = None

@@ -268,6 +268,14 @@ class Architecture:
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return (mean - shift) * vae.config.scaling_factor
 
+    def pixels(self, pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) float32 in [0, 1] of such latents (n, c, h, w)."""
+        vae = pipe.vae
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        latents = latents / vae.config.scaling_factor + shift
+        decoded = vae.decode(latents.to(vae.device, vae.dtype)).sample.float()
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
     def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
         """How far the autoencoder spreads latents around the means that `latents` gives, (n, c, h, w)."""
         vae = pipe.vae

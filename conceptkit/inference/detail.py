@@ -1,0 +1,296 @@
+"""A detail pass: each concept's part of a picture, drawn once more at full size and set back.
+
+A concept is learned from photos that its thing fills. In a frame of several things each has a fraction of the
+cells, and the base says less of what it learned. So each part is cut out of the base's own drawing and
+enlarged, what is in it is drawn anew by the part of the prompt that names its concept alone, and it is set
+back at its size: inpainting "only masked", as interfaces for Stable Diffusion call it. What is known of a
+part, around its thing, is held as in RePaint (2201.09865, eq. 8).
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from conceptkit.base.architectures import architecture_of
+from conceptkit.base.noise_schedule import schedule_of
+from conceptkit.base.text_features import positions, spell, token_ids
+from conceptkit.concepts import prompt_rewriting
+from conceptkit.inference.call_hook import Call, called_with
+from conceptkit.inference.denoiser_call import DenoiserCall, Result, take_calls
+from conceptkit.inference.drawing_stage import repeated
+from conceptkit.inference.layout import Layout, PictureLayout
+from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_hooks
+from conceptkit.inference.layout_masks import find_parts, soft_masks
+from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened, within
+from conceptkit.inference.split_prompt import clause_of_each
+from conceptkit.rng import hash_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+STEPS = 0.5
+"""Share of the drawing's steps that a part takes."""
+HELD = 0.16
+"""Share of a part's steps in which all of it is held, so that a thing keeps its place and bearing."""
+EMPTY = 1 / 512
+"""Share of a part in a pixel below which the pixel stays the base's own."""
+OF_ONE_PICTURE = (
+    *("latents", "timesteps", "sigmas", "prompt_2", "prompt_3"),
+    *("callback_on_step_end", "callback", "callback_steps"),
+)
+"""Arguments that are for the drawing of the whole picture alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Details:
+    """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
+    where they are not the base's own. latents (P, c, h, w): of these pictures. inside (P, 1, h, w): the cells
+    that were changed."""
+
+    pixels: Tensor
+    changed: Tensor
+    latents: Tensor
+    inside: Tensor
+
+    def put_into(self, result: Any) -> Any:
+        """What a pipeline gives for the base's own pictures, with the parts set in; in the same form."""
+        images, *more = result if isinstance(result, tuple) else (result.images,)
+        changed = self._in_pictures(images)
+        if isinstance(result, tuple):
+            return changed, *more
+        result.images = changed
+        return result
+
+    def _in_pictures(self, images: Any) -> Any:
+        """PIL pictures in a list, arrays (P, H, W, 3) or tensors (P, 3, H, W) in [0, 1], or latents."""
+        if isinstance(images, Tensor) and images.shape == self.latents.shape:
+            return torch.where(self.inside.to(images.device), self.latents.to(images), images)
+        if isinstance(images, Tensor):
+            return torch.where(self.changed.to(images.device), self.pixels.to(images), images)
+        pixels, changed = (part.permute(0, 2, 3, 1).cpu().numpy() for part in (self.pixels, self.changed))
+        if isinstance(images, np.ndarray):
+            return np.where(changed, pixels, images)
+        whole = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        shown = (255 * pixels).round().astype(np.uint8)
+        return [Image.fromarray(one) for one in np.where(changed, shown, whole)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """What is cut out of each of n pictures, for one thing in it.
+
+    pictures: their numbers. names: of the concepts. boxes: what is cut out. own, free (n, 1, H, W): where the
+    base's thing is, and how far the picture may be changed.
+    """
+
+    pictures: list[int]
+    names: list[str]
+    boxes: list[Box]
+    own: Tensor
+    free: Tensor
+
+
+@dataclass(eq=False)
+class _Part:
+    """A drawing of n enlarged parts that is under way.
+
+    known (n, c, h, w): latents of what they were. free (n, 1, h, w): 1 where they are drawn, 0 where held.
+    first: the call of the denoiser from which on they are. watch: the attention to the concepts' words.
+    calls: so far.
+    """
+
+    known: Tensor
+    free: Tensor
+    first: int
+    watch: Watch
+    calls: int = 0
+
+    def outlines(self, latents: Tensor) -> Tensor:
+        """Where the concepts' things are (n, 1, h, w), from the attention to their words and the latents that
+        were drawn; everywhere, where nothing was."""
+        if self.calls <= self.first:
+            return torch.ones_like(latents[:, :1])
+        seen = self.watch.maps(self.calls - self.first)
+        found = [
+            soft_masks(find_parts(each.double().cpu().numpy(), [""]).masks, guide.float().cpu())
+            for each, guide in zip(seen, latents, strict=True)
+        ]
+        return torch.stack(found)
+
+
+class DetailPass:
+    """On one pipeline: draws the parts of a layout anew.
+
+    words: of the concepts. given: names of those with a place of the user's, which they do not leave.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, words: Mapping[str, str], given: Mapping[str, np.ndarray]
+    ) -> None:
+        self._pipe, self._words, self._given = pipe, words, given
+        self._architecture, self._attention = architecture_of(pipe), CrossAttention()
+        self._here = threading.local()  # one drawing in each thread
+
+    def install(self, denoiser: nn.Module) -> Callable[[], None]:
+        """Listen to the denoiser; gives the way back."""
+        with ExitStack() as undo:
+            undo.callback(take_calls(denoiser, self._take))
+            undo.callback(watch_hooks(denoiser, self._attention, self._look, lambda *_: None))
+            return undo.pop_all().close
+
+    @property
+    def active(self) -> bool:
+        """Whether a part is being drawn in this thread."""
+        return self._part is not None
+
+    def idle(self) -> bool:
+        """Whether the call of the denoiser that is under way computes nothing."""
+        part = self._part
+        return part is not None and part.calls <= part.first
+
+    @property
+    def _part(self) -> _Part | None:
+        return getattr(self._here, "part", None)
+
+    @torch.no_grad()
+    def redraw(self, call: Call, bound: inspect.BoundArguments, layout: Layout) -> Details:
+        """The pictures of a layout with their concepts' parts drawn anew, by more calls of the pipeline."""
+        assert layout.latents is not None
+        whole = self._architecture.pixels(self._pipe, layout.latents)
+        changed = torch.zeros_like(whole[:, :1], dtype=torch.bool)
+        for i in range(max(len(picture.things) for picture in layout.pictures)):
+            cut = self._cut(layout.pictures, i, whole)
+            if not cut.pictures:
+                continue
+            before = whole[cut.pictures]
+            drawn, outlines = self._drawn(call, bound, layout, cut, before)
+            outline = set_back(outlines, cut.boxes, torch.zeros_like(cut.own))
+            share = softened(torch.maximum(outline, cut.own)) * cut.free
+            whole[cut.pictures] = torch.lerp(before, set_back(drawn, cut.boxes, before), share)
+            changed[cut.pictures] |= share > EMPTY
+        latents = self._architecture.latents(self._pipe, whole * 2 - 1).to(layout.latents)
+        inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
+        return Details(whole, changed, latents, inside)
+
+    def _cut(self, pictures: Sequence[PictureLayout], i: int, whole: Tensor) -> _Cut:
+        """Thing number `i` of each picture that has a concept there: all of its box, but for other things."""
+        numbers, names, boxes, owns, frees = [], [], [], [], []
+        for k, picture in enumerate(pictures):
+            name = picture.scene.things[i].name if i < len(picture.things) else None
+            if name is None:
+                continue
+            masks = F.interpolate(picture.masks[None].float(), whole.shape[2:], mode="bilinear")[0]
+            if not (masks[i] > 0.5).any():
+                continue
+            box = box_around(masks[i] > 0.5)
+            if name in self._given:
+                region = torch.from_numpy(self._given[name]).float()[None, None]
+                free = F.interpolate(region, whole.shape[2:], mode="nearest")[0, 0]
+            else:
+                others = torch.cat([masks[:i], masks[i + 1 :]]).sum(dim=0).clamp(max=1)
+                free = softened((within(box, whole.shape[2:]) * (1 - others))[None, None])[0, 0]
+            numbers.append(k)
+            names.append(name)
+            boxes.append(box)
+            owns.append(masks[i])
+            frees.append(free)
+        stacked = [torch.stack(each)[:, None].to(whole) if each else whole[:0, :1] for each in (owns, frees)]
+        return _Cut(numbers, names, boxes, *stacked)
+
+    def _drawn(
+        self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, whole: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The parts of pictures (n, 3, H, W) drawn anew at their size, and where in them the concepts' things
+        are, (n, 1, H, W)."""
+        steps = max(1, round(STEPS * layout.steps))
+        prompts = [
+            clause_of_each(layout.pictures[k].scene.prompt, self._words)[name]
+            for k, name in zip(cut.pictures, cut.names, strict=True)
+        ]
+        known = self._architecture.latents(self._pipe, cut_out(whole, cut.boxes) * 2 - 1)
+        known = known.to(layout.predictions[0])
+        free = F.interpolate(cut_out(cut.free, cut.boxes), known.shape[2:], mode="area").to(known)
+        watch = Watch(self._own_words(prompts, cut.names), self._attention)
+        self._here.part = part = _Part(known, free, round(HELD * steps), watch)
+        more = self._arguments(bound, layout, cut.pictures) | {
+            "prompt": prompts,
+            "num_inference_steps": steps,
+        }
+        try:
+            latents = called_with(call, bound, more, OF_ONE_PICTURE).images
+        finally:
+            self._here.part = None
+        outlines = F.interpolate(part.outlines(latents).to(whole), whole.shape[2:], mode="bilinear")
+        return self._architecture.pixels(self._pipe, latents), outlines
+
+    def _arguments(
+        self, bound: inspect.BoundArguments, layout: Layout, numbers: Sequence[int]
+    ) -> dict[str, Any]:
+        """What a call for the parts of pictures, a prompt for each of them, is given beside the prompts."""
+        per_prompt = int(bound.arguments.get("num_images_per_prompt") or 1)
+        negative = {
+            name: [value if isinstance(value, str) else value[k // per_prompt] for k in numbers]
+            for name, value in bound.arguments.items()
+            if name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3") and value is not None
+        }
+        assert layout.begun is not None
+        begun = [layout.begun[k].float().cpu().numpy().tobytes() for k in numbers]
+        return negative | {
+            "num_images_per_prompt": 1,
+            "generator": [torch.Generator().manual_seed(hash_of("detail", each)) for each in begun],
+            "output_type": "latent",
+            "return_dict": True,
+        }
+
+    def _own_words(self, prompts: Sequence[str], names: Sequence[str]) -> Tensor:
+        """(n, T, 1): 1 at the words of each prompt's concept."""
+        ids = token_ids(self._pipe, [prompt_rewriting.replace(text, self._words) for text in prompts])
+        found = [
+            positions(row[None], spell(self._pipe, self._words[name]))
+            for row, name in zip(ids, names, strict=True)
+        ]
+        return torch.cat(found).unsqueeze(2).float()
+
+    def _take(self, call: DenoiserCall) -> Result:
+        """A call of the denoiser: what is held of a part is predicted as one who knows it would."""
+        part = self._part
+        if part is None:
+            return call.run()
+        part.calls += 1
+        sample = call.sample
+        assert isinstance(sample, Tensor)
+        known = prediction_of(part.known, sample, call.arguments["timestep"], self._pipe.scheduler)
+        if part.calls <= part.first:
+            return call.result(known)
+        part.watch.begin((sample.shape[-2], sample.shape[-1]))
+        computed: Any = call.run()
+        return call.result(torch.lerp(known, computed[0], repeated(part.free, len(sample))))
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the attention of the rows that read the prompts, which stand behind those that do not."""
+        part = self._part
+        if part is None:
+            return
+        queries = args[0] if args else kwargs["hidden_states"]
+        count, parts = len(queries), len(part.known)
+        rows = torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
+        part.watch.look(module, args, kwargs, rows, count)
+
+
+def prediction_of(latents: Tensor, sample: Tensor, time: Tensor | float, scheduler: Any) -> Tensor:
+    """What a denoiser that knows the pictures `latents` (P, c, h, w) predicts of noisy ones (B, c, h, w)."""
+    schedule = schedule_of(scheduler)
+    t = schedule.step_of(torch.as_tensor(time).flatten()[:1].cpu())
+    clean = repeated(latents, len(sample)).to(sample)
+    return schedule.target(clean, schedule.noise_in(sample, clean, t), t)

@@ -1,0 +1,267 @@
+"""Concepts drawn at full size, each in its part of a picture, and set in."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conceptkit.base.noise_schedule import FLOW, NoiseSchedule
+from conceptkit.errors import BadRegion
+from conceptkit.inference import attach as attaching
+from conceptkit.inference import detail, layout_cache
+from conceptkit.inference.detail import prediction_of
+from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened, within
+from tests.projected_tiny import pico_kolors
+from tests.test_confined import BOTH, LEFT, NOUNS, NOWHERE, RIGHT, calls_of_the_unet, place, two
+from tests.tiny import pico_sd, pico_sdxl, snapshot
+
+attach = functools.partial(attaching.attach, confine=True, detail=True)
+CORNER = (slice(0, 3), slice(0, 3))
+
+
+@pytest.fixture(autouse=True)
+def quickly(few_captions):
+    layout_cache._known.clear()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pico_sd()
+
+
+@pytest.fixture(scope="module")
+def pair(pipe):
+    return two(pipe)
+
+
+def drawn(pipe, prompt, output_type="np", steps=4, **options):
+    generator = torch.Generator().manual_seed(0)
+    more = {"num_inference_steps": steps, "guidance_scale": 2.0, "output_type": output_type, **options}
+    return pipe(prompt, generator=generator, **more).images
+
+
+@pytest.mark.parametrize("build", [pico_sd, pico_sdxl, pico_kolors])
+def test_outside_of_all_parts_the_picture_is_the_bases_own_bit_for_bit(build, monkeypatch):
+    pipe = build()
+    plain = drawn(pipe, NOUNS)
+    place(monkeypatch, CORNER, NOWHERE)
+    with attach(pipe, *two(pipe)) as attachment:
+        found = drawn(pipe, BOTH)
+        (layout,) = attachment.layout.pictures
+    assert layout.changed is not None and 0 < layout.changed.mean() < 1
+    changed = np.abs(found - plain).max(axis=(0, 3))
+    outside = np.kron(layout.changed.numpy() == 0, np.ones([side // 8 for side in changed.shape])) > 0
+    assert not changed[outside].any() and changed[~outside].any()
+    assert "my_dog and moongate were drawn at full size" in " ".join(layout.sentences())
+
+
+def test_a_picture_is_the_same_in_every_form(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *pair):
+        arrays = drawn(pipe, BOTH)
+        (picture,) = drawn(pipe, BOTH, "pil")
+        tensors = drawn(pipe, BOTH, "pt")
+        (listed, _) = drawn_tuple(pipe)
+        latents = drawn(pipe, BOTH, "latent")
+    assert np.abs(np.asarray(picture) - 255 * arrays[0]).max() <= 0.51
+    assert np.allclose(tensors.permute(0, 2, 3, 1).numpy(), arrays, atol=1e-6)
+    assert np.array_equal(listed, arrays)
+    plain = drawn(pipe, NOUNS, "latent")
+    assert latents.shape == plain.shape and not torch.allclose(latents, plain, atol=1e-2)
+
+
+def drawn_tuple(pipe):
+    generator = torch.Generator().manual_seed(0)
+    return pipe(
+        BOTH,
+        generator=generator,
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        output_type="np",
+        return_dict=False,
+    )
+
+
+def test_where_all_is_held_the_picture_is_what_it_was(pipe, pair, monkeypatch):
+    """What is known of a part comes out of its drawing as it went in, through the autoencoder."""
+    place(monkeypatch, (slice(None), slice(None)), NOWHERE)
+    monkeypatch.setattr(detail, "HELD", 1.0)
+    plain = drawn(pipe, NOUNS)
+    with attach(pipe, *pair):
+        found = drawn(pipe, BOTH, steps=4)
+    kind = detail.architecture_of(pipe)
+    pixels = torch.from_numpy(plain).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        wanted = kind.pixels(pipe, kind.latents(pipe, pixels * 2 - 1)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(found - wanted).mean() < 2e-3 < np.abs(plain - wanted).mean()
+
+
+def test_a_part_reads_the_prompt_that_names_its_concept_alone(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    said = []
+    with attach(pipe, *pair):
+        original = pipe.tokenizer.__class__.__call__
+
+        def note(self, text, *args, **kwargs):
+            said.append(text)
+            return original(self, text, *args, **kwargs)
+
+        monkeypatch.setattr(pipe.tokenizer.__class__, "__call__", note)
+        drawn(pipe, BOTH)
+    texts = [text for one in said for text in ([one] if isinstance(one, str) else one)]
+    alone = [text for text in texts if ("<my_dog>" in text) != ("<moongate>" in text)]
+    assert any("<my_dog>" in text and "gate" not in text for text in alone)
+    assert any("<moongate>" in text and "dog" not in text for text in alone)
+
+
+def test_what_it_costs(pipe, pair, monkeypatch):
+    """The layout to its end, and of each part the steps in which it is drawn; the picture itself nothing."""
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *pair):
+        count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
+        again = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
+    steps = round(detail.STEPS * 8)
+    parts = 2 * (steps - round(detail.HELD * steps))
+    assert count == 8 + parts and again <= 1 + parts, "a layout that is known takes one call"
+
+
+def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    prompts = [BOTH, "a moongate by my_dog"]
+    options = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "np"}
+
+    def dice(seed):
+        return torch.Generator().manual_seed(seed)
+
+    with attach(pipe, *pair):
+        together = pipe(
+            prompts, generator=[dice(1), dice(2)], negative_prompt=["red", "blue"], **options
+        ).images
+        single = [
+            pipe(text, generator=dice(seed), negative_prompt=word, **options).images[0]
+            for text, seed, word in zip(prompts, (1, 2), ("red", "blue"), strict=True)
+        ]
+        two_each = pipe(BOTH, generator=[dice(1), dice(3)], num_images_per_prompt=2, **options).images
+        first = pipe(BOTH, generator=dice(1), **options).images[0]
+    assert np.abs(together - np.stack(single)).max() < 1e-3
+    assert len(two_each) == 2 and np.abs(two_each[0] - first).max() < 1e-3
+
+
+def test_a_region_of_the_users_is_not_left(pipe, pair):
+    with attach(pipe, *pair, regions=["my_dog=left-third", "moongate=right-third"]) as attachment:
+        drawn(pipe, BOTH)
+        (layout,) = attachment.layout.pictures
+    assert layout.changed[:, [0, 1, 6, 7]].all() and not layout.changed[:, [3, 4]].any()
+
+
+def test_a_pipeline_is_as_it_was_afterwards(pipe, pair, monkeypatch):
+    before = snapshot(pipe)
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *pair):
+        drawn(pipe, BOTH)
+    after = snapshot(pipe)
+    assert before.keys() == after.keys()
+    assert all(
+        torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before.items()
+    )
+    assert "forward" not in vars(pipe.unet)
+
+
+def test_what_cannot_be_drawn_at_full_size_is_refused(pipe, pair):
+    with pytest.raises(BadRegion, match="confine the concepts"):
+        attaching.attach(pipe, *pair, confine=False, detail=True)
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(BadRegion, match="leave detail out"):
+        attaching.attach(other, *two(other), confine=True, detail=True)
+
+
+def test_a_drawing_that_fails_leaves_no_part_behind(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *pair):
+        wanted = drawn(pipe, BOTH)
+        monkeypatch.setattr(detail, "prediction_of", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            drawn(pipe, BOTH)
+        monkeypatch.setattr(detail, "prediction_of", prediction_of)
+        assert np.abs(drawn(pipe, BOTH) - wanted).max() < 1e-6
+
+
+# The mathematics
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_who_predicts_what_is_known_ends_at_it(predicts):
+    """From pure noise, by a scheduler of diffusers."""
+    scheduler = DDIMScheduler(
+        prediction_type=predicts, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(10)
+    dice = torch.Generator().manual_seed(0)
+    known, x = (torch.randn(2, 4, 8, 8, generator=dice, dtype=torch.float64) for _ in range(2))
+    for time in scheduler.timesteps:
+        guess = prediction_of(known, torch.cat([x, x]), time, scheduler)
+        assert torch.equal(guess[:2], guess[2:]), "both halves of guidance"
+        x = scheduler.step(guess[:2], time, x).prev_sample
+    assert torch.allclose(x, known, atol=1e-4)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", FLOW])
+def test_the_noise_in_a_picture_is_what_was_added(predicts):
+    sigmas = torch.linspace(0.1, 1.0, 10, dtype=torch.float64)
+    flow = {"sigmas": sigmas, "times": sigmas} if predicts == FLOW else {}
+    schedule = NoiseSchedule(predicts, torch.linspace(0.99, 0.01, 10, dtype=torch.float64), **flow)
+    dice = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(10, 1, 2, 2, generator=dice, dtype=torch.float64) for _ in range(2))
+    t = torch.arange(10)
+    assert torch.allclose(schedule.noise_in(schedule.add_noise(clean, noise, t), clean, t), noise)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_box_is_in_the_picture_and_around_its_part(data):
+    height, width = (data.draw(st.integers(16, 80)) for _ in range(2))
+    y, x = data.draw(st.integers(0, height - 2)), data.draw(st.integers(0, width - 2))
+    tall, wide = data.draw(st.integers(1, height - y)), data.draw(st.integers(1, width - x))
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[y : y + tall, x : x + wide] = True
+    x0, y0, x1, y1 = box = box_around(mask)
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    assert x0 <= x + 1 and y0 <= y + 1 and x1 >= x + wide - 1 and y1 >= y + tall - 1
+    assert abs((x1 - x0) / width - (y1 - y0) / height) <= 1 / min(height, width), "of the picture's shape"
+    free = within(box, (height, width))
+    assert free[y0:y1, x0:x1].sum() == free.sum() and free.max() <= 1
+    if (x0, y0, x1, y1) == (0, 0, width, height):
+        assert free.all(), "nothing is held along the picture's own edges"
+
+
+def test_no_part_is_all_of_the_picture():
+    assert box_around(torch.zeros(8, 12, dtype=torch.bool)) == (0, 0, 12, 8)
+
+
+def test_what_is_set_back_is_in_its_box_alone():
+    dice = torch.Generator().manual_seed(0)
+    pictures = torch.rand(2, 3, 32, 32, generator=dice)
+    whole = [(0, 0, 32, 32)] * 2
+    assert torch.allclose(cut_out(pictures, whole), pictures, atol=1e-6)
+    boxes = [(4, 8, 20, 24), (0, 0, 16, 16)]
+    found = set_back(torch.ones_like(pictures), boxes, pictures)
+    for one, before, (x0, y0, x1, y1) in zip(found, pictures, boxes, strict=True):
+        assert (one[:, y0:y1, x0:x1] == 1).all()
+        one[:, y0:y1, x0:x1] = before[:, y0:y1, x0:x1]
+        assert torch.equal(one, before)
+    flat = torch.full((1, 3, 32, 32), 0.25)
+    assert torch.allclose(cut_out(flat, [(4, 8, 20, 24)]), flat, atol=1e-6)
+
+
+def test_edges_are_soft_and_nothing_is_lost():
+    free = torch.zeros(1, 1, 64, 64)
+    free[..., 16:48, 16:48] = 1
+    soft = softened(free)
+    assert soft.sum().item() == pytest.approx(free.sum().item(), rel=1e-4)
+    assert (
+        soft[0, 0, 32, 32] == pytest.approx(1) and 0.3 < soft[0, 0, 32, 16] < 0.7 and soft[0, 0, 32, 8] == 0
+    )
