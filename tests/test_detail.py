@@ -1,5 +1,6 @@
 """Concepts drawn at full size, each in its part of a picture, and set in."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,17 +10,22 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conceptkit.base import pipeline
+from conceptkit.base.autoencoder import latents_of, pixels_of
 from conceptkit.base.noise_schedule import FLOW, NoiseSchedule
 from conceptkit.errors import BadRegion
 from conceptkit.inference import attach as attaching
-from conceptkit.inference import detail, layout_cache
+from conceptkit.inference import attach_steps, detail, layout_cache
+from conceptkit.inference.attach_request import AttachRequest
 from conceptkit.inference.detail import prediction_of
 from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened, within
 from tests.projected_tiny import pico_kolors
-from tests.test_confined import BOTH, LEFT, NOUNS, NOWHERE, RIGHT, calls_of_the_unet, place, two
+from tests.test_confined import LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
 from tests.tiny import pico_sd, pico_sdxl, snapshot
 
 attach = functools.partial(attaching.attach, confine=True, detail=True)
+BOTH = "my_dog next to a moongate"
+NOUNS = "dog next to a gate"
 CORNER = (slice(0, 3), slice(0, 3))
 
 
@@ -93,10 +99,8 @@ def test_where_all_is_held_the_picture_is_what_it_was(pipe, pair, monkeypatch):
     plain = drawn(pipe, NOUNS)
     with attach(pipe, *pair):
         found = drawn(pipe, BOTH, steps=4)
-    kind = detail.architecture_of(pipe)
     pixels = torch.from_numpy(plain).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        wanted = kind.pixels(pipe, kind.latents(pipe, pixels * 2 - 1)).permute(0, 2, 3, 1).numpy()
+    wanted = pixels_of(pipe, latents_of(pipe, pixels)).permute(0, 2, 3, 1).numpy()
     assert np.abs(found - wanted).mean() < 2e-3 < np.abs(plain - wanted).mean()
 
 
@@ -151,11 +155,21 @@ def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pa
     assert len(two_each) == 2 and np.abs(two_each[0] - first).max() < 1e-3
 
 
-def test_a_region_of_the_users_is_not_left(pipe, pair):
-    with attach(pipe, *pair, regions=["my_dog=left-third", "moongate=right-third"]) as attachment:
-        drawn(pipe, BOTH)
+def test_what_stands_before_another_is_drawn_in_the_frame_itself(pipe, pair):
+    with attach(pipe, *pair) as attachment:
+        drawn(pipe, "my_dog in front of a moongate")
         (layout,) = attachment.layout.pictures
-    assert layout.changed[:, [0, 1, 6, 7]].all() and not layout.changed[:, [3, 4]].any()
+    assert layout.changed is None and "full size" not in " ".join(layout.sentences())
+
+
+def test_what_suits_a_base_is_not_done_with_regions(pipe, pair):
+    here = pipeline.of(pipe)
+    small = dataclasses.replace(here, family=dataclasses.replace(here.family, detail=True))
+    request = AttachRequest(pair)
+    assert attach_steps.detail_pass(small, pair[0], request) is not None
+    assert attach_steps.detail_pass(here, pair[0], request) is None
+    assert attach_steps.detail_pass(small, pair[0], AttachRequest(pair, regions=["my_dog=left"])) is None
+    assert attach_steps.detail_pass(small, pair[0], AttachRequest(pair, detail=False)) is None
 
 
 def test_a_pipeline_is_as_it_was_afterwards(pipe, pair, monkeypatch):
@@ -172,6 +186,8 @@ def test_a_pipeline_is_as_it_was_afterwards(pipe, pair, monkeypatch):
 
 
 def test_what_cannot_be_drawn_at_full_size_is_refused(pipe, pair):
+    with pytest.raises(BadRegion, match="not by regions"):
+        attach(pipe, *pair, regions=["my_dog=left"])
     with pytest.raises(BadRegion, match="confine the concepts"):
         attaching.attach(pipe, *pair, confine=False, detail=True)
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)

@@ -94,11 +94,11 @@ def confined_drawing(
         request.masks,
         nouns,
         bool(request.confine),
-        _detail_pass(here, concept, request),
+        detail_pass(here, concept, request),
     )
 
 
-def _detail_pass(here: pipeline.Base, concept: Concept, request: AttachRequest) -> DetailPass | None:
+def detail_pass(here: pipeline.Base, concept: Concept, request: AttachRequest) -> DetailPass | None:
     """Where that was ordered, or nothing was and it suits the base."""
     wanted = here.family.detail if request.detail is None else request.detail
     able = looks_at_text(here.pipe) and can_have_windows(here.pipe)
@@ -107,7 +107,9 @@ def _detail_pass(here: pipeline.Base, concept: Concept, request: AttachRequest) 
             f"detail cuts parts out of what a UNet draws from noise alone, and a {type(here.pipe).__name__} "
             "draws in another way; leave detail out"
         )
-    return DetailPass(here.pipe, concept.words, request.masks) if wanted and able else None
+    if request.detail and request.masks:
+        raise BadRegion("detail goes by where the base draws things, not by regions; leave one of them out")
+    return DetailPass(here.pipe, concept.words) if wanted and able and not request.masks else None
 
 
 def _confinement_kind(

@@ -209,7 +209,7 @@ class ConfinedDrawing:
         layout of an earlier call like this one, which is taken when it begins alike.
         """
         stage = Stage(scenes, images=_images(bound))
-        detailed = self._detail is not None and can_have_windows(pipe)
+        detailed = self._detail is not None and can_have_windows(pipe) and not any(s.over for s in scenes)
         whole_layout = detailed or self.confinement.kind.whole
         begun: list[Tensor] = []
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from conceptkit.base.architectures import architecture_of
+from conceptkit.base.autoencoder import latents_of, pixels_of
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.text_features import positions, spell, token_ids
 from conceptkit.concepts import prompt_rewriting
@@ -33,7 +33,7 @@ from conceptkit.inference.layout import Layout, PictureLayout
 from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_hooks
 from conceptkit.inference.layout_masks import find_parts, soft_masks
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened, within
-from conceptkit.inference.split_prompt import clause_of_each
+from conceptkit.inference.prompt_scene import alone
 from conceptkit.rng import hash_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 STEPS = 0.5
 """Share of the drawing's steps that a part takes."""
-HELD = 0.16
-"""Share of a part's steps in which all of it is held, so that a thing keeps its place and bearing."""
+HELD = 0.1
+"""Share of a part's steps in which all of it is held, so that a thing keeps its place and bearing. With 0.16
+it keeps more of the base's colours too."""
 EMPTY = 1 / 512
 """Share of a part in a pixel below which the pixel stays the base's own."""
 OF_ONE_PICTURE = (
@@ -90,10 +91,11 @@ class Details:
 class _Cut:
     """What is cut out of each of n pictures, for one thing in it.
 
-    pictures: their numbers. names: of the concepts. boxes: what is cut out. own, free (n, 1, H, W): where the
-    base's thing is, and how far the picture may be changed.
+    thing: its number in the pictures' scenes. pictures: their numbers. names: of the concepts. boxes: what is
+    cut out. own, free (n, 1, H, W): where the base's thing is, and how far the picture may be changed.
     """
 
+    thing: int
     pictures: list[int]
     names: list[str]
     boxes: list[Box]
@@ -121,7 +123,7 @@ class _Part:
         were drawn; everywhere, where nothing was."""
         if self.calls <= self.first:
             return torch.ones_like(latents[:, :1])
-        seen = self.watch.maps(self.calls - self.first)
+        seen = self.watch.maps(self.watch.calls)
         found = [
             soft_masks(find_parts(each.double().cpu().numpy(), [""]).masks, guide.float().cpu())
             for each, guide in zip(seen, latents, strict=True)
@@ -132,14 +134,12 @@ class _Part:
 class DetailPass:
     """On one pipeline: draws the parts of a layout anew.
 
-    words: of the concepts. given: names of those with a place of the user's, which they do not leave.
+    words: of the concepts.
     """
 
-    def __init__(
-        self, pipe: DiffusionPipeline, words: Mapping[str, str], given: Mapping[str, np.ndarray]
-    ) -> None:
-        self._pipe, self._words, self._given = pipe, words, given
-        self._architecture, self._attention = architecture_of(pipe), CrossAttention()
+    def __init__(self, pipe: DiffusionPipeline, words: Mapping[str, str]) -> None:
+        self._pipe, self._words = pipe, words
+        self._attention = CrossAttention()
         self._here = threading.local()  # one drawing in each thread
 
     def install(self, denoiser: nn.Module) -> Callable[[], None]:
@@ -167,7 +167,7 @@ class DetailPass:
     def redraw(self, call: Call, bound: inspect.BoundArguments, layout: Layout) -> Details:
         """The pictures of a layout with their concepts' parts drawn anew, by more calls of the pipeline."""
         assert layout.latents is not None
-        whole = self._architecture.pixels(self._pipe, layout.latents)
+        whole = pixels_of(self._pipe, layout.latents)
         changed = torch.zeros_like(whole[:, :1], dtype=torch.bool)
         for i in range(max(len(picture.things) for picture in layout.pictures)):
             cut = self._cut(layout.pictures, i, whole)
@@ -179,7 +179,7 @@ class DetailPass:
             share = softened(torch.maximum(outline, cut.own)) * cut.free
             whole[cut.pictures] = torch.lerp(before, set_back(drawn, cut.boxes, before), share)
             changed[cut.pictures] |= share > EMPTY
-        latents = self._architecture.latents(self._pipe, whole * 2 - 1).to(layout.latents)
+        latents = latents_of(self._pipe, whole).to(layout.latents)
         inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
         return Details(whole, changed, latents, inside)
 
@@ -194,19 +194,15 @@ class DetailPass:
             if not (masks[i] > 0.5).any():
                 continue
             box = box_around(masks[i] > 0.5)
-            if name in self._given:
-                region = torch.from_numpy(self._given[name]).float()[None, None]
-                free = F.interpolate(region, whole.shape[2:], mode="nearest")[0, 0]
-            else:
-                others = torch.cat([masks[:i], masks[i + 1 :]]).sum(dim=0).clamp(max=1)
-                free = softened((within(box, whole.shape[2:]) * (1 - others))[None, None])[0, 0]
+            others = torch.cat([masks[:i], masks[i + 1 :]]).sum(dim=0).clamp(max=1)
+            free = softened((within(box, whole.shape[2:]) * (1 - others))[None, None])[0, 0]
             numbers.append(k)
             names.append(name)
             boxes.append(box)
             owns.append(masks[i])
             frees.append(free)
         stacked = [torch.stack(each)[:, None].to(whole) if each else whole[:0, :1] for each in (owns, frees)]
-        return _Cut(numbers, names, boxes, *stacked)
+        return _Cut(i, numbers, names, boxes, *stacked)
 
     def _drawn(
         self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, whole: Tensor
@@ -214,11 +210,8 @@ class DetailPass:
         """The parts of pictures (n, 3, H, W) drawn anew at their size, and where in them the concepts' things
         are, (n, 1, H, W)."""
         steps = max(1, round(STEPS * layout.steps))
-        prompts = [
-            clause_of_each(layout.pictures[k].scene.prompt, self._words)[name]
-            for k, name in zip(cut.pictures, cut.names, strict=True)
-        ]
-        known = self._architecture.latents(self._pipe, cut_out(whole, cut.boxes) * 2 - 1)
+        prompts = [alone(layout.pictures[k].scene, cut.thing, self._words) for k in cut.pictures]
+        known = latents_of(self._pipe, cut_out(whole, cut.boxes))
         known = known.to(layout.predictions[0])
         free = F.interpolate(cut_out(cut.free, cut.boxes), known.shape[2:], mode="area").to(known)
         watch = Watch(self._own_words(prompts, cut.names), self._attention)
@@ -232,7 +225,7 @@ class DetailPass:
         finally:
             self._here.part = None
         outlines = F.interpolate(part.outlines(latents).to(whole), whole.shape[2:], mode="bilinear")
-        return self._architecture.pixels(self._pipe, latents), outlines
+        return pixels_of(self._pipe, latents), outlines
 
     def _arguments(
         self, bound: inspect.BoundArguments, layout: Layout, numbers: Sequence[int]

@@ -78,6 +78,11 @@ class Watch:
         self._sizes: list[tuple[int, int]] = []
 
     @property
+    def calls(self) -> int:
+        """How many were watched."""
+        return len(self._calls)
+
+    @property
     def ready(self) -> bool:
         """Whether anything has been seen."""
         return bool(self._calls)

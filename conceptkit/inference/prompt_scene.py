@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from conceptkit.concepts import prompt_rewriting
-from conceptkit.inference.split_prompt import things
+from conceptkit.inference.split_prompt import clause_of_each, things
 
 _LEFT = re.compile(r"(?<!\w)left of(?!\w)")
 _RIGHT = re.compile(r"(?<!\w)right of(?!\w)")
@@ -110,6 +110,21 @@ def without(scene: PromptScene, i: int) -> str:
     if phrase := _PHRASE.search(before):
         before = before[: phrase.start()]
     return re.sub(r" {2,}", " ", before + after).strip()
+
+
+def alone(scene: PromptScene, i: int, words: Mapping[str, str]) -> str:
+    """What the prompt says of thing `i`, a concept of `words`, without the other things; with its name."""
+    keys = [f"thing_{k}" for k in range(len(scene.things))]
+    text, end = "", 0
+    for key, thing in zip(keys, scene.things, strict=True):
+        text += scene.plain[end : thing.start] + key
+        end = thing.end
+    text += scene.plain[end:]
+    each = {key: f"<{key}> {thing.noun}" for key, thing in zip(keys, scene.things, strict=True)}
+    told = clause_of_each(text, each | {style: words[style] for style in scene.styles}).get(keys[i], text)
+    name, noun = scene.things[i].name or "", scene.things[i].noun
+    ending = noun[len(_noun(words[name])) :] if scene.things[i].plural else ""
+    return re.sub(rf"{keys[i]}(?!\d)", lambda _: name + ending, told)
 
 
 def _mentions(prompt: str, own: Mapping[str, str]) -> list[tuple[str, tuple[int, int], str]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from conceptkit.base.autoencoder import upcast
 from conceptkit.base.memory import pictures_at_once
 from conceptkit.base.pipeline import Base
 from conceptkit.concepts import prompt_rewriting as names
@@ -227,7 +226,7 @@ def encode(base: Base, pixels: Tensor) -> Tensor:
     At most 8 at a time, and fewer where they are large: then the autoencoder takes more memory than all else.
     """
     batch = pictures_at_once(pixels.shape[-1] * pixels.shape[-2])
-    with _upcast(getattr(base.pipe, "vae", None)):
+    with upcast(getattr(base.pipe, "vae", None)):
         parts = [base.architecture.latents(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)
 
@@ -236,20 +235,6 @@ def encode(base: Base, pixels: Tensor) -> Tensor:
 def deviations(base: Base, pixels: Tensor) -> Tensor:
     """How far latents of pictures (n, 3, h, w) are spread around the means that `encode` gives."""
     batch = pictures_at_once(pixels.shape[-1] * pixels.shape[-2])
-    with _upcast(getattr(base.pipe, "vae", None)):
+    with upcast(getattr(base.pipe, "vae", None)):
         parts = [base.architecture.latent_deviations(base.pipe, part) for part in pixels.split(batch)]
     return torch.cat(parts).to(base.device)
-
-
-@contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
-    """An autoencoder whose numbers are too large for float16, as SDXL's, is in float32 meanwhile."""
-    before = None if vae is None else vae.dtype
-    if before != torch.float16 or not vae.config.get("force_upcast", False):
-        yield
-        return
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(before)

@@ -77,6 +77,12 @@ def stacked(parts: Sequence[Tensor], value: float = 0) -> Tensor:
     )
 
 
+def _device_of(part: Any) -> torch.device:
+    """Where a part of a pipeline computes; one that is offloaded is elsewhere until it does."""
+    offloaded = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+    return part.device if offloaded is None else torch.device(offloaded)
+
+
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return None if first is None or second is None else stacked([first, second])
 
@@ -264,7 +270,7 @@ class Architecture:
     def latents(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
         """Latents (n, c, h, w) float32 of pictures (n, 3, H, W) in [-1, 1], as the denoiser reads them."""
         vae = pipe.vae
-        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        mean = vae.encode(pixels.to(_device_of(vae), vae.dtype)).latent_dist.mode().float()
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return (mean - shift) * vae.config.scaling_factor
 
@@ -273,7 +279,7 @@ class Architecture:
         vae = pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents = latents / vae.config.scaling_factor + shift
-        decoded = vae.decode(latents.to(vae.device, vae.dtype)).sample.float()
+        decoded = vae.decode(latents.to(_device_of(vae), vae.dtype)).sample.float()
         return (decoded / 2 + 0.5).clamp(0, 1)
 
     def latent_deviations(self, pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
