@@ -289,7 +289,7 @@ def _in_one_frame(base: bases.Base, merged: compose.Merge, summed: compose.Merge
     return [
         Row(_tiles(base, None, nouns, 4), "The base's class nouns", "in one frame, without the concepts"),
         Row(layouts, "Who is where", "where the base attends to each noun"),
-        Row(drawn, "Both in one frame", "each concept in its own part alone"),
+        Row(drawn, "Both in one frame", "each drawn at full size and set in where its noun stands"),
         Row(_tiles(base, summed, TOGETHER, 4, **naive), "Added up in one frame", "for comparison"),
     ]
 
