@@ -24,7 +24,7 @@ from conceptkit.evaluate import metrics
 from conceptkit.evaluate.scorers import SubjectJudge
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import STEPS
-from conceptkit.inference.layout import Placed
+from conceptkit.inference.layout import PictureLayout, Placed
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.world import scene
 
@@ -51,23 +51,26 @@ def score(
     """together, alone (3,): likeness beyond that of class nouns, where a layout has all three."""
     nouns, names = [one.noun for one in trio], [one.name for one in trio]
 
-    def drawn(words: Sequence[str], *attached: str) -> tuple[list[Image.Image], list[tuple[Placed, ...]]]:
-        pictures, places = [], []
+    def drawn(words: Sequence[str], *attached: str) -> tuple[list[Image.Image], list[PictureLayout]]:
+        pictures, layouts = [], []
         with attach(base.pipe, *attached, registry=registry, confine=True) as attachment:
             for seed in range(seeds):
                 pictures += draw(base, [PROMPT.format(*words)], [seed], steps=steps)
                 assert attachment.layout is not None
-                places.append(attachment.layout.pictures[0].things)
-        return pictures, places
+                layouts.append(attachment.layout.pictures[0])
+        return pictures, layouts
 
-    every, places = drawn(names, *names)
+    every, layouts = drawn(names, *names)
     plain = draw(base, [PROMPT.format(*nouns)] * seeds, list(range(seeds)), steps=steps)
-    there = [k for k, things in enumerate(places) if all(thing.found for thing in things)]
+    # a layout of other noise is not that of the class nouns' pictures
+    there = [
+        k for k, one in enumerate(layouts) if one.tries == 1 and all(thing.found for thing in one.things)
+    ]
     together, alone = [], []
     for i, one in enumerate(trio):
         single, _ = drawn([*nouns[:i], one.name, *nouns[i + 1 :]], one.name)
         likeness = [
-            metrics.similarity(judge.embed([cut(shown[k], places[k][i]) for k in there]), one.real)
+            metrics.similarity(judge.embed([cut(shown[k], layouts[k].things[i]) for k in there]), one.real)
             if there
             else float("nan")
             for shown in (plain, single, every)
