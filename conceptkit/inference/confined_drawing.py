@@ -18,7 +18,7 @@ from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.inference.call_hook import Call, called_with, hook_call
 from conceptkit.inference.call_texts import Unreadable
 from conceptkit.inference.confinement import Confinement
-from conceptkit.inference.detail import DetailPass
+from conceptkit.inference.detail import DetailPass, hindrance
 from conceptkit.inference.drawing_stage import Enough, Stage
 from conceptkit.inference.layout import (
     Layout,
@@ -132,6 +132,8 @@ class ConfinedDrawing:
         if details:
             stage.first = layout.steps  # what is left to draw is the base's own
             self.layout = layout.redrawn(details.inside)
+        elif self._detail and (why := hindrance(pipe, scenes)):
+            self.layout = layout.with_remark(f"Concepts are drawn in the frame itself: {why}.")
         more = {} if layout.noise is None else {"latents": layout.noise}
         with self.confinement.staged(stage):
             drawn = called_with(call, bound, more)
@@ -209,7 +211,7 @@ class ConfinedDrawing:
         layout of an earlier call like this one, which is taken when it begins alike.
         """
         stage = Stage(scenes, images=_images(bound))
-        detailed = self._detail is not None and can_have_windows(pipe) and not any(s.over for s in scenes)
+        detailed = self._detail is not None and not hindrance(pipe, scenes)
         whole_layout = detailed or self.confinement.kind.whole
         begun: list[Tensor] = []
 

@@ -32,6 +32,7 @@ from conceptkit.inference.drawing_stage import repeated
 from conceptkit.inference.layout import Layout, PictureLayout
 from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_hooks
 from conceptkit.inference.layout_masks import find_parts, soft_masks
+from conceptkit.inference.multidiffusion import can_have_windows
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened, within
 from conceptkit.inference.prompt_scene import alone
 from conceptkit.rng import hash_of
@@ -279,6 +280,15 @@ class DetailPass:
         count, parts = len(queries), len(part.known)
         rows = torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
         part.watch.look(module, args, kwargs, rows, count)
+
+
+def hindrance(pipe: DiffusionPipeline, scenes: Sequence[PromptScene]) -> str | None:
+    """Why a call's concepts are drawn in the frame itself; None where each can be drawn by itself."""
+    if not can_have_windows(pipe):
+        return "the pipeline draws on a picture that it is given"
+    if any(scene.over for scene in scenes):
+        return "one thing stands before another"
+    return "a style is everywhere in it" if any(scene.styles for scene in scenes) else None
 
 
 def prediction_of(latents: Tensor, sample: Tensor, time: Tensor | float, scheduler: Any) -> Tensor:

@@ -130,6 +130,11 @@ class Layout:
     begun: Tensor | None = None
     latents: Tensor | None = None
 
+    def with_remark(self, text: str) -> Layout:
+        """The same with another sentence on what is worth knowing, of each picture."""
+        pictures = tuple(replace(one, remarks=(*one.remarks, text)) for one in self.pictures)
+        return replace(self, pictures=pictures)
+
     def redrawn(self, inside: Tensor) -> Layout:
         """The same of pictures whose parts were drawn by themselves, which changed the cells `inside`
         (pictures, 1, H, W)."""

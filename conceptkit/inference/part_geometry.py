@@ -66,6 +66,7 @@ def set_back(parts: Tensor, boxes: Sequence[Box], pictures: Tensor) -> Tensor:
 
 
 def resized(pictures: Tensor, size: Sequence[int]) -> Tensor:
+    """Pictures (n, c, h, w) with values in [0, 1] at another size (H, W)."""
     return F.interpolate(pictures, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
