@@ -34,7 +34,7 @@ from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_h
 from conceptkit.inference.layout_masks import find_parts, soft_masks
 from conceptkit.inference.multidiffusion import can_have_windows
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened, within
-from conceptkit.inference.prompt_scene import alone
+from conceptkit.inference.prompt_scene import PromptScene, alone
 from conceptkit.rng import hash_of
 
 if TYPE_CHECKING:
