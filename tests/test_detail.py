@@ -6,7 +6,12 @@ import functools
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +22,7 @@ from conceptkit.errors import BadRegion
 from conceptkit.inference import attach as attaching
 from conceptkit.inference import attach_steps, detail, layout_cache
 from conceptkit.inference.attach_request import AttachRequest
-from conceptkit.inference.detail import prediction_of
+from conceptkit.inference.detail import hindrance, prediction_of
 from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened, within
 from tests.projected_tiny import pico_kolors
 from tests.test_confined import LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
@@ -161,6 +166,51 @@ def test_what_stands_before_another_is_drawn_in_the_frame_itself(pipe, pair):
         (layout,) = attachment.layout.pictures
     assert layout.changed is None
     assert "Concepts are drawn in the frame itself: one thing stands before another." in layout.sentences()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda pipe, more: setattr(pipe, "watermark", object()), "watermark would not see"),
+        (
+            lambda pipe, more: more.update(negative_prompt_embeds=torch.zeros(1, 1, 1)),
+            "negative_prompt_embeds",
+        ),
+        (lambda pipe, more: more.update(denoising_end=0.5), "denoising_end is given"),
+        (lambda pipe, more: setattr(pipe, "scheduler", EDMEulerScheduler()), "held by a EDMEulerScheduler"),
+    ],
+)
+def test_what_hinders_a_part_is_named(change, why):
+    pipe, more = pico_sd(), {}
+    assert hindrance(pipe, [], more) is None
+    change(pipe, more)
+    assert why in hindrance(pipe, [], more)
+
+
+def test_in_half_precision_a_picture_is_finite():
+    pipe = pico_sd().to(torch.bfloat16)
+    with attach(pipe, *two(pipe)):
+        assert np.isfinite(drawn(pipe, BOTH)).all()
+
+
+def test_a_scheduler_of_two_calls_a_step_takes_as_many_steps(pipe, pair, monkeypatch):
+    before = pipe.scheduler
+    monkeypatch.setattr(pipe, "scheduler", HeunDiscreteScheduler.from_config(before.config))
+    place(monkeypatch, LEFT, RIGHT)
+    monkeypatch.setattr(detail, "HELD", 0.0)
+    with attach(pipe, *pair):
+        count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
+    assert count == 15 + 2 * 7
+
+
+def test_a_plural_is_looked_for_by_its_token(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    seen = []
+    own = detail.DetailPass._own_words
+    monkeypatch.setattr(detail.DetailPass, "_own_words", lambda *args: seen.append(own(*args)) or seen[-1])
+    with attach(pipe, *pair):
+        drawn(pipe, "two my_dogs next to a moongate")
+    assert len(seen) == 2 and all(one.sum() > 0 for one in seen)
 
 
 def test_what_suits_a_base_is_not_done_with_regions(pipe, pair):

@@ -107,9 +107,14 @@ def detail_pass(here: pipeline.Base, concept: Concept, request: AttachRequest) -
             f"detail cuts parts out of what a UNet draws from noise alone, and a {type(here.pipe).__name__} "
             "draws in another way; leave detail out"
         )
+    if request.detail and concept.reference is not None:
+        raise BadRegion(
+            f"{concept.name} looks at its reference photo, which is drawn whole; leave detail out"
+        )
     if request.detail and request.masks:
         raise BadRegion("detail goes by where the base draws things, not by regions; leave one of them out")
-    return DetailPass(here.pipe, concept.words) if wanted and able and not request.masks else None
+    hindered = request.masks or concept.reference is not None
+    return DetailPass(here.pipe, concept.words) if wanted and able and not hindered else None
 
 
 def _confinement_kind(

@@ -132,7 +132,7 @@ class ConfinedDrawing:
         if details:
             stage.first = layout.steps  # what is left to draw is the base's own
             self.layout = layout.redrawn(details.inside)
-        elif self._detail and (why := hindrance(pipe, scenes)):
+        elif self._detail and (why := hindrance(pipe, scenes, bound.arguments)):
             self.layout = layout.with_remark(f"Concepts are drawn in the frame itself: {why}.")
         more = {} if layout.noise is None else {"latents": layout.noise}
         with self.confinement.staged(stage):
@@ -211,7 +211,7 @@ class ConfinedDrawing:
         layout of an earlier call like this one, which is taken when it begins alike.
         """
         stage = Stage(scenes, images=_images(bound))
-        detailed = self._detail is not None and not hindrance(pipe, scenes)
+        detailed = self._detail is not None and not hindrance(pipe, scenes, bound.arguments)
         whole_layout = detailed or self.confinement.kind.whole
         begun: list[Tensor] = []
 

@@ -16,16 +16,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from conceptkit.base.autoencoder import latents_of, pixels_of
 from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.text_features import positions, spell, token_ids
 from conceptkit.concepts import prompt_rewriting
+from conceptkit.errors import BadBase
 from conceptkit.inference.call_hook import Call, called_with
 from conceptkit.inference.denoiser_call import DenoiserCall, Result, take_calls
 from conceptkit.inference.drawing_stage import repeated
@@ -35,6 +34,7 @@ from conceptkit.inference.layout_masks import find_parts, soft_masks
 from conceptkit.inference.multidiffusion import can_have_windows
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened, within
 from conceptkit.inference.prompt_scene import PromptScene, alone
+from conceptkit.inference.set_in import Details
 from conceptkit.rng import hash_of
 
 if TYPE_CHECKING:
@@ -52,40 +52,8 @@ OF_ONE_PICTURE = (
     *("callback_on_step_end", "callback", "callback_steps"),
 )
 """Arguments that are for the drawing of the whole picture alone."""
-
-
-@dataclass(frozen=True, eq=False)
-class Details:
-    """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
-    where they are not the base's own. latents (P, c, h, w): of these pictures. inside (P, 1, h, w): the cells
-    that were changed."""
-
-    pixels: Tensor
-    changed: Tensor
-    latents: Tensor
-    inside: Tensor
-
-    def put_into(self, result: Any) -> Any:
-        """What a pipeline gives for the base's own pictures, with the parts set in; in the same form."""
-        images, *more = result if isinstance(result, tuple) else (result.images,)
-        changed = self._in_pictures(images)
-        if isinstance(result, tuple):
-            return changed, *more
-        result.images = changed
-        return result
-
-    def _in_pictures(self, images: Any) -> Any:
-        """PIL pictures in a list, arrays (P, H, W, 3) or tensors (P, 3, H, W) in [0, 1], or latents."""
-        if isinstance(images, Tensor) and images.shape == self.latents.shape:
-            return torch.where(self.inside.to(images.device), self.latents.to(images), images)
-        if isinstance(images, Tensor):
-            return torch.where(self.changed.to(images.device), self.pixels.to(images), images)
-        pixels, changed = (part.permute(0, 2, 3, 1).cpu().numpy() for part in (self.pixels, self.changed))
-        if isinstance(images, np.ndarray):
-            return np.where(changed, pixels, images)
-        whole = np.stack([np.asarray(image.convert("RGB")) for image in images])
-        shown = (255 * pixels).round().astype(np.uint8)
-        return [Image.fromarray(one) for one in np.where(changed, shown, whole)]
+UNSHARED = ("negative_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds", "denoising_end")
+"""Arguments of a picture that say nothing of its parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +178,7 @@ class DetailPass:
     ) -> tuple[Tensor, Tensor]:
         """The parts of pictures (n, 3, H, W) drawn anew at their size, and where in them the concepts' things
         are, (n, 1, H, W)."""
-        steps = max(1, round(STEPS * layout.steps))
+        steps = max(1, round(STEPS * _steps(bound)))
         prompts = [alone(layout.pictures[k].scene, cut.thing, self._words) for k in cut.pictures]
         known = latents_of(self._pipe, cut_out(whole, cut.boxes))
         known = known.to(layout.predictions[0])
@@ -250,10 +218,11 @@ class DetailPass:
     def _own_words(self, prompts: Sequence[str], names: Sequence[str]) -> Tensor:
         """(n, T, 1): 1 at the words of each prompt's concept."""
         ids = token_ids(self._pipe, [prompt_rewriting.replace(text, self._words) for text in prompts])
-        found = [
-            positions(row[None], spell(self._pipe, self._words[name]))
-            for row, name in zip(ids, names, strict=True)
-        ]
+        found = []
+        for row, name in zip(ids, names, strict=True):
+            words = self._words[name]  # in a plural its noun is another word, its token is not
+            own = [positions(row[None], spell(self._pipe, text)) for text in (words, words.split(" ")[0])]
+            found.append(next((one for one in own if one.any()), own[0]))
         return torch.cat(found).unsqueeze(2).float()
 
     def _take(self, call: DenoiserCall) -> Result:
@@ -282,10 +251,27 @@ class DetailPass:
         part.watch.look(module, args, kwargs, rows, count)
 
 
-def hindrance(pipe: DiffusionPipeline, scenes: Sequence[PromptScene]) -> str | None:
-    """Why a call's concepts are drawn in the frame itself; None where each can be drawn by itself."""
+def _steps(bound: inspect.BoundArguments) -> int:
+    """How many a call asks for, or its pipeline has by itself."""
+    asked = bound.arguments.get("num_inference_steps")
+    return int(bound.signature.parameters["num_inference_steps"].default if asked is None else asked)
+
+
+def hindrance(pipe: DiffusionPipeline, scenes: Sequence[PromptScene], given: Mapping[str, Any]) -> str | None:
+    """Why the concepts of a call with these arguments are drawn in the frame itself; None where each can be
+    drawn by itself."""
     if not can_have_windows(pipe):
         return "the pipeline draws on a picture that it is given"
+    for part in ("safety_checker", "watermark"):
+        if getattr(pipe, part, None) is not None:
+            return f"the pipeline's {part} would not see what is set in"
+    for name in UNSHARED:
+        if given.get(name) is not None:
+            return f"{name} is given"
+    try:
+        schedule_of(pipe.scheduler)
+    except BadBase:
+        return f"nothing can be held by a {type(pipe.scheduler).__name__}"
     if any(scene.over for scene in scenes):
         return "one thing stands before another"
     return "a style is everywhere in it" if any(scene.styles for scene in scenes) else None
@@ -295,5 +281,5 @@ def prediction_of(latents: Tensor, sample: Tensor, time: Tensor | float, schedul
     """What a denoiser that knows the pictures `latents` (P, c, h, w) predicts of noisy ones (B, c, h, w)."""
     schedule = schedule_of(scheduler)
     t = schedule.step_of(torch.as_tensor(time).flatten()[:1].cpu())
-    clean = repeated(latents, len(sample)).to(sample)
-    return schedule.target(clean, schedule.noise_in(sample, clean, t), t)
+    clean, noisy = repeated(latents, len(sample)).to(sample.device).float(), sample.float()
+    return schedule.target(clean, schedule.noise_in(noisy, clean, t), t).to(sample)

@@ -45,7 +45,8 @@ class KnownLayout:
     @property
     def size(self) -> int:
         """Bytes of its predictions."""
-        return sum(each.nbytes for each in self.layout.predictions)
+        ends = [one for one in (self.layout.begun, self.layout.latents) if one is not None]
+        return sum(each.nbytes for each in (*self.layout.predictions, *ends))
 
 
 def call_key(

@@ -1,0 +1,45 @@
+"""What a detail pass has drawn, set into what a pipeline gives, in whatever form that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Details:
+    """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
+    where they are not the base's own. latents (P, c, h, w): of these pictures. inside (P, 1, h, w): the cells
+    that were changed."""
+
+    pixels: Tensor
+    changed: Tensor
+    latents: Tensor
+    inside: Tensor
+
+    def put_into(self, result: Any) -> Any:
+        """What a pipeline gives for the base's own pictures, with the parts set in; in the same form."""
+        images, *more = result if isinstance(result, tuple) else (result.images,)
+        changed = self._in_pictures(images)
+        if isinstance(result, tuple):
+            return changed, *more
+        result.images = changed
+        return result
+
+    def _in_pictures(self, images: Any) -> Any:
+        """PIL pictures in a list, arrays (P, H, W, 3) or tensors (P, 3, H, W) in [0, 1], or latents."""
+        if isinstance(images, Tensor) and images.shape == self.latents.shape:
+            return torch.where(self.inside.to(images.device), self.latents.to(images), images)
+        if isinstance(images, Tensor):
+            return torch.where(self.changed.to(images.device), self.pixels.to(images), images)
+        pixels, changed = (part.permute(0, 2, 3, 1).cpu().numpy() for part in (self.pixels, self.changed))
+        if isinstance(images, np.ndarray):
+            return np.where(changed, pixels, images)
+        whole = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        shown = (255 * pixels).round().astype(np.uint8)
+        return [Image.fromarray(one) for one in np.where(changed, shown, whole)]
