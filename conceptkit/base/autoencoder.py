@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from conceptkit.base.architectures import architecture_of
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
 
 
 @torch.no_grad()
@@ -30,14 +30,13 @@ def pixels_of(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
 
 
 @contextmanager
-def upcast(vae: Any) -> Iterator[None]:
+def upcast(vae: ModelMixin | None) -> Iterator[None]:
     """An autoencoder whose numbers are too large for float16, as SDXL's, is in float32 meanwhile."""
-    before = None if vae is None else vae.dtype
-    if before != torch.float16 or not vae.config.get("force_upcast", False):
+    if vae is None or vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
         yield
         return
     vae.to(torch.float32)
     try:
         yield
     finally:
-        vae.to(before)
+        vae.to(torch.float16)

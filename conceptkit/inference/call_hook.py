@@ -10,12 +10,13 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Call = Callable[..., Any]
+Given = TypeVar("Given")
 
 
 def hook_call(
@@ -51,8 +52,11 @@ def hook_call(
 
 
 def called_with(
-    call: Call, bound: inspect.BoundArguments, more: Mapping[str, Any], without: Collection[str] = ()
-) -> Any:
+    call: Callable[..., Given],
+    bound: inspect.BoundArguments,
+    more: Mapping[str, Any],
+    without: Collection[str] = (),
+) -> Given:
     """The call with some arguments changed, as far as it has them, and others left out."""
     again = copy.copy(bound)
     known = bound.signature.parameters

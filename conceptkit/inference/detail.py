@@ -38,7 +38,7 @@ from conceptkit.inference.set_in import Details
 from conceptkit.rng import hash_of
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 STEPS = 0.5
 """Share of the drawing's steps that a part takes."""
@@ -277,7 +277,7 @@ def hindrance(pipe: DiffusionPipeline, scenes: Sequence[PromptScene], given: Map
     return "a style is everywhere in it" if any(scene.styles for scene in scenes) else None
 
 
-def prediction_of(latents: Tensor, sample: Tensor, time: Tensor | float, scheduler: Any) -> Tensor:
+def prediction_of(latents: Tensor, sample: Tensor, time: Tensor | float, scheduler: SchedulerMixin) -> Tensor:
     """What a denoiser that knows the pictures `latents` (P, c, h, w) predicts of noisy ones (B, c, h, w)."""
     schedule = schedule_of(scheduler)
     t = schedule.step_of(torch.as_tensor(time).flatten()[:1].cpu())

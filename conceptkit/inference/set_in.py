@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from conceptkit.inference.call_hook import Given
+
 
 @dataclass(frozen=True, eq=False)
 class Details:
@@ -22,14 +24,16 @@ class Details:
     latents: Tensor
     inside: Tensor
 
-    def put_into(self, result: Any) -> Any:
+    def put_into(self, result: Given) -> Given:
         """What a pipeline gives for the base's own pictures, with the parts set in; in the same form."""
-        images, *more = result if isinstance(result, tuple) else (result.images,)
-        changed = self._in_pictures(images)
-        if isinstance(result, tuple):
-            return changed, *more
-        result.images = changed
-        return result
+        given: Any = result
+        if isinstance(given, tuple):
+            images, *more = given
+            given = (self._in_pictures(images), *more)
+        else:
+            given.images = self._in_pictures(given.images)
+        put: Given = given
+        return put
 
     def _in_pictures(self, images: Any) -> Any:
         """PIL pictures in a list, arrays (P, H, W, 3) or tensors (P, 3, H, W) in [0, 1], or latents."""
