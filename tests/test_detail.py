@@ -187,6 +187,18 @@ def test_what_hinders_a_part_is_named(change, why):
     assert why in hindrance(pipe, [], more)
 
 
+def test_a_checker_that_comes_later_is_not_passed_by_with_a_kept_layout(monkeypatch):
+    pipe = pico_sd()
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *two(pipe)) as attachment:
+        drawn(pipe, BOTH)
+        assert attachment.layout.pictures[0].changed is not None
+        monkeypatch.setattr(pipe, "watermark", object(), raising=False)
+        drawn(pipe, BOTH)
+        (layout,) = attachment.layout.pictures
+    assert layout.changed is None and "watermark would not see" in " ".join(layout.sentences())
+
+
 def test_in_half_precision_a_picture_is_finite():
     pipe = pico_sd().to(torch.bfloat16)
     with attach(pipe, *two(pipe)):

@@ -63,3 +63,8 @@ def called_with(
     given = {name: value for name, value in bound.arguments.items() if name not in without}
     again.arguments = {**given, **{name: value for name, value in more.items() if name in known}}
     return call(*again.args, **again.kwargs)
+
+
+def images_per_prompt(bound: inspect.BoundArguments) -> int:
+    """How many pictures a call draws of each prompt."""
+    return int(bound.arguments.get("num_images_per_prompt") or 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conceptkit.base.architectures import architecture_of, denoiser_of
 from conceptkit.errors import BadPrompt, BadRegion
-from conceptkit.inference.call_hook import Call, called_with, hook_call
+from conceptkit.inference.call_hook import Call, called_with, hook_call, images_per_prompt
 from conceptkit.inference.call_texts import Unreadable
 from conceptkit.inference.confinement import Confinement
 from conceptkit.inference.detail import DetailPass, hindrance
@@ -124,7 +124,7 @@ class ConfinedDrawing:
             layout,
             first=round(REPLAYED * layout.steps),
             sparse=round(SPARSE * layout.steps),
-            images=_images(bound),
+            images=images_per_prompt(bound),
         )
         details = (
             self._detail.redraw(call, bound, layout) if self._detail and layout.latents is not None else None
@@ -138,6 +138,12 @@ class ConfinedDrawing:
         with self.confinement.staged(stage):
             drawn = called_with(call, bound, more)
         return details.put_into(drawn) if details else drawn
+
+    def _detailed(
+        self, pipe: DiffusionPipeline, bound: inspect.BoundArguments, scenes: Sequence[PromptScene]
+    ) -> bool:
+        """Whether each concept of a call is drawn by itself; a kept layout is of one kind or the other."""
+        return self._detail is not None and not hindrance(pipe, scenes, bound.arguments)
 
     def _refuse(self, pipe: DiffusionPipeline) -> None:
         """Raises BadRegion where confinement was ordered; says so where it is only the default."""
@@ -177,7 +183,7 @@ class ConfinedDrawing:
     ) -> Layout:
         """The base's own drawing of the class nouns, of another noise where that of the call lacks things."""
         key = call_key(pipe, bound, scenes, self._given, (*DROPPED, "output_type", "return_dict"))
-        key = key and (key, self._detail is not None)
+        key = key and (key, self._detailed(pipe, bound, scenes))
         known = None if key is None else known_layout(denoiser_of(pipe), key)
         search = NoiseSearch(bound, architecture_of(pipe))
         found = self._drawn(pipe, call, bound, scenes, search.noise, not search.able, known)
@@ -210,8 +216,8 @@ class ConfinedDrawing:
         Not usable when it was given up early, since it lacks things and need not be `whole`. known: the
         layout of an earlier call like this one, which is taken when it begins alike.
         """
-        stage = Stage(scenes, images=_images(bound))
-        detailed = self._detail is not None and not hindrance(pipe, scenes, bound.arguments)
+        stage = Stage(scenes, images=images_per_prompt(bound))
+        detailed = self._detailed(pipe, bound, scenes)
         whole_layout = detailed or self.confinement.kind.whole
         begun: list[Tensor] = []
 
@@ -282,8 +288,3 @@ class ConfinedDrawing:
         ]
         for sentence in dict.fromkeys(said):
             warnings.warn(sentence, LayoutWarning, stacklevel=4)
-
-
-def _images(bound: inspect.BoundArguments) -> int:
-    """How many pictures a call draws of each prompt."""
-    return int(bound.arguments.get("num_images_per_prompt") or 1)

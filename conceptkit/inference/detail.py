@@ -25,7 +25,7 @@ from conceptkit.base.noise_schedule import schedule_of
 from conceptkit.base.text_features import positions, spell, token_ids
 from conceptkit.concepts import prompt_rewriting
 from conceptkit.errors import BadBase
-from conceptkit.inference.call_hook import Call, called_with
+from conceptkit.inference.call_hook import Call, called_with, images_per_prompt
 from conceptkit.inference.denoiser_call import DenoiserCall, Result, take_calls
 from conceptkit.inference.drawing_stage import repeated
 from conceptkit.inference.layout import Layout, PictureLayout
@@ -200,7 +200,7 @@ class DetailPass:
         self, bound: inspect.BoundArguments, layout: Layout, numbers: Sequence[int]
     ) -> dict[str, Any]:
         """What a call for the parts of pictures, a prompt for each of them, is given beside the prompts."""
-        per_prompt = int(bound.arguments.get("num_images_per_prompt") or 1)
+        per_prompt = images_per_prompt(bound)
         negative = {
             name: [value if isinstance(value, str) else value[k // per_prompt] for k in numbers]
             for name, value in bound.arguments.items()

@@ -258,9 +258,9 @@ def _parted(placed: Sequence[Placed], parted: Cells) -> tuple[str, ...]:
 
 def _redrawn(picture: PictureLayout) -> str:
     """A sentence on the concepts that were drawn by themselves."""
-    return (
-        f"{' and '.join(picture.scene.names)} were drawn at full size and set in; --no-detail leaves it out."
-    )
+    names = picture.scene.names
+    were = "was" if len(names) == 1 else "were"
+    return f"{' and '.join(names)} {were} drawn at full size and set in; --no-detail leaves it out."
 
 
 def _in_one_region(placed: Sequence[Placed]) -> tuple[str, ...]:
