@@ -23,6 +23,7 @@ from conceptkit.inference import attach as attaching
 from conceptkit.inference import attach_steps, detail, layout_cache
 from conceptkit.inference.attach_request import AttachRequest
 from conceptkit.inference.detail import hindrance, prediction_of
+from conceptkit.inference.layout_attention import Watch
 from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened, within
 from tests.projected_tiny import pico_kolors
 from tests.test_confined import LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
@@ -267,6 +268,26 @@ def test_a_drawing_that_fails_leaves_no_part_behind(pipe, pair, monkeypatch):
             drawn(pipe, BOTH)
         monkeypatch.setattr(detail, "prediction_of", prediction_of)
         assert np.abs(drawn(pipe, BOTH) - wanted).max() < 1e-6
+
+
+def test_outlines_come_from_the_rows_that_read_the_prompt(pipe, pair, monkeypatch):
+    """With guidance these stand behind those that do not."""
+    place(monkeypatch, LEFT, RIGHT)
+    rows = []
+    look = Watch.look
+
+    def note(self, module, args, kwargs, picks, count):
+        if self.own.shape[2] == 1:
+            rows.append((picks.tolist(), count))
+        return look(self, module, args, kwargs, picks, count)
+
+    monkeypatch.setattr(Watch, "look", note)
+    with attach(pipe, *pair):
+        drawn(pipe, BOTH)
+        assert set(map(str, rows)) == {"([1], 2)"}
+        rows.clear()
+        drawn(pipe, BOTH, guidance_scale=1.0)
+    assert set(map(str, rows)) == {"([0], 1)"}
 
 
 # The mathematics
