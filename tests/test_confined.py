@@ -147,8 +147,8 @@ def test_lora_acts_in_its_part_alone(pipe, monkeypatch):
     place(monkeypatch, (slice(None), slice(0, 4)), NOWHERE)
     with attach(pipe, dog, silent):
         calls = added(pipe, BOTH, num_inference_steps=1)
-    layout, drawn = (call.unflatten(1, (8, 8)).abs().sum(3) for call in calls)
-    assert not layout.any(), "the base alone lays out"
+    *layout, drawn = (call.unflatten(1, (8, 8)).abs().sum(3) for call in calls)
+    assert layout and not any(call.any() for call in layout), "the base alone lays out"
     assert (drawn[:, :, :4] > 0).all() and not drawn[:, :, 4:].any() and len(drawn) == 2
 
 
@@ -464,6 +464,29 @@ def test_watching_adds_up_attention_to_each_noun(pipe):
     weights = torch.einsum("phd,thd->hpt", q, k).mul(module.scale).softmax(2).mean(0)
     wanted = torch.stack([weights[:, 1], weights[:, 3:].sum(1)]).unflatten(1, (8, 8))
     assert torch.allclose(watch.seen(0, 2)[0], wanted, atol=1e-5)
+
+
+def test_attention_spreads_over_what_cells_attend_to(pipe):
+    """Against the product of both softmaxes, written out."""
+    kind = kind_of(pipe.unet)
+    texts, selves = (
+        next(iter(named.values())) for named in (kind.modules(pipe.unet), kind.beside(pipe.unet))
+    )
+    own = torch.zeros(1, 5, 1)
+    own[0, 2] = 1
+    queries, hidden = torch.randn(2, 64, 16), torch.randn(2, 5, 32)
+    watch = Watch(own, kind)
+    watch.begin((8, 8))
+    watch.look_between(selves, (queries,), {}, torch.tensor([1]))
+    watch.look(texts, (queries,), {"encoder_hidden_states": hidden}, torch.tensor([1]), 2)
+
+    def softmax(module, keys):
+        q, k = (x.unflatten(1, (module.heads, -1)) for x in (module.to_q(queries[1]), module.to_k(keys)))
+        return torch.einsum("phd,thd->hpt", q, k).mul(module.scale).softmax(2).mean(0)
+
+    wanted = softmax(selves, queries[1]) @ softmax(texts, hidden[1])[:, 2]
+    assert torch.allclose(watch.seen(0, 1, spread=True)[0, 0], wanted.unflatten(0, (8, 8)), atol=1e-6)
+    assert not torch.allclose(watch.seen(0, 1), watch.seen(0, 1, spread=True), atol=1e-4)
 
 
 def test_the_picture_of_a_layout_shows_parts_and_names():

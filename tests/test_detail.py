@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
@@ -16,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.base import pipeline
-from conceptkit.base.autoencoder import latents_of, pixels_of
 from conceptkit.base.noise_schedule import FLOW, NoiseSchedule
 from conceptkit.errors import BadRegion
 from conceptkit.inference import attach as attaching
@@ -24,9 +24,10 @@ from conceptkit.inference import attach_steps, detail, layout_cache
 from conceptkit.inference.attach_request import AttachRequest
 from conceptkit.inference.detail import hindrance, prediction_of
 from conceptkit.inference.layout_attention import Watch
-from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened, within
+from conceptkit.inference.outlines import filled, grown
+from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened
 from tests.projected_tiny import pico_kolors
-from tests.test_confined import LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
+from tests.test_confined import EVERYWHERE, LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
 from tests.tiny import pico_sd, pico_sdxl, snapshot
 
 attach = functools.partial(attaching.attach, confine=True, detail=True)
@@ -61,6 +62,7 @@ def test_outside_of_all_parts_the_picture_is_the_bases_own_bit_for_bit(build, mo
     pipe = build()
     plain = drawn(pipe, NOUNS)
     place(monkeypatch, CORNER, NOWHERE)
+    monkeypatch.setattr(detail, "outlines", as_laid_out)
     with attach(pipe, *two(pipe)) as attachment:
         found = drawn(pipe, BOTH)
         (layout,) = attachment.layout.pictures
@@ -98,16 +100,59 @@ def drawn_tuple(pipe):
     )
 
 
-def test_where_all_is_held_the_picture_is_what_it_was(pipe, pair, monkeypatch):
-    """What is known of a part comes out of its drawing as it went in, through the autoencoder."""
-    place(monkeypatch, (slice(None), slice(None)), NOWHERE)
-    monkeypatch.setattr(detail, "HELD", 1.0)
+def as_laid_out(picture, spread, owners, *_):
+    """Outlines that are the parts of the layout; all of what is cut out."""
+    return F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
+
+
+def everything(picture, pixels):
+    """All things of a layout have all of its picture (N, H, W)."""
+    return np.ones((len(picture.things), *pixels.shape[1:]), dtype=bool)
+
+
+def test_what_another_thing_has_is_not_drawn_over(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    monkeypatch.setattr(detail, "_places", everything)
     plain = drawn(pipe, NOUNS)
     with attach(pipe, *pair):
-        found = drawn(pipe, BOTH, steps=4)
-    pixels = torch.from_numpy(plain).permute(0, 3, 1, 2)
-    wanted = pixels_of(pipe, latents_of(pipe, pixels)).permute(0, 2, 3, 1).numpy()
-    assert np.abs(found - wanted).mean() < 2e-3 < np.abs(plain - wanted).mean()
+        assert np.array_equal(drawn(pipe, BOTH), plain)
+
+
+def test_where_another_thing_is_a_part_is_held(pipe, pair, monkeypatch):
+    """What is known of it there comes out of its drawing as it went in."""
+
+    def overlapping(picture, pixels):
+        masks = everything(picture, pixels)
+        masks[1, :, masks.shape[2] // 2 :] = False  # the gate has the left half of what the dog has
+        return masks
+
+    place(monkeypatch, EVERYWHERE, LEFT)
+    monkeypatch.setattr(detail, "_places", overlapping)
+    known, ended = [], []
+    into, call = detail.latents_of, detail.called_with
+    monkeypatch.setattr(detail, "latents_of", lambda *args: known.append(into(*args)) or known[-1])
+    monkeypatch.setattr(detail, "called_with", lambda *args: ended.append(call(*args)) or ended[-1])
+    with attach(pipe, *pair):
+        drawn(pipe, BOTH)
+    off = (known[0] - ended[0].images).abs().mean(dim=(0, 1, 2))
+    half = len(off) // 2
+    assert off[:half].max() < 2e-3 < off[half:].min()
+
+
+def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypatch):
+    """Its place follows from around it, in the middle of which nothing else is."""
+    place(monkeypatch, CORNER, NOWHERE)
+    nothing = lambda picture, *_: np.zeros((1, *picture.shape[1:]), dtype=bool)  # noqa: E731
+    corner = np.zeros((2, 16, 16), dtype=bool)
+    corner[0, 2:8, 2:8] = True
+    monkeypatch.setattr(detail, "_places", lambda picture, pixels: corner)
+    monkeypatch.setattr(detail, "outlines", nothing)
+    plain = torch.from_numpy(drawn(pipe, NOUNS)[0]).permute(2, 0, 1)
+    with attach(pipe, *pair):
+        found = drawn(pipe, BOTH)[0]
+    wanted = filled(plain, grown(corner[0])).permute(1, 2, 0).numpy()
+    assert np.allclose(found[4:6, 4:6], wanted[4:6, 4:6], atol=1e-4)
+    assert np.array_equal(found[12:], plain.permute(1, 2, 0).numpy()[12:])
 
 
 def test_a_part_reads_the_prompt_that_names_its_concept_alone(pipe, pair, monkeypatch):
@@ -135,8 +180,7 @@ def test_what_it_costs(pipe, pair, monkeypatch):
         count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
         again = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
     steps = round(detail.STEPS * 8)
-    parts = 2 * (steps - round(detail.HELD * steps))
-    assert count == 8 + parts and again <= 1 + parts, "a layout that is known takes one call"
+    assert count == 8 + 2 * steps and again <= 1 + 2 * steps, "a layout that is known takes one call"
 
 
 def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pair, monkeypatch):
@@ -210,10 +254,10 @@ def test_a_scheduler_of_two_calls_a_step_takes_as_many_steps(pipe, pair, monkeyp
     before = pipe.scheduler
     monkeypatch.setattr(pipe, "scheduler", HeunDiscreteScheduler.from_config(before.config))
     place(monkeypatch, LEFT, RIGHT)
-    monkeypatch.setattr(detail, "HELD", 0.0)
     with attach(pipe, *pair):
         count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
-    assert count == 15 + 2 * 7
+    steps = round(detail.STEPS * 8)
+    assert count == 15 + 2 * (2 * steps - 1)
 
 
 def test_a_plural_is_looked_for_by_its_token(pipe, pair, monkeypatch):
@@ -328,14 +372,10 @@ def test_a_box_is_in_the_picture_and_around_its_part(data):
     tall, wide = data.draw(st.integers(1, height - y)), data.draw(st.integers(1, width - x))
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[y : y + tall, x : x + wide] = True
-    x0, y0, x1, y1 = box = box_around(mask)
+    x0, y0, x1, y1 = box_around(mask)
     assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
     assert x0 <= x + 1 and y0 <= y + 1 and x1 >= x + wide - 1 and y1 >= y + tall - 1
     assert abs((x1 - x0) / width - (y1 - y0) / height) <= 1 / min(height, width), "of the picture's shape"
-    free = within(box, (height, width))
-    assert free[y0:y1, x0:x1].sum() == free.sum() and free.max() <= 1
-    if (x0, y0, x1, y1) == (0, 0, width, height):
-        assert free.all(), "nothing is held along the picture's own edges"
 
 
 def test_no_part_is_all_of_the_picture():

@@ -77,8 +77,13 @@ class ByAttention:
 
     def install(self, denoiser: nn.Module, stage_of: Callable[[], Stage | None]) -> Callable[[], None]:
         """Listen to the attention."""
-        before = functools.partial(self._before, stage_of)
-        return watch_hooks(denoiser, self._kind, before, functools.partial(self._after, stage_of))
+        return watch_hooks(
+            denoiser,
+            self._kind,
+            before=functools.partial(self._before, stage_of),
+            after=functools.partial(self._after, stage_of),
+            between=functools.partial(self._between, stage_of),
+        )
 
     def part(
         self, stage: Stage, name: str, call: Mapping[str, Any]
@@ -116,6 +121,19 @@ class ByAttention:
         inside = repeated(stage.masks.sum(dim=1, keepdim=True).clamp(max=1), len(base))
         return call.result(base + inside * (drawn - base))
 
+    def _between(
+        self,
+        stage_of: Callable[[], Stage | None],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """In a layout: watch how the cells of the pictures attend to each other."""
+        stage = stage_of()
+        if stage is not None and isinstance(stage.watch, Watch) and stage.rows is not None:
+            queries = args[0] if args else kwargs["hidden_states"]
+            stage.watch.look_between(module, args, kwargs, _first_rows(stage, queries))
+
     def _before(
         self,
         stage_of: Callable[[], Stage | None],
@@ -128,9 +146,7 @@ class ByAttention:
         if stage is None or not isinstance(stage.watch, Watch) or stage.rows is None:
             return None
         queries = args[0] if args else kwargs["hidden_states"]
-        first = [int((stage.rows == p).nonzero()[0]) for p in range(stage.pictures)]
-        rows = torch.tensor(first, device=queries.device)
-        stage.watch.look(module, args, kwargs, rows, len(queries))
+        stage.watch.look(module, args, kwargs, _first_rows(stage, queries), len(queries))
         if not any(name in self._given for name in stage.names):
             return None
         size = level(stage.watch.size, queries.shape[1])
@@ -169,3 +185,10 @@ class ByAttention:
                 own = self._kind.reading(module, args, kwargs, read)
             blended = blended + own * inside[:, i]
         return blended
+
+
+def _first_rows(stage: Stage, queries: Tensor) -> Tensor:
+    """The first row of the batch that reads each picture's prompt, (pictures,)."""
+    assert stage.rows is not None
+    first = [int((stage.rows == p).nonzero()[0]) for p in range(stage.pictures)]
+    return torch.tensor(first, device=queries.device)

@@ -26,6 +26,7 @@ from conceptkit.inference.layout import (
     check_room,
     lay_out,
 )
+from conceptkit.inference.layout_attention import Watch
 from conceptkit.inference.layout_cache import KnownLayout, call_key, keep_layout, known_layout
 from conceptkit.inference.layout_noise import NoiseSearch, copied
 from conceptkit.inference.multidiffusion import can_have_windows
@@ -89,7 +90,7 @@ class ConfinedDrawing:
 
     def idle(self) -> bool:
         """Whether the call of the denoiser that is under way computes nothing."""
-        return self.confinement.replayed() or bool(self._detail and self._detail.idle())
+        return self.confinement.replayed()
 
     def staged(self) -> bool:
         """Whether a drawing in stages is under way in this thread."""
@@ -271,6 +272,12 @@ class ConfinedDrawing:
             )
             for p in range(stage.pictures)
         )
+        if isinstance(stage.watch, Watch):
+            spread = stage.watch.maps(stage.calls, spread=True).cpu()
+            pictures = tuple(
+                replace(one, spread=maps[: len(one.things)])
+                for one, maps in zip(pictures, spread, strict=True)
+            )
         channels, windows = stage.sample.shape[1], can_have_windows(self._pipe)
         if not windows:
             pictures = tuple(

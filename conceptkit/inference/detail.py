@@ -1,10 +1,10 @@
 """A detail pass: each concept's part of a picture, drawn once more at full size and set back.
 
 A concept is learned from photos that its thing fills. In a frame of several things each has a fraction of the
-cells, and the base says less of what it learned. So each part is cut out of the base's own drawing and
-enlarged, what is in it is drawn anew by the part of the prompt that names its concept alone, and it is set
-back at its size: inpainting "only masked", as interfaces for Stable Diffusion call it. What is known of a
-part, around its thing, is held as in RePaint (2201.09865, eq. 8).
+cells, and the base says less of what it learned. So the base's thing is taken out of its own drawing, the
+part is enlarged, the concept is drawn there by the part of the prompt that names it alone, and its thing is
+cut out and set back at its size: inpainting "only masked", as interfaces for Stable Diffusion call it. Where
+another thing is, the part is held as in RePaint (2201.09865, eq. 8).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,9 +31,10 @@ from conceptkit.inference.denoiser_call import DenoiserCall, Result, take_calls
 from conceptkit.inference.drawing_stage import repeated
 from conceptkit.inference.layout import Layout, PictureLayout
 from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_hooks
-from conceptkit.inference.layout_masks import find_parts, soft_masks
+from conceptkit.inference.layout_masks import Cells
 from conceptkit.inference.multidiffusion import can_have_windows
-from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened, within
+from conceptkit.inference.outlines import filled, grown, outlines
+from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened
 from conceptkit.inference.prompt_scene import PromptScene, alone
 from conceptkit.inference.set_in import Details
 from conceptkit.rng import hash_of
@@ -40,11 +42,11 @@ from conceptkit.rng import hash_of
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
-STEPS = 0.5
+STEPS = 0.32
 """Share of the drawing's steps that a part takes."""
-HELD = 0.1
-"""Share of a part's steps in which all of it is held, so that a thing keeps its place and bearing. With 0.16
-it keeps more of the base's colours too."""
+LEAST = 0.65
+"""Attention from which on a pixel of a part is the concept's thing, see `outlines`: what is around it there
+disturbs less than what is missing of it."""
 EMPTY = 1 / 512
 """Share of a part in a pixel below which the pixel stays the base's own."""
 OF_ONE_PICTURE = (
@@ -61,7 +63,7 @@ class _Cut:
     """What is cut out of each of n pictures, for one thing in it.
 
     thing: its number in the pictures' scenes. pictures: their numbers. names: of the concepts. boxes: what is
-    cut out. own, free (n, 1, H, W): where the base's thing is, and how far the picture may be changed.
+    cut out. own, others (n, 1, H, W): where the base's thing is, and where all others are, 0 or 1.
     """
 
     thing: int
@@ -69,7 +71,7 @@ class _Cut:
     names: list[str]
     boxes: list[Box]
     own: Tensor
-    free: Tensor
+    others: Tensor
 
 
 @dataclass(eq=False)
@@ -77,27 +79,12 @@ class _Part:
     """A drawing of n enlarged parts that is under way.
 
     known (n, c, h, w): latents of what they were. free (n, 1, h, w): 1 where they are drawn, 0 where held.
-    first: the call of the denoiser from which on they are. watch: the attention to the concepts' words.
-    calls: so far.
+    watch: the attention to the concepts' words.
     """
 
     known: Tensor
     free: Tensor
-    first: int
     watch: Watch
-    calls: int = 0
-
-    def outlines(self, latents: Tensor) -> Tensor:
-        """Where the concepts' things are (n, 1, h, w), from the attention to their words and the latents that
-        were drawn; everywhere, where nothing was."""
-        if self.calls <= self.first:
-            return torch.ones_like(latents[:, :1])
-        seen = self.watch.maps(self.watch.calls)
-        found = [
-            soft_masks(find_parts(each.double().cpu().numpy(), [""]).masks, guide.float().cpu())
-            for each, guide in zip(seen, latents, strict=True)
-        ]
-        return torch.stack(found)
 
 
 class DetailPass:
@@ -115,18 +102,15 @@ class DetailPass:
         """Listen to the denoiser; gives the way back."""
         with ExitStack() as undo:
             undo.callback(take_calls(denoiser, self._take))
-            undo.callback(watch_hooks(denoiser, self._attention, self._look, lambda *_: None))
+            undo.callback(
+                watch_hooks(denoiser, self._attention, self._look, lambda *_: None, self._look_between)
+            )
             return undo.pop_all().close
 
     @property
     def active(self) -> bool:
         """Whether a part is being drawn in this thread."""
         return self._part is not None
-
-    def idle(self) -> bool:
-        """Whether the call of the denoiser that is under way computes nothing."""
-        part = self._part
-        return part is not None and part.calls <= part.first
 
     @property
     def _part(self) -> _Part | None:
@@ -138,69 +122,73 @@ class DetailPass:
         assert layout.latents is not None
         whole = pixels_of(self._pipe, layout.latents)
         changed = torch.zeros_like(whole[:, :1], dtype=torch.bool)
+        places = [_places(picture, one) for picture, one in zip(layout.pictures, whole.cpu(), strict=True)]
         for i in range(max(len(picture.things) for picture in layout.pictures)):
-            cut = self._cut(layout.pictures, i, whole)
+            cut = self._cut(layout.pictures, places, i)
             if not cut.pictures:
                 continue
             before = whole[cut.pictures]
-            drawn, outlines = self._drawn(call, bound, layout, cut, before)
-            outline = set_back(outlines, cut.boxes, torch.zeros_like(cut.own))
-            share = softened(torch.maximum(outline, cut.own)) * cut.free
-            whole[cut.pictures] = torch.lerp(before, set_back(drawn, cut.boxes, before), share)
-            changed[cut.pictures] |= share > EMPTY
+            empty = _without(before, cut.own)
+            drawn, outline = self._drawn(call, bound, layout, cut, _without(empty, cut.others))
+            removed = softened(_grown(cut.own)).to(whole)
+            share = softened(outline * (1 - cut.others)).to(whole)
+            whole[cut.pictures] = torch.lerp(
+                torch.lerp(before, empty, removed), set_back(drawn, cut.boxes, before), share
+            )
+            changed[cut.pictures] |= torch.maximum(share, removed) > EMPTY
         latents = latents_of(self._pipe, whole).to(layout.latents)
         inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
         return Details(whole, changed, latents, inside)
 
-    def _cut(self, pictures: Sequence[PictureLayout], i: int, whole: Tensor) -> _Cut:
-        """Thing number `i` of each picture that has a concept there: all of its box, but for other things."""
-        numbers, names, boxes, owns, frees = [], [], [], [], []
-        for k, picture in enumerate(pictures):
+    def _cut(self, pictures: Sequence[PictureLayout], places: Sequence[Cells], i: int) -> _Cut:
+        """Thing number `i` of each picture that has a concept there, by the places (N, H, W) of all."""
+        cut = _Cut(i, [], [], [], *torch.zeros(2, 0, 1, *places[0].shape[1:]))
+        owns, others = [], []
+        for k, (picture, masks) in enumerate(zip(pictures, places, strict=True)):
             name = picture.scene.things[i].name if i < len(picture.things) else None
-            if name is None:
+            if name is None or not masks[i].any():
                 continue
-            masks = F.interpolate(picture.masks[None].float(), whole.shape[2:], mode="bilinear")[0]
-            if not (masks[i] > 0.5).any():
-                continue
-            box = box_around(masks[i] > 0.5)
-            others = torch.cat([masks[:i], masks[i + 1 :]]).sum(dim=0).clamp(max=1)
-            free = softened((within(box, whole.shape[2:]) * (1 - others))[None, None])[0, 0]
-            numbers.append(k)
-            names.append(name)
-            boxes.append(box)
+            cut.pictures.append(k)
+            cut.names.append(name)
+            cut.boxes.append(box_around(torch.from_numpy(masks[i])))
             owns.append(masks[i])
-            frees.append(free)
-        stacked = [torch.stack(each)[:, None].to(whole) if each else whole[:0, :1] for each in (owns, frees)]
-        return _Cut(i, numbers, names, boxes, *stacked)
+            others.append(np.delete(masks, i, axis=0).any(axis=0))
+        if not owns:
+            return cut
+        own, other = (torch.from_numpy(np.stack(each))[:, None].float() for each in (owns, others))
+        return replace(cut, own=own, others=other)
 
     def _drawn(
         self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, whole: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The parts of pictures (n, 3, H, W) drawn anew at their size, and where in them the concepts' things
+        """The parts of pictures (n, 3, H, W) drawn anew, and where in the pictures the concepts' things then
         are, (n, 1, H, W)."""
-        steps = max(1, round(STEPS * _steps(bound)))
         prompts = [alone(layout.pictures[k].scene, cut.thing, self._words) for k in cut.pictures]
         known = latents_of(self._pipe, cut_out(whole, cut.boxes))
         known = known.to(layout.predictions[0])
-        free = F.interpolate(cut_out(cut.free, cut.boxes), known.shape[2:], mode="area").to(known)
+        free = F.interpolate(1 - cut_out(cut.others, cut.boxes), known.shape[2:], mode="area").to(known)
         watch = Watch(self._own_words(prompts, cut.names), self._attention)
-        self._here.part = part = _Part(known, free, round(HELD * steps), watch)
-        more = self._arguments(bound, layout, cut.pictures) | {
+        self._here.part = _Part(known, free, watch)
+        more = self._arguments(bound, layout, cut) | {
             "prompt": prompts,
-            "num_inference_steps": steps,
+            "num_inference_steps": max(1, round(STEPS * _steps(bound))),
         }
         try:
             latents = called_with(call, bound, more, OF_ONE_PICTURE).images
         finally:
             self._here.part = None
-        outlines = F.interpolate(part.outlines(latents).to(whole), whole.shape[2:], mode="bilinear")
-        return pixels_of(self._pipe, latents), outlines
+        drawn = pixels_of(self._pipe, latents)
+        seen = watch.maps(watch.calls, spread=True)
+        found = [
+            outlines(one, maps, torch.ones(1, 1, 1), LEAST)
+            for one, maps in zip(drawn.cpu(), seen, strict=True)
+        ]
+        outline = torch.from_numpy(np.stack(found)).float()
+        return drawn, set_back(outline, cut.boxes, torch.zeros_like(cut.own))
 
-    def _arguments(
-        self, bound: inspect.BoundArguments, layout: Layout, numbers: Sequence[int]
-    ) -> dict[str, Any]:
+    def _arguments(self, bound: inspect.BoundArguments, layout: Layout, cut: _Cut) -> dict[str, Any]:
         """What a call for the parts of pictures, a prompt for each of them, is given beside the prompts."""
-        per_prompt = images_per_prompt(bound)
+        numbers, per_prompt = cut.pictures, images_per_prompt(bound)
         negative = {
             name: [value if isinstance(value, str) else value[k // per_prompt] for k in numbers]
             for name, value in bound.arguments.items()
@@ -210,7 +198,9 @@ class DetailPass:
         begun = [layout.begun[k].float().cpu().numpy().tobytes() for k in numbers]
         return negative | {
             "num_images_per_prompt": 1,
-            "generator": [torch.Generator().manual_seed(hash_of("detail", each)) for each in begun],
+            "generator": [
+                torch.Generator().manual_seed(hash_of("detail", cut.thing, each)) for each in begun
+            ],
             "output_type": "latent",
             "return_dict": True,
         }
@@ -230,25 +220,56 @@ class DetailPass:
         part = self._part
         if part is None:
             return call.run()
-        part.calls += 1
         sample = call.sample
         assert isinstance(sample, Tensor)
         known = prediction_of(part.known, sample, call.arguments["timestep"], self._pipe.scheduler)
-        if part.calls <= part.first:
-            return call.result(known)
         part.watch.begin((sample.shape[-2], sample.shape[-1]))
         computed: Any = call.run()
         return call.result(torch.lerp(known, computed[0], repeated(part.free, len(sample))))
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the attention of the rows that read the prompts, which stand behind those that do not."""
+        """Note the attention to the concepts' words."""
         part = self._part
-        if part is None:
-            return
-        queries = args[0] if args else kwargs["hidden_states"]
-        count, parts = len(queries), len(part.known)
-        rows = torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
-        part.watch.look(module, args, kwargs, rows, count)
+        if part is not None:
+            count, rows = _rows_of(part, args, kwargs)
+            part.watch.look(module, args, kwargs, rows, count)
+
+    def _look_between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the attention of cells to each other."""
+        part = self._part
+        if part is not None:
+            part.watch.look_between(module, args, kwargs, _rows_of(part, args, kwargs)[1])
+
+
+def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Tensor]:
+    """How many rows a call of attention has, and those that read the prompts, behind those that do not."""
+    queries = args[0] if args else kwargs["hidden_states"]
+    count, parts = len(queries), len(part.known)
+    return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
+
+
+def _places(picture: PictureLayout, pixels: Tensor) -> Cells:
+    """Where each thing of a layout is in its picture (3, H, W), (N, H, W): along its outline where the base
+    has drawn it, all of its part elsewhere."""
+    masks = F.interpolate(picture.masks[None].float(), pixels.shape[1:], mode="bilinear")[0] > 0.5
+    found: Cells = masks.numpy()
+    if picture.spread is None:
+        return found
+    for i, outline in enumerate(outlines(pixels, picture.spread, picture.masks)):
+        if picture.things[i].found and not picture.things[i].given and outline.any():
+            found[i] = outline
+    return found
+
+
+def _without(pictures: Tensor, masks: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) with what is in masks (n, 1, H, W) taken away."""
+    return torch.stack(
+        [filled(one, grown(mask[0].numpy() > 0)) for one, mask in zip(pictures, masks, strict=True)]
+    )
+
+
+def _grown(masks: Tensor) -> Tensor:
+    return torch.stack([torch.from_numpy(grown(mask.numpy() > 0)).float() for mask in masks[:, 0]])[:, None]
 
 
 def _steps(bound: inspect.BoundArguments) -> int:

@@ -28,8 +28,14 @@ class AttentionKind(Protocol):
     def modules(self, denoiser: nn.Module) -> Mapping[str, nn.Module]:
         """The modules that attend to text, by name; {} where there is none of this kind."""
 
+    def beside(self, denoiser: nn.Module) -> Mapping[str, nn.Module]:
+        """The modules in which cells attend to each other, each called before one that attends to text."""
+
     def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
         """Attention of each cell to words `own` (B, T, N), in a call of the module: (B, N, P)."""
+
+    def between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Attention of each cell to each, in a call of such a module: (B, P, P); None where it is to text."""
 
     def reading(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
@@ -44,10 +50,22 @@ class CrossAttention:
         """The cross-attentions, by name."""
         return {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
 
+    def beside(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """The self-attentions, by name."""
+        return {name: module for name, module in denoiser.named_modules() if name.endswith("attn1")}
+
     def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
         """The softmax of queries and keys, added up over words `own` (B, T, N): (B, N, P)."""
         queries = args[0] if args else kwargs["hidden_states"]
         return attention_shares(module, queries, kwargs["encoder_hidden_states"], own)
+
+    def between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The softmax of queries and keys, the mean over heads: (B, P, P)."""
+        if kwargs.get("encoder_hidden_states") is not None:
+            return None
+        cells = args[0] if args else kwargs["hidden_states"]
+        everyone = torch.eye(cells.shape[1], device=cells.device).expand(len(cells), -1, -1)
+        return attention_shares(module, cells, cells, everyone).transpose(1, 2)
 
     def reading(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
@@ -74,7 +92,8 @@ class Watch:
 
     def __init__(self, own: Tensor, kind: AttentionKind) -> None:
         self.own, self._kind = own, kind
-        self._calls: list[dict[int, tuple[Tensor, int]]] = []
+        self._calls: list[dict[int, tuple[Tensor, Tensor, int]]] = []
+        self._between: Tensor | None = None
         self._sizes: list[tuple[int, int]] = []
 
     @property
@@ -97,33 +116,51 @@ class Watch:
         self._calls.append({})
         self._sizes.append(size)
 
+    def look_between(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor
+    ) -> None:
+        """Note how cells attend to each other, for the module that looks at text next; rows (pictures,): the
+        row of each picture."""
+        cells = args[0] if args else kwargs["hidden_states"]
+        if max(level(self.size, cells.shape[1])) <= FINEST:
+            seen = self._kind.between(module, args, kwargs)
+            self._between = None if seen is None else seen[rows]
+
     def look(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor, count: int
     ) -> None:
         """Note what a module of `count` rows attends to; rows (pictures,): the row of each picture."""
         queries = args[0] if args else kwargs["hidden_states"]
+        between, self._between = self._between, None
         if len(self._calls) > 1 and queries.shape[1] not in self._telling(0):
             return
         own = torch.zeros((count, *self.own.shape[1:]), device=rows.device)
         own[rows] = self.own.to(own)
         seen = self._kind.shares(module, args, kwargs, own)[rows].float()
         cells = seen.shape[2]
-        before, n = self._calls[-1].get(cells, (torch.zeros_like(seen), 0))
-        self._calls[-1][cells] = before + seen, n + 1
+        known = between is not None and between.shape[1] == cells
+        spread = seen @ between.float().transpose(1, 2) if known and between is not None else seen
+        nothing = torch.zeros_like(seen)
+        before, spread_before, n = self._calls[-1].get(cells, (nothing, nothing, 0))
+        self._calls[-1][cells] = before + seen, spread_before + spread, n + 1
 
-    def maps(self, calls: int) -> Tensor:
-        """Where each noun is by what was seen in so many calls: (pictures, N, h, w)."""
-        return self.seen(int(WATCHED_FROM * calls), calls)
+    def maps(self, calls: int, spread: bool = False) -> Tensor:
+        """Where each noun is by what was seen in so many calls: (pictures, N, h, w).
 
-    def seen(self, first: int, end: int) -> Tensor:
+        spread: the mean over what each cell attends to in the picture itself, A_self A_cross (DiffSegmenter,
+        2309.02773), which reaches all of a thing and not its telling parts alone.
+        """
+        return self.seen(int(WATCHED_FROM * calls), calls, spread)
+
+    def seen(self, first: int, end: int, spread: bool = False) -> Tensor:
         """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w)."""
         telling = self._telling(first)
         finest = telling[max(telling)]
         total: Any = 0
         for call in self._calls[first:end]:
             for cells, shape in telling.items():
-                summed, count = call[cells]
-                at = (summed / count).unflatten(2, shape)
+                *sums, count = call[cells]
+                at = (sums[spread] / count).unflatten(2, shape)
                 total = total + F.interpolate(at, finest, mode="bilinear", align_corners=False)
         return total / ((end - first) * len(telling))
 
@@ -135,11 +172,18 @@ class Watch:
 
 
 def watch_hooks(
-    denoiser: nn.Module, kind: AttentionKind, before: Callable[..., Any], after: Callable[..., Tensor | None]
+    denoiser: nn.Module,
+    kind: AttentionKind,
+    before: Callable[..., Any],
+    after: Callable[..., Tensor | None],
+    between: Callable[..., None],
 ) -> Callable[[], None]:
     """Call `before(module, args, kwargs)` and `after(module, args, kwargs, output)` at each attention to
-    text; gives the way back."""
-    handles = []
+    text, `between(module, args, kwargs)` at each of cells to each other; gives the way back."""
+    handles = [
+        module.register_forward_pre_hook(between, with_kwargs=True)
+        for module in kind.beside(denoiser).values()
+    ]
     for module in kind.modules(denoiser).values():
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after, with_kwargs=True))

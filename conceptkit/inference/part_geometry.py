@@ -15,8 +15,6 @@ FILLED = 1.0
 """Share of a part's longer side that the base's thing takes: the rest is for what a concept's has more."""
 LEAST = 0.375
 """Share of the picture's side below which no part is cut out: there is nothing to enlarge in a few cells."""
-RIM = 1 / 15
-"""Share of a part's side that is held along its edges, where it meets the picture."""
 SOFT = 1 / 64
 """Standard deviation of a part's edge, by the picture's longer side."""
 
@@ -34,17 +32,6 @@ def box_around(mask: Tensor) -> Box:
     x = min(max(0, round((columns[0] + columns[-1] + 1 - w) / 2)), width - w)
     y = min(max(0, round((rows[0] + rows[-1] + 1 - h) / 2)), height - h)
     return x, y, x + w, y + h
-
-
-def within(box: Box, size: Sequence[int]) -> Tensor:
-    """(H, W): 1 in a box, but for a rim where it meets the picture."""
-    (x0, y0, x1, y1), (height, width) = box, size
-    rim = round(RIM * max(x1 - x0, y1 - y0))
-    left, top = (edge + rim * (edge > 0) for edge in (x0, y0))
-    right, bottom = (edge - rim * (edge < most) for edge, most in ((x1, width), (y1, height)))
-    found = torch.zeros(height, width)
-    found[top:bottom, left:right] = 1
-    return found
 
 
 def cut_out(pictures: Tensor, boxes: Sequence[Box]) -> Tensor:

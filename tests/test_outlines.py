@@ -1,0 +1,116 @@
+"""Outlines of things in pictures, and pictures without them."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conceptkit.inference import outlines as module
+from conceptkit.inference.outlines import filled, grown, outlines, random_walk
+from tests.test_layout_masks import overlap
+
+GREEN, RED, SKY = ((0.1, 0.6, 0.2), (0.8, 0.1, 0.1), (0.8, 0.9, 1.0))
+
+
+def disc(y, x, radius, size=(64, 64)):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def painted(*things, size=(64, 64)):
+    """A picture (3, H, W) of sky with things (mask, colour) in it."""
+    picture = torch.tensor(SKY).view(3, 1, 1).repeat(1, *size)
+    for mask, colour in things:
+        picture[:, torch.from_numpy(mask)] = torch.tensor(colour).unsqueeze(1)
+    return picture
+
+
+def glimpses(*masks, cells=8):
+    """Attention (N, cells, cells) that lies near things: coarse, blurred, and too far down."""
+    seen = [
+        F.adaptive_avg_pool2d(torch.from_numpy(np.roll(mask, 2, axis=0))[None, None].float(), cells)[0]
+        for mask in masks
+    ]
+    return torch.cat(seen) + 0.05
+
+
+def test_a_random_walk_against_a_dense_system():
+    dice = np.random.default_rng(0)
+    picture, prior = dice.random((3, 4, 5)), dice.random((2, 4, 5))
+    cells = [(y, x) for y in range(4) for x in range(5)]
+    system = module.PRIOR * np.eye(20)
+    for i, (y, x) in enumerate(cells):
+        for j, (v, u) in enumerate(cells):
+            if abs(y - v) + abs(x - u) == 1:
+                weight = np.exp(-module.EDGES * ((picture[:, y, x] - picture[:, v, u]) ** 2).sum()) + 1e-4
+                system[i, j] -= weight
+                system[i, i] += weight
+    wanted = np.linalg.solve(system, module.PRIOR * prior.reshape(2, -1).T).T.reshape(2, 4, 5)
+    assert np.allclose(random_walk(torch.from_numpy(picture), prior), wanted, atol=1e-10)
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_labels_of_a_walk_share_each_pixel(height, width, seed):
+    dice = np.random.default_rng(seed)
+    prior = dice.random((3, height, width))
+    found = random_walk(torch.from_numpy(dice.random((3, height, width))), prior / prior.sum(axis=0))
+    assert np.allclose(found.sum(axis=0), 1) and found.min() >= -1e-9
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 200)])
+def test_an_outline_is_the_things_and_not_the_attentions(size):
+    one, other = (disc(0.6 * size[0], x * size[1], 0.17 * size[1], size) for x in (0.27, 0.75))
+    seen = glimpses(one, other)
+    found = outlines(painted((one, GREEN), (other, RED), size=size), seen, seen, least=0.8)
+    reach = round(module.REACH * max(size))
+    for mask, wanted in zip(found, (one, other), strict=True):
+        assert mask.shape == wanted.shape and (mask | ~wanted).mean() > 0.99, "all of it is inside"
+        assert overlap(mask, _wider(wanted, reach)) > 0.85
+    coarse = F.interpolate(seen[None], size, mode="bilinear")[0, 0].numpy()
+    rough = coarse > coarse.max() / 2
+    assert overlap(found[0], _wider(one, reach)) > overlap(rough, _wider(one, reach)) + 0.1
+
+
+def _wider(mask, reach):
+    padded = F.max_pool2d(torch.from_numpy(mask)[None, None].float(), 2 * reach + 1, 1, reach)
+    return padded[0, 0].numpy() > 0
+
+
+def test_a_thing_of_one_colour_beside_its_like_keeps_to_its_own_side():
+    one, other = disc(36, 20, 11), disc(36, 44, 11)
+    picture = painted((one | other, GREEN))
+    owners = torch.zeros(2, 8, 8)
+    owners[0, :, :4] = owners[1, :, 4:] = 1
+    left, right = outlines(picture, glimpses(one | other, one | other), owners)
+    assert left[:, :28].sum() > 20 * left[:, 36:].sum() and right[:, 36:].sum() > 20 * right[:, :28].sum()
+
+
+def test_what_is_far_and_small_is_a_speck():
+    thing, dot = disc(36, 20, 11), disc(10, 56, 3)
+    seen = glimpses(thing | dot)
+    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
+    assert found[36, 20] and not found[:20, 48:].any()
+
+
+@pytest.mark.parametrize("size", [(48, 64), (200, 256)])
+def test_what_is_taken_away_follows_from_around_it(size):
+    """A slope solves the Laplace equation, so it is found again."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    slope = torch.from_numpy(np.stack([rows / size[0], columns / size[1], 0 * rows + 0.5])).float()
+    hole = disc(size[0] / 2, size[1] / 2, size[0] / 4, size)
+    covered = torch.where(torch.from_numpy(hole), torch.tensor(1.0), slope)
+    found = filled(covered, hole)
+    kept = torch.from_numpy(~hole)
+    assert torch.equal(found[:, kept], covered[:, kept])
+    assert (found - slope).abs().max() < (1e-5 if max(size) <= module.WALKED else 0.02)
+
+
+def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
+    picture = torch.rand(3, 16, 16)
+    assert torch.equal(filled(picture, np.zeros((16, 16), dtype=bool)), picture)
+    assert torch.equal(filled(picture, np.ones((16, 16), dtype=bool)), picture)
+    assert not grown(np.zeros((64, 64), dtype=bool)).any()
+    assert grown(disc(32, 32, 5))[32, 38] and not grown(disc(32, 32, 5))[32, 41]
