@@ -105,7 +105,7 @@ def as_laid_out(picture, spread, owners, *_):
     return F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
 
 
-def everything(picture, pixels):
+def everything(picture, pixels, least):
     """All things of a layout have all of its picture (N, H, W)."""
     return np.ones((len(picture.things), *pixels.shape[1:]), dtype=bool)
 
@@ -121,8 +121,8 @@ def test_what_another_thing_has_is_not_drawn_over(pipe, pair, monkeypatch):
 def test_where_another_thing_is_a_part_is_held(pipe, pair, monkeypatch):
     """What is known of it there comes out of its drawing as it went in."""
 
-    def overlapping(picture, pixels):
-        masks = everything(picture, pixels)
+    def overlapping(picture, pixels, least):
+        masks = everything(picture, pixels, least)
         masks[1, :, masks.shape[2] // 2 :] = False  # the gate has the left half of what the dog has
         return masks
 
@@ -145,7 +145,7 @@ def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypat
     nothing = lambda picture, *_: np.zeros((1, *picture.shape[1:]), dtype=bool)  # noqa: E731
     corner = np.zeros((2, 16, 16), dtype=bool)
     corner[0, 2:8, 2:8] = True
-    monkeypatch.setattr(detail, "_places", lambda picture, pixels: corner)
+    monkeypatch.setattr(detail, "_places", lambda *_: corner)
     monkeypatch.setattr(detail, "outlines", nothing)
     plain = torch.from_numpy(drawn(pipe, NOUNS)[0]).permute(2, 0, 1)
     with attach(pipe, *pair):
@@ -205,12 +205,22 @@ def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pa
     assert len(two_each) == 2 and np.abs(two_each[0] - first).max() < 1e-3
 
 
-def test_what_stands_before_another_is_drawn_in_the_frame_itself(pipe, pair):
-    with attach(pipe, *pair) as attachment:
-        drawn(pipe, "my_dog in front of a moongate")
-        (layout,) = attachment.layout.pictures
-    assert layout.changed is None
-    assert "Concepts are drawn in the frame itself: one thing stands before another." in layout.sentences()
+@pytest.mark.parametrize(
+    ("prompt", "front"), [("my_dog before a moongate", 0), ("my_dog behind a moongate", 1)]
+)
+def test_what_stands_before_another_is_set_in_after_it(pipe, pair, monkeypatch, prompt, front):
+    """Both things have all of the picture, so the one behind is not seen."""
+    place(monkeypatch, LEFT, RIGHT)
+    monkeypatch.setattr(detail, "_places", everything)
+    monkeypatch.setattr(detail, "outlines", lambda picture, *_: np.ones((1, *picture.shape[1:]), dtype=bool))
+    parts = {}
+    own = detail.DetailPass._drawn
+    monkeypatch.setattr(detail.DetailPass, "_drawn", lambda *args: parts.update(found := own(*args)) or found)
+    with attach(pipe, *pair):
+        found = drawn(pipe, prompt)[0]
+    assert parts.keys() == {(0, 0), (0, 1)}
+    wanted, other = (parts[0, i][0].permute(1, 2, 0).numpy() for i in (front, 1 - front))
+    assert np.allclose(found, wanted, atol=1e-5) and not np.allclose(found, other, atol=1e-2)
 
 
 @pytest.mark.parametrize(

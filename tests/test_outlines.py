@@ -84,14 +84,14 @@ def test_a_thing_of_one_colour_beside_its_like_keeps_to_its_own_side():
     picture = painted((one | other, GREEN))
     owners = torch.zeros(2, 8, 8)
     owners[0, :, :4] = owners[1, :, 4:] = 1
-    left, right = outlines(picture, glimpses(one | other, one | other), owners)
+    left, right = outlines(picture, glimpses(one | other, one | other), owners, 0.8)
     assert left[:, :28].sum() > 20 * left[:, 36:].sum() and right[:, 36:].sum() > 20 * right[:, :28].sum()
 
 
 def test_what_is_far_and_small_is_a_speck():
     thing, dot = disc(36, 20, 11), disc(10, 56, 3)
     seen = glimpses(thing | dot)
-    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
+    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1), 0.8)
     assert found[36, 20] and not found[:20, 48:].any()
 
 

@@ -53,3 +53,16 @@ def test_a_prompt_with_one_concept_has_class_nouns_for_the_others_and_styles_sta
     both = with_concept(prompt, WORDS, ["my_dog", "moongate"])
     assert both == "two <my_dog> dogs by a <moongate> gate in the style of <inky>"
     assert with_concept(both, WORDS, WORDS) == both, "a second time changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "order"),
+    [
+        ("my_dog in front of a moongate", (1, 0)),
+        ("my_dog behind a moongate", (0, 1)),
+        ("my_dog behind a moongate in front of a tree", (0, 2, 1)),
+        ("my_dog next to a moongate", (0, 1)),
+    ],
+)
+def test_what_is_behind_comes_first(prompt, order):
+    assert read_scene(prompt, WORDS, ["tree"]).back_to_front() == order

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
 STEPS = 0.32
 """Share of the drawing's steps that a part takes."""
-LEAST = 0.65
-"""Attention from which on a pixel of a part is the concept's thing, see `outlines`: what is around it there
-disturbs less than what is missing of it."""
+SURELY, PERHAPS = 1.0, 0.65
+"""Attention from which on a pixel is a thing, see `outlines`. The first says how large the base's thing is,
+and where it keeps others out; the second what of it is taken away, and what of a concept's thing is set in:
+there too little is worse than too much."""
 EMPTY = 1 / 512
 """Share of a part in a pixel below which the pixel stays the base's own."""
 OF_ONE_PICTURE = (
@@ -63,14 +64,13 @@ class _Cut:
     """What is cut out of each of n pictures, for one thing in it.
 
     thing: its number in the pictures' scenes. pictures: their numbers. names: of the concepts. boxes: what is
-    cut out. own, others (n, 1, H, W): where the base's thing is, and where all others are, 0 or 1.
+    cut out. others (n, 1, H, W): 1 where the base has things that are beside it, neither before nor behind.
     """
 
     thing: int
     pictures: list[int]
     names: list[str]
     boxes: list[Box]
-    own: Tensor
     others: Tensor
 
 
@@ -121,29 +121,31 @@ class DetailPass:
         """The pictures of a layout with their concepts' parts drawn anew, by more calls of the pipeline."""
         assert layout.latents is not None
         whole = pixels_of(self._pipe, layout.latents)
-        changed = torch.zeros_like(whole[:, :1], dtype=torch.bool)
-        places = [_places(picture, one) for picture, one in zip(layout.pictures, whole.cpu(), strict=True)]
+        shown = list(zip(layout.pictures, whole.cpu(), strict=True))
+        places = [_places(picture, pixels, SURELY) for picture, pixels in shown]
+        gone = [_of_concepts(picture, _places(picture, pixels, PERHAPS)) for picture, pixels in shown]
+        concepts = torch.stack(gone)
+        empty, removed = _without(whole, concepts), softened(_grown(concepts)).to(whole)
+        parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i in range(max(len(picture.things) for picture in layout.pictures)):
             cut = self._cut(layout.pictures, places, i)
-            if not cut.pictures:
-                continue
-            before = whole[cut.pictures]
-            empty = _without(before, cut.own)
-            drawn, outline = self._drawn(call, bound, layout, cut, _without(empty, cut.others))
-            removed = softened(_grown(cut.own)).to(whole)
-            share = softened(outline * (1 - cut.others)).to(whole)
-            whole[cut.pictures] = torch.lerp(
-                torch.lerp(before, empty, removed), set_back(drawn, cut.boxes, before), share
-            )
-            changed[cut.pictures] |= torch.maximum(share, removed) > EMPTY
+            if cut.pictures:
+                parts |= self._drawn(call, bound, layout, cut, empty[cut.pictures])
+        whole, changed = torch.lerp(whole, empty, removed), removed > EMPTY
+        for k, picture in enumerate(layout.pictures):
+            for i in picture.scene.back_to_front():
+                if (k, i) in parts:
+                    part, share = parts[k, i]
+                    whole[k] = torch.lerp(whole[k], part, share)
+                    changed[k] |= share > EMPTY
         latents = latents_of(self._pipe, whole).to(layout.latents)
         inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
         return Details(whole, changed, latents, inside)
 
     def _cut(self, pictures: Sequence[PictureLayout], places: Sequence[Cells], i: int) -> _Cut:
         """Thing number `i` of each picture that has a concept there, by the places (N, H, W) of all."""
-        cut = _Cut(i, [], [], [], *torch.zeros(2, 0, 1, *places[0].shape[1:]))
-        owns, others = [], []
+        cut = _Cut(i, [], [], [], torch.zeros(0, 1, *places[0].shape[1:]))
+        others = []
         for k, (picture, masks) in enumerate(zip(pictures, places, strict=True)):
             name = picture.scene.things[i].name if i < len(picture.things) else None
             if name is None or not masks[i].any():
@@ -151,20 +153,19 @@ class DetailPass:
             cut.pictures.append(k)
             cut.names.append(name)
             cut.boxes.append(box_around(torch.from_numpy(masks[i])))
-            owns.append(masks[i])
-            others.append(np.delete(masks, i, axis=0).any(axis=0))
-        if not owns:
+            before_or_behind = {j for pair in picture.scene.over if i in pair for j in pair} | {i}
+            others.append(np.delete(masks, list(before_or_behind), axis=0).any(axis=0))
+        if not others:
             return cut
-        own, other = (torch.from_numpy(np.stack(each))[:, None].float() for each in (owns, others))
-        return replace(cut, own=own, others=other)
+        return replace(cut, others=torch.from_numpy(np.stack(others))[:, None].float())
 
     def _drawn(
-        self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, whole: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The parts of pictures (n, 3, H, W) drawn anew, and where in the pictures the concepts' things then
-        are, (n, 1, H, W)."""
+        self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, empty: Tensor
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """By numbers of pictures and things: the concepts drawn anew in pictures (n, 3, H, W) without them,
+        (3, H, W), and where there they are, (1, H, W)."""
         prompts = [alone(layout.pictures[k].scene, cut.thing, self._words) for k in cut.pictures]
-        known = latents_of(self._pipe, cut_out(whole, cut.boxes))
+        known = latents_of(self._pipe, cut_out(_without(empty, cut.others), cut.boxes))
         known = known.to(layout.predictions[0])
         free = F.interpolate(1 - cut_out(cut.others, cut.boxes), known.shape[2:], mode="area").to(known)
         watch = Watch(self._own_words(prompts, cut.names), self._attention)
@@ -180,11 +181,16 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.maps(watch.calls, spread=True)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), LEAST)
+            outlines(one, maps, torch.ones(1, 1, 1), PERHAPS)
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()
-        return drawn, set_back(outline, cut.boxes, torch.zeros_like(cut.own))
+        share = softened(set_back(outline, cut.boxes, torch.zeros_like(cut.others)) * (1 - cut.others))
+        placed = set_back(drawn, cut.boxes, empty)
+        return {
+            (k, cut.thing): (part, where.to(part))
+            for k, part, where in zip(cut.pictures, placed, share, strict=True)
+        }
 
     def _arguments(self, bound: inspect.BoundArguments, layout: Layout, cut: _Cut) -> dict[str, Any]:
         """What a call for the parts of pictures, a prompt for each of them, is given beside the prompts."""
@@ -248,17 +254,23 @@ def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
 
 
-def _places(picture: PictureLayout, pixels: Tensor) -> Cells:
+def _places(picture: PictureLayout, pixels: Tensor, least: float) -> Cells:
     """Where each thing of a layout is in its picture (3, H, W), (N, H, W): along its outline where the base
-    has drawn it, all of its part elsewhere."""
+    has drawn it, all of its part elsewhere. least: see `outlines`."""
     masks = F.interpolate(picture.masks[None].float(), pixels.shape[1:], mode="bilinear")[0] > 0.5
     found: Cells = masks.numpy()
     if picture.spread is None:
         return found
-    for i, outline in enumerate(outlines(pixels, picture.spread, picture.masks)):
+    for i, outline in enumerate(outlines(pixels, picture.spread, picture.masks, least)):
         if picture.things[i].found and not picture.things[i].given and outline.any():
             found[i] = outline
     return found
+
+
+def _of_concepts(picture: PictureLayout, places: Cells) -> Tensor:
+    """1 where a layout has concepts, (1, H, W), by the places (N, H, W) of its things."""
+    named = [thing.name is not None for thing in picture.scene.things]
+    return torch.from_numpy(places[named].any(axis=0, keepdims=True)).float()
 
 
 def _without(pictures: Tensor, masks: Tensor) -> Tensor:
@@ -293,8 +305,6 @@ def hindrance(pipe: DiffusionPipeline, scenes: Sequence[PromptScene], given: Map
         schedule_of(pipe.scheduler)
     except BadBase:
         return f"nothing can be held by a {type(pipe.scheduler).__name__}"
-    if any(scene.over for scene in scenes):
-        return "one thing stands before another"
     return "a style is everywhere in it" if any(scene.styles for scene in scenes) else None
 
 

@@ -24,8 +24,6 @@ PRIOR = 0.02
 """Weight of what attention says against what is beside a pixel."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
-LEAST = 1.0
-"""Attention at which a pixel is as likely a thing as not, by Otsu's threshold of all of it."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 43
@@ -34,12 +32,13 @@ AROUND = 1 / 32
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float = LEAST) -> Cells:
+def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float) -> Cells:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges.
 
     spread (N, h, w): attention to each, see `Watch.maps`. owners (N, h', w'): which of them has which part of
-    what is no ground; all ones for one thing. least: of a thing, by Otsu's threshold of the attention.
+    what is no ground; all ones for one thing. least: attention at which a pixel is as likely a thing as not,
+    by Otsu's threshold of all of it.
     """
     small = _small(picture)
     size = small.shape[1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from itertools import pairwise
 
 from conceptkit.concepts import prompt_rewriting
@@ -73,6 +74,11 @@ class PromptScene:
     def names(self) -> tuple[str, ...]:
         """The concepts among the things, each once."""
         return tuple(dict.fromkeys(thing.name for thing in self.things if thing.name))
+
+    def back_to_front(self) -> tuple[int, ...]:
+        """The numbers of the things, each after all that it is over."""
+        under = {i: [back for front, back in self.over if front == i] for i in range(len(self.things))}
+        return tuple(TopologicalSorter(under).static_order())
 
 
 def read_scene(prompt: str, words: Mapping[str, str], nouns: Collection[str] = ()) -> PromptScene:
