@@ -1,7 +1,8 @@
 """Three unseen subjects in one storybook frame, each confined to its part: what is left of each in its place.
 
 The same layout is drawn four times: with class nouns, with each subject alone among class nouns, with all. A
-subject is cut out where the layout has it. Its likeness to its photos is 0 with class nouns, 1 alone.
+subject is cut out where the layout has it, or has put it where the base drew none. Its likeness to its photos
+is 0 with class nouns, 1 alone.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from benchmarks.pictures import draw
 from benchmarks.report import finish, shortfall, use_own_cores
 from benchmarks.taught import Taught, interval, teach
 from conceptkit.base import pipeline as bases
+from conceptkit.base.autoencoder import pixels_of
 from conceptkit.evaluate import metrics
 from conceptkit.evaluate.scorers import SubjectJudge
 from conceptkit.inference.attach import attach
 from conceptkit.inference.generate import STEPS
-from conceptkit.inference.layout import PictureLayout, Placed
+from conceptkit.inference.layout import Layout, Placed
 from conceptkit.registry.store import Registry
 from conceptkit.storybook.world import scene
 
@@ -48,36 +50,47 @@ def cut(picture: Image.Image, place: Placed) -> Image.Image:
 def score(
     base: bases.Base, judge: SubjectJudge, registry: Registry, trio: Sequence[Taught], seeds: int, steps: int
 ) -> dict[str, Any]:
-    """together, alone (3,): likeness beyond that of class nouns, where a layout has all three."""
+    """together, alone (3,): likeness beyond that of class nouns. complete: share of pictures in which the
+    base drew all three."""
     nouns, names = [one.noun for one in trio], [one.name for one in trio]
 
-    def drawn(words: Sequence[str], *attached: str) -> tuple[list[Image.Image], list[PictureLayout]]:
+    def drawn(words: Sequence[str], *attached: str) -> tuple[list[Image.Image], list[Layout]]:
         pictures, layouts = [], []
         with attach(base.pipe, *attached, registry=registry, confine=True) as attachment:
             for seed in range(seeds):
                 pictures += draw(base, [PROMPT.format(*words)], [seed], steps=steps)
                 assert attachment.layout is not None
-                layouts.append(attachment.layout.pictures[0])
+                layouts.append(attachment.layout)
         return pictures, layouts
 
     every, layouts = drawn(names, *names)
-    plain = draw(base, [PROMPT.format(*nouns)] * seeds, list(range(seeds)), steps=steps)
-    # a layout of other noise is not that of the class nouns' pictures
-    there = [
-        k for k, one in enumerate(layouts) if one.tries == 1 and all(thing.found for thing in one.things)
-    ]
+    plain = [_of_class_nouns(base, layout) for layout in layouts]
     together, alone = [], []
     for i, one in enumerate(trio):
         single, _ = drawn([*nouns[:i], one.name, *nouns[i + 1 :]], one.name)
         likeness = [
-            metrics.similarity(judge.embed([cut(shown[k], layouts[k].things[i]) for k in there]), one.real)
-            if there
-            else float("nan")
+            metrics.similarity(
+                judge.embed(
+                    [
+                        cut(picture, layout.pictures[0].things[i])
+                        for picture, layout in zip(shown, layouts, strict=True)
+                    ]
+                ),
+                one.real,
+            )
             for shown in (plain, single, every)
         ]
         together.append(likeness[2] - likeness[0])
         alone.append(likeness[1] - likeness[0])
-    return {"together": together, "alone": alone, "complete": len(there) / seeds}
+    complete = [all(thing.found for thing in layout.pictures[0].things) for layout in layouts]
+    return {"together": together, "alone": alone, "complete": float(np.mean(complete))}
+
+
+def _of_class_nouns(base: bases.Base, layout: Layout) -> Image.Image:
+    """The picture that the base itself drew for a layout."""
+    assert layout.latents is not None
+    pixels = pixels_of(base.pipe, layout.latents)[0].permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((255 * pixels).round().astype(np.uint8))
 
 
 @click.command()
@@ -99,8 +112,7 @@ def main(triples: int, seeds: int, steps: int, learning_steps: int | None, home:
             lines.append(score(base, judge, registry, trio, seeds, steps))
             print(lines[-1], flush=True)
     together, alone = (np.array([np.mean(line[key]) for line in lines]) for key in ("together", "alone"))
-    measured = np.isfinite(together)
-    share = float(together[measured].mean() / alone[measured].mean()) if measured.any() else float("nan")
+    share = float(together.mean() / alone.mean())
     finish(
         "compose_three",
         share,
@@ -111,7 +123,7 @@ def main(triples: int, seeds: int, steps: int, learning_steps: int | None, home:
         trial=shortfall(
             learning_steps, triples=(triples, TRIPLES), seeds=(seeds, SEEDS), denoising_steps=(steps, STEPS)
         ),
-        interval=interval(together[measured], alone[measured]) if measured.any() else None,
+        interval=interval(together, alone),
         complete=float(np.mean([line["complete"] for line in lines])),
         lines=lines,
     )
