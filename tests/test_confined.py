@@ -501,7 +501,7 @@ def test_the_picture_of_a_layout_shows_parts_and_names():
 
 @pytest.mark.slow
 def test_on_storybook_both_are_found_and_the_rest_of_the_picture_stays(tmp_path):
-    """A dog on the left of a gate, and 40 decibels to the base's own picture where neither has a part."""
+    """A dog on the left of a gate, and the base's own picture where neither has a part."""
     base = pipeline.load(pipeline.STORYBOOK, device="cpu")
     stored = [
         Concept.from_bytes((DATA / "concepts" / f"{name}.safetensors").read_bytes())
@@ -518,7 +518,6 @@ def test_on_storybook_both_are_found_and_the_rest_of_the_picture_stays(tmp_path)
     dog, gate = (sum(thing.box[::2]) / 2 for thing in layout.things)
     assert dog < 0.5 < gate
     scale = (picture.height // layout.masks.shape[1], picture.width // layout.masks.shape[2])
-    free = np.kron(layout.masks.sum(dim=0).numpy() < 1e-3, np.ones(scale, dtype=bool))
+    free = np.kron(layout.changed.numpy() == 0, np.ones(scale, dtype=bool))
     off = np.asarray(picture, dtype=float) - np.asarray(plain, dtype=float)
-    assert 20 * np.log10(255) - 10 * np.log10(np.square(off[free]).mean()) > 40
-    assert np.abs(off[~free]).mean() > 5 * np.abs(off[free]).mean()
+    assert not off[free].any() and np.abs(off[~free]).mean() > 10 and free.mean() > 0.25

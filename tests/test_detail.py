@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import inspect
+import math
 
 import numpy as np
 import pytest
@@ -24,8 +26,10 @@ from conceptkit.inference import attach_steps, detail, layout_cache
 from conceptkit.inference.attach_request import AttachRequest
 from conceptkit.inference.detail import hindrance, prediction_of
 from conceptkit.inference.layout_attention import Watch
+from conceptkit.inference.layout_noise import without_lowest
 from conceptkit.inference.outlines import filled, grown
 from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened
+from conceptkit.inference.prompt_scene import read_scene
 from tests.projected_tiny import pico_kolors
 from tests.test_confined import EVERYWHERE, LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
 from tests.tiny import pico_sd, pico_sdxl, snapshot
@@ -34,6 +38,7 @@ attach = functools.partial(attaching.attach, confine=True, detail=True)
 BOTH = "my_dog next to a moongate"
 NOUNS = "dog next to a gate"
 CORNER = (slice(0, 3), slice(0, 3))
+HALF = np.arange(16)[None, :].repeat(16, 0) < 8
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +75,7 @@ def test_outside_of_all_parts_the_picture_is_the_bases_own_bit_for_bit(build, mo
     changed = np.abs(found - plain).max(axis=(0, 3))
     outside = np.kron(layout.changed.numpy() == 0, np.ones([side // 8 for side in changed.shape])) > 0
     assert not changed[outside].any() and changed[~outside].any()
-    assert "my_dog and moongate were drawn at full size" in " ".join(layout.sentences())
+    assert "my_dog was drawn at full size and set in" in " ".join(layout.sentences())
 
 
 def test_a_picture_is_the_same_in_every_form(pipe, pair, monkeypatch):
@@ -142,11 +147,12 @@ def test_where_another_thing_is_a_part_is_held(pipe, pair, monkeypatch):
 def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypatch):
     """Its place follows from around it, in the middle of which nothing else is."""
     place(monkeypatch, CORNER, NOWHERE)
-    nothing = lambda picture, *_: np.zeros((1, *picture.shape[1:]), dtype=bool)  # noqa: E731
     corner = np.zeros((2, 16, 16), dtype=bool)
     corner[0, 2:8, 2:8] = True
     monkeypatch.setattr(detail, "_places", lambda *_: corner)
-    monkeypatch.setattr(detail, "outlines", nothing)
+    dot = np.zeros((1, 16, 16), dtype=bool)
+    dot[0, 14:, 14:] = True
+    monkeypatch.setattr(detail, "outlines", lambda *_: dot)
     plain = torch.from_numpy(drawn(pipe, NOUNS)[0]).permute(2, 0, 1)
     with attach(pipe, *pair):
         found = drawn(pipe, BOTH)[0]
@@ -324,6 +330,54 @@ def test_a_drawing_that_fails_leaves_no_part_behind(pipe, pair, monkeypatch):
         assert np.abs(drawn(pipe, BOTH) - wanted).max() < 1e-6
 
 
+def test_a_concept_that_no_outline_is_found_of_leaves_what_the_base_drew(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    monkeypatch.setattr(detail, "_places", lambda picture, *_: np.stack([HALF, ~HALF]))
+    found = iter([np.zeros((1, 16, 16), dtype=bool), np.ones((1, 16, 16), dtype=bool)])
+    monkeypatch.setattr(detail, "outlines", lambda *_: next(found))
+    plain = drawn(pipe, NOUNS)[0]
+    with attach(pipe, *pair) as attachment:
+        picture = drawn(pipe, BOTH)[0]
+        said = attachment.layout.pictures[0].sentences()
+    assert np.array_equal(picture[:, :4], plain[:, :4]) and not np.allclose(picture[:, 12:], plain[:, 12:])
+    assert "moongate was drawn at full size and set in; --no-detail leaves it out." in said
+    assert any(one.startswith("my_dog could not be told from its background") for one in said)
+
+
+def test_what_is_not_found_has_all_of_its_part(pipe, pair, monkeypatch):
+    """Its outline would be that of something else."""
+    place(monkeypatch, LEFT, RIGHT, found=False)
+    with attach(pipe, *pair) as attachment:
+        drawn(pipe, BOTH)
+        (layout,) = attachment.layout.pictures
+    pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    masks = F.interpolate(layout.masks[None], (16, 16), mode="bilinear")[0].numpy() > 0.5
+    assert np.array_equal(detail._places(layout, pixels, 1.0), masks)
+    there = dataclasses.replace(
+        layout, things=tuple(dataclasses.replace(thing, found=True) for thing in layout.things)
+    )
+    assert not np.array_equal(detail._places(there, pixels, 1.0), masks)
+
+
+def test_who_keeps_out_of_whom():
+    """A plain thing is not drawn again, so what is behind it keeps out of it."""
+    words = {"my_dog": "<my_dog> dog", "moongate": "<moongate> gate"}
+    front = read_scene("my_dog in front of a moongate in front of a tree", words, ["tree"])
+    assert [detail._beside(front, i) for i in range(2)] == [[], []]
+    assert front.behind(0) == {1, 2} and front.before(2) == {0, 1}
+    behind = read_scene("my_dog behind a tree next to a moongate", words, ["tree"])
+    assert [detail._beside(behind, i) for i in (0, 2)] == [[1, 2], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({"num_inference_steps": 30}, 30), ({"timesteps": [9, 5, 1]}, 3), ({"sigmas": [1.0, 0.5]}, 2), ({}, 50)],
+)
+def test_a_part_takes_a_share_of_the_steps_that_are_asked_for(pipe, given, steps):
+    signature = inspect.signature(pipe.__call__)
+    assert detail._steps(signature.bind_partial("a dog", **given)) == steps
+
+
 def test_outlines_come_from_the_rows_that_read_the_prompt(pipe, pair, monkeypatch):
     """With guidance these stand behind those that do not."""
     place(monkeypatch, LEFT, RIGHT)
@@ -415,3 +469,13 @@ def test_edges_are_soft_and_nothing_is_lost():
     assert (
         soft[0, 0, 32, 32] == pytest.approx(1) and 0.3 < soft[0, 0, 32, 16] < 0.7 and soft[0, 0, 32, 8] == 0
     )
+
+
+def test_noise_without_its_lowest_frequencies():
+    noise = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    found = without_lowest(noise, 3)
+    across = torch.cos(math.pi * 2 * (torch.arange(24) + 0.5) / 24)
+    for wave in (torch.ones(16, 24), across.expand(16, 24)):
+        assert (found * wave).sum(dim=(2, 3)).abs().max() < 1e-3 < (noise * wave).sum(dim=(2, 3)).abs().min()
+    assert torch.allclose(found.std(dim=(1, 2, 3)), torch.ones(2), atol=1e-5)
+    assert torch.nn.functional.cosine_similarity(found.flatten(1), noise.flatten(1)).min() > 0.97

@@ -114,3 +114,17 @@ def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
     assert torch.equal(filled(picture, np.ones((16, 16), dtype=bool)), picture)
     assert not grown(np.zeros((64, 64), dtype=bool)).any()
     assert grown(disc(32, 32, 5))[32, 38] and not grown(disc(32, 32, 5))[32, 41]
+
+
+def test_attention_that_is_the_same_everywhere_shows_no_thing():
+    picture = painted((disc(36, 20, 11), GREEN))
+    assert not outlines(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1), 0.8).any()
+    assert not outlines(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1), 0.8).any()
+
+
+def test_what_is_no_number_is_no_edge():
+    picture, thing = painted((disc(36, 20, 11), GREEN)), disc(36, 20, 11)
+    picture[:, 60:, 60:] = float("nan")
+    found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1), 0.8)
+    assert overlap(found[0], thing) > 0.75
+    assert filled(picture, thing)[:, 36, 20].isfinite().all()

@@ -19,6 +19,12 @@ def attention_shares(
 
     hidden: what it attends to (B, T, d), or a tuple that begins with it, as an IP-Adapter gives it.
     """
+    weights = attention_weights(module, queries, hidden)
+    return (weights @ own.to(weights)).transpose(1, 2)
+
+
+def attention_weights(module: nn.Module, queries: Tensor, hidden: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Attention of each query to each of `hidden`, the mean over heads: (B, P, T)."""
     attn: Any = module
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     heads = attn.heads
@@ -26,5 +32,4 @@ def attention_shares(
     q, k = (
         part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (attn.to_q(queries), attn.to_k(hidden))
     )
-    weights = (q @ k.transpose(2, 3) * attn.scale).float().softmax(dim=3).mean(dim=1)
-    return (weights @ own.to(weights)).transpose(1, 2)
+    return (q @ k.transpose(2, 3) * attn.scale).float().softmax(dim=3).mean(dim=1)

@@ -130,7 +130,9 @@ class ByAttention:
     ) -> None:
         """In a layout: watch how the cells of the pictures attend to each other."""
         stage = stage_of()
-        if stage is not None and isinstance(stage.watch, Watch) and stage.rows is not None:
+        if stage is None or not stage.spread or stage.rows is None:
+            return
+        if isinstance(stage.watch, Watch):
             queries = args[0] if args else kwargs["hidden_states"]
             stage.watch.look_between(module, args, kwargs, _first_rows(stage, queries))
 

@@ -132,7 +132,7 @@ class ConfinedDrawing:
         )
         if details:
             stage.first = layout.steps  # what is left to draw is the base's own
-            self.layout = layout.redrawn(details.inside)
+            self.layout = layout.redrawn(details.inside, details.lost)
         elif self._detail and (why := hindrance(pipe, scenes, bound.arguments)):
             self.layout = layout.with_remark(f"Concepts are drawn in the frame itself: {why}.")
         more = {} if layout.noise is None else {"latents": layout.noise}
@@ -217,8 +217,8 @@ class ConfinedDrawing:
         Not usable when it was given up early, since it lacks things and need not be `whole`. known: the
         layout of an earlier call like this one, which is taken when it begins alike.
         """
-        stage = Stage(scenes, images=images_per_prompt(bound))
         detailed = self._detailed(pipe, bound, scenes)
+        stage = Stage(scenes, images=images_per_prompt(bound), spread=detailed)
         whole_layout = detailed or self.confinement.kind.whole
         begun: list[Tensor] = []
 
@@ -272,7 +272,7 @@ class ConfinedDrawing:
             )
             for p in range(stage.pictures)
         )
-        if isinstance(stage.watch, Watch):
+        if stage.spread and isinstance(stage.watch, Watch):
             spread = stage.watch.maps(stage.calls, spread=True).cpu()
             pictures = tuple(
                 replace(one, spread=maps[: len(one.things)])

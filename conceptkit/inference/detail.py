@@ -32,6 +32,7 @@ from conceptkit.inference.drawing_stage import repeated
 from conceptkit.inference.layout import Layout, PictureLayout
 from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_hooks
 from conceptkit.inference.layout_masks import Cells
+from conceptkit.inference.layout_noise import without_lowest
 from conceptkit.inference.multidiffusion import can_have_windows
 from conceptkit.inference.outlines import filled, grown, outlines
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 STEPS = 0.32
 """Share of the drawing's steps that a part takes."""
+LOWEST = 3
+"""Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
 SURELY, PERHAPS = 1.0, 0.65
 """Attention from which on a pixel is a thing, see `outlines`. The first says how large the base's thing is,
 and where it keeps others out; the second what of it is taken away, and what of a concept's thing is set in:
@@ -123,14 +126,19 @@ class DetailPass:
         whole = pixels_of(self._pipe, layout.latents)
         shown = list(zip(layout.pictures, whole.cpu(), strict=True))
         places = [_places(picture, pixels, SURELY) for picture, pixels in shown]
-        gone = [_of_concepts(picture, _places(picture, pixels, PERHAPS)) for picture, pixels in shown]
-        concepts = torch.stack(gone)
-        empty, removed = _without(whole, concepts), softened(_grown(concepts)).to(whole)
+        wide = [_places(picture, pixels, PERHAPS) for picture, pixels in shown]
+        named = [
+            [i for i, thing in enumerate(picture.scene.things) if thing.name is not None]
+            for picture in layout.pictures
+        ]
+        empty = _without(whole, _union(wide, named))
         parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i in range(max(len(picture.things) for picture in layout.pictures)):
             cut = self._cut(layout.pictures, places, i)
             if cut.pictures:
                 parts |= self._drawn(call, bound, layout, cut, empty[cut.pictures])
+        redrawn = [[i for i in numbers if (k, i) in parts] for k, numbers in enumerate(named)]
+        removed = softened(_grown(_union(wide, redrawn))).to(whole)
         whole, changed = torch.lerp(whole, empty, removed), removed > EMPTY
         for k, picture in enumerate(layout.pictures):
             for i in picture.scene.back_to_front():
@@ -138,9 +146,10 @@ class DetailPass:
                     part, share = parts[k, i]
                     whole[k] = torch.lerp(whole[k], part, share)
                     changed[k] |= share > EMPTY
+        lost = tuple(tuple(sorted({*own} - {*done})) for own, done in zip(named, redrawn, strict=True))
         latents = latents_of(self._pipe, whole).to(layout.latents)
         inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
-        return Details(whole, changed, latents, inside)
+        return Details(whole, changed, latents, inside, lost)
 
     def _cut(self, pictures: Sequence[PictureLayout], places: Sequence[Cells], i: int) -> _Cut:
         """Thing number `i` of each picture that has a concept there, by the places (N, H, W) of all."""
@@ -153,8 +162,7 @@ class DetailPass:
             cut.pictures.append(k)
             cut.names.append(name)
             cut.boxes.append(box_around(torch.from_numpy(masks[i])))
-            before_or_behind = {j for pair in picture.scene.over if i in pair for j in pair} | {i}
-            others.append(np.delete(masks, list(before_or_behind), axis=0).any(axis=0))
+            others.append(masks[_beside(picture.scene, i)].any(axis=0))
         if not others:
             return cut
         return replace(cut, others=torch.from_numpy(np.stack(others))[:, None].float())
@@ -163,7 +171,7 @@ class DetailPass:
         self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, empty: Tensor
     ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """By numbers of pictures and things: the concepts drawn anew in pictures (n, 3, H, W) without them,
-        (3, H, W), and where there they are, (1, H, W)."""
+        (3, H, W), and where there they are, (1, H, W); none of which nothing is seen."""
         prompts = [alone(layout.pictures[k].scene, cut.thing, self._words) for k in cut.pictures]
         known = latents_of(self._pipe, cut_out(_without(empty, cut.others), cut.boxes))
         known = known.to(layout.predictions[0])
@@ -190,6 +198,7 @@ class DetailPass:
         return {
             (k, cut.thing): (part, where.to(part))
             for k, part, where in zip(cut.pictures, placed, share, strict=True)
+            if bool((where > EMPTY).any())
         }
 
     def _arguments(self, bound: inspect.BoundArguments, layout: Layout, cut: _Cut) -> dict[str, Any]:
@@ -202,11 +211,12 @@ class DetailPass:
         }
         assert layout.begun is not None
         begun = [layout.begun[k].float().cpu().numpy().tobytes() for k in numbers]
+        dice = [torch.Generator().manual_seed(hash_of("detail", cut.thing, each)) for each in begun]
+        noise = torch.stack([torch.randn(layout.begun.shape[1:], generator=each) for each in dice])
         return negative | {
             "num_images_per_prompt": 1,
-            "generator": [
-                torch.Generator().manual_seed(hash_of("detail", cut.thing, each)) for each in begun
-            ],
+            "generator": dice,
+            "latents": without_lowest(noise, LOWEST).to(layout.begun),
             "output_type": "latent",
             "return_dict": True,
         }
@@ -262,15 +272,21 @@ def _places(picture: PictureLayout, pixels: Tensor, least: float) -> Cells:
     if picture.spread is None:
         return found
     for i, outline in enumerate(outlines(pixels, picture.spread, picture.masks, least)):
-        if picture.things[i].found and not picture.things[i].given and outline.any():
+        if picture.things[i].found and outline.any():
             found[i] = outline
     return found
 
 
-def _of_concepts(picture: PictureLayout, places: Cells) -> Tensor:
-    """1 where a layout has concepts, (1, H, W), by the places (N, H, W) of its things."""
-    named = [thing.name is not None for thing in picture.scene.things]
-    return torch.from_numpy(places[named].any(axis=0, keepdims=True)).float()
+def _beside(scene: PromptScene, i: int) -> list[int]:
+    """The things that thing `i` keeps out of: not those behind it, nor concepts before it, which hide it."""
+    concepts_before = {j for j in scene.before(i) if scene.things[j].name is not None}
+    return [j for j in range(len(scene.things)) if j not in {i} | scene.behind(i) | concepts_before]
+
+
+def _union(places: Sequence[Cells], things: Sequence[Sequence[int]]) -> Tensor:
+    """1 where one of these things is, (pictures, 1, H, W), by the places (N, H, W) of all."""
+    masks = [each[list(numbers)].any(axis=0) for each, numbers in zip(places, things, strict=True)]
+    return torch.from_numpy(np.stack(masks))[:, None].float()
 
 
 def _without(pictures: Tensor, masks: Tensor) -> Tensor:
@@ -286,6 +302,9 @@ def _grown(masks: Tensor) -> Tensor:
 
 def _steps(bound: inspect.BoundArguments) -> int:
     """How many a call asks for, or its pipeline has by itself."""
+    for own in ("timesteps", "sigmas"):
+        if bound.arguments.get(own) is not None:
+            return len(bound.arguments[own])
     asked = bound.arguments.get("num_inference_steps")
     return int(bound.signature.parameters["num_inference_steps"].default if asked is None else asked)
 

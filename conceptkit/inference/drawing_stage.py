@@ -49,7 +49,8 @@ class Stage:
     (P, c, H, W): what it was given last. rows (B,): which picture's prompt each row of its batch reads,
     -1 for none. shares: what `confined_maps` has worked out. images: how many are drawn of each prompt.
     number: of the denoiser's calls so far, where each half of guidance has one, and `calls` counts both as
-    one. texts: where they are in these calls. checked: whether it was looked for things that lack.
+    one. texts: where they are in these calls. checked: whether it was looked for things that lack. spread:
+    whether it is watched how cells attend to each other, while the layout is made.
     """
 
     scenes: tuple[PromptScene, ...]
@@ -69,6 +70,7 @@ class Stage:
     _hidden: Tensor | None = None
     images: int = 1
     checked: bool = False
+    spread: bool = False
     number: int = 0
     texts: CallTexts | None = None
     _kept: dict[bool, tuple[Tensor, Tensor, Tensor | float]] = field(default_factory=dict)

@@ -137,12 +137,12 @@ class Layout:
         pictures = tuple(replace(one, remarks=(*one.remarks, text)) for one in self.pictures)
         return replace(self, pictures=pictures)
 
-    def redrawn(self, inside: Tensor) -> Layout:
+    def redrawn(self, inside: Tensor, lost: Sequence[Sequence[int]]) -> Layout:
         """The same of pictures whose parts were drawn by themselves, which changed the cells `inside`
-        (pictures, 1, H, W)."""
+        (pictures, 1, H, W); lost: the numbers of each picture's things that came to nothing."""
         pictures = tuple(
-            replace(one, changed=cells[0].float().cpu(), remarks=(*one.remarks, _redrawn(one)))
-            for one, cells in zip(self.pictures, inside, strict=True)
+            replace(one, changed=cells[0].float().cpu(), remarks=(*one.remarks, *_redrawn(one, things)))
+            for one, cells, things in zip(self.pictures, inside, lost, strict=True)
         )
         return replace(self, pictures=pictures)
 
@@ -258,11 +258,20 @@ def _parted(placed: Sequence[Placed], parted: Cells) -> tuple[str, ...]:
     return (f"The base drew {who} as one shape, which is shared out between them.",)
 
 
-def _redrawn(picture: PictureLayout) -> str:
-    """A sentence on the concepts that were drawn by themselves."""
-    names = picture.scene.names
+def _redrawn(picture: PictureLayout, lost: Sequence[int]) -> tuple[str, ...]:
+    """Sentences on the concepts that were drawn by themselves."""
+    things = picture.scene.things
+    names = list(dict.fromkeys(t.name for i, t in enumerate(things) if t.name and i not in lost))
     were = "was" if len(names) == 1 else "were"
-    return f"{' and '.join(names)} {were} drawn at full size and set in; --no-detail leaves it out."
+    drawn = f"{' and '.join(names)} {were} drawn at full size and set in; --no-detail leaves it out."
+    return (
+        *((drawn,) if names else ()),
+        *(
+            f"{things[i].called} could not be told from its background at full size, so what the base drew "
+            "stays there; try another seed, or --no-detail."
+            for i in lost
+        ),
+    )
 
 
 def _in_one_region(placed: Sequence[Placed]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptkit.base.attention import attention_shares
+from conceptkit.base.attention import attention_shares, attention_weights
 from conceptkit.inference.attention_masks import level
 
 WATCHED_FROM = 1 / 5
@@ -64,8 +64,7 @@ class CrossAttention:
         if kwargs.get("encoder_hidden_states") is not None:
             return None
         cells = args[0] if args else kwargs["hidden_states"]
-        everyone = torch.eye(cells.shape[1], device=cells.device).expand(len(cells), -1, -1)
-        return attention_shares(module, cells, cells, everyone).transpose(1, 2)
+        return attention_weights(module, cells, cells)
 
     def reading(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
@@ -122,7 +121,7 @@ class Watch:
         """Note how cells attend to each other, for the module that looks at text next; rows (pictures,): the
         row of each picture."""
         cells = args[0] if args else kwargs["hidden_states"]
-        if max(level(self.size, cells.shape[1])) <= FINEST:
+        if COARSEST <= max(level(self.size, cells.shape[1])) <= FINEST:
             seen = self._kind.between(module, args, kwargs)
             self._between = None if seen is None else seen[rows]
 

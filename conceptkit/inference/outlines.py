@@ -36,15 +36,17 @@ def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float) -> C
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges.
 
-    spread (N, h, w): attention to each, see `Watch.maps`. owners (N, h', w'): which of them has which part of
-    what is no ground; all ones for one thing. least: attention at which a pixel is as likely a thing as not,
-    by Otsu's threshold of all of it.
+    spread (N, h, w): attention to each, see `Watch.maps`; one that is the same everywhere shows no thing.
+    owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. least:
+    attention at which a pixel is as likely a thing as not, by Otsu's threshold of all of it.
     """
     small = _small(picture)
     size = small.shape[1:]
     level = spread.double().cpu()
     low, high = (edge.view(-1, 1, 1) for edge in (level.flatten(1).amin(1), level.flatten(1).amax(1)))
-    level = (level - low) / (high - low).clamp(min=1e-12)
+    if bool((high - low <= 1e-6 * high.abs()).any()):
+        return np.zeros((len(owners), *picture.shape[1:]), dtype=bool)
+    level = (level - low) / (high - low)
     top = _resized(level, size).amax(dim=0)
     thing = torch.sigmoid((top - least * otsu(level.amax(dim=0).numpy())) / UNSURE)
     share = _resized(owners.double().cpu(), size).clamp(min=0) + 1e-4
@@ -102,7 +104,8 @@ def grown(mask: Cells) -> Cells:
 
 
 def _small(picture: Tensor) -> Tensor:
-    """A picture with WALKED pixels on its longer side at most."""
+    """A picture with WALKED pixels on its longer side at most, of numbers alone."""
+    picture = picture.nan_to_num()
     scale = WALKED / max(picture.shape[1:])
     if scale >= 1:
         return picture

@@ -12,7 +12,7 @@ from torch import Tensor
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels."""
 FILLED = 1.0
-"""Share of a part's longer side that the base's thing takes: the rest is for what a concept's has more."""
+"""Share of a part's longer side that the base's thing takes."""
 LEAST = 0.375
 """Share of the picture's side below which no part is cut out: there is nothing to enlarge in a few cells."""
 SOFT = 1 / 64

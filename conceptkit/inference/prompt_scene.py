@@ -80,6 +80,15 @@ class PromptScene:
         under = {i: [back for front, back in self.over if front == i] for i in range(len(self.things))}
         return tuple(TopologicalSorter(under).static_order())
 
+    def behind(self, i: int) -> set[int]:
+        """The numbers of the things behind thing `i`, those behind others of these too."""
+        found = {back for front, back in self.over if front == i}
+        return found.union(*(self.behind(back) for back in found))
+
+    def before(self, i: int) -> set[int]:
+        """The numbers of the things in front of thing `i`, those in front of others of these too."""
+        return {j for j in range(len(self.things)) if i in self.behind(j)}
+
 
 def read_scene(prompt: str, words: Mapping[str, str], nouns: Collection[str] = ()) -> PromptScene:
     """The things of a prompt: concepts of `words` (name -> "<token> noun"), and plain `nouns`."""

@@ -17,12 +17,14 @@ from conceptkit.inference.call_hook import Given
 class Details:
     """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
     where they are not the base's own. latents (P, c, h, w): of these pictures. inside (P, 1, h, w): the cells
-    that were changed."""
+    that were changed. lost: the numbers of each picture's concepts of which nothing was
+    set in."""
 
     pixels: Tensor
     changed: Tensor
     latents: Tensor
     inside: Tensor
+    lost: tuple[tuple[int, ...], ...] = ()
 
     def put_into(self, result: Given) -> Given:
         """What a pipeline gives for the base's own pictures, with the parts set in; in the same form."""
