@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.inference import outlines as module
-from conceptkit.inference.outlines import filled, grown, outlines, random_walk
+from conceptkit.inference.outlines import filled, grown, outlines, random_walk, widest
 from tests.test_layout_masks import overlap
 
 GREEN, RED, SKY = ((0.1, 0.6, 0.2), (0.8, 0.1, 0.1), (0.8, 0.9, 1.0))
@@ -128,3 +128,14 @@ def test_what_is_no_number_is_no_edge():
     found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1), 0.8)
     assert overlap(found[0], thing) > 0.75
     assert filled(picture, thing)[:, 36, 20].isfinite().all()
+
+
+def test_an_outline_grows_until_it_flows_out():
+    thing = disc(36, 20, 11)
+    picture, seen, one = painted((thing, GREEN)), glimpses(thing), torch.ones(1, 1, 1)
+    sure, all_of_it, flood = (outlines(picture, seen, one, least)[0] for least in (1.0, 0.8, -1.0))
+    assert flood.all()
+    assert np.array_equal(widest(picture, seen, one, (1.0, -1.0))[0], sure)
+    near = all_of_it.sum() <= module.FLOODED * sure.sum()
+    found = widest(picture, seen, one, (1.0, 0.8, -1.0))[0]
+    assert np.array_equal(found, all_of_it if near else sure)

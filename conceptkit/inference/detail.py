@@ -34,7 +34,7 @@ from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_h
 from conceptkit.inference.layout_masks import Cells
 from conceptkit.inference.layout_noise import without_lowest
 from conceptkit.inference.multidiffusion import can_have_windows
-from conceptkit.inference.outlines import filled, grown, outlines
+from conceptkit.inference.outlines import filled, grown, widest
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened
 from conceptkit.inference.prompt_scene import PromptScene, alone
 from conceptkit.inference.set_in import Details
@@ -47,10 +47,12 @@ STEPS = 0.32
 """Share of the drawing's steps that a part takes."""
 LOWEST = 3
 """Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
-SURELY, PERHAPS = 1.0, 0.65
-"""Attention from which on a pixel is a thing, see `outlines`. The first says how large the base's thing is,
-and where it keeps others out; the second what of it is taken away, and what of a concept's thing is set in:
-there too little is worse than too much."""
+SURELY = 1.0
+"""Attention from which on a pixel is a thing, see `widest`: it says how large the base's thing is, and where
+it keeps others out."""
+PERHAPS = (SURELY, 0.8, 0.65)
+"""The same, see `widest`, for what of it is taken away, and what of a concept's thing is set in: there too
+little is worse than too much."""
 EMPTY = 1 / 512
 """Share of a part in a pixel below which the pixel stays the base's own."""
 OF_ONE_PICTURE = (
@@ -125,7 +127,7 @@ class DetailPass:
         assert layout.latents is not None
         whole = pixels_of(self._pipe, layout.latents)
         shown = list(zip(layout.pictures, whole.cpu(), strict=True))
-        places = [_places(picture, pixels, SURELY) for picture, pixels in shown]
+        places = [_places(picture, pixels, (SURELY,)) for picture, pixels in shown]
         wide = [_places(picture, pixels, PERHAPS) for picture, pixels in shown]
         named = [
             [i for i, thing in enumerate(picture.scene.things) if thing.name is not None]
@@ -189,7 +191,7 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.maps(watch.calls, spread=True)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), PERHAPS)
+            widest(one, maps, torch.ones(1, 1, 1), PERHAPS)
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()
@@ -264,14 +266,14 @@ def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
 
 
-def _places(picture: PictureLayout, pixels: Tensor, least: float) -> Cells:
+def _places(picture: PictureLayout, pixels: Tensor, leasts: Sequence[float]) -> Cells:
     """Where each thing of a layout is in its picture (3, H, W), (N, H, W): along its outline where the base
-    has drawn it, all of its part elsewhere. least: see `outlines`."""
+    has drawn it, all of its part elsewhere. leasts: see `widest`."""
     masks = F.interpolate(picture.masks[None].float(), pixels.shape[1:], mode="bilinear")[0] > 0.5
     found: Cells = masks.numpy()
     if picture.spread is None:
         return found
-    for i, outline in enumerate(outlines(pixels, picture.spread, picture.masks, least)):
+    for i, outline in enumerate(widest(pixels, picture.spread, picture.masks, leasts)):
         if picture.things[i].found and outline.any():
             found[i] = outline
     return found

@@ -7,6 +7,8 @@ away is filled from around it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,8 @@ PRIOR = 0.02
 """Weight of what attention says against what is beside a pixel."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
+FLOODED = 1.5
+"""Times the area of a thing's surest outline, beyond which an outline is its background too."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 43
@@ -60,6 +64,18 @@ def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float) -> C
         fine.append(torch.from_numpy(near))
     whole = F.interpolate(torch.stack(fine).float()[None], picture.shape[1:], mode="bilinear")[0]
     found: Cells = (whole >= 0.5).numpy()
+    return found
+
+
+def widest(picture: Tensor, spread: Tensor, owners: Tensor, leasts: Sequence[float]) -> Cells:
+    """Outlines by `leasts`, from the highest to the lowest: each thing's last one before it flows out over its
+    background, by FLOODED."""
+    found = outlines(picture, spread, owners, leasts[0])
+    most = FLOODED * found.sum(axis=(1, 2))
+    for least in leasts[1:]:
+        wider = outlines(picture, spread, owners, least)
+        kept = wider.sum(axis=(1, 2)) <= most
+        found[kept] = wider[kept]
     return found
 
 
