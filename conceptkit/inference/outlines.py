@@ -68,8 +68,8 @@ def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float) -> C
 
 
 def widest(picture: Tensor, spread: Tensor, owners: Tensor, leasts: Sequence[float]) -> Cells:
-    """Outlines by `leasts`, from the highest to the lowest: each thing's last one before it flows out over its
-    background, by FLOODED."""
+    """Outlines by `leasts`, from the highest to the lowest: each thing's last one before it flows out over
+    its background, by FLOODED."""
     found = outlines(picture, spread, owners, leasts[0])
     most = FLOODED * found.sum(axis=(1, 2))
     for least in leasts[1:]:
