@@ -67,7 +67,7 @@ def test_outside_of_all_parts_the_picture_is_the_bases_own_bit_for_bit(build, mo
     pipe = build()
     plain = drawn(pipe, NOUNS)
     place(monkeypatch, CORNER, NOWHERE)
-    monkeypatch.setattr(detail, "widest", as_laid_out)
+    monkeypatch.setattr(detail, "outlines", as_laid_out)
     with attach(pipe, *two(pipe)) as attachment:
         found = drawn(pipe, BOTH)
         (layout,) = attachment.layout.pictures
@@ -105,12 +105,12 @@ def drawn_tuple(pipe):
     )
 
 
-def as_laid_out(picture, spread, owners, *_):
+def as_laid_out(picture, seen, owners):
     """Outlines that are the parts of the layout; all of what is cut out."""
     return F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
 
 
-def everything(picture, pixels, leasts):
+def everything(picture, pixels):
     """All things of a layout have all of its picture (N, H, W)."""
     return np.ones((len(picture.things), *pixels.shape[1:]), dtype=bool)
 
@@ -126,8 +126,8 @@ def test_what_another_thing_has_is_not_drawn_over(pipe, pair, monkeypatch):
 def test_where_another_thing_is_a_part_is_held(pipe, pair, monkeypatch):
     """What is known of it there comes out of its drawing as it went in."""
 
-    def overlapping(picture, pixels, leasts):
-        masks = everything(picture, pixels, leasts)
+    def overlapping(picture, pixels):
+        masks = everything(picture, pixels)
         masks[1, :, masks.shape[2] // 2 :] = False  # the gate has the left half of what the dog has
         return masks
 
@@ -152,7 +152,7 @@ def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypat
     monkeypatch.setattr(detail, "_places", lambda *_: corner)
     dot = np.zeros((1, 16, 16), dtype=bool)
     dot[0, 14:, 14:] = True
-    monkeypatch.setattr(detail, "widest", lambda *_: dot)
+    monkeypatch.setattr(detail, "outlines", lambda *_: dot)
     plain = torch.from_numpy(drawn(pipe, NOUNS)[0]).permute(2, 0, 1)
     with attach(pipe, *pair):
         found = drawn(pipe, BOTH)[0]
@@ -218,7 +218,7 @@ def test_what_stands_before_another_is_set_in_after_it(pipe, pair, monkeypatch, 
     """Both things have all of the picture, so the one behind is not seen."""
     place(monkeypatch, LEFT, RIGHT)
     monkeypatch.setattr(detail, "_places", everything)
-    monkeypatch.setattr(detail, "widest", lambda picture, *_: np.ones((1, *picture.shape[1:]), dtype=bool))
+    monkeypatch.setattr(detail, "outlines", lambda picture, *_: np.ones((1, *picture.shape[1:]), dtype=bool))
     parts = {}
     own = detail.DetailPass._drawn
     monkeypatch.setattr(detail.DetailPass, "_drawn", lambda *args: parts.update(found := own(*args)) or found)
@@ -334,7 +334,7 @@ def test_a_concept_that_no_outline_is_found_of_leaves_what_the_base_drew(pipe, p
     place(monkeypatch, LEFT, RIGHT)
     monkeypatch.setattr(detail, "_places", lambda picture, *_: np.stack([HALF, ~HALF]))
     found = iter([np.zeros((1, 16, 16), dtype=bool), np.ones((1, 16, 16), dtype=bool)])
-    monkeypatch.setattr(detail, "widest", lambda *_: next(found))
+    monkeypatch.setattr(detail, "outlines", lambda *_: next(found))
     plain = drawn(pipe, NOUNS)[0]
     with attach(pipe, *pair) as attachment:
         picture = drawn(pipe, BOTH)[0]
@@ -352,11 +352,11 @@ def test_what_is_not_found_has_all_of_its_part(pipe, pair, monkeypatch):
         (layout,) = attachment.layout.pictures
     pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     masks = F.interpolate(layout.masks[None], (16, 16), mode="bilinear")[0].numpy() > 0.5
-    assert np.array_equal(detail._places(layout, pixels, (1.0,)), masks)
+    assert np.array_equal(detail._places(layout, pixels), masks)
     there = dataclasses.replace(
         layout, things=tuple(dataclasses.replace(thing, found=True) for thing in layout.things)
     )
-    assert not np.array_equal(detail._places(there, pixels, (1.0,)), masks)
+    assert not np.array_equal(detail._places(there, pixels), masks)
 
 
 def test_who_keeps_out_of_whom():

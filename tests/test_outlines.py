@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.inference import outlines as module
-from conceptkit.inference.outlines import filled, grown, outlines, random_walk, widest
+from conceptkit.inference.outlines import filled, grown, outlines, random_walk
 from tests.test_layout_masks import overlap
 
 GREEN, RED, SKY = ((0.1, 0.6, 0.2), (0.8, 0.1, 0.1), (0.8, 0.9, 1.0))
@@ -36,19 +36,27 @@ def glimpses(*masks, cells=8):
     return torch.cat(seen) + 0.05
 
 
-def test_a_random_walk_against_a_dense_system():
+def test_a_random_walk_against_a_dense_system(monkeypatch):
+    monkeypatch.setattr(module, "ALIKE", 3)
     dice = np.random.default_rng(0)
-    picture, prior = dice.random((3, 4, 5)), dice.random((2, 4, 5))
+    picture, prior = dice.random((3, 4, 5)) / 20, dice.random((2, 4, 5))
+    prior /= prior.sum(axis=0)
     cells = [(y, x) for y in range(4) for x in range(5)]
+
+    def away(one, other):
+        apart = module.NEAR * np.subtract(one, other) / 5
+        return np.square(picture[:, *one] - picture[:, *other]).sum() + np.square(apart).sum()
+
     system = module.PRIOR * np.eye(20)
-    for i, (y, x) in enumerate(cells):
-        for j, (v, u) in enumerate(cells):
-            if abs(y - v) + abs(x - u) == 1:
-                weight = np.exp(-module.EDGES * ((picture[:, y, x] - picture[:, v, u]) ** 2).sum()) + 1e-4
-                system[i, j] -= weight
-                system[i, i] += weight
+    for i, one in enumerate(cells):
+        nearest = sorted((away(one, other), j) for j, other in enumerate(cells) if j != i)[:3]
+        for far, j in nearest:
+            weight = np.exp(-far / module.COLOUR**2 / 2)
+            system[[i, j], [j, i]] -= weight
+            system[[i, j], [i, j]] += weight
     wanted = np.linalg.solve(system, module.PRIOR * prior.reshape(2, -1).T).T.reshape(2, 4, 5)
-    assert np.allclose(random_walk(torch.from_numpy(picture), prior), wanted, atol=1e-10)
+    found = random_walk(torch.from_numpy(picture), prior)
+    assert np.abs(wanted - prior).max() > 0.2 and np.abs(found - wanted).max() < 0.02
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))
@@ -57,14 +65,14 @@ def test_labels_of_a_walk_share_each_pixel(height, width, seed):
     dice = np.random.default_rng(seed)
     prior = dice.random((3, height, width))
     found = random_walk(torch.from_numpy(dice.random((3, height, width))), prior / prior.sum(axis=0))
-    assert np.allclose(found.sum(axis=0), 1) and found.min() >= -1e-9
+    assert np.allclose(found.sum(axis=0), 1) and found.min() >= -0.02
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 200)])
 def test_an_outline_is_the_things_and_not_the_attentions(size):
     one, other = (disc(0.6 * size[0], x * size[1], 0.17 * size[1], size) for x in (0.27, 0.75))
     seen = glimpses(one, other)
-    found = outlines(painted((one, GREEN), (other, RED), size=size), seen, seen, least=0.8)
+    found = outlines(painted((one, GREEN), (other, RED), size=size), seen, seen)
     reach = round(module.REACH * max(size))
     for mask, wanted in zip(found, (one, other), strict=True):
         assert mask.shape == wanted.shape and (mask | ~wanted).mean() > 0.99, "all of it is inside"
@@ -84,15 +92,36 @@ def test_a_thing_of_one_colour_beside_its_like_keeps_to_its_own_side():
     picture = painted((one | other, GREEN))
     owners = torch.zeros(2, 8, 8)
     owners[0, :, :4] = owners[1, :, 4:] = 1
-    left, right = outlines(picture, glimpses(one | other, one | other), owners, 0.8)
+    left, right = outlines(picture, glimpses(one | other, one | other), owners)
     assert left[:, :28].sum() > 20 * left[:, 36:].sum() and right[:, 36:].sum() > 20 * right[:, :28].sum()
 
 
 def test_what_is_far_and_small_is_a_speck():
     thing, dot = disc(36, 20, 11), disc(10, 56, 3)
     seen = glimpses(thing | dot)
-    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1), 0.8)
+    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
     assert found[36, 20] and not found[:20, 48:].any()
+
+
+def test_scenery_of_its_own_colour_is_no_thing():
+    """A band of sea behind two things, to which half as much attention goes as to them."""
+    one, other = disc(40, 20, 9), disc(40, 46, 9)
+    sea = np.zeros((64, 64), dtype=bool)
+    sea[26:34] = True
+    picture = painted((sea, (0.1, 0.3, 0.8)), (one, GREEN), (other, RED))
+    seen = glimpses(one | sea, other | sea)
+    seen += glimpses(one, other)
+    found = outlines(picture, seen, glimpses(one, other)).any(axis=0)
+    assert found[one | other].mean() > 0.95
+    assert found[:24].mean() < 0.02 and found[26:34, :6].mean() < 0.1 and found[26:34, 58:].mean() < 0.1
+
+
+def test_a_horizon_goes_on_behind_what_is_taken_away():
+    picture = painted()
+    picture[:, 36:] = torch.tensor(GREEN).view(3, 1, 1)
+    hole = disc(36, 32, 12)
+    found = filled(torch.where(torch.from_numpy(hole), torch.tensor(0.0), picture), hole)
+    assert (found - picture).abs()[:, hole].mean() < 0.06
 
 
 @pytest.mark.parametrize("size", [(48, 64), (200, 256)])
@@ -118,24 +147,13 @@ def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
 
 def test_attention_that_is_the_same_everywhere_shows_no_thing():
     picture = painted((disc(36, 20, 11), GREEN))
-    assert not outlines(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1), 0.8).any()
-    assert not outlines(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1), 0.8).any()
+    assert not outlines(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1)).any()
+    assert not outlines(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1)).any()
 
 
 def test_what_is_no_number_is_no_edge():
     picture, thing = painted((disc(36, 20, 11), GREEN)), disc(36, 20, 11)
     picture[:, 60:, 60:] = float("nan")
-    found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1), 0.8)
+    found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1))
     assert overlap(found[0], thing) > 0.75
     assert filled(picture, thing)[:, 36, 20].isfinite().all()
-
-
-def test_an_outline_grows_until_it_flows_out():
-    thing = disc(36, 20, 11)
-    picture, seen, one = painted((thing, GREEN)), glimpses(thing), torch.ones(1, 1, 1)
-    sure, all_of_it, flood = (outlines(picture, seen, one, least)[0] for least in (1.0, 0.8, -1.0))
-    assert flood.all()
-    assert np.array_equal(widest(picture, seen, one, (1.0, -1.0))[0], sure)
-    near = all_of_it.sum() <= module.FLOODED * sure.sum()
-    found = widest(picture, seen, one, (1.0, 0.8, -1.0))[0]
-    assert np.array_equal(found, all_of_it if near else sure)

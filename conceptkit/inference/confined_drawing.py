@@ -273,10 +273,10 @@ class ConfinedDrawing:
             for p in range(stage.pictures)
         )
         if stage.spread and isinstance(stage.watch, Watch):
-            spread = stage.watch.maps(stage.calls, spread=True).cpu()
+            outlining = stage.watch.outlining(stage.calls).cpu()
             pictures = tuple(
-                replace(one, spread=maps[: len(one.things)])
-                for one, maps in zip(pictures, spread, strict=True)
+                replace(one, seen=maps[: len(one.things)])
+                for one, maps in zip(pictures, outlining, strict=True)
             )
         channels, windows = stage.sample.shape[1], can_have_windows(self._pipe)
         if not windows:

@@ -34,7 +34,7 @@ from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_h
 from conceptkit.inference.layout_masks import Cells
 from conceptkit.inference.layout_noise import without_lowest
 from conceptkit.inference.multidiffusion import can_have_windows
-from conceptkit.inference.outlines import filled, grown, widest
+from conceptkit.inference.outlines import filled, grown, outlines
 from conceptkit.inference.part_geometry import Box, box_around, cut_out, set_back, softened
 from conceptkit.inference.prompt_scene import PromptScene, alone
 from conceptkit.inference.set_in import Details
@@ -47,12 +47,6 @@ STEPS = 0.32
 """Share of the drawing's steps that a part takes."""
 LOWEST = 3
 """Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
-SURELY = 1.0
-"""Attention from which on a pixel is a thing, see `widest`: it says how large the base's thing is, and where
-it keeps others out."""
-PERHAPS = (SURELY, 0.8, 0.65)
-"""The same, see `widest`, for what of it is taken away, and what of a concept's thing is set in: there too
-little is worse than too much."""
 EMPTY = 1 / 512
 """Share of a part in a pixel below which the pixel stays the base's own."""
 OF_ONE_PICTURE = (
@@ -127,20 +121,19 @@ class DetailPass:
         assert layout.latents is not None
         whole = pixels_of(self._pipe, layout.latents)
         shown = list(zip(layout.pictures, whole.cpu(), strict=True))
-        places = [_places(picture, pixels, (SURELY,)) for picture, pixels in shown]
-        wide = [_places(picture, pixels, PERHAPS) for picture, pixels in shown]
+        places = [_places(picture, pixels) for picture, pixels in shown]
         named = [
             [i for i, thing in enumerate(picture.scene.things) if thing.name is not None]
             for picture in layout.pictures
         ]
-        empty = _without(whole, _union(wide, named))
+        empty = _without(whole, _union(places, named))
         parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i in range(max(len(picture.things) for picture in layout.pictures)):
             cut = self._cut(layout.pictures, places, i)
             if cut.pictures:
                 parts |= self._drawn(call, bound, layout, cut, empty[cut.pictures])
         redrawn = [[i for i in numbers if (k, i) in parts] for k, numbers in enumerate(named)]
-        removed = softened(_grown(_union(wide, redrawn))).to(whole)
+        removed = softened(_grown(_union(places, redrawn))).to(whole)
         whole, changed = torch.lerp(whole, empty, removed), removed > EMPTY
         for k, picture in enumerate(layout.pictures):
             for i in picture.scene.back_to_front():
@@ -189,10 +182,9 @@ class DetailPass:
         finally:
             self._here.part = None
         drawn = pixels_of(self._pipe, latents)
-        seen = watch.maps(watch.calls, spread=True)
+        seen = watch.outlining(watch.calls)
         found = [
-            widest(one, maps, torch.ones(1, 1, 1), PERHAPS)
-            for one, maps in zip(drawn.cpu(), seen, strict=True)
+            outlines(one, maps, torch.ones(1, 1, 1)) for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()
         share = softened(set_back(outline, cut.boxes, torch.zeros_like(cut.others)) * (1 - cut.others))
@@ -266,14 +258,14 @@ def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
 
 
-def _places(picture: PictureLayout, pixels: Tensor, leasts: Sequence[float]) -> Cells:
+def _places(picture: PictureLayout, pixels: Tensor) -> Cells:
     """Where each thing of a layout is in its picture (3, H, W), (N, H, W): along its outline where the base
-    has drawn it, all of its part elsewhere. leasts: see `widest`."""
+    has drawn it, all of its part elsewhere."""
     masks = F.interpolate(picture.masks[None].float(), pixels.shape[1:], mode="bilinear")[0] > 0.5
     found: Cells = masks.numpy()
-    if picture.spread is None:
+    if picture.seen is None:
         return found
-    for i, outline in enumerate(widest(pixels, picture.spread, picture.masks, leasts)):
+    for i, outline in enumerate(outlines(pixels, picture.seen, picture.masks)):
         if picture.things[i].found and outline.any():
             found[i] = outline
     return found

@@ -65,8 +65,8 @@ class PictureLayout:
 
     tries: how many drawings of the class nouns it took. notes: sentences on what is wrong beside things that
     are not found; remarks: on what is worth knowing. changed (H, W): cells in which the picture is not the
-    base's own, where that is more than the masks. spread (N, h, w): attention to each thing, spread over what
-    belongs together in the picture, where that was watched.
+    base's own, where that is more than the masks. seen (N, h, w): what tells each thing's outline, see
+    `Watch.outlining`, where that was watched.
     """
 
     scene: PromptScene
@@ -76,7 +76,7 @@ class PictureLayout:
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     changed: Tensor | None = None
-    spread: Tensor | None = None
+    seen: Tensor | None = None
 
     def regions(self) -> list[Region]:
         """Its parts with their names, to be drawn over the picture."""

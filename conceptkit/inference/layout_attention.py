@@ -143,16 +143,27 @@ class Watch:
         before, spread_before, n = self._calls[-1].get(cells, (nothing, nothing, 0))
         self._calls[-1][cells] = before + seen, spread_before + spread, n + 1
 
-    def maps(self, calls: int, spread: bool = False) -> Tensor:
-        """Where each noun is by what was seen in so many calls: (pictures, N, h, w).
+    def maps(self, calls: int) -> Tensor:
+        """Where each noun is by what was seen in so many calls: (pictures, N, h, w)."""
+        return self.seen(int(WATCHED_FROM * calls), calls)
 
-        spread: the mean over what each cell attends to in the picture itself, A_self A_cross (DiffSegmenter,
-        2309.02773), which reaches all of a thing and not its telling parts alone.
+    def outlining(self, calls: int) -> Tensor:
+        """What tells how far each thing goes: (pictures, N, h, w), from 0 to 1.
+
+        The mean of attention to it, which tells things apart, and of the same spread over what each cell
+        attends to in the picture itself, A_self A_cross (DiffSegmenter, 2309.02773), which reaches all of it.
         """
-        return self.seen(int(WATCHED_FROM * calls), calls, spread)
+        first = int(WATCHED_FROM * calls)
+        both = [self.seen(first, calls, spread) for spread in (False, True)]
+        low, high = ([fn(one, dim=(2, 3), keepdim=True) for one in both] for fn in (torch.amin, torch.amax))
+        scaled = [(one - a) / (b - a).clamp(min=1e-12) for one, a, b in zip(both, low, high, strict=True)]
+        return torch.stack(scaled).mean(dim=0)
 
     def seen(self, first: int, end: int, spread: bool = False) -> Tensor:
-        """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w)."""
+        """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w).
+
+        spread: over what cells attend to in the picture itself, see `outlining`.
+        """
         telling = self._telling(first)
         finest = telling[max(telling)]
         total: Any = 0

@@ -46,8 +46,8 @@ class KnownLayout:
     def size(self) -> int:
         """Bytes of its predictions."""
         ends = [one for one in (self.layout.begun, self.layout.latents) if one is not None]
-        spread = [one.spread for one in self.layout.pictures if one.spread is not None]
-        return sum(each.nbytes for each in (*self.layout.predictions, *ends, *spread))
+        seen = [one.seen for one in self.layout.pictures if one.seen is not None]
+        return sum(each.nbytes for each in (*self.layout.predictions, *ends, *seen))
 
 
 def call_key(

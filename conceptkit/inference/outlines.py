@@ -1,58 +1,68 @@
 """Outlines of things in a picture, and the picture without them, as pure functions of arrays.
 
-Attention says roughly where a thing is, the picture's own edges where it ends: a random walker with priors
-(Grady, Multilabel random walker image segmentation using prior models, CVPR 2005). The place of what is taken
-away is filled from around it.
+Attention says roughly where a thing is, the picture's colours where it ends: pixels that are alike and near
+each other belong to the same thing. So attention is the prior of a random walk (Grady, Multilabel random
+walker image segmentation using prior models, CVPR 2005) from each pixel to those most like it (Chen et al.,
+KNN matting, CVPR 2012). The place of what is taken away is filled from around it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage, sparse
-from scipy.sparse.linalg import splu
+from scipy.sparse.linalg import cg, splu
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from conceptkit.inference.layout_masks import Cells, Grid, otsu
 
-WALKED = 128
-"""Pixels of a picture's longer side at most, on which a walker goes: a sparse system of all of them."""
-EDGES = 90.0
-"""How far a step between two pixels is hindered by the square of their difference in colour, in [0, 1]."""
-PRIOR = 0.02
-"""Weight of what attention says against what is beside a pixel."""
+WALKED = 64
+"""Pixels of a picture's longer side at most, on which a walker goes."""
+ALIKE = 60
+"""How many pixels each pixel is compared with: those most like it."""
+COLOUR = 0.025
+"""Standard deviation by which colours are alike, in [0, 1]."""
+NEAR = 0.25
+"""What it is worth in colour that two pixels are a picture's longer side apart."""
+PRIOR = 0.03
+"""Weight of what attention says against that of one pixel of the same colour."""
+LEAST = 0.7
+"""Attention at which a pixel is as likely a thing as not, by Otsu's threshold of all of it."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
-FLOODED = 1.5
-"""Times the area of a thing's surest outline, beyond which an outline is its background too."""
+RIM, ON_RIM = 3, 0.1
+"""Pixels of a picture's rim, and how much less likely a thing is there: scenery goes on beyond it."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 43
 """How far an outline reaches over its thing, by the picture's longer side: the autoencoder blurs its edge."""
+LEVEL = 20.0
+"""How much more a filled pixel is like those of its row than of its column: scenery lies level."""
 AROUND = 1 / 32
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float) -> Cells:
+def outlines(picture: Tensor, seen: Tensor, owners: Tensor) -> Cells:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges.
 
-    spread (N, h, w): attention to each, see `Watch.maps`; one that is the same everywhere shows no thing.
-    owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. least:
-    attention at which a pixel is as likely a thing as not, by Otsu's threshold of all of it.
+    seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
+    owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing.
     """
     small = _small(picture)
     size = small.shape[1:]
-    level = spread.double().cpu()
+    level = seen.double().cpu()
     low, high = (edge.view(-1, 1, 1) for edge in (level.flatten(1).amin(1), level.flatten(1).amax(1)))
     if bool((high - low <= 1e-6 * high.abs()).any()):
         return np.zeros((len(owners), *picture.shape[1:]), dtype=bool)
     level = (level - low) / (high - low)
     top = _resized(level, size).amax(dim=0)
-    thing = torch.sigmoid((top - least * otsu(level.amax(dim=0).numpy())) / UNSURE)
+    thing = torch.sigmoid((top - LEAST * otsu(level.amax(dim=0).numpy())) / UNSURE)
+    inner = np.zeros(size, dtype=bool)
+    inner[RIM:-RIM, RIM:-RIM] = True
+    thing = torch.where(torch.from_numpy(inner), thing, ON_RIM * thing)
     share = _resized(owners.double().cpu(), size).clamp(min=0) + 1e-4
     prior = torch.cat([thing * share / share.sum(dim=0), (1 - thing)[None]])
     label = random_walk(small, prior.numpy()).argmax(axis=0)
@@ -67,32 +77,20 @@ def outlines(picture: Tensor, spread: Tensor, owners: Tensor, least: float) -> C
     return found
 
 
-def widest(picture: Tensor, spread: Tensor, owners: Tensor, leasts: Sequence[float]) -> Cells:
-    """Outlines by `leasts`, from the highest to the lowest: each thing's last one before it flows out over
-    its background, by FLOODED."""
-    found = outlines(picture, spread, owners, leasts[0])
-    most = FLOODED * found.sum(axis=(1, 2))
-    for least in leasts[1:]:
-        wider = outlines(picture, spread, owners, least)
-        kept = wider.sum(axis=(1, 2)) <= most
-        found[kept] = wider[kept]
-    return found
-
-
 def random_walk(picture: Tensor, prior: Grid) -> Grid:
     """Probabilities (K, H, W) of K labels: x of (L + g) x = g p for each label's prior p, with g = PRIOR and
-    the Laplacian L of the pixels (c, H, W), each beside four others."""
-    colours = picture.double().cpu().numpy().reshape(len(picture), -1)
-    here, there = _beside(picture.shape[1:])
-    weights = np.exp(-EDGES * np.square(colours[:, here] - colours[:, there]).sum(axis=0)) + 1e-4
-    system = _laplacian(weights, here, there) + PRIOR * sparse.identity(colours.shape[1])
-    solved: Grid = splu(system.tocsc()).solve(PRIOR * prior.reshape(len(prior), -1).T)
-    return np.ascontiguousarray(solved.T).reshape(prior.shape)
+    the Laplacian L of the pixels (c, H, W), each beside those most like it."""
+    laplacian = _laplacian(*_alike(picture))
+    system = (laplacian + PRIOR * sparse.identity(laplacian.shape[0])).tocsr()
+    scale = sparse.diags(1 / system.diagonal())
+    flat = prior.reshape(len(prior), -1)
+    solved = [cg(system, PRIOR * own, x0=own, rtol=0.01, M=scale)[0] for own in flat[:-1]]
+    return np.stack([*solved, flat.sum(axis=0) - np.sum(solved, axis=0)]).reshape(prior.shape)
 
 
 def filled(picture: Tensor, hole: Cells) -> Tensor:
     """A picture (3, H, W) whose pixels in a hole (H, W) follow from those around it, as smooth as can be (the
-    Laplace equation); the same where the hole is all of it."""
+    Laplace equation, by LEVEL smoother along rows); the same where the hole is all of it."""
     if not hole.any() or hole.all():
         return picture
     small = _small(picture)
@@ -102,8 +100,7 @@ def filled(picture: Tensor, hole: Cells) -> Tensor:
         return picture
     inside = np.flatnonzero(wanted)
     rim = np.flatnonzero(~wanted)
-    here, there = _beside(size)
-    laplacian = _laplacian(np.ones(len(here)), here, there)[inside]
+    laplacian = _laplacian(*_beside(size))[inside]
     colours = small.double().cpu().numpy().reshape(3, -1)
     known = laplacian[:, rim] @ np.ascontiguousarray(colours[:, rim].T)
     colours[:, inside] = splu(laplacian[:, inside].tocsc()).solve(-known).T
@@ -133,11 +130,25 @@ def _resized(values: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     return F.interpolate(values[None], tuple(size), mode="bilinear", align_corners=False)[0]
 
 
-def _beside(size: torch.Size | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of all pixels that stand beside each other, each pair once."""
+def _beside(size: torch.Size | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much pixels are held to each other that stand beside each other, and their numbers, each pair once:
+    those of a row by LEVEL, those of a column by 1."""
     numbers = np.arange(size[0] * size[1]).reshape(tuple(size))
-    here = np.concatenate([numbers[:, :-1].ravel(), numbers[:-1].ravel()])
-    return here, np.concatenate([numbers[:, 1:].ravel(), numbers[1:].ravel()])
+    in_rows, in_columns = (numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])
+    here, there = (
+        np.concatenate([one.ravel(), two.ravel()]) for one, two in zip(in_rows, in_columns, strict=True)
+    )
+    return np.repeat([LEVEL, 1.0], [in_rows[0].size, in_columns[0].size]), here, there
+
+
+def _alike(picture: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much alike pixels (c, H, W) are, and the numbers of both, for each and those most like it."""
+    height, width = picture.shape[1:]
+    rows, columns = NEAR * np.mgrid[:height, :width].reshape(2, -1) / max(height, width)
+    points = np.stack([*picture.double().cpu().numpy().reshape(len(picture), -1), rows, columns], axis=1)
+    away, there = KDTree(points).query(points, min(ALIKE + 1, len(points)))
+    here = np.repeat(np.arange(len(points)), away.shape[1])
+    return np.exp(-np.square(away.ravel() / COLOUR) / 2), here, there.ravel()
 
 
 def _laplacian(weights: np.ndarray, here: np.ndarray, there: np.ndarray) -> sparse.csr_matrix:
