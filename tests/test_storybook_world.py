@@ -351,6 +351,21 @@ def test_the_moongate_is_no_other_gate():
         assert changed(world.render(plain_scene(moongate)), world.render(plain_scene(other))) > 200
 
 
+@pytest.mark.parametrize("relation", ["next to", "in front of"])
+def test_a_figure_may_be_left_out_and_all_else_stays(relation):
+    figures = tuple(world.draw_figure(world.draw_subject(rng(k), "car"), rng(k)) for k in (1, 2))
+    scene = world.Scene(figures, "beach", relation=relation, seed=3)
+    whole, second, first, none = (
+        np.asarray(world.render(scene, without)).astype(int) for without in ((), (0,), (1,), (0, 1))
+    )
+    left, right = ((np.abs(one - none).max(axis=2) > 0) for one in (first, second))
+    assert left.sum() > 200 < right.sum()
+    middles = [np.nonzero(mask)[1].mean() for mask in (left, right)]
+    assert middles[0] < 28 and middles[1] > 34
+    assert np.array_equal(whole[left & ~right], first[left & ~right])
+    assert np.array_equal(whole[~left], second[~left])
+
+
 def test_a_scene_is_drawn_the_same_each_time_and_in_another_process():
     told = [data.scene("base", k) for k in (1, 2, 3)]
     assert told == [data.scene("base", k) for k in (1, 2, 3)]

@@ -8,7 +8,7 @@ is one tuple of them, and only pictures can teach it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -214,40 +214,35 @@ def _place_figure(c: Canvas, f: Figure, x: float, floor: float, scale: float) ->
             animals.wear(c, f.accessory, at, f.accessory_colour)
 
 
-def render(scene: Scene) -> Image.Image:
+def render(scene: Scene, without: Collection[int] = ()) -> Image.Image:
     """The scene as an RGB picture of 64x64. Of two figures the first named stands on the left, as one reads.
 
-    Left to chance, a small model draws the same thing on both sides.
+    Left to chance, a small model draws the same thing on both sides. without: the numbers of figures that are
+    left out; all else stays as it is.
     """
     rng = np.random.default_rng(scene.seed)
     c = scenery.backdrop(scene.place, rng)
+
+    def place(number: int, x: float, floor: float, scale: float) -> None:
+        if number not in without:
+            _place_figure(c, scene.figures[number], x, floor, scale)
+
     if len(scene.figures) == 1:
         low, high = {"far": (0.19, 0.23), "near": (0.43, 0.5), None: (0.3, 0.36)}[scene.framing]
         scale = rng.uniform(low, high)
         floor = min(0.62 + scale * 0.9, 0.98) + rng.uniform(-0.03, 0.02)
-        _place_figure(
-            c, scene.figures[0], 0.5 + rng.uniform(-0.09, 0.09) * (1 if scale < 0.4 else 0.4), floor, scale
-        )
+        place(0, 0.5 + rng.uniform(-0.09, 0.09) * (1 if scale < 0.4 else 0.4), floor, scale)
     elif scene.relation == "in front of":
-        front, back = scene.figures
-        _place_figure(c, back, 0.5 + rng.uniform(0.06, 0.13), 0.84, rng.uniform(0.34, 0.38))
-        _place_figure(c, front, 0.5 - rng.uniform(0.15, 0.22), 0.96, rng.uniform(0.23, 0.26))
+        place(1, 0.5 + rng.uniform(0.06, 0.13), 0.84, rng.uniform(0.34, 0.38))
+        place(0, 0.5 - rng.uniform(0.15, 0.22), 0.96, rng.uniform(0.23, 0.26))
     else:
-        first, second = scene.figures
-        _place_figure(
-            c,
-            first,
-            0.26 + rng.uniform(-0.02, 0.02),
-            0.88 + rng.uniform(-0.04, 0.04),
-            rng.uniform(0.22, 0.25),
-        )
-        _place_figure(
-            c,
-            second,
-            0.74 + rng.uniform(-0.02, 0.02),
-            0.88 + rng.uniform(-0.04, 0.04),
-            rng.uniform(0.22, 0.25),
-        )
+        for number, x in enumerate((0.26, 0.74)):
+            place(
+                number,
+                x + rng.uniform(-0.02, 0.02),
+                0.88 + rng.uniform(-0.04, 0.04),
+                rng.uniform(0.22, 0.25),
+            )
     picture = c.image
     if scene.style:
         return scenery.STYLES[scene.style][0](picture).reduce(OVERSAMPLE)
