@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import inspect
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionSAGPipeline
 from PIL import Image
 
 from conceptkit.base import pipeline
@@ -16,7 +15,7 @@ from conceptkit.concepts.concept import Concept
 from conceptkit.errors import BadPrompt, BadRegion
 from conceptkit.features import caption_statistics, captions
 from conceptkit.inference import attach as attaching
-from conceptkit.inference import attach_steps, confined_drawing, generate, layout_cache, layout_noise
+from conceptkit.inference import attach_steps, generate, layout_cache, layout_noise
 from conceptkit.inference.attach_request import AttachRequest
 from conceptkit.inference.drawing_stage import Stage
 from conceptkit.inference.generate import guided
@@ -24,6 +23,7 @@ from conceptkit.inference.layout import Layout, LayoutWarning, PictureLayout, Pl
 from conceptkit.inference.layout_attention import Watch, kind_of
 from conceptkit.pictures.layout import Region, layout_picture
 from conceptkit.registry.store import Registry
+from tests.confining import EVERYWHERE, LEFT, NOWHERE, RIGHT, WHOLE, calls_of_the_unet, place, two
 from tests.golden.files import DATA
 from tests.projected_tiny import pico_kolors
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
@@ -31,7 +31,6 @@ from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
 attach = functools.partial(attaching.attach, confine=True)
 
 BOTH, NOUNS = "my_dog in front of a moongate", "dog in front of a gate"
-WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -55,33 +54,6 @@ def pair(pipe):
     return two(pipe)
 
 
-def two(pipe):
-    return pico_concept(pipe), pico_concept(pipe, "moongate", "gate", seed=1, rank=3)
-
-
-def place(monkeypatch, *boxes, found=True, replayed=0.0, laid_out=1.0, sparse=0.0):
-    """Lay out by hand: each thing in turn has the cells of a slice of rows and one of columns."""
-
-    def lay_out(scene, seen, guide, given):
-        assert seen.shape[0] == len(scene.things) and torch.isfinite(seen).all()
-        masks = torch.zeros(len(scene.things), *guide.shape[1:])
-        for mask, box in zip(masks, boxes, strict=False):
-            mask[box] = 1
-        there = found if isinstance(found, bool) else found.pop(0)
-        placed = tuple(Placed(t.called, t.noun, WHOLE, 0.5, there) for t in scene.things)
-        return PictureLayout(scene, masks, placed)
-
-    monkeypatch.setattr(confined_drawing, "lay_out", lay_out)
-    monkeypatch.setattr(layout_cache, "_known", WeakKeyDictionary())  # no layout of another hand
-    monkeypatch.setattr(confined_drawing, "REPLAYED", replayed)
-    monkeypatch.setattr(confined_drawing, "LAID_OUT", laid_out)
-    monkeypatch.setattr(confined_drawing, "SPARSE", sparse)
-
-
-EVERYWHERE, NOWHERE = (slice(None), slice(None)), (slice(0), slice(0))
-LEFT, RIGHT = (slice(None), slice(0, 3)), (slice(None), slice(5, 8))
-
-
 def latents(pipe, prompt, **options):
     return draw_latents(pipe, prompt, **options)[0]
 
@@ -102,17 +74,6 @@ def trail(pipe, prompt):
 
     draw_latents(pipe, prompt, steps=8, callback_on_step_end=note)
     return seen
-
-
-def calls_of_the_unet(pipe, draw):
-    """How many calls of the UNet a drawing takes."""
-    counted = []
-    hook = pipe.unet.conv_in.register_forward_hook(lambda *_: counted.append(1))
-    try:
-        draw()
-    finally:
-        hook.remove()
-    return len(counted)
 
 
 @pytest.mark.parametrize("build", [pico_sd, pico_sdxl, pico_kolors])
@@ -521,3 +482,22 @@ def test_on_storybook_both_are_found_and_the_rest_of_the_picture_stays(tmp_path)
     free = np.kron(layout.changed.numpy() == 0, np.ones(scale, dtype=bool))
     off = np.asarray(picture, dtype=float) - np.asarray(plain, dtype=float)
     assert not off[free].any() and np.abs(off[~free]).mean() > 10 and free.mean() > 0.25
+
+
+def test_calls_that_read_no_prompt_are_refused_or_drawn_as_they_are(pipe, pair):
+    """Self-attention guidance calls the UNet once more, without the prompt."""
+    of_sag = StableDiffusionSAGPipeline(
+        **{**pipe.components, "safety_checker": None}, requires_safety_checker=False
+    )
+
+    def drawn():
+        return latents(of_sag, BOTH, sag_scale=0.75)
+
+    with attaching.attach(of_sag, *pair, confine=False):
+        wanted = drawn()
+    said = "How a StableDiffusionSAGPipeline gives its denoiser prompt and picture is unknown"
+    with attach(of_sag, *pair), pytest.raises(BadRegion, match=said):
+        drawn()
+    for detail in (False, True):
+        with attaching.attach(of_sag, *pair, detail=detail), pytest.warns(LayoutWarning, match=said):
+            assert torch.equal(drawn(), wanted)

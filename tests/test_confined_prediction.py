@@ -23,7 +23,7 @@ from conceptkit.inference.layout_differences import DifferenceWatch, noise_share
 from conceptkit.inference.prompt_scene import read_scene, without
 from conceptkit.tuners import targets
 from tests import language_model_tiny, projected_tiny, transformers_tiny
-from tests.test_confined import EVERYWHERE, NOWHERE, place
+from tests.confining import EVERYWHERE, NOWHERE, place
 from tests.tiny import pico_concept, state_hash
 
 BOTH, NOUNS = "a my_dog in front of a moongate", "a dog in front of a gate"

@@ -30,8 +30,8 @@ from conceptkit.inference.layout_noise import without_lowest
 from conceptkit.inference.outlines import filled, grown
 from conceptkit.inference.part_geometry import box_around, cut_out, set_back, softened
 from conceptkit.inference.prompt_scene import read_scene
+from tests.confining import EVERYWHERE, LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
 from tests.projected_tiny import pico_kolors
-from tests.test_confined import EVERYWHERE, LEFT, NOWHERE, RIGHT, calls_of_the_unet, place, two
 from tests.tiny import pico_sd, pico_sdxl, snapshot
 
 attach = functools.partial(attaching.attach, confine=True, detail=True)

@@ -15,6 +15,7 @@ from conceptkit.base.text_features import spell
 from conceptkit.concepts.gates import RankGate
 from conceptkit.errors import ConceptError
 from conceptkit.inference.attention_masks import cells_inside, hidden_words, level
+from conceptkit.inference.call_texts import Unreadable
 from conceptkit.inference.confined_maps import Factor, of_cells
 from conceptkit.inference.denoiser_call import DenoiserCall, Result
 from conceptkit.inference.drawing_stage import OTHER_CALLS, Stage, repeated
@@ -190,7 +191,13 @@ class ByAttention:
 
 
 def _first_rows(stage: Stage, queries: Tensor) -> Tensor:
-    """The first row of the batch that reads each picture's prompt, (pictures,)."""
+    """The first row of the batch that reads each picture's prompt, (pictures,).
+
+    Raises Unreadable where one has none, as in the calls of self-attention guidance (2210.00939) that read no
+    prompt.
+    """
     assert stage.rows is not None
-    first = [int((stage.rows == p).nonzero()[0]) for p in range(stage.pictures)]
-    return torch.tensor(first, device=queries.device)
+    reads = stage.rows == torch.arange(stage.pictures)[:, None]
+    if not bool(reads.any(dim=1).all()):
+        raise Unreadable
+    return reads.int().argmax(dim=1).to(queries.device)
