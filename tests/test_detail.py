@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
     HeunDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
 )
 from hypothesis import given, settings
@@ -185,7 +186,7 @@ def test_what_it_costs(pipe, pair, monkeypatch):
     with attach(pipe, *pair):
         count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
         again = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
-    steps = round(detail.STEPS * 8)
+    steps = detail._of_a_part(8)
     assert count == 8 + 2 * steps and again <= 1 + 2 * steps, "a layout that is known takes one call"
 
 
@@ -272,8 +273,22 @@ def test_a_scheduler_of_two_calls_a_step_takes_as_many_steps(pipe, pair, monkeyp
     place(monkeypatch, LEFT, RIGHT)
     with attach(pipe, *pair):
         count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
-    steps = round(detail.STEPS * 8)
+    steps = detail._of_a_part(8)
     assert count == 15 + 2 * (2 * steps - 1)
+
+
+@pytest.mark.parametrize(("whole", "part"), [(50, 16), (25, 8), (8, 4), (3, 3), (1, 1)])
+def test_a_part_takes_a_third_of_the_steps_and_four_at_least(whole, part):
+    assert detail._of_a_part(whole) == part
+
+
+def test_a_scheduler_that_begins_with_four_steps_draws_parts(pipe, pair, monkeypatch):
+    scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=False)
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
+    place(monkeypatch, LEFT, RIGHT)
+    with attach(pipe, *pair) as attachment:
+        assert np.isfinite(drawn(pipe, BOTH, steps=6)).all()
+        assert "drawn at full size" in " ".join(attachment.layout.pictures[0].sentences())
 
 
 def test_a_plural_is_looked_for_by_its_token(pipe, pair, monkeypatch):

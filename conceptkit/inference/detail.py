@@ -43,8 +43,9 @@ from conceptkit.rng import hash_of
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
-STEPS = 0.32
-"""Share of the drawing's steps that a part takes."""
+STEPS, LEAST_STEPS = 0.32, 4
+"""Share of the drawing's steps that a part takes, and how many at least: in fewer little is drawn, and PNDM
+(2202.09778) does not begin."""
 LOWEST = 3
 """Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
 EMPTY = 1 / 512
@@ -175,7 +176,7 @@ class DetailPass:
         self._here.part = _Part(known, free, watch)
         more = self._arguments(bound, layout, cut) | {
             "prompt": prompts,
-            "num_inference_steps": max(1, round(STEPS * _steps(bound))),
+            "num_inference_steps": _of_a_part(_steps(bound)),
         }
         try:
             latents = called_with(call, bound, more, OF_ONE_PICTURE).images
@@ -301,6 +302,11 @@ def _steps(bound: inspect.BoundArguments) -> int:
             return len(bound.arguments[own])
     asked = bound.arguments.get("num_inference_steps")
     return int(bound.signature.parameters["num_inference_steps"].default if asked is None else asked)
+
+
+def _of_a_part(steps: int) -> int:
+    """How many steps a part takes of a drawing that has so many."""
+    return max(min(LEAST_STEPS, steps), round(STEPS * steps))
 
 
 def hindrance(pipe: DiffusionPipeline, scenes: Sequence[PromptScene], given: Mapping[str, Any]) -> str | None:
