@@ -448,6 +448,10 @@ def test_attention_spreads_over_what_cells_attend_to(pipe):
     wanted = softmax(selves, queries[1]) @ softmax(texts, hidden[1])[:, 2]
     assert torch.allclose(watch.seen(0, 1, spread=True)[0, 0], wanted.unflatten(0, (8, 8)), atol=1e-6)
     assert not torch.allclose(watch.seen(0, 1), watch.seen(0, 1, spread=True), atol=1e-4)
+    both = torch.stack([softmax(texts, hidden[1])[:, 2], wanted])
+    low, high = both.amin(dim=1, keepdim=True), both.amax(dim=1, keepdim=True)
+    mean = ((both - low) / (high - low)).mean(dim=0).unflatten(0, (8, 8))
+    assert torch.allclose(watch.outlining(1)[0, 0], mean, atol=1e-4), "both from 0 to 1"
 
 
 def test_the_picture_of_a_layout_shows_parts_and_names():

@@ -78,8 +78,8 @@ class _Cut:
 class _Part:
     """A drawing of n enlarged parts that is under way.
 
-    known (n, c, h, w): latents of the parts without any things. free (n, 1, h, w): 1 where they are drawn, 0
-    where held. watch: the attention to the concepts' words.
+    known (n, c, h, w): latents of the parts without concepts and things beside them. free (n, 1, h, w): 1
+    where they are drawn, 0 where held. watch: the attention to the concepts' words.
     """
 
     known: Tensor

@@ -25,15 +25,18 @@ ALIKE = 60
 COLOUR = 0.025
 """Standard deviation by which colours are alike, in [0, 1]."""
 NEAR = 0.25
-"""What it is worth in colour that two pixels are a picture's longer side apart."""
+"""Distance in colour that counts as much as the picture's longer side in place."""
 PRIOR = 0.03
 """Weight of what attention says against that of one pixel of the same colour."""
+MOST_STEPS = 300
+"""Steps after which the walk is taken as it is; it needs some sixty."""
 LEAST = 0.7
-"""Attention at which a pixel is as likely a thing as not, by Otsu's threshold of all of it."""
+"""Share of Otsu's threshold of all attention at which a pixel is as likely a thing as not."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
-RIM, ON_RIM = 3, 0.1
-"""Pixels of a picture's rim, and how much less likely a thing is there: scenery goes on beyond it."""
+RIM, ON_RIM = 1 / 20, 0.1
+"""Share of the longer side that is a picture's rim, and how much less likely a thing is there: scenery goes
+on beyond it."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 43
@@ -49,22 +52,22 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor) -> Cells:
     for the reach of their edges.
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
-    owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing.
+    owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
+    has a part each is half as likely.
     """
     small = _small(picture)
     size = small.shape[1:]
-    level = seen.double().cpu()
-    low, high = (edge.view(-1, 1, 1) for edge in (level.flatten(1).amin(1), level.flatten(1).amax(1)))
-    if bool((high - low <= 1e-6 * high.abs()).any()):
+    level = _scaled(seen.nan_to_num().double().cpu())
+    if not level.any():
         return np.zeros((len(owners), *picture.shape[1:]), dtype=bool)
-    level = (level - low) / (high - low)
     top = _resized(level, size).amax(dim=0)
     thing = torch.sigmoid((top - LEAST * otsu(level.amax(dim=0).numpy())) / UNSURE)
-    inner = np.zeros(size, dtype=bool)
-    inner[RIM:-RIM, RIM:-RIM] = True
-    thing = torch.where(torch.from_numpy(inner), thing, ON_RIM * thing)
-    share = _resized(owners.double().cpu(), size).clamp(min=0) + 1e-4
-    prior = torch.cat([thing * share / share.sum(dim=0), (1 - thing)[None]])
+    rim = round(RIM * max(size))
+    inner = F.pad(torch.ones([max(0, side - 2 * rim) for side in size]), [rim] * 4)
+    thing = torch.where(inner[: size[0], : size[1]] > 0, thing, ON_RIM * thing)
+    share = _resized(owners.nan_to_num().double().cpu(), size).clamp(min=0)
+    share = (share + 1e-4) / (share.sum(dim=0) + 2e-4)
+    prior = torch.cat([thing * share, (1 - thing)[None]])
     label = random_walk(small, prior.numpy()).argmax(axis=0)
     reach = REACH * max(size)
     fine = []
@@ -78,26 +81,30 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor) -> Cells:
 
 
 def random_walk(picture: Tensor, prior: Grid) -> Grid:
-    """Probabilities (K, H, W) of K labels: x of (L + g) x = g p for each label's prior p, with g = PRIOR and
-    the Laplacian L of the pixels (c, H, W), each beside those most like it."""
+    """Probabilities (K, H, W) of K labels, to about a hundredth: x of (L + g) x = g p for each label's prior
+    p, with g = PRIOR and the Laplacian L of the pixels (c, H, W), each beside those most like it."""
     laplacian = _laplacian(*_alike(picture))
     system = (laplacian + PRIOR * sparse.identity(laplacian.shape[0])).tocsr()
     scale = sparse.diags(1 / system.diagonal())
-    flat = prior.reshape(len(prior), -1)
-    solved = [cg(system, PRIOR * own, x0=own, rtol=0.01, M=scale)[0] for own in flat[:-1]]
-    return np.stack([*solved, flat.sum(axis=0) - np.sum(solved, axis=0)]).reshape(prior.shape)
+    wanted = prior.reshape(len(prior), -1)
+    solved = [cg(system, PRIOR * own, x0=own, rtol=0.01, maxiter=MOST_STEPS, M=scale)[0] for own in wanted]
+    return np.stack(solved).reshape(prior.shape)
 
 
 def filled(picture: Tensor, hole: Cells) -> Tensor:
     """A picture (3, H, W) whose pixels in a hole (H, W) follow from those around it, as smooth as can be (the
-    Laplace equation, by LEVEL smoother along rows); the same where the hole is all of it."""
+    Laplace equation, by LEVEL smoother along rows).
+
+    The same where the hole is all of it; the mean of the rest where this is thinner than what is walked on.
+    """
     if not hole.any() or hole.all():
         return picture
     small = _small(picture)
     size = small.shape[1:]
     wanted = F.interpolate(torch.from_numpy(hole)[None, None].double(), size, mode="area")[0, 0].numpy() > 0
     if wanted.all():
-        return picture
+        mean = picture[:, torch.from_numpy(~hole).to(picture.device)].mean(dim=1).view(3, 1, 1)
+        return torch.where(torch.from_numpy(hole).to(picture.device), mean, picture)
     inside = np.flatnonzero(wanted)
     rim = np.flatnonzero(~wanted)
     laplacian = _laplacian(*_beside(size))[inside]
@@ -117,13 +124,20 @@ def grown(mask: Cells) -> Cells:
 
 
 def _small(picture: Tensor) -> Tensor:
-    """A picture with WALKED pixels on its longer side at most, of numbers alone."""
-    picture = picture.nan_to_num()
+    """A picture with WALKED pixels on its longer side at most, of numbers from 0 to 1 alone."""
+    picture = picture.nan_to_num(posinf=1, neginf=0).clamp(0, 1)
     scale = WALKED / max(picture.shape[1:])
     if scale >= 1:
         return picture
     size = [max(1, round(side * scale)) for side in picture.shape[1:]]
     return F.interpolate(picture[None], size, mode="area")[0]
+
+
+def _scaled(level: Tensor) -> Tensor:
+    """Each of (N, h, w) from 0 to 1; 0 where it is the same everywhere."""
+    low, high = level.amin(dim=(1, 2), keepdim=True), level.amax(dim=(1, 2), keepdim=True)
+    flat = high - low <= 1e-6 * high.abs()
+    return torch.where(flat, 0.0, (level - low) / torch.where(flat, 1.0, high - low))
 
 
 def _resized(values: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
@@ -147,7 +161,7 @@ def _alike(picture: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows, columns = NEAR * np.mgrid[:height, :width].reshape(2, -1) / max(height, width)
     points = np.stack([*picture.double().cpu().numpy().reshape(len(picture), -1), rows, columns], axis=1)
     away, there = KDTree(points).query(points, min(ALIKE + 1, len(points)))
-    here = np.repeat(np.arange(len(points)), away.shape[1])
+    here = np.repeat(np.arange(len(points)), away.size // len(points))
     return np.exp(-np.square(away.ravel() / COLOUR) / 2), here, there.ravel()
 
 
