@@ -106,7 +106,7 @@ def drawn_tuple(pipe):
     )
 
 
-def as_laid_out(picture, seen, owners):
+def as_laid_out(picture, seen, owners, on_rim=None):
     """Outlines that are the parts of the layout; all of what is cut out."""
     return F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
 
@@ -153,7 +153,7 @@ def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypat
     monkeypatch.setattr(detail, "_places", lambda *_: corner)
     dot = np.zeros((1, 16, 16), dtype=bool)
     dot[0, 14:, 14:] = True
-    monkeypatch.setattr(detail, "outlines", lambda *_: dot)
+    monkeypatch.setattr(detail, "outlines", lambda *_, **__: dot)
     plain = torch.from_numpy(drawn(pipe, NOUNS)[0]).permute(2, 0, 1)
     with attach(pipe, *pair):
         found = drawn(pipe, BOTH)[0]
@@ -219,7 +219,9 @@ def test_what_stands_before_another_is_set_in_after_it(pipe, pair, monkeypatch, 
     """Both things have all of the picture, so the one behind is not seen."""
     place(monkeypatch, LEFT, RIGHT)
     monkeypatch.setattr(detail, "_places", everything)
-    monkeypatch.setattr(detail, "outlines", lambda picture, *_: np.ones((1, *picture.shape[1:]), dtype=bool))
+    monkeypatch.setattr(
+        detail, "outlines", lambda picture, *_, **__: np.ones((1, *picture.shape[1:]), dtype=bool)
+    )
     parts = {}
     own = detail.DetailPass._drawn
     monkeypatch.setattr(detail.DetailPass, "_drawn", lambda *args: parts.update(found := own(*args)) or found)
@@ -349,7 +351,7 @@ def test_a_concept_that_no_outline_is_found_of_leaves_what_the_base_drew(pipe, p
     place(monkeypatch, LEFT, RIGHT)
     monkeypatch.setattr(detail, "_places", lambda picture, *_: np.stack([HALF, ~HALF]))
     found = iter([np.zeros((1, 16, 16), dtype=bool), np.ones((1, 16, 16), dtype=bool)])
-    monkeypatch.setattr(detail, "outlines", lambda *_: next(found))
+    monkeypatch.setattr(detail, "outlines", lambda *_, **__: next(found))
     plain = drawn(pipe, NOUNS)[0]
     with attach(pipe, *pair) as attachment:
         picture = drawn(pipe, BOTH)[0]

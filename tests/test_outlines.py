@@ -107,15 +107,14 @@ def test_what_is_far_and_small_is_a_speck(monkeypatch):
     assert found[14, 50], "it is seen before it is dropped"
 
 
-def test_a_thing_is_less_likely_on_the_rim(monkeypatch):
+def test_a_thing_is_less_likely_on_the_rim():
     """Two patches of one look, one of them on the rim, to which just enough attention goes."""
     inside, rim = disc(36, 20, 6), disc(36, 63, 6)
     picture = painted((inside, GREEN), (rim, RED))
     seen = glimpses(inside) + 0.5 * glimpses(rim)
     counts = []
-    for likely in (module.ON_RIM, 1.0):
-        monkeypatch.setattr(module, "ON_RIM", likely)
-        (found,) = outlines(picture, seen, torch.ones(1, 1, 1))
+    for more in ({}, {"on_rim": 1.0}):
+        (found,) = outlines(picture, seen, torch.ones(1, 1, 1), **more)
         assert found[36, 20]
         counts.append(int(found[:, 56:].sum()))
     assert counts[0] < counts[1]

@@ -185,7 +185,8 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.outlining(watch.calls)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1)) for one, maps in zip(drawn.cpu(), seen, strict=True)
+            outlines(one, maps, torch.ones(1, 1, 1), on_rim=1.0)
+            for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()
         share = softened(set_back(outline, cut.boxes, torch.zeros_like(cut.others)) * (1 - cut.others))

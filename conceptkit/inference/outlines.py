@@ -47,13 +47,14 @@ AROUND = 1 / 32
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(picture: Tensor, seen: Tensor, owners: Tensor) -> Cells:
+def outlines(picture: Tensor, seen: Tensor, owners: Tensor, on_rim: float = ON_RIM) -> Cells:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges.
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
     owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
-    has a part each is half as likely.
+    has a part each is half as likely. on_rim: how likely a thing is on the picture's rim, 1 for one that the
+    picture is cut to.
     """
     small = _small(picture)
     size = small.shape[1:]
@@ -64,7 +65,7 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor) -> Cells:
     thing = torch.sigmoid((top - LEAST * otsu(level.amax(dim=0).numpy())) / UNSURE)
     rim = round(RIM * max(size))
     inner = F.pad(torch.ones([max(0, side - 2 * rim) for side in size]), [rim] * 4)
-    thing = torch.where(inner[: size[0], : size[1]] > 0, thing, ON_RIM * thing)
+    thing = torch.where(inner[: size[0], : size[1]] > 0, thing, on_rim * thing)
     share = _resized(owners.nan_to_num().double().cpu(), size).clamp(min=0)
     share = (share + 1e-4) / (share.sum(dim=0) + 2e-4)
     prior = torch.cat([thing * share, (1 - thing)[None]])
