@@ -21,6 +21,7 @@ from conceptkit.base import pipeline as bases
 from conceptkit.base.autoencoder import latents_of, pixels_of
 from conceptkit.base.noise_schedule import add_noise
 from conceptkit.base.text_features import positions, spell, token_ids
+from conceptkit.inference.detail import PERHAPS
 from conceptkit.inference.generate import STEPS
 from conceptkit.inference.layout_attention import CrossAttention, Watch, watch_hooks
 from conceptkit.inference.layout_masks import Cells, find_parts, otsu, soft_masks
@@ -108,7 +109,7 @@ def score(base: bases.Base, one: scene.Scene, seed: int) -> dict[str, float]:
     level = F.interpolate(maps[None], picture.shape[1:], mode="bilinear")[0].numpy()
     reach = REACH * max(picture.shape[1:])
     found = {
-        "outlines": outlines(picture, seen, owners),
+        "outlines": outlines(picture, seen, owners, PERHAPS),
         "attention": np.stack([each >= otsu(each) for each in level]),
         "truth with its reach": np.stack([ndimage.distance_transform_edt(~mask) <= reach for mask in there]),
     }

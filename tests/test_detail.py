@@ -106,12 +106,12 @@ def drawn_tuple(pipe):
     )
 
 
-def as_laid_out(picture, seen, owners, on_rim=None):
+def as_laid_out(picture, seen, owners, least):
     """Outlines that are the parts of the layout; all of what is cut out."""
     return F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
 
 
-def everything(picture, pixels):
+def everything(picture, pixels, least=1.0):
     """All things of a layout have all of its picture (N, H, W)."""
     return np.ones((len(picture.things), *pixels.shape[1:]), dtype=bool)
 
@@ -127,7 +127,7 @@ def test_what_another_thing_has_is_not_drawn_over(pipe, pair, monkeypatch):
 def test_where_another_thing_is_a_part_is_held(pipe, pair, monkeypatch):
     """What is known of it there comes out of its drawing as it went in."""
 
-    def overlapping(picture, pixels):
+    def overlapping(picture, pixels, least):
         masks = everything(picture, pixels)
         masks[1, :, masks.shape[2] // 2 :] = False  # the gate has the left half of what the dog has
         return masks
@@ -369,11 +369,11 @@ def test_what_is_not_found_has_all_of_its_part(pipe, pair, monkeypatch):
         (layout,) = attachment.layout.pictures
     pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     masks = F.interpolate(layout.masks[None], (16, 16), mode="bilinear")[0].numpy() > 0.5
-    assert np.array_equal(detail._places(layout, pixels), masks)
+    assert np.array_equal(detail._places(layout, pixels, 1.0), masks)
     there = dataclasses.replace(
         layout, things=tuple(dataclasses.replace(thing, found=True) for thing in layout.things)
     )
-    assert not np.array_equal(detail._places(there, pixels), masks)
+    assert not np.array_equal(detail._places(there, pixels, 1.0), masks)
 
 
 def test_who_keeps_out_of_whom():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.inference import outlines as module
+from conceptkit.inference.detail import PERHAPS
 from conceptkit.inference.outlines import filled, grown, outlines, random_walk
 from tests.test_layout_masks import overlap
 
@@ -73,7 +74,7 @@ def test_labels_of_a_walk_share_each_pixel(height, width, seed):
 def test_an_outline_is_the_things_and_not_the_attentions(size):
     one, other = (disc(0.6 * size[0], x * size[1], 0.17 * size[1], size) for x in (0.27, 0.75))
     seen = glimpses(one, other)
-    found = outlines(painted((one, GREEN), (other, RED), size=size), seen, seen)
+    found = outlines(painted((one, GREEN), (other, RED), size=size), seen, seen, PERHAPS)
     reach = round(module.REACH * max(size))
     for mask, wanted in zip(found, (one, other), strict=True):
         assert mask.shape == wanted.shape and (mask | ~wanted).mean() > 0.99, "all of it is inside"
@@ -93,17 +94,17 @@ def test_a_thing_of_one_colour_beside_its_like_keeps_to_its_own_side():
     picture = painted((one | other, GREEN))
     owners = torch.zeros(2, 8, 8)
     owners[0, :, :4] = owners[1, :, 4:] = 1
-    left, right = outlines(picture, glimpses(one | other, one | other), owners)
+    left, right = outlines(picture, glimpses(one | other, one | other), owners, PERHAPS)
     assert left[:, :28].sum() > 20 * left[:, 36:].sum() and right[:, 36:].sum() > 20 * right[:, :28].sum()
 
 
 def test_what_is_far_and_small_is_a_speck(monkeypatch):
     thing, dot = disc(36, 20, 11), disc(14, 50, 3)
     seen = glimpses(thing) + 2 * glimpses(dot)
-    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
+    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1), PERHAPS)
     assert found[36, 20] and not found[:22, 40:].any()
     monkeypatch.setattr(module, "SPECK", 0.0)
-    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
+    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1), PERHAPS)
     assert found[14, 50], "it is seen before it is dropped"
 
 
@@ -114,7 +115,7 @@ def test_a_thing_is_less_likely_on_the_rim():
     seen = glimpses(inside) + 0.5 * glimpses(rim)
     counts = []
     for more in ({}, {"on_rim": 1.0}):
-        (found,) = outlines(picture, seen, torch.ones(1, 1, 1), **more)
+        (found,) = outlines(picture, seen, torch.ones(1, 1, 1), PERHAPS, **more)
         assert found[36, 20]
         counts.append(int(found[:, 56:].sum()))
     assert counts[0] < counts[1]
@@ -126,8 +127,8 @@ def test_how_many_things_there_are_does_not_move_an_outline(others):
     picture, seen = painted((thing, GREEN)), glimpses(thing)
     owners = torch.zeros(1 + others, 8, 8)
     owners[0] = F.adaptive_avg_pool2d(torch.from_numpy(thing)[None].float(), 8)
-    wanted = outlines(picture, seen.repeat(2, 1, 1), owners[:2])[0]
-    found = outlines(picture, seen.repeat(1 + others, 1, 1), owners)
+    wanted = outlines(picture, seen.repeat(2, 1, 1), owners[:2], PERHAPS)[0]
+    found = outlines(picture, seen.repeat(1 + others, 1, 1), owners, PERHAPS)
     assert np.array_equal(found[0], wanted) and wanted.sum() > 300
 
 
@@ -135,26 +136,26 @@ def test_a_thing_that_is_seen_nowhere_takes_nothing_from_the_others():
     one, other = disc(36, 16, 9), disc(36, 46, 9)
     seen = glimpses(one, other)
     picture = painted((one, GREEN), (other, RED))
-    both = outlines(picture, seen, seen)
+    both = outlines(picture, seen, seen, PERHAPS)
     seen[1] = 0
-    found = outlines(picture, seen, glimpses(one, other))
+    found = outlines(picture, seen, glimpses(one, other), PERHAPS)
     assert np.array_equal(found[0], both[0]) and not found[1].any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (64, 5), (12, 12)])
 def test_pictures_of_any_size_have_outlines(size):
     seen = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = outlines(torch.rand(3, *size), seen, torch.ones(2, 1, 1))
+    found = outlines(torch.rand(3, *size), seen, torch.ones(2, 1, 1), PERHAPS)
     assert found.shape == (2, *size) and found.dtype == bool
 
 
 def test_attention_that_is_no_number_is_none():
     thing = disc(36, 20, 11)
     seen, owners = glimpses(thing), torch.ones(1, 1, 1)
-    wanted = outlines(painted((thing, GREEN)), seen, owners)
+    wanted = outlines(painted((thing, GREEN)), seen, owners, PERHAPS)
     seen[0, 0, 7] = float("nan")
-    assert overlap(outlines(painted((thing, GREEN)), seen, owners)[0], wanted[0]) > 0.9
-    assert not outlines(painted((thing, GREEN)), torch.full((1, 8, 8), float("nan")), owners).any()
+    assert overlap(outlines(painted((thing, GREEN)), seen, owners, PERHAPS)[0], wanted[0]) > 0.9
+    assert not outlines(painted((thing, GREEN)), torch.full((1, 8, 8), float("nan")), owners, PERHAPS).any()
 
 
 def test_scenery_of_its_own_colour_is_no_thing():
@@ -165,7 +166,7 @@ def test_scenery_of_its_own_colour_is_no_thing():
     picture = painted((sea, (0.1, 0.3, 0.8)), (one, GREEN), (other, RED))
     seen = glimpses(one | sea, other | sea)
     seen += glimpses(one, other)
-    found = outlines(picture, seen, glimpses(one, other)).any(axis=0)
+    found = outlines(picture, seen, glimpses(one, other), PERHAPS).any(axis=0)
     assert found[one | other].mean() > 0.95
     assert found[:24].mean() < 0.02 and found[26:34, :6].mean() < 0.1 and found[26:34, 58:].mean() < 0.1
 
@@ -207,13 +208,13 @@ def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
 
 def test_attention_that_is_the_same_everywhere_shows_no_thing():
     picture = painted((disc(36, 20, 11), GREEN))
-    assert not outlines(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1)).any()
-    assert not outlines(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1)).any()
+    assert not outlines(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1), PERHAPS).any()
+    assert not outlines(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1), PERHAPS).any()
 
 
 def test_what_is_no_number_is_no_edge():
     picture, thing = painted((disc(36, 20, 11), GREEN)), disc(36, 20, 11)
     picture[:, 60:, 60:] = float("nan")
-    found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1))
+    found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1), PERHAPS)
     assert overlap(found[0], thing) > 0.75
     assert filled(picture, thing)[:, 36, 20].isfinite().all()

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 STEPS, LEAST_STEPS = 0.32, 4
 """Share of the drawing's steps that a part takes, and how many at least: in fewer little is drawn, and PNDM
 (2202.09778) does not begin."""
+SURELY, PERHAPS = 1.0, 0.7
+"""Least attention of an outline, see `outlines`: of the base's things for how large each is and where it keeps
+others out, and of what is taken away or set in, where too little is worse than too much."""
 LOWEST = 3
 """Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
 EMPTY = 1 / 512
@@ -122,19 +125,20 @@ class DetailPass:
         assert layout.latents is not None
         whole = pixels_of(self._pipe, layout.latents)
         shown = list(zip(layout.pictures, whole.cpu(), strict=True))
-        places = [_places(picture, pixels) for picture, pixels in shown]
+        places = [_places(picture, pixels, SURELY) for picture, pixels in shown]
+        wide = [_places(picture, pixels, PERHAPS) for picture, pixels in shown]
         named = [
             [i for i, thing in enumerate(picture.scene.things) if thing.name is not None]
             for picture in layout.pictures
         ]
-        empty = _without(whole, _union(places, named))
+        empty = _without(whole, _union(wide, named))
         parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i in range(max(len(picture.things) for picture in layout.pictures)):
             cut = self._cut(layout.pictures, places, i)
             if cut.pictures:
                 parts |= self._drawn(call, bound, layout, cut, empty[cut.pictures])
         redrawn = [[i for i in numbers if (k, i) in parts] for k, numbers in enumerate(named)]
-        removed = softened(_grown(_union(places, redrawn))).to(whole)
+        removed = softened(_grown(_union(wide, redrawn))).to(whole)
         whole, changed = torch.lerp(whole, empty, removed), removed > EMPTY
         for k, picture in enumerate(layout.pictures):
             for i in picture.scene.back_to_front():
@@ -185,7 +189,7 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.outlining(watch.calls)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), on_rim=1.0)
+            outlines(one, maps, torch.ones(1, 1, 1), PERHAPS, on_rim=1.0)
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()
@@ -260,14 +264,14 @@ def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
 
 
-def _places(picture: PictureLayout, pixels: Tensor) -> Cells:
+def _places(picture: PictureLayout, pixels: Tensor, least: float) -> Cells:
     """Where each thing of a layout is in its picture (3, H, W), (N, H, W): along its outline where the base
-    has drawn it, all of its part elsewhere."""
+    has drawn it, all of its part elsewhere. least: see `outlines`."""
     masks = F.interpolate(picture.masks[None].float(), pixels.shape[1:], mode="bilinear")[0] > 0.5
     found: Cells = masks.numpy()
     if picture.seen is None:
         return found
-    for i, outline in enumerate(outlines(pixels, picture.seen, picture.masks)):
+    for i, outline in enumerate(outlines(pixels, picture.seen, picture.masks, least)):
         if picture.things[i].found and outline.any():
             found[i] = outline
     return found

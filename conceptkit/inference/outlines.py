@@ -30,8 +30,6 @@ PRIOR = 0.03
 """Weight of what attention says against that of one pixel of the same colour."""
 MOST_STEPS = 300
 """Steps after which the walk is taken as it is; it needs some sixty."""
-LEAST = 0.7
-"""Share of Otsu's threshold of all attention at which a pixel is as likely a thing as not."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
 RIM, ON_RIM = 1 / 20, 0.1
@@ -47,13 +45,14 @@ AROUND = 1 / 32
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(picture: Tensor, seen: Tensor, owners: Tensor, on_rim: float = ON_RIM) -> Cells:
+def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: float, on_rim: float = ON_RIM) -> Cells:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges.
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
     owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
-    has a part each is half as likely. on_rim: how likely a thing is on the picture's rim, 1 for one that the
+    has a part each is half as likely. least: share of Otsu's threshold of all attention at which a pixel is as
+    likely a thing as not. on_rim: how likely a thing is on the picture's rim, 1 for one that the
     picture is cut to.
     """
     small = _small(picture)
@@ -62,7 +61,7 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor, on_rim: float = ON_R
     if not level.any():
         return np.zeros((len(owners), *picture.shape[1:]), dtype=bool)
     top = _resized(level, size).amax(dim=0)
-    thing = torch.sigmoid((top - LEAST * otsu(level.amax(dim=0).numpy())) / UNSURE)
+    thing = torch.sigmoid((top - least * otsu(level.amax(dim=0).numpy())) / UNSURE)
     rim = round(RIM * max(size))
     inner = F.pad(torch.ones([max(0, side - 2 * rim) for side in size]), [rim] * 4)
     thing = torch.where(inner[: size[0], : size[1]] > 0, thing, on_rim * thing)
