@@ -47,8 +47,8 @@ STEPS, LEAST_STEPS = 0.32, 4
 """Share of the drawing's steps that a part takes, and how many at least: in fewer little is drawn, and PNDM
 (2202.09778) does not begin."""
 SURELY, PERHAPS = 1.0, 0.7
-"""Least attention of an outline, see `outlines`: of the base's things for how large each is and where it keeps
-others out, and of what is taken away or set in, where too little is worse than too much."""
+"""Least attention of an outline, see `outlines`: of the base's things for how large each is and where it
+keeps others out, and of what is taken away or set in, where too little is worse than too much."""
 LOWEST = 3
 """Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
 EMPTY = 1 / 512

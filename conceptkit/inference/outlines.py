@@ -51,8 +51,8 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: float, on_rim
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
     owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
-    has a part each is half as likely. least: share of Otsu's threshold of all attention at which a pixel is as
-    likely a thing as not. on_rim: how likely a thing is on the picture's rim, 1 for one that the
+    has a part each is half as likely. least: share of Otsu's threshold of all attention at which a pixel is
+    as likely a thing as not. on_rim: how likely a thing is on the picture's rim, 1 for one that the
     picture is cut to.
     """
     small = _small(picture)
