@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -75,6 +76,25 @@ def test_concepts_of_early_versions_still_fit_their_base():
     for broken in ({"text_sketch": [0.5]}, {"text_exact": 3}, {"text_sketch": 3}, {"text_sketch": [1] * 16}):
         with pytest.raises(BadBlob, match="sketch is damaged"):
             fingerprint.Fingerprint.from_json(stored | broken)
+
+
+def test_the_sketch_of_text_encoders_is_that_of_double_precision(monkeypatch):
+    pipe = pico_sd()
+    found = fingerprint.fingerprint_of(pipe).text_sketch
+    table = pipe.text_encoder.get_input_embeddings().weight
+    sketch, energy = np.zeros(16), 0.0
+    for name, weight in pipe.text_encoder.named_parameters():
+        rows = weight[: pipe.tokenizer.vocab_size] if weight is table else weight
+        flat = rows.detach().half().double().numpy().reshape(len(rows), -1)
+        left, right = (
+            fingerprint._signs(f"0 {name} {side}", size, 16).double().numpy()
+            for side, size in zip(("outputs", "inputs"), flat.shape, strict=True)
+        )
+        sketch += np.einsum("ko,oi,ki->k", left, flat, right)
+        energy += np.square(flat).sum()
+    assert np.allclose(found, sketch / np.sqrt(16 * energy), rtol=0, atol=5.001e-7)
+    monkeypatch.setattr(fingerprint, "ROWS_AT_ONCE", 3)
+    assert fingerprint.fingerprint_of(pico_sd()).text_sketch == found
 
 
 def test_adapters_at_work_are_part_of_what_a_base_is():

@@ -104,7 +104,7 @@ def _vocabulary(tokenizer: Any) -> str:
 def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float, ...]]:
     """A digest of the text encoders, and random projections of them divided by their size."""
     exact = hashlib.sha256()
-    sketch, energy = torch.zeros(TEXT_SKETCH_SIZE), 0.0
+    sketch, energy = torch.zeros(TEXT_SKETCH_SIZE, dtype=torch.float64), 0.0
     for i, (tokenizer, encoder) in enumerate(encoders(pipe)):
         table, counted = encoder.get_input_embeddings(), False
         for name, value, more in _known_parameters(encoder, own):
@@ -117,9 +117,9 @@ def _text_encoders(pipe: DiffusionPipeline, own: bool) -> tuple[str, tuple[float
             exact.update(name.encode())
             exact.update(weight.numpy().data)
             exact.update(more)
-            weight = weight.float()
-            sketch += _projected(f"{i} {name}", weight, TEXT_SKETCH_SIZE)
-            energy += float(torch.dot(weight.flatten(), weight.flatten()))
+            projected, squares = _precisely_projected(f"{i} {name}", weight, TEXT_SKETCH_SIZE)
+            sketch += projected
+            energy += squares
     scale = (TEXT_SKETCH_SIZE * max(energy, 1e-30)) ** 0.5
     return exact.hexdigest()[:16], tuple(round(x, 6) for x in (sketch / scale).tolist())
 
@@ -134,9 +134,28 @@ def _known_parameters(encoder: Any, own: bool) -> Iterator[tuple[str, Tensor, by
 def _projected(label: str, weight: Tensor, count: int) -> Tensor:
     """(count,): projections of a weight onto random signs, which depend on its name alone."""
     flat = weight.reshape(weight.shape[0], -1)
-    left = _signs(f"{label} outputs", flat.shape[0], count)
-    right = _signs(f"{label} inputs", flat.shape[1], count)
+    left, right = _signs_of(label, flat, count)
     return ((left @ flat) * right).sum(dim=1)
+
+
+def _precisely_projected(label: str, weight: Tensor, count: int) -> tuple[Tensor, float]:
+    """The same (count,), and the square of the weight's length, in double precision, some rows at a time.
+
+    In single precision the sixth digit depends on the processor.
+    """
+    flat = weight.reshape(weight.shape[0], -1)
+    left, right = _signs_of(label, flat, count)
+    total, squares = torch.zeros(right.shape, dtype=torch.float64), 0.0
+    for signs, rows in zip(left.split(ROWS_AT_ONCE, dim=1), flat.split(ROWS_AT_ONCE), strict=True):
+        total += signs.double() @ rows.double()
+        squares += float(rows.double().square().sum())
+    return (total * right.double()).sum(dim=1), squares
+
+
+def _signs_of(label: str, flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Signs for the outputs and the inputs of a matrix."""
+    outputs, inputs = flat.shape
+    return _signs(f"{label} outputs", outputs, count), _signs(f"{label} inputs", inputs, count)
 
 
 def architecture(pipe: DiffusionPipeline) -> str:
@@ -161,6 +180,7 @@ def _signs(label: str, size: int, count: int) -> Tensor:
 
 SKETCH_SIZE = 64
 TEXT_SKETCH_SIZE = 16
+ROWS_AT_ONCE = 4096
 TOKEN_TABLES = ("token_embedding", "shared", "embed_tokens", "word_embeddings")
 """What text encoders call their token tables, on which new tokens have rows."""
 SPELLING = (
