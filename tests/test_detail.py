@@ -162,6 +162,26 @@ def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypat
     assert np.array_equal(found[12:], plain.permute(1, 2, 0).numpy()[12:])
 
 
+def test_a_part_is_as_large_as_the_thing_surely_is_and_all_it_may_be_is_taken_away(pipe, pair, monkeypatch):
+    place(monkeypatch, CORNER, NOWHERE)
+
+    def by_attention(picture, pixels, least):
+        masks = np.zeros((2, 16, 16), dtype=bool)
+        masks[0, 2:8, 2 : 5 if least == detail.SURELY else 11] = True
+        return masks
+
+    monkeypatch.setattr(detail, "_places", by_attention)
+    boxed, dot = [], np.zeros((1, 16, 16), dtype=bool)
+    dot[0, 15:, 15:] = True
+    monkeypatch.setattr(detail, "box_around", lambda mask: boxed.append(int(mask.sum())) or box_around(mask))
+    monkeypatch.setattr(detail, "outlines", lambda *_, **__: dot)
+    plain = drawn(pipe, NOUNS)[0]
+    with attach(pipe, *pair):
+        found = drawn(pipe, BOTH)[0]
+    assert boxed == [18], "the six rows and three columns where it surely is"
+    assert np.abs(found - plain)[4:6, 9:11].max() > 1e-3
+
+
 def test_a_part_reads_the_prompt_that_names_its_concept_alone(pipe, pair, monkeypatch):
     place(monkeypatch, LEFT, RIGHT)
     said = []

@@ -28,8 +28,8 @@ NEAR = 0.25
 """Distance in colour that counts as much as the picture's longer side in place."""
 PRIOR = 0.03
 """Weight of what attention says against that of one pixel of the same colour."""
-MOST_STEPS = 300
-"""Steps after which the walk is taken as it is; it needs some sixty."""
+EXACTLY, MOST_STEPS = 0.01, 300
+"""How nearly the walk is solved, and the steps after which it is taken as it is; it needs some sixty."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
 RIM, ON_RIM = 1 / 20, 0.1
@@ -87,7 +87,7 @@ def random_walk(picture: Tensor, prior: Grid) -> Grid:
     system = (laplacian + PRIOR * sparse.identity(laplacian.shape[0])).tocsr()
     scale = sparse.diags(1 / system.diagonal())
     wanted = prior.reshape(len(prior), -1)
-    solved = [cg(system, PRIOR * own, x0=own, rtol=0.01, maxiter=MOST_STEPS, M=scale)[0] for own in wanted]
+    solved = [cg(system, PRIOR * own, x0=own, rtol=EXACTLY, maxiter=MOST_STEPS, M=scale)[0] for own in wanted]
     return np.stack(solved).reshape(prior.shape)
 
 
