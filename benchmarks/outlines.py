@@ -109,7 +109,7 @@ def score(base: bases.Base, one: scene.Scene, seed: int) -> dict[str, float]:
     level = F.interpolate(maps[None], picture.shape[1:], mode="bilinear")[0].numpy()
     reach = REACH * max(picture.shape[1:])
     found = {
-        "outlines": outlines(picture, seen, owners, PERHAPS),
+        "outlines": outlines(picture, seen, owners, [PERHAPS])[0],
         "attention": np.stack([each >= otsu(each) for each in level]),
         "truth with its reach": np.stack([ndimage.distance_transform_edt(~mask) <= reach for mask in there]),
     }

@@ -106,14 +106,16 @@ def drawn_tuple(pipe):
     )
 
 
-def as_laid_out(picture, seen, owners, least, on_rim=None):
+def as_laid_out(picture, seen, owners, least, cut=False):
     """Outlines that are the parts of the layout; all of what is cut out."""
-    return F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
+    parts = F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
+    return [parts for _ in least]
 
 
-def everything(picture, pixels, least=1.0):
-    """All things of a layout have all of its picture (N, H, W)."""
-    return np.ones((len(picture.things), *pixels.shape[1:]), dtype=bool)
+def everything(picture, pixels):
+    """All things of a layout have all of its picture, surely and perhaps (N, H, W)."""
+    masks = np.ones((len(picture.things), *pixels.shape[1:]), dtype=bool)
+    return masks, masks
 
 
 def test_what_another_thing_has_is_not_drawn_over(pipe, pair, monkeypatch):
@@ -127,10 +129,10 @@ def test_what_another_thing_has_is_not_drawn_over(pipe, pair, monkeypatch):
 def test_where_another_thing_is_a_part_is_held(pipe, pair, monkeypatch):
     """What is known of it there comes out of its drawing as it went in."""
 
-    def overlapping(picture, pixels, least):
-        masks = everything(picture, pixels)
+    def overlapping(picture, pixels):
+        masks, _ = everything(picture, pixels)
         masks[1, :, masks.shape[2] // 2 :] = False  # the gate has the left half of what the dog has
-        return masks
+        return masks, masks
 
     place(monkeypatch, EVERYWHERE, LEFT)
     monkeypatch.setattr(detail, "_places", overlapping)
@@ -150,10 +152,10 @@ def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypat
     place(monkeypatch, CORNER, NOWHERE)
     corner = np.zeros((2, 16, 16), dtype=bool)
     corner[0, 2:8, 2:8] = True
-    monkeypatch.setattr(detail, "_places", lambda *_: corner)
+    monkeypatch.setattr(detail, "_places", lambda *_: (corner, corner))
     dot = np.zeros((1, 16, 16), dtype=bool)
     dot[0, 14:, 14:] = True
-    monkeypatch.setattr(detail, "outlines", lambda *_, **__: dot)
+    monkeypatch.setattr(detail, "outlines", lambda *_, **__: [dot])
     plain = torch.from_numpy(drawn(pipe, NOUNS)[0]).permute(2, 0, 1)
     with attach(pipe, *pair):
         found = drawn(pipe, BOTH)[0]
@@ -165,21 +167,38 @@ def test_the_bases_thing_is_gone_where_the_concepts_is_not(pipe, pair, monkeypat
 def test_a_part_is_as_large_as_the_thing_surely_is_and_all_it_may_be_is_taken_away(pipe, pair, monkeypatch):
     place(monkeypatch, CORNER, NOWHERE)
 
-    def by_attention(picture, pixels, least):
-        masks = np.zeros((2, 16, 16), dtype=bool)
-        masks[0, 2:8, 2 : 5 if least == detail.SURELY else 11] = True
-        return masks
+    def by_attention(picture, pixels):
+        surely, perhaps = np.zeros((2, 2, 16, 16), dtype=bool)
+        surely[0, 2:8, 2:5] = perhaps[0, 2:8, 2:11] = True
+        return surely, perhaps
 
     monkeypatch.setattr(detail, "_places", by_attention)
     boxed, dot = [], np.zeros((1, 16, 16), dtype=bool)
     dot[0, 15:, 15:] = True
     monkeypatch.setattr(detail, "box_around", lambda mask: boxed.append(int(mask.sum())) or box_around(mask))
-    monkeypatch.setattr(detail, "outlines", lambda *_, **__: dot)
+    monkeypatch.setattr(detail, "outlines", lambda *_, **__: [dot])
     plain = drawn(pipe, NOUNS)[0]
     with attach(pipe, *pair):
         found = drawn(pipe, BOTH)[0]
     assert boxed == [18], "the six rows and three columns where it surely is"
     assert np.abs(found - plain)[4:6, 9:11].max() > 1e-3
+
+
+def test_parts_are_drawn_together_and_no_more_of_them_than_memory_has_room_for(pipe, pair, monkeypatch):
+    """The noise of a part is its own, so it is the same whomever it is drawn with."""
+    place(monkeypatch, LEFT, RIGHT)
+    together = []
+    own = detail.DetailPass._drawn
+    monkeypatch.setattr(
+        detail.DetailPass, "_drawn", lambda *args: together.append(len(args[4])) or own(*args)
+    )
+    with attach(pipe, *pair):
+        wanted = drawn(pipe, BOTH)
+        monkeypatch.setattr(detail, "AT_ONCE", 1)
+        found = drawn(pipe, BOTH)
+        drawn(pipe, [BOTH, BOTH, NOUNS.replace("dog", "my_dog")])
+    assert together == [2, 1, 1, 3, 2]
+    assert np.abs(found - wanted).max() < 1e-5
 
 
 def test_a_part_reads_the_prompt_that_names_its_concept_alone(pipe, pair, monkeypatch):
@@ -201,13 +220,13 @@ def test_a_part_reads_the_prompt_that_names_its_concept_alone(pipe, pair, monkey
 
 
 def test_what_it_costs(pipe, pair, monkeypatch):
-    """The layout to its end, and of each part the steps in which it is drawn; the picture itself nothing."""
+    """The layout to its end, and the steps in which all parts are drawn; the picture itself nothing."""
     place(monkeypatch, LEFT, RIGHT)
     with attach(pipe, *pair):
         count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
         again = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
     steps = detail._of_a_part(8)
-    assert count == 8 + 2 * steps and again <= 1 + 2 * steps, "a layout that is known takes one call"
+    assert count == 8 + steps and again <= 1 + steps, "a layout that is known takes one call"
 
 
 def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pair, monkeypatch):
@@ -240,7 +259,7 @@ def test_what_stands_before_another_is_set_in_after_it(pipe, pair, monkeypatch, 
     place(monkeypatch, LEFT, RIGHT)
     monkeypatch.setattr(detail, "_places", everything)
     monkeypatch.setattr(
-        detail, "outlines", lambda picture, *_, **__: np.ones((1, *picture.shape[1:]), dtype=bool)
+        detail, "outlines", lambda picture, *_, **__: [np.ones((1, *picture.shape[1:]), dtype=bool)]
     )
     parts = {}
     own = detail.DetailPass._drawn
@@ -296,7 +315,7 @@ def test_a_scheduler_of_two_calls_a_step_takes_as_many_steps(pipe, pair, monkeyp
     with attach(pipe, *pair):
         count = calls_of_the_unet(pipe, lambda: drawn(pipe, BOTH, steps=8))
     steps = detail._of_a_part(8)
-    assert count == 15 + 2 * (2 * steps - 1)
+    assert count == 15 + (2 * steps - 1)
 
 
 @pytest.mark.parametrize(("whole", "part"), [(50, 16), (25, 8), (8, 4), (3, 3), (1, 1)])
@@ -320,7 +339,7 @@ def test_a_plural_is_looked_for_by_its_token(pipe, pair, monkeypatch):
     monkeypatch.setattr(detail.DetailPass, "_own_words", lambda *args: seen.append(own(*args)) or seen[-1])
     with attach(pipe, *pair):
         drawn(pipe, "two my_dogs next to a moongate")
-    assert len(seen) == 2 and all(one.sum() > 0 for one in seen)
+    assert len(seen) == 1 and all(own_words.sum() > 0 for own_words in seen[0])
 
 
 def test_what_suits_a_base_is_not_done_with_regions(pipe, pair):
@@ -369,9 +388,9 @@ def test_a_drawing_that_fails_leaves_no_part_behind(pipe, pair, monkeypatch):
 
 def test_a_concept_that_no_outline_is_found_of_leaves_what_the_base_drew(pipe, pair, monkeypatch):
     place(monkeypatch, LEFT, RIGHT)
-    monkeypatch.setattr(detail, "_places", lambda picture, *_: np.stack([HALF, ~HALF]))
+    monkeypatch.setattr(detail, "_places", lambda picture, *_: [np.stack([HALF, ~HALF])] * 2)
     found = iter([np.zeros((1, 16, 16), dtype=bool), np.ones((1, 16, 16), dtype=bool)])
-    monkeypatch.setattr(detail, "outlines", lambda *_, **__: next(found))
+    monkeypatch.setattr(detail, "outlines", lambda *_, **__: [next(found)])
     plain = drawn(pipe, NOUNS)[0]
     with attach(pipe, *pair) as attachment:
         picture = drawn(pipe, BOTH)[0]
@@ -389,11 +408,11 @@ def test_what_is_not_found_has_all_of_its_part(pipe, pair, monkeypatch):
         (layout,) = attachment.layout.pictures
     pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     masks = F.interpolate(layout.masks[None], (16, 16), mode="bilinear")[0].numpy() > 0.5
-    assert np.array_equal(detail._places(layout, pixels, 1.0), masks)
+    assert all(np.array_equal(places, masks) for places in detail._places(layout, pixels))
     there = dataclasses.replace(
         layout, things=tuple(dataclasses.replace(thing, found=True) for thing in layout.things)
     )
-    assert not np.array_equal(detail._places(there, pixels, 1.0), masks)
+    assert not any(np.array_equal(places, masks) for places in detail._places(there, pixels))
 
 
 def test_who_keeps_out_of_whom():
@@ -429,10 +448,10 @@ def test_outlines_come_from_the_rows_that_read_the_prompt(pipe, pair, monkeypatc
     monkeypatch.setattr(Watch, "look", note)
     with attach(pipe, *pair):
         drawn(pipe, BOTH)
-        assert set(map(str, rows)) == {"([1], 2)"}
+        assert set(map(str, rows)) == {"([2, 3], 4)"}
         rows.clear()
         drawn(pipe, BOTH, guidance_scale=1.0)
-    assert set(map(str, rows)) == {"([0], 1)"}
+    assert set(map(str, rows)) == {"([0, 1], 2)"}
 
 
 # The mathematics

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.inference import outlines as module
-from conceptkit.inference.detail import PERHAPS
-from conceptkit.inference.outlines import filled, grown, outlines, random_walk
+from conceptkit.inference.detail import PERHAPS, SURELY
+from conceptkit.inference.outlines import filled, grown, random_walk
 from tests.test_layout_masks import overlap
 
 GREEN, RED, SKY = ((0.1, 0.6, 0.2), (0.8, 0.1, 0.1), (0.8, 0.9, 1.0))
@@ -37,6 +37,12 @@ def glimpses(*masks, cells=8):
     return torch.cat(seen) + 0.05
 
 
+def outlined(picture, seen, owners, **more):
+    """Outlines (N, H, W) with all that may be of the things."""
+    (found,) = module.outlines(picture, seen, owners, [PERHAPS], **more)
+    return found
+
+
 def test_a_random_walk_against_a_dense_system(monkeypatch):
     monkeypatch.setattr(module, "ALIKE", 3)
     monkeypatch.setattr(module, "EXACTLY", 1e-12)
@@ -49,15 +55,16 @@ def test_a_random_walk_against_a_dense_system(monkeypatch):
         apart = module.NEAR * np.subtract(one, other) / 5
         return np.square(picture[:, *one] - picture[:, *other]).sum() + np.square(apart).sum()
 
-    system = module.PRIOR * np.eye(20)
+    weights = dice.random((4, 5))
+    system = np.diag(weights.ravel())
     for i, one in enumerate(cells):
         nearest = sorted((away(one, other), j) for j, other in enumerate(cells) if j != i)[:3]
         for far, j in nearest:
             weight = np.exp(-far / module.COLOUR**2 / 2)
             system[[i, j], [j, i]] -= weight
             system[[i, j], [i, j]] += weight
-    wanted = np.linalg.solve(system, module.PRIOR * prior.reshape(2, -1).T).T.reshape(2, 4, 5)
-    found = random_walk(torch.from_numpy(picture), prior)
+    wanted = np.linalg.solve(system, (weights * prior).reshape(2, -1).T).T.reshape(2, 4, 5)
+    found = random_walk(torch.from_numpy(picture), prior, weights)
     assert np.abs(wanted - prior).max() > 0.2 and np.allclose(found, wanted, atol=1e-10)
 
 
@@ -65,10 +72,11 @@ def test_a_random_walk_against_a_dense_system(monkeypatch):
 @settings(max_examples=30, deadline=None)
 def test_labels_of_a_walk_share_each_pixel(height, width, seed):
     dice = np.random.default_rng(seed)
-    prior = dice.random((3, height, width))
+    prior, weights = dice.random((3, height, width)), 0.01 + dice.random((height, width))
+    picture = torch.from_numpy(dice.random((3, height, width)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "EXACTLY", 1e-12)
-        found = random_walk(torch.from_numpy(dice.random((3, height, width))), prior / prior.sum(axis=0))
+        found = random_walk(picture, prior / prior.sum(axis=0), weights)
     assert np.allclose(found.sum(axis=0), 1) and found.min() >= -1e-9
 
 
@@ -78,10 +86,11 @@ def test_a_walk_is_solved_as_nearly_as_it_says():
     picture, level = painted((one, GREEN), (other, RED)), glimpses(one, other)
     prior = F.interpolate(level[None].double(), (64, 64), mode="bilinear")[0].clamp(max=0.5)
     prior = torch.cat([prior, 1 - prior.sum(dim=0, keepdim=True)]).numpy()
-    found = random_walk(picture, prior)
+    weights = np.full((64, 64), module.PRIOR)
+    found = random_walk(picture, prior, weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "EXACTLY", 1e-12)
-        wanted = random_walk(picture, prior)
+        wanted = random_walk(picture, prior, weights)
     assert np.abs(found - wanted).max() < 0.02 and not np.array_equal(found, wanted)
 
 
@@ -89,7 +98,7 @@ def test_a_walk_is_solved_as_nearly_as_it_says():
 def test_an_outline_is_the_things_and_not_the_attentions(size):
     one, other = (disc(0.6 * size[0], x * size[1], 0.17 * size[1], size) for x in (0.27, 0.75))
     seen = glimpses(one, other)
-    found = outlines(painted((one, GREEN), (other, RED), size=size), seen, seen, PERHAPS)
+    found = outlined(painted((one, GREEN), (other, RED), size=size), seen, seen)
     reach = round(module.REACH * max(size))
     for mask, wanted in zip(found, (one, other), strict=True):
         assert mask.shape == wanted.shape and (mask | ~wanted).mean() > 0.99, "all of it is inside"
@@ -109,17 +118,17 @@ def test_a_thing_of_one_colour_beside_its_like_keeps_to_its_own_side():
     picture = painted((one | other, GREEN))
     owners = torch.zeros(2, 8, 8)
     owners[0, :, :4] = owners[1, :, 4:] = 1
-    left, right = outlines(picture, glimpses(one | other, one | other), owners, PERHAPS)
+    left, right = outlined(picture, glimpses(one | other, one | other), owners)
     assert left[:, :28].sum() > 20 * left[:, 36:].sum() and right[:, 36:].sum() > 20 * right[:, :28].sum()
 
 
 def test_what_is_far_and_small_is_a_speck(monkeypatch):
     thing, dot = disc(36, 20, 11), disc(14, 50, 3)
     seen = glimpses(thing) + 2 * glimpses(dot)
-    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1), PERHAPS)
+    (found,) = outlined(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
     assert found[36, 20] and not found[:22, 40:].any()
     monkeypatch.setattr(module, "SPECK", 0.0)
-    (found,) = outlines(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1), PERHAPS)
+    (found,) = outlined(painted((thing | dot, GREEN)), seen, torch.ones(1, 1, 1))
     assert found[14, 50], "it is seen before it is dropped"
 
 
@@ -129,8 +138,8 @@ def test_a_thing_is_less_likely_on_the_rim():
     picture = painted((inside, GREEN), (rim, RED))
     seen = glimpses(inside) + 0.5 * glimpses(rim)
     counts = []
-    for more in ({}, {"on_rim": 1.0}):
-        (found,) = outlines(picture, seen, torch.ones(1, 1, 1), PERHAPS, **more)
+    for more in ({}, {"cut": True}):
+        (found,) = outlined(picture, seen, torch.ones(1, 1, 1), **more)
         assert found[36, 20]
         counts.append(int(found[:, 56:].sum()))
     assert counts[0] < counts[1]
@@ -142,8 +151,8 @@ def test_how_many_things_there_are_does_not_move_an_outline(others):
     picture, seen = painted((thing, GREEN)), glimpses(thing)
     owners = torch.zeros(1 + others, 8, 8)
     owners[0] = F.adaptive_avg_pool2d(torch.from_numpy(thing)[None].float(), 8)
-    wanted = outlines(picture, seen.repeat(2, 1, 1), owners[:2], PERHAPS)[0]
-    found = outlines(picture, seen.repeat(1 + others, 1, 1), owners, PERHAPS)
+    wanted = outlined(picture, seen.repeat(2, 1, 1), owners[:2])[0]
+    found = outlined(picture, seen.repeat(1 + others, 1, 1), owners)
     assert np.array_equal(found[0], wanted) and wanted.sum() > 300
 
 
@@ -151,26 +160,26 @@ def test_a_thing_that_is_seen_nowhere_takes_nothing_from_the_others():
     one, other = disc(36, 16, 9), disc(36, 46, 9)
     seen = glimpses(one, other)
     picture = painted((one, GREEN), (other, RED))
-    both = outlines(picture, seen, seen, PERHAPS)
+    both = outlined(picture, seen, seen)
     seen[1] = 0
-    found = outlines(picture, seen, glimpses(one, other), PERHAPS)
+    found = outlined(picture, seen, glimpses(one, other))
     assert np.array_equal(found[0], both[0]) and not found[1].any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (64, 5), (12, 12)])
 def test_pictures_of_any_size_have_outlines(size):
     seen = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = outlines(torch.rand(3, *size), seen, torch.ones(2, 1, 1), PERHAPS)
+    found = outlined(torch.rand(3, *size), seen, torch.ones(2, 1, 1))
     assert found.shape == (2, *size) and found.dtype == bool
 
 
 def test_attention_that_is_no_number_is_none():
     thing = disc(36, 20, 11)
     seen, owners = glimpses(thing), torch.ones(1, 1, 1)
-    wanted = outlines(painted((thing, GREEN)), seen, owners, PERHAPS)
+    wanted = outlined(painted((thing, GREEN)), seen, owners)
     seen[0, 0, 7] = float("nan")
-    assert overlap(outlines(painted((thing, GREEN)), seen, owners, PERHAPS)[0], wanted[0]) > 0.9
-    assert not outlines(painted((thing, GREEN)), torch.full((1, 8, 8), float("nan")), owners, PERHAPS).any()
+    assert overlap(outlined(painted((thing, GREEN)), seen, owners)[0], wanted[0]) > 0.9
+    assert not outlined(painted((thing, GREEN)), torch.full((1, 8, 8), float("nan")), owners).any()
 
 
 def test_scenery_of_its_own_colour_is_no_thing():
@@ -181,9 +190,28 @@ def test_scenery_of_its_own_colour_is_no_thing():
     picture = painted((sea, (0.1, 0.3, 0.8)), (one, GREEN), (other, RED))
     seen = glimpses(one | sea, other | sea)
     seen += glimpses(one, other)
-    found = outlines(picture, seen, glimpses(one, other), PERHAPS).any(axis=0)
+    found = outlined(picture, seen, glimpses(one, other)).any(axis=0)
     assert found[one | other].mean() > 0.95
     assert found[:24].mean() < 0.02 and found[26:34, :6].mean() < 0.1 and found[26:34, 58:].mean() < 0.1
+
+
+def test_what_goes_on_beyond_the_picture_is_no_thing_however_much_it_is_looked_at():
+    one, other = disc(40, 20, 9), disc(40, 46, 9)
+    sea = np.zeros((64, 64), dtype=bool)
+    sea[28:36] = True
+    picture = painted((sea, (0.1, 0.3, 0.8)), (one, GREEN), (other, RED))
+    near = sea.copy()
+    near[:, :4] = near[:, 60:] = False
+    seen = glimpses(one | near, other | near)
+    found = outlined(picture, seen, glimpses(one, other)).any(axis=0)
+    assert found[one | other].mean() > 0.95 and found[sea & ~one & ~other].mean() < 0.2
+
+
+def test_all_that_may_be_of_a_thing_is_more_than_what_surely_is():
+    thing, more = disc(40, 20, 9), disc(40, 46, 6)
+    picture, seen = painted((thing, GREEN), (more, RED)), glimpses(thing) + 0.5 * glimpses(more)
+    surely, perhaps = module.outlines(picture, seen, torch.ones(1, 1, 1), [SURELY, PERHAPS])
+    assert surely[0, 40, 20] and not surely[0, 40, 46] and perhaps[0, 40, 20] and perhaps[0, 40, 46]
 
 
 def test_a_horizon_goes_on_behind_what_is_taken_away():
@@ -223,13 +251,13 @@ def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
 
 def test_attention_that_is_the_same_everywhere_shows_no_thing():
     picture = painted((disc(36, 20, 11), GREEN))
-    assert not outlines(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1), PERHAPS).any()
-    assert not outlines(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1), PERHAPS).any()
+    assert not outlined(picture, torch.zeros(1, 8, 8), torch.ones(1, 1, 1)).any()
+    assert not outlined(picture, torch.full((2, 8, 8), 0.3), torch.ones(2, 1, 1)).any()
 
 
 def test_what_is_no_number_is_no_edge():
     picture, thing = painted((disc(36, 20, 11), GREEN)), disc(36, 20, 11)
     picture[:, 60:, 60:] = float("nan")
-    found = outlines(picture, glimpses(thing), torch.ones(1, 1, 1), PERHAPS)
+    found = outlined(picture, glimpses(thing), torch.ones(1, 1, 1))
     assert overlap(found[0], thing) > 0.75
     assert filled(picture, thing)[:, 36, 20].isfinite().all()

@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +49,9 @@ STEPS, LEAST_STEPS = 0.32, 4
 SURELY, PERHAPS = 1.0, 0.7
 """Least attention of an outline, see `outlines`: of the base's things for how large each is and where it
 keeps others out, and of what is taken away or set in, where too little is worse than too much."""
+AT_ONCE = 4
+"""Parts that are drawn in one call, or as many as there are pictures: more of them take more memory than the
+pictures themselves did."""
 LOWEST = 3
 """Frequencies along a side that a part's noise is without, for what it draws is to look as learned."""
 EMPTY = 1 / 512
@@ -64,16 +67,16 @@ UNSHARED = ("negative_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embe
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """What is cut out of each of n pictures, for one thing in it.
+    """What is cut out of a picture for one thing in it.
 
-    thing: its number in the pictures' scenes. pictures: their numbers. names: of the concepts. boxes: what is
-    cut out. others (n, 1, H, W): 1 where the base has things that are beside it, neither before nor behind.
+    picture, thing: their numbers. name: of the concept. others (1, H, W): 1 where the base has things that
+    are beside it, neither before nor behind.
     """
 
+    picture: int
     thing: int
-    pictures: list[int]
-    names: list[str]
-    boxes: list[Box]
+    name: str
+    box: Box
     others: Tensor
 
 
@@ -124,19 +127,23 @@ class DetailPass:
         """The pictures of a layout with their concepts' parts drawn anew, by more calls of the pipeline."""
         assert layout.latents is not None
         whole = pixels_of(self._pipe, layout.latents)
-        shown = list(zip(layout.pictures, whole.cpu(), strict=True))
-        places = [_places(picture, pixels, SURELY) for picture, pixels in shown]
-        wide = [_places(picture, pixels, PERHAPS) for picture, pixels in shown]
+        places = [
+            _places(picture, pixels) for picture, pixels in zip(layout.pictures, whole.cpu(), strict=True)
+        ]
+        wide = [perhaps for _, perhaps in places]
         named = [
             [i for i, thing in enumerate(picture.scene.things) if thing.name is not None]
             for picture in layout.pictures
         ]
         empty = _without(whole, _union(wide, named))
+        cuts = [
+            cut
+            for k, (picture, (surely, _)) in enumerate(zip(layout.pictures, places, strict=True))
+            for cut in _cuts(k, picture.scene, surely)
+        ]
         parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        for i in range(max(len(picture.things) for picture in layout.pictures)):
-            cut = self._cut(layout.pictures, places, i)
-            if cut.pictures:
-                parts |= self._drawn(call, bound, layout, cut, empty[cut.pictures])
+        for start in range(0, len(cuts), at_once := max(AT_ONCE, len(whole))):
+            parts |= self._drawn(call, bound, layout, cuts[start : start + at_once], empty)
         redrawn = [[i for i in numbers if (k, i) in parts] for k, numbers in enumerate(named)]
         removed = softened(_grown(_union(wide, redrawn))).to(whole)
         whole, changed = torch.lerp(whole, empty, removed), removed > EMPTY
@@ -151,34 +158,20 @@ class DetailPass:
         inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
         return Details(whole, changed, latents, inside, lost)
 
-    def _cut(self, pictures: Sequence[PictureLayout], places: Sequence[Cells], i: int) -> _Cut:
-        """Thing number `i` of each picture that has a concept there, by the places (N, H, W) of all."""
-        cut = _Cut(i, [], [], [], torch.zeros(0, 1, *places[0].shape[1:]))
-        others = []
-        for k, (picture, masks) in enumerate(zip(pictures, places, strict=True)):
-            name = picture.scene.things[i].name if i < len(picture.things) else None
-            if name is None or not masks[i].any():
-                continue
-            cut.pictures.append(k)
-            cut.names.append(name)
-            cut.boxes.append(box_around(torch.from_numpy(masks[i])))
-            others.append(masks[_beside(picture.scene, i)].any(axis=0))
-        if not others:
-            return cut
-        return replace(cut, others=torch.from_numpy(np.stack(others))[:, None].float())
-
     def _drawn(
-        self, call: Call, bound: inspect.BoundArguments, layout: Layout, cut: _Cut, empty: Tensor
+        self, call: Call, bound: inspect.BoundArguments, layout: Layout, cuts: Sequence[_Cut], empty: Tensor
     ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """By numbers of pictures and things: the concepts drawn anew in pictures (n, 3, H, W) without them,
         (3, H, W), and where there they are, (1, H, W); none of which nothing is seen."""
-        prompts = [alone(layout.pictures[k].scene, cut.thing, self._words) for k in cut.pictures]
-        known = latents_of(self._pipe, cut_out(_without(empty, cut.others), cut.boxes))
+        boxes, others = [cut.box for cut in cuts], torch.stack([cut.others for cut in cuts])
+        around = empty[[cut.picture for cut in cuts]]
+        prompts = [alone(layout.pictures[cut.picture].scene, cut.thing, self._words) for cut in cuts]
+        known = latents_of(self._pipe, cut_out(_without(around, others), boxes))
         known = known.to(layout.predictions[0])
-        free = F.interpolate(1 - cut_out(cut.others, cut.boxes), known.shape[2:], mode="area").to(known)
-        watch = Watch(self._own_words(prompts, cut.names), self._attention)
+        free = F.interpolate(1 - cut_out(others, boxes), known.shape[2:], mode="area").to(known)
+        watch = Watch(self._own_words(prompts, [cut.name for cut in cuts]), self._attention)
         self._here.part = _Part(known, free, watch)
-        more = self._arguments(bound, layout, cut) | {
+        more = self._arguments(bound, layout, cuts) | {
             "prompt": prompts,
             "num_inference_steps": _of_a_part(_steps(bound)),
         }
@@ -189,29 +182,32 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.outlining(watch.calls)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), PERHAPS, on_rim=1.0)
+            outlines(one, maps, torch.ones(1, 1, 1), [PERHAPS], cut=True)[0]
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()
-        share = softened(set_back(outline, cut.boxes, torch.zeros_like(cut.others)) * (1 - cut.others))
-        placed = set_back(drawn, cut.boxes, empty)
+        share = softened(set_back(outline, boxes, torch.zeros_like(others)) * (1 - others))
+        placed = set_back(drawn, boxes, around)
         return {
-            (k, cut.thing): (part, where.to(part))
-            for k, part, where in zip(cut.pictures, placed, share, strict=True)
+            (cut.picture, cut.thing): (part, where.to(part))
+            for cut, part, where in zip(cuts, placed, share, strict=True)
             if bool((where > EMPTY).any())
         }
 
-    def _arguments(self, bound: inspect.BoundArguments, layout: Layout, cut: _Cut) -> dict[str, Any]:
-        """What a call for the parts of pictures, a prompt for each of them, is given beside the prompts."""
-        numbers, per_prompt = cut.pictures, images_per_prompt(bound)
+    def _arguments(
+        self, bound: inspect.BoundArguments, layout: Layout, cuts: Sequence[_Cut]
+    ) -> dict[str, Any]:
+        """What a call for parts, a prompt for each of them, is given beside the prompts."""
+        per_prompt = images_per_prompt(bound)
         negative = {
-            name: [value if isinstance(value, str) else value[k // per_prompt] for k in numbers]
+            name: [value if isinstance(value, str) else value[cut.picture // per_prompt] for cut in cuts]
             for name, value in bound.arguments.items()
             if name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3") and value is not None
         }
         assert layout.begun is not None
-        begun = [layout.begun[k].float().cpu().numpy().tobytes() for k in numbers]
-        dice = [torch.Generator().manual_seed(hash_of("detail", cut.thing, each)) for each in begun]
+        begun = [layout.begun[cut.picture].float().cpu().numpy().tobytes() for cut in cuts]
+        seeds = [hash_of("detail", cut.thing, each) for cut, each in zip(cuts, begun, strict=True)]
+        dice = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(layout.begun.shape[1:], generator=each) for each in dice])
         return negative | {
             "num_images_per_prompt": 1,
@@ -264,16 +260,28 @@ def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
 
 
-def _places(picture: PictureLayout, pixels: Tensor, least: float) -> Cells:
-    """Where each thing of a layout is in its picture (3, H, W), (N, H, W): along its outline where the base
-    has drawn it, all of its part elsewhere. least: see `outlines`."""
+def _places(picture: PictureLayout, pixels: Tensor) -> tuple[Cells, Cells]:
+    """Where each thing of a layout surely is in its picture (3, H, W), and perhaps, (N, H, W): along its
+    outline where the base has drawn it, all of its part elsewhere."""
     masks = F.interpolate(picture.masks[None].float(), pixels.shape[1:], mode="bilinear")[0] > 0.5
-    found: Cells = masks.numpy()
+    surely, perhaps = masks.numpy(), masks.numpy().copy()
     if picture.seen is None:
-        return found
-    for i, outline in enumerate(outlines(pixels, picture.seen, picture.masks, least)):
-        if picture.things[i].found and outline.any():
-            found[i] = outline
+        return surely, perhaps
+    found = outlines(pixels, picture.seen, picture.masks, (SURELY, PERHAPS))
+    for places, own in zip((surely, perhaps), found, strict=True):
+        for i, outline in enumerate(own):
+            if picture.things[i].found and outline.any():
+                places[i] = outline
+    return surely, perhaps
+
+
+def _cuts(number: int, scene: PromptScene, places: Cells) -> list[_Cut]:
+    """What is cut out of picture `number` for each concept in it, by the places (N, H, W) of all things."""
+    found = []
+    for i, thing in enumerate(scene.things):
+        if thing.name is not None and places[i].any():
+            others = torch.from_numpy(places[_beside(scene, i)].any(axis=0))[None].float()
+            found.append(_Cut(number, i, thing.name, box_around(torch.from_numpy(places[i])), others))
     return found
 
 

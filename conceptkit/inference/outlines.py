@@ -8,6 +8,8 @@ KNN matting, CVPR 2012). The place of what is taken away is filled from around i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,62 +34,57 @@ EXACTLY, MOST_STEPS = 0.01, 300
 """How nearly the walk is solved, and the steps after which it is taken as it is; it needs some sixty."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
-RIM, ON_RIM = 1 / 20, 0.1
-"""Share of the longer side that is a picture's rim, and how much less likely a thing is there: scenery goes
-on beyond it."""
+ON_RIM, RIM_WEIGHT = 0.1, 50.0
+"""How much less likely a thing is on the outermost pixels, and how much more these weigh: scenery goes on
+beyond a picture, and what touches its rim along much of its edge is scenery, however much is attended to."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 43
 """How far an outline reaches over its thing, by the picture's longer side: the autoencoder blurs its edge."""
-LEVEL = 20.0
+LEVEL = 100.0
 """How much more a filled pixel is like those of its row than of its column: scenery lies level."""
 AROUND = 1 / 32
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: float, on_rim: float = ON_RIM) -> Cells:
+def outlines(
+    picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[float], cut: bool = False
+) -> list[Cells]:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
-    for the reach of their edges.
+    for the reach of their edges; for each of `least`.
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
     owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
-    has a part each is half as likely. least: share of Otsu's threshold of all attention at which a pixel is
-    as likely a thing as not. on_rim: how likely a thing is on the picture's rim, 1 for one that the
-    picture is cut to.
+    has a part each is half as likely. least: shares of Otsu's threshold of all attention at which a pixel is
+    as likely a thing as not. cut: whether the picture is cut to its thing, which may touch its rim then.
     """
     small = _small(picture)
     size = small.shape[1:]
     level = _scaled(seen.nan_to_num().double().cpu())
     if not level.any():
-        return np.zeros((len(owners), *picture.shape[1:]), dtype=bool)
-    top = _resized(level, size).amax(dim=0)
-    thing = torch.sigmoid((top - least * otsu(level.amax(dim=0).numpy())) / UNSURE)
-    rim = round(RIM * max(size))
-    inner = F.pad(torch.ones([max(0, side - 2 * rim) for side in size]), [rim] * 4)
-    thing = torch.where(inner[: size[0], : size[1]] > 0, thing, on_rim * thing)
+        return [np.zeros((len(owners), *picture.shape[1:]), dtype=bool) for _ in least]
+    top, threshold = _resized(level, size).amax(dim=0), otsu(level.amax(dim=0).numpy())
+    rim = torch.zeros_like(top) if cut else _rim(size)
     share = _resized(owners.nan_to_num().double().cpu(), size).clamp(min=0)
     share = (share + 1e-4) / (share.sum(dim=0) + 2e-4)
-    prior = torch.cat([thing * share, (1 - thing)[None]])
-    label = random_walk(small, prior.numpy()).argmax(axis=0)
-    reach = REACH * max(size)
-    fine = []
-    for i in range(len(owners)):
-        mask = _without_specks(label == i)
-        near = ndimage.distance_transform_edt(~mask) <= reach if mask.any() else mask
-        fine.append(torch.from_numpy(near))
-    whole = F.interpolate(torch.stack(fine).float()[None], picture.shape[1:], mode="bilinear")[0]
-    found: Cells = (whole >= 0.5).numpy()
-    return found
+    things = [torch.sigmoid((top - each * threshold) / UNSURE) for each in least]
+    prior = torch.stack([torch.where(rim > 0, ON_RIM * thing, thing) * share for thing in things])
+    weight = torch.where(rim > 0, RIM_WEIGHT * PRIOR, PRIOR)
+    likely = random_walk(small, prior.flatten(0, 1).numpy(), weight.numpy()).reshape(prior.shape)
+    return [_reaching(of_things, picture.shape[1:]) for of_things in likely]
 
 
-def random_walk(picture: Tensor, prior: Grid) -> Grid:
-    """Probabilities (K, H, W) of K labels, to about a hundredth: x of (L + g) x = g p for each label's prior
-    p, with g = PRIOR and the Laplacian L of the pixels (c, H, W), each beside those most like it."""
-    laplacian = _laplacian(*_alike(picture))
-    system = (laplacian + PRIOR * sparse.identity(laplacian.shape[0])).tocsr()
+def random_walk(picture: Tensor, prior: Grid, weight: Grid) -> Grid:
+    """Probabilities (K, H, W) of K labels, to about a hundredth: x of (L + G) x = G p for each label's prior
+    p, with the weights (H, W) of the priors on the diagonal of G and the Laplacian L of the pixels (c, H, W),
+    each beside those most like it."""
+    weights = weight.ravel()
+    system = (_laplacian(*_alike(picture)) + sparse.diags(weights)).tocsr()
     scale = sparse.diags(1 / system.diagonal())
-    wanted = prior.reshape(len(prior), -1)
-    solved = [cg(system, PRIOR * own, x0=own, rtol=EXACTLY, maxiter=MOST_STEPS, M=scale)[0] for own in wanted]
+    solved = [
+        cg(system, weights * own, x0=own, rtol=EXACTLY, maxiter=MOST_STEPS, M=scale)[0]
+        for own in prior.reshape(len(prior), -1)
+    ]
     return np.stack(solved).reshape(prior.shape)
 
 
@@ -121,6 +118,28 @@ def grown(mask: Cells) -> Cells:
         return mask
     near: Cells = ndimage.distance_transform_edt(~mask) <= AROUND * max(mask.shape)
     return near
+
+
+def _reaching(likely: Grid, size: torch.Size | tuple[int, ...]) -> Cells:
+    """Masks (N, H, W) of things by how likely each pixel (N, h, w) is of them, with their edges' reach."""
+    ground = 1 - likely.sum(axis=0, keepdims=True)
+    label = np.concatenate([likely, ground]).argmax(axis=0)
+    reach = REACH * max(label.shape)
+    fine = []
+    for i in range(len(likely)):
+        mask = _without_specks(label == i)
+        near = ndimage.distance_transform_edt(~mask) <= reach if mask.any() else mask
+        fine.append(torch.from_numpy(near))
+    whole = F.interpolate(torch.stack(fine).float()[None], tuple(size), mode="bilinear")[0]
+    found: Cells = (whole >= 0.5).numpy()
+    return found
+
+
+def _rim(size: torch.Size | tuple[int, ...]) -> Tensor:
+    """1 at the outermost pixels."""
+    rim = torch.ones(tuple(size))
+    rim[1:-1, 1:-1] = 0
+    return rim
 
 
 def _small(picture: Tensor) -> Tensor:
