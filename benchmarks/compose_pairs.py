@@ -79,7 +79,8 @@ class Bounds:
 
     missing: shares of crops without their class, of class nouns, of renders, and of each subject as the only
     one taught. plain: the pictures of class nouns. middle (2,): each subject's similarity to crops of
-    renders, half of which show it. twice: share of renders whose crops are both nearest to one subject.
+    renders, half of which show it. twice: shares of renders, and of crops that show each subject as the only
+    one taught, which are both nearest to one subject.
     """
 
     floor: np.ndarray
@@ -88,7 +89,7 @@ class Bounds:
     missing: tuple[float, float, float]
     plain: tuple[Image.Image, ...] = ()
     middle: np.ndarray | float = 0.0
-    twice: float | None = None
+    twice: tuple[float, float] | None = None
 
     def share(self, scores: np.ndarray) -> np.ndarray:
         return (scores - self.floor) / (self.ceiling - self.floor)
@@ -142,7 +143,8 @@ class Scorer:
         for one, words in ((a, (a.name, b.noun)), (b, (a.noun, b.name))):
             with attach(self.base.pipe, one.name, registry=self.registry, confine=False):
                 with_nouns.append(self.pictures(*words))
-        plain, *alone = (assigned(self.likeness(drawn, real))[0].mean(axis=0) for drawn in with_nouns)
+        seen = [self.likeness(drawn, real) for drawn in with_nouns]
+        plain, *alone = (assigned(each)[0].mean(axis=0) for each in seen)
         rng = np.random.default_rng(11)
         rendered = [
             scene.render(
@@ -157,6 +159,7 @@ class Scorer:
         ]
         passed = scorers.round_trips(self.base.pipe.vae, rendered)
         best = self.likeness(passed, real)
+        middle = best.mean(axis=(0, 1))
         straight, nouns = np.array([0, 1]), [one.noun for one in pair]
         missing = [
             self.missing(shown, np.tile(straight, (len(shown), 1)), nouns)
@@ -172,8 +175,8 @@ class Scorer:
             np.array([alone[0][0], alone[1][1]]),
             (missing[0], missing[1], float(np.mean(single))),
             tuple(with_nouns[0]),
-            best.mean(axis=(0, 1)),
-            one_twice(best - best.mean(axis=(0, 1))),
+            middle,
+            (one_twice(best - middle), one_twice(own_crops(*seen[1:]) - middle)),
         )
 
     def in_windows(self, pair: Sequence[Taught]) -> Bounds:
@@ -222,6 +225,14 @@ def one_twice(likeness: np.ndarray) -> float:
     return float((nearest[:, 0] == nearest[:, 1]).mean())
 
 
+def own_crops(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Likenesses (n, 2, 2) of two crops to two subjects: the crop of the first subject from the pictures in
+    which it alone was taught, that of the second from its own; both (n, crops, subjects)."""
+    rows = np.arange(len(first))
+    sides = [assigned(each)[1] for each in (first, second)]
+    return np.stack([first[rows, sides[0][:, 0]], second[rows, sides[1][:, 1]]], axis=1)
+
+
 def assigned(likeness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The better of the two ways to find both subjects: scores (n, 2) and sides (n, 2) of each."""
     straight = likeness[:, [0, 1], [0, 1]]
@@ -262,7 +273,7 @@ def score_pair(scorer: Scorer, pair: Sequence[Taught], ways: Sequence[str]) -> d
             "missing": scorer.missing(pictures, sides, [a.noun, b.noun]),
             "missing bounds": bounds[wide].missing,
             "one twice": one_twice(seen - bounds[wide].middle),
-            "renders twice": bounds[wide].twice,
+            "twice bounds": bounds[wide].twice,
             "swapped": swapped,
             "outside": unlike_outside(pictures, bounds[wide].plain, layouts),
             "not found": [not picture.complete for picture in layouts],
@@ -292,7 +303,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     alone = np.array([pair["alone"].mean() for pair in pairs])
     swapped = [pair["swapped"] for pair in pairs if pair["swapped"] is not None]
     outside = [decibels for pair in pairs for decibels in pair["outside"]]
-    renders = [pair["renders twice"] for pair in pairs if pair["renders twice"] is not None]
+    twice = [pair["twice bounds"] for pair in pairs if pair["twice bounds"] is not None]
     lost = [missing for pair in pairs for missing in pair["not found"]]
     return {
         "share": float(together.mean() / alone.mean()),
@@ -305,7 +316,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             [p["missing bounds"] for p in pairs], axis=0
         ).tolist(),
         "one twice": float(np.mean([pair["one twice"] for pair in pairs])),
-        "one twice of renders": float(np.mean(renders)) if renders else None,
+        "one twice of renders and each alone": np.mean(twice, axis=0).tolist() if twice else None,
         "swapped": float(np.mean(swapped)) if swapped else None,
         "outside": float(np.mean(outside)) if outside else None,
         "not found": float(np.mean(lost)) if lost else None,
@@ -374,7 +385,8 @@ def main(
                     f"gap {line['gap']:.2f}, alone {line['alone']:.2f}, "
                     f"missing {line['missing']:.0%} (class nouns {of_nouns:.0%}, renders {of_renders:.0%}, "
                     f"each alone {of_names:.0%}), "
-                    f"one twice {line['one twice']:.0%} (renders {line['one twice of renders']}), "
+                    f"one twice {line['one twice']:.0%} "
+                    f"(renders, each alone {line['one twice of renders and each alone']}), "
                     f"swapped {line['swapped']}, outside {line['outside']}, not found {line['not found']}",
                     flush=True,
                 )

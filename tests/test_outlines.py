@@ -37,9 +37,9 @@ def glimpses(*masks, cells=8):
     return torch.cat(seen) + 0.05
 
 
-def outlined(picture, seen, owners, **more):
+def outlined(picture, seen, owners):
     """Outlines (N, H, W) with all that may be of the things."""
-    (found,) = module.outlines(picture, seen, owners, [PERHAPS], **more)
+    (found,) = module.outlines(picture, seen, owners, [PERHAPS])
     return found
 
 
@@ -132,14 +132,15 @@ def test_what_is_far_and_small_is_a_speck(monkeypatch):
     assert found[14, 50], "it is seen before it is dropped"
 
 
-def test_a_thing_is_less_likely_on_the_rim():
+def test_a_thing_is_less_likely_on_the_rim(monkeypatch):
     """Two patches of one look, one of them on the rim, to which just enough attention goes."""
     inside, rim = disc(36, 20, 6), disc(36, 63, 6)
     picture = painted((inside, GREEN), (rim, RED))
     seen = glimpses(inside) + 0.5 * glimpses(rim)
     counts = []
-    for more in ({}, {"cut": True}):
-        (found,) = outlined(picture, seen, torch.ones(1, 1, 1), **more)
+    for likely in (module.ON_RIM, 1.0):
+        monkeypatch.setattr(module, "ON_RIM", likely)
+        (found,) = outlined(picture, seen, torch.ones(1, 1, 1))
         assert found[36, 20]
         counts.append(int(found[:, 56:].sum()))
     assert counts[0] < counts[1]

@@ -182,7 +182,7 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.outlining(watch.calls)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), [PERHAPS], cut=True)[0]
+            outlines(one, maps, torch.ones(1, 1, 1), [PERHAPS])[0]
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()

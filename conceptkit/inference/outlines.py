@@ -34,12 +34,12 @@ EXACTLY, MOST_STEPS = 0.01, 300
 """How nearly the walk is solved, and the steps after which it is taken as it is; it needs some sixty."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
-ON_RIM, RIM_WEIGHT = 0.1, 50.0
+ON_RIM, RIM_WEIGHT = 0.1, 40.0
 """How much less likely a thing is on the outermost pixels, and how much more these weigh: scenery goes on
 beyond a picture, and what touches its rim along much of its edge is scenery, however much is attended to."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
-REACH = 1 / 43
+REACH = 1 / 64
 """How far an outline reaches over its thing, by the picture's longer side: the autoencoder blurs its edge."""
 LEVEL = 100.0
 """How much more a filled pixel is like those of its row than of its column: scenery lies level."""
@@ -47,16 +47,14 @@ AROUND = 1 / 32
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(
-    picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[float], cut: bool = False
-) -> list[Cells]:
+def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[float]) -> list[Cells]:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges; for each of `least`.
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
     owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
     has a part each is half as likely. least: shares of Otsu's threshold of all attention at which a pixel is
-    as likely a thing as not. cut: whether the picture is cut to its thing, which may touch its rim then.
+    as likely a thing as not.
     """
     small = _small(picture)
     size = small.shape[1:]
@@ -64,7 +62,7 @@ def outlines(
     if not level.any():
         return [np.zeros((len(owners), *picture.shape[1:]), dtype=bool) for _ in least]
     top, threshold = _resized(level, size).amax(dim=0), otsu(level.amax(dim=0).numpy())
-    rim = torch.zeros_like(top) if cut else _rim(size)
+    rim = _rim(size)
     share = _resized(owners.nan_to_num().double().cpu(), size).clamp(min=0)
     share = (share + 1e-4) / (share.sum(dim=0) + 2e-4)
     things = [torch.sigmoid((top - each * threshold) / UNSURE) for each in least]

@@ -15,7 +15,7 @@ FILLED = 1.0
 """Share of a part's longer side that the base's thing takes."""
 LEAST = 0.375
 """Share of the picture's side below which no part is cut out: there is nothing to enlarge in a few cells."""
-SOFT = 1 / 64
+SOFT = 1 / 128
 """Standard deviation of a part's edge, by the picture's longer side."""
 
 
