@@ -3,7 +3,8 @@
 Styles are one change of all colours, learned from pictures of other things. How near a picture is to one is
 how far its colours are from those of the style's pictures: 0 with the class noun alone, 1 with the class noun
 in the style. A subject is compared with its photos: 0 with the class noun in the style, 1 when it is drawn
-without one. So what a style takes of the colours that a subject is known by counts as lost.
+without one. So what a style takes of the colours that a subject is known by counts as lost. How much that is
+stands beside it: what is left of the subject when the pictures of it alone are given the style's colours.
 """
 
 from __future__ import annotations
@@ -95,12 +96,16 @@ def score(
     noun, styled, alone = drawn(one.noun), drawn(one.noun, name), drawn(one.name, one.name)
     both = drawn(one.name, one.name, name)
     far = [off_palette(pictures, palette) for pictures in (noun, styled, both)]
-    like = [metrics.similarity(judge.embed(pictures), one.real) for pictures in (styled, alone, both)]
+    coloured = [STYLES[name](picture).convert("RGB") for picture in alone]
+    like = [
+        metrics.similarity(judge.embed(pictures), one.real) for pictures in (styled, alone, both, coloured)
+    ]
     return {
         "style alone": far[0] - far[1],
         "style together": far[0] - far[2],
         "subject alone": like[1] - like[0],
         "subject together": like[2] - like[0],
+        "subject coloured": like[3] - like[0],
     }
 
 
@@ -116,9 +121,9 @@ def _drawn(
         return draw(base, [prompt] * len(seeds), list(seeds), steps=steps)
 
 
-def share(lines: Sequence[Mapping[str, float]], what: str) -> dict[str, Any]:
+def share(lines: Sequence[Mapping[str, float]], what: str, how: str, of: str = "alone") -> dict[str, Any]:
     """Kept of a subject or a style, and its interval over pairs of both."""
-    together, alone = (np.array([line[f"{what} {how}"] for line in lines]) for how in ("together", "alone"))
+    together, alone = (np.array([line[f"{what} {each}"] for line in lines]) for each in (how, of))
     return {"share": float(together.mean() / alone.mean()), "interval": interval(together, alone)}
 
 
@@ -139,7 +144,14 @@ def main(subjects: int, seeds: int, steps: int, learning_steps: int | None, home
             for name in STYLES:
                 lines.append(score(base, judge, registry, one, name, seeds, steps))
                 print(one.noun, name, lines[-1], flush=True)
-    kept = {what: share(lines, what) for what in ("style", "subject")}
+    kept = {what: share(lines, what, "together") for what in ("style", "subject")}
+    beside = {
+        "subject, in the style's colours": share(lines, "subject", "coloured"),
+        "subject, of what it is in these": share(lines, "subject", "together", "coloured"),
+    }
+    for what, line in (kept | beside).items():
+        low, high = line["interval"]
+        print(f"{what:34} {line['share']:.2f} [{low:.2f}, {high:.2f}]")
     finish(
         "compose_style",
         min(line["share"] for line in kept.values()),
@@ -154,6 +166,7 @@ def main(subjects: int, seeds: int, steps: int, learning_steps: int | None, home
             denoising_steps=(steps, STEPS),
         ),
         kept=kept,
+        beside=beside,
         lines=lines,
     )
 

@@ -522,9 +522,9 @@ def test_edges_are_soft_and_nothing_is_lost():
     free[..., 16:48, 16:48] = 1
     soft = softened(free)
     assert soft.sum().item() == pytest.approx(free.sum().item(), rel=1e-4)
-    assert (
-        soft[0, 0, 32, 32] == pytest.approx(1) and 0.3 < soft[0, 0, 32, 16] < 0.7 and soft[0, 0, 32, 8] == 0
-    )
+    across = soft[0, 0, 32]
+    assert across[32] == pytest.approx(1) and 0.5 < across[16] < 0.95 and 0.05 < across[15] < 0.5
+    assert across[8] == 0
 
 
 def test_noise_without_its_lowest_frequencies():

@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 STEPS, LEAST_STEPS = 0.32, 4
 """Share of the drawing's steps that a part takes, and how many at least: in fewer little is drawn, and PNDM
 (2202.09778) does not begin."""
-SURELY, PERHAPS = 1.0, 0.7
+SURELY, PERHAPS, CUT_OUT = 1.0, 0.7, 0.5
 """Least attention of an outline, see `outlines`: of the base's things for how large each is and where it
-keeps others out, and of what is taken away or set in, where too little is worse than too much."""
+keeps others out, and for what is taken away, where too little is worse than too much; of a concept in its
+part, where that holds even more."""
 AT_ONCE = 4
 """Parts that are drawn in one call, or as many as there are pictures: more of them take more memory than the
 pictures themselves did."""
@@ -182,7 +183,7 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.outlining(watch.calls)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), [PERHAPS])[0]
+            outlines(one, maps, torch.ones(1, 1, 1), [CUT_OUT])[0]
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()

@@ -35,15 +35,17 @@ EXACTLY, MOST_STEPS = 0.01, 300
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
 ON_RIM, RIM_WEIGHT = 0.1, 40.0
-"""How much less likely a thing is on the outermost pixels, and how much more these weigh: scenery goes on
-beyond a picture, and what touches its rim along much of its edge is scenery, however much is attended to."""
+"""How much less likely a thing is on the outermost pixels, and how much more these weigh, where they show
+scenery: that goes on beyond a picture, so along much of its rim, however much is attended to."""
+RIM_COLOUR, MUCH_OF_RIM = 0.1, 0.03
+"""Standard deviation by which colours of the rim are alike, and the share of it that is alike in scenery."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 64
 """How far an outline reaches over its thing, by the picture's longer side: the autoencoder blurs its edge."""
 LEVEL = 100.0
 """How much more a filled pixel is like those of its row than of its column: scenery lies level."""
-AROUND = 1 / 32
+AROUND = 1 / 26
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
@@ -62,12 +64,12 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[floa
     if not level.any():
         return [np.zeros((len(owners), *picture.shape[1:]), dtype=bool) for _ in least]
     top, threshold = _resized(level, size).amax(dim=0), otsu(level.amax(dim=0).numpy())
-    rim = _rim(size)
+    scenery = _scenery_of_rim(small)
     share = _resized(owners.nan_to_num().double().cpu(), size).clamp(min=0)
     share = (share + 1e-4) / (share.sum(dim=0) + 2e-4)
     things = [torch.sigmoid((top - each * threshold) / UNSURE) for each in least]
-    prior = torch.stack([torch.where(rim > 0, ON_RIM * thing, thing) * share for thing in things])
-    weight = torch.where(rim > 0, RIM_WEIGHT * PRIOR, PRIOR)
+    prior = torch.stack([torch.lerp(thing, ON_RIM * thing, scenery) * share for thing in things])
+    weight = PRIOR * (1 + (RIM_WEIGHT - 1) * scenery)
     likely = random_walk(small, prior.flatten(0, 1).numpy(), weight.numpy()).reshape(prior.shape)
     return [_reaching(of_things, picture.shape[1:]) for of_things in likely]
 
@@ -133,11 +135,15 @@ def _reaching(likely: Grid, size: torch.Size | tuple[int, ...]) -> Cells:
     return found
 
 
-def _rim(size: torch.Size | tuple[int, ...]) -> Tensor:
-    """1 at the outermost pixels."""
-    rim = torch.ones(tuple(size))
-    rim[1:-1, 1:-1] = 0
-    return rim
+def _scenery_of_rim(picture: Tensor) -> Tensor:
+    """(H, W): how much the outermost pixels of a picture (3, H, W) are scenery, from 0 to 1; 0 inside."""
+    rim = torch.ones(picture.shape[1:], dtype=torch.bool)
+    rim[1:-1, 1:-1] = False
+    colours = picture[:, rim].double().cpu().T
+    alike = torch.exp(-torch.cdist(colours, colours).square() / RIM_COLOUR**2 / 2).mean(dim=1)
+    found = torch.zeros(picture.shape[1:], dtype=torch.float64)
+    found[rim] = (alike / MUCH_OF_RIM).clamp(max=1)
+    return found
 
 
 def _small(picture: Tensor) -> Tensor:
