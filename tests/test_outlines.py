@@ -208,6 +208,19 @@ def test_what_goes_on_beyond_the_picture_is_no_thing_however_much_it_is_looked_a
     assert found[one | other].mean() > 0.95 and found[sea & ~one & ~other].mean() < 0.2
 
 
+def test_a_tail_that_reaches_the_rim_is_its_things(monkeypatch):
+    """It takes little of the rim; where that counts as much as a sea the tail is lost."""
+    thing, tail = disc(36, 40, 11), np.zeros((64, 64), dtype=bool)
+    tail[34:37, 50:] = True
+    picture = painted((thing, GREEN), (tail, RED))
+    seen, owners = glimpses(thing | tail), torch.ones(1, 1, 1)
+    (found,) = outlined(picture, seen, owners)
+    assert found[thing | tail].mean() > 0.95 and found[~(thing | tail)].mean() < 0.06
+    monkeypatch.setattr(module, "MUCH_OF_RIM", 1e-6)
+    (found,) = outlined(picture, seen, owners)
+    assert found[thing].mean() > 0.95 and found[tail & ~thing].mean() < 0.5
+
+
 def test_all_that_may_be_of_a_thing_is_more_than_what_surely_is():
     thing, more = disc(40, 20, 9), disc(40, 46, 6)
     picture, seen = painted((thing, GREEN), (more, RED)), glimpses(thing) + 0.5 * glimpses(more)

@@ -10,7 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import (
+    compose_cost,
     compose_many,
+    compose_pairs,
+    compose_style,
     learn_common,
     learn_methods,
     learn_prior,
@@ -33,7 +36,9 @@ from conceptkit.storybook.training.judges import ATTRIBUTES
 from conceptkit.storybook.world import scene
 from conceptkit.workflows import add_settings
 from tests import tiny
+from tests.confining import calls_of_the_unet
 from tests.learning import method
+from tests.tiny import pico_concept
 
 TRIAL = ["--subjects", "1", "--seeds", "2", "--drawing", "1"]
 
@@ -157,6 +162,39 @@ def test_many_merges_lose_in_the_mean():
     lost = [{"class": 0.03, "place": 0.0}, {"class": -0.01, "place": 0.02}]
     assert compose_many.lost_most(lost) == pytest.approx(0.01)
     assert np.isnan(compose_many.lost_most([]))
+
+
+def test_a_subjects_crop_is_from_the_pictures_in_which_it_alone_was_taught():
+    """In the first picture the first subject stands left, in the second right."""
+    first = np.array([[[0.9, 0.1], [0.2, 0.6]]])
+    second = np.array([[[0.1, 0.8], [0.7, 0.2]]])
+    found = compose_pairs.own_crops(first, second)
+    assert found.tolist() == [[[0.9, 0.1], [0.1, 0.8]]] and compose_pairs.one_twice(found) == 0
+    second[0, 0] = 0.9, 0.5
+    assert compose_pairs.one_twice(compose_pairs.own_crops(first, second)) == 1
+
+
+def test_what_is_left_of_a_look_is_measured_by_what_there_could_be():
+    lines = [{"subject alone": 0.4, "subject together": 0.2, "subject coloured": 0.25}] * 3
+    assert compose_style.share(lines, "subject", "together")["share"] == pytest.approx(0.5)
+    beside = compose_style.share(lines, "subject", "together", "coloured")
+    assert beside["share"] == pytest.approx(0.8) and beside["interval"] == pytest.approx([0.8, 0.8])
+
+
+def test_each_way_to_draw_two_is_timed(pico, registry, monkeypatch):
+    """A layout that is kept takes fewer calls than a new one."""
+    pipe = pico.pipe
+    for name, noun in (("my_dog", "dog"), ("moongate", "gate")):
+        concept = pico_concept(pipe, name, noun)
+        registry.add(name, concept.to_bytes(), concept.summary())
+    monkeypatch.setattr(compose_cost, "STEPS", 4)
+    monkeypatch.setattr(compose_cost, "seconds", lambda action: calls_of_the_unet(pipe, action))
+    found = compose_cost.times(pico, registry, ("my_dog", "moongate"), range(2))
+    assert list(found) == ["everywhere"] + [
+        f"{way}, {layout} layout" for way in compose_cost.WAYS for layout in ("new", "kept")
+    ]
+    for way in compose_cost.WAYS:
+        assert found[f"{way}, kept layout"] < found[f"{way}, new layout"]
 
 
 def test_what_was_taught_by_another_recipe_is_taught_again(pico, registry, monkeypatch):
