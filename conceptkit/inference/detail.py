@@ -143,7 +143,8 @@ class DetailPass:
             for cut in _cuts(k, picture.scene, surely)
         ]
         parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        for start in range(0, len(cuts), at_once := max(AT_ONCE, len(whole))):
+        at_once = max(AT_ONCE, len(whole))
+        for start in range(0, len(cuts), at_once):
             parts |= self._drawn(call, bound, layout, cuts[start : start + at_once], empty)
         redrawn = [[i for i in numbers if (k, i) in parts] for k, numbers in enumerate(named)]
         removed = softened(_grown(_union(wide, redrawn))).to(whole)
