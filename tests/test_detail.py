@@ -106,7 +106,7 @@ def drawn_tuple(pipe):
     )
 
 
-def as_laid_out(picture, seen, owners, least):
+def as_laid_out(picture, seen, owners, least, *_):
     """Outlines that are the parts of the layout; all of what is cut out."""
     parts = F.interpolate(owners[None].float(), picture.shape[1:], mode="nearest")[0].numpy() > 0.5
     return [parts for _ in least]

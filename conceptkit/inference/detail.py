@@ -50,6 +50,9 @@ SURELY, PERHAPS, CUT_OUT = 1.0, 0.7, 0.5
 """Least attention of an outline, see `outlines`: of the base's things for how large each is and where it
 keeps others out, and for what is taken away, where too little is worse than too much; of a concept in its
 part, where that holds even more."""
+RIM_OF_A_PART = 10.0
+"""How much the rim of a part weighs where it shows scenery, see `outlines`: a part is cut to its thing, which
+often reaches its rim."""
 AT_ONCE = 4
 """Parts that are drawn in one call, or as many as there are pictures: more of them take more memory than the
 pictures themselves did."""
@@ -184,7 +187,7 @@ class DetailPass:
         drawn = pixels_of(self._pipe, latents)
         seen = watch.outlining(watch.calls)
         found = [
-            outlines(one, maps, torch.ones(1, 1, 1), [CUT_OUT])[0]
+            outlines(one, maps, torch.ones(1, 1, 1), [CUT_OUT], RIM_OF_A_PART)[0]
             for one, maps in zip(drawn.cpu(), seen, strict=True)
         ]
         outline = torch.from_numpy(np.stack(found)).float()

@@ -36,9 +36,10 @@ UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
 ON_RIM, RIM_WEIGHT = 0.1, 40.0
 """How much less likely a thing is on the outermost pixels, and how much more these weigh, where they show
-scenery: that goes on beyond a picture, so along much of its rim, however much is attended to."""
-RIM_COLOUR, MUCH_OF_RIM = 0.1, 0.03
-"""Standard deviation by which colours of the rim are alike, and the share of it that is alike in scenery."""
+scenery: that goes on beyond a picture on several of its sides, however much is attended to."""
+RIM_COLOUR, MUCH_OF_RIM = 0.1, 0.02
+"""Standard deviation by which colours of the rim are alike, and the share of it that is alike on other sides
+where it shows scenery."""
 SPECK = 0.1
 """A part of a thing apart from its largest one is dropped when it has less than this share of its pixels."""
 REACH = 1 / 64
@@ -49,14 +50,16 @@ AROUND = 1 / 26
 """How much more is taken away around a thing, by the picture's longer side."""
 
 
-def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[float]) -> list[Cells]:
+def outlines(
+    picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[float], rim: float = RIM_WEIGHT
+) -> list[Cells]:
     """Which pixels (N, H, W) of a picture (3, H, W) in [0, 1] each of N things has, none of them shared but
     for the reach of their edges; for each of `least`.
 
     seen (N, h, w): attention to each, see `Watch.outlining`; one that is the same everywhere shows no thing.
     owners (N, h', w'): which of them has which part of what is no ground; all ones for one thing. Where none
     has a part each is half as likely. least: shares of Otsu's threshold of all attention at which a pixel is
-    as likely a thing as not.
+    as likely a thing as not. rim: how much more the picture's rim weighs where it shows scenery.
     """
     small = _small(picture)
     size = small.shape[1:]
@@ -69,7 +72,7 @@ def outlines(picture: Tensor, seen: Tensor, owners: Tensor, least: Sequence[floa
     share = (share + 1e-4) / (share.sum(dim=0) + 2e-4)
     things = [torch.sigmoid((top - each * threshold) / UNSURE) for each in least]
     prior = torch.stack([torch.lerp(thing, ON_RIM * thing, scenery) * share for thing in things])
-    weight = PRIOR * (1 + (RIM_WEIGHT - 1) * scenery)
+    weight = PRIOR * (1 + (rim - 1) * scenery)
     likely = random_walk(small, prior.flatten(0, 1).numpy(), weight.numpy()).reshape(prior.shape)
     return [_reaching(of_things, picture.shape[1:]) for of_things in likely]
 
@@ -96,12 +99,12 @@ def filled(picture: Tensor, hole: Cells) -> Tensor:
     """
     if not hole.any() or hole.all():
         return picture
-    small = _small(picture)
+    small, taken = _small(picture), torch.from_numpy(hole).to(picture.device)
     size = small.shape[1:]
     wanted = F.interpolate(torch.from_numpy(hole)[None, None].double(), size, mode="area")[0, 0].numpy() > 0
     if wanted.all():
-        mean = picture[:, torch.from_numpy(~hole).to(picture.device)].mean(dim=1).view(3, 1, 1)
-        return torch.where(torch.from_numpy(hole).to(picture.device), mean, picture)
+        mean = picture[:, ~taken].nan_to_num(posinf=1, neginf=0).mean(dim=1).view(3, 1, 1)
+        return torch.where(taken, mean, picture)
     inside = np.flatnonzero(wanted)
     rim = np.flatnonzero(~wanted)
     laplacian = _laplacian(*_beside(size))[inside]
@@ -109,7 +112,7 @@ def filled(picture: Tensor, hole: Cells) -> Tensor:
     known = laplacian[:, rim] @ np.ascontiguousarray(colours[:, rim].T)
     colours[:, inside] = splu(laplacian[:, inside].tocsc()).solve(-known).T
     smooth = _resized(torch.from_numpy(colours).view(3, *size), picture.shape[1:]).to(picture)
-    return torch.where(torch.from_numpy(hole).to(picture.device), smooth.clamp(0, 1), picture)
+    return torch.where(taken, smooth.clamp(0, 1), picture)
 
 
 def grown(mask: Cells) -> Cells:
@@ -136,13 +139,20 @@ def _reaching(likely: Grid, size: torch.Size | tuple[int, ...]) -> Cells:
 
 
 def _scenery_of_rim(picture: Tensor) -> Tensor:
-    """(H, W): how much the outermost pixels of a picture (3, H, W) are scenery, from 0 to 1; 0 inside."""
-    rim = torch.ones(picture.shape[1:], dtype=torch.bool)
+    """(H, W): how much the outermost pixels of a picture (3, H, W) are scenery, from 0 to 1; 0 inside.
+
+    That is how much of the rim on the other sides looks like them: what is cut off by one side is a thing.
+    """
+    height, width = picture.shape[1:]
+    rim = torch.ones(height, width, dtype=torch.bool)
     rim[1:-1, 1:-1] = False
+    rows, columns = rim.nonzero(as_tuple=True)
+    at = torch.stack([rows == 0, rows == height - 1, columns == 0, columns == width - 1]).double()
     colours = picture[:, rim].double().cpu().T
-    alike = torch.exp(-torch.cdist(colours, colours).square() / RIM_COLOUR**2 / 2).mean(dim=1)
-    found = torch.zeros(picture.shape[1:], dtype=torch.float64)
-    found[rim] = (alike / MUCH_OF_RIM).clamp(max=1)
+    alike = torch.exp(-torch.cdist(colours, colours).square() / RIM_COLOUR**2 / 2)
+    elsewhere = (alike * (at.T @ at == 0)).mean(dim=1)
+    found = torch.zeros(height, width, dtype=torch.float64)
+    found[rim] = (elsewhere / MUCH_OF_RIM).clamp(max=1)
     return found
 
 
