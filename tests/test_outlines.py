@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptkit.inference import outlines as module
-from conceptkit.inference.detail import PERHAPS, SURELY
+from conceptkit.inference.detail import CUT_OUT, PERHAPS, RIM_OF_A_PART, SURELY
 from conceptkit.inference.outlines import filled, grown, random_walk
 from tests.test_layout_masks import overlap
 
@@ -133,15 +133,15 @@ def test_what_is_far_and_small_is_a_speck(monkeypatch):
 
 
 def test_a_thing_is_less_likely_on_the_rim(monkeypatch):
-    """Two patches of one look, one of them on the rim, to which just enough attention goes."""
-    inside, rim = disc(36, 20, 6), disc(36, 63, 6)
+    """Patches on both sides of one within, to which just enough attention goes."""
+    inside, rim = disc(36, 30, 6), disc(36, 63, 6) | disc(36, 0, 6)
     picture = painted((inside, GREEN), (rim, RED))
     seen = glimpses(inside) + 0.5 * glimpses(rim)
     counts = []
     for likely in (module.ON_RIM, 1.0):
         monkeypatch.setattr(module, "ON_RIM", likely)
         (found,) = outlined(picture, seen, torch.ones(1, 1, 1))
-        assert found[36, 20]
+        assert found[36, 30]
         counts.append(int(found[:, 56:].sum()))
     assert counts[0] < counts[1]
 
@@ -208,17 +208,31 @@ def test_what_goes_on_beyond_the_picture_is_no_thing_however_much_it_is_looked_a
     assert found[one | other].mean() > 0.95 and found[sea & ~one & ~other].mean() < 0.2
 
 
-def test_a_tail_that_reaches_the_rim_is_its_things(monkeypatch):
-    """It takes little of the rim; where that counts as much as a sea the tail is lost."""
-    thing, tail = disc(36, 40, 11), np.zeros((64, 64), dtype=bool)
-    tail[34:37, 50:] = True
-    picture = painted((thing, GREEN), (tail, RED))
-    seen, owners = glimpses(thing | tail), torch.ones(1, 1, 1)
-    (found,) = outlined(picture, seen, owners)
-    assert found[thing | tail].mean() > 0.95 and found[~(thing | tail)].mean() < 0.06
-    monkeypatch.setattr(module, "MUCH_OF_RIM", 1e-6)
-    (found,) = outlined(picture, seen, owners)
-    assert found[thing].mean() > 0.95 and found[tail & ~thing].mean() < 0.5
+@pytest.mark.parametrize(
+    "thing",
+    [
+        pytest.param(disc(56, 32, 16), id="a disc that the lower edge cuts"),
+        pytest.param(disc(32, 60, 14) | disc(20, 60, 8), id="one that the right edge cuts"),
+        pytest.param(np.pad(np.ones((24, 24), dtype=bool), ((40, 0), (20, 20))), id="one that stands on it"),
+    ],
+)
+def test_a_thing_that_one_side_cuts_off_is_a_thing(thing):
+    for least in (SURELY, PERHAPS):
+        picture, seen = painted((thing, GREEN)), glimpses(thing, cells=32)
+        (found,) = module.outlines(picture, seen, torch.ones(1, 1, 1), [least])[0]
+        assert found[thing].mean() > 0.95 and found[~thing].mean() < 0.05
+
+
+def test_a_part_weighs_its_rim_less():
+    """A thing that reaches both sides of what it is drawn in."""
+    long = np.zeros((64, 64), dtype=bool)
+    long[28:36] = True
+    picture, seen = painted((long, GREEN)), glimpses(long, cells=32)
+    shares = [
+        module.outlines(picture, seen, torch.ones(1, 1, 1), [CUT_OUT], weight)[0][0][long].mean()
+        for weight in (module.RIM_WEIGHT, RIM_OF_A_PART)
+    ]
+    assert shares[0] < 0.5 and shares[1] > 0.95
 
 
 def test_all_that_may_be_of_a_thing_is_more_than_what_surely_is():
@@ -259,6 +273,8 @@ def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
     found = filled(picture, thin)
     assert torch.equal(found[:, :4], picture[:, :4])
     assert torch.allclose(found[:, 4:], picture[:, :4].mean(dim=(1, 2)).view(3, 1, 1).expand(3, 508, 512))
+    picture[0, 0, 0] = float("nan")
+    assert filled(picture, thin)[:, 4:].isfinite().all()
     assert not grown(np.zeros((64, 64), dtype=bool)).any()
     assert grown(disc(32, 32, 5))[32, 38] and not grown(disc(32, 32, 5))[32, 41]
 
