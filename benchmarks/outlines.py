@@ -52,9 +52,8 @@ def scenes(count: int) -> list[scene.Scene]:
         )
         place = PLACES[k // 2 % len(PLACES)]
         near = None if several == 2 else "near"
-        found.append(
-            scene.Scene(figures, place, framing=near, relation="next to" if several == 2 else None, seed=OTHERS + k)
-        )
+        beside = "next to" if several == 2 else None
+        found.append(scene.Scene(figures, place, framing=near, relation=beside, seed=OTHERS + k))
     return found
 
 
