@@ -121,9 +121,9 @@ def _drawn(
         return draw(base, [prompt] * len(seeds), list(seeds), steps=steps)
 
 
-def share(lines: Sequence[Mapping[str, float]], what: str, how: str, of: str = "alone") -> dict[str, Any]:
+def share(lines: Sequence[Mapping[str, float]], what: str, how: str) -> dict[str, Any]:
     """Kept of a subject or a style, and its interval over pairs of both."""
-    together, alone = (np.array([line[f"{what} {each}"] for line in lines]) for each in (how, of))
+    together, alone = (np.array([line[f"{what} {each}"] for line in lines]) for each in (how, "alone"))
     return {"share": float(together.mean() / alone.mean()), "interval": interval(together, alone)}
 
 
@@ -145,10 +145,7 @@ def main(subjects: int, seeds: int, steps: int, learning_steps: int | None, home
                 lines.append(score(base, judge, registry, one, name, seeds, steps))
                 print(one.noun, name, lines[-1], flush=True)
     kept = {what: share(lines, what, "together") for what in ("style", "subject")}
-    beside = {
-        "subject, in the style's colours": share(lines, "subject", "coloured"),
-        "subject, of what it is in these": share(lines, "subject", "together", "coloured"),
-    }
+    beside = {"subject, in the style's colours": share(lines, "subject", "coloured")}
     for what, line in (kept | beside).items():
         low, high = line["interval"]
         print(f"{what:34} {line['share']:.2f} [{low:.2f}, {high:.2f}]")

@@ -177,8 +177,8 @@ def test_a_subjects_crop_is_from_the_pictures_in_which_it_alone_was_taught():
 def test_what_is_left_of_a_look_is_measured_by_what_there_could_be():
     lines = [{"subject alone": 0.4, "subject together": 0.2, "subject coloured": 0.25}] * 3
     assert compose_style.share(lines, "subject", "together")["share"] == pytest.approx(0.5)
-    beside = compose_style.share(lines, "subject", "together", "coloured")
-    assert beside["share"] == pytest.approx(0.8) and beside["interval"] == pytest.approx([0.8, 0.8])
+    beside = compose_style.share(lines, "subject", "coloured")
+    assert beside["share"] == pytest.approx(0.625) and beside["interval"] == pytest.approx([0.625, 0.625])
 
 
 def test_each_way_to_draw_two_is_timed(pico, registry, monkeypatch):
