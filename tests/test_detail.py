@@ -242,8 +242,8 @@ def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pa
         ).images
         single = [
             pipe(text, generator=dice(seed), negative_prompt=word, **options).images[0]
-            for k, word in enumerate(("red", "blue"))
-            for text, seed in ((prompts[k], 1 + k), (prompts[k], 3 + k))
+            for text, word, seeds in zip(prompts, ("red", "blue"), ((1, 3), (2, 4)), strict=True)
+            for seed in seeds
         ]
         two_each = pipe(
             prompts,
