@@ -256,6 +256,17 @@ def test_several_prompts_and_pictures_at_once_are_those_of_single_calls(pipe, pa
     assert len(two_each) == 4 and np.abs(two_each - np.stack(single)).max() < 1e-5
 
 
+def test_a_part_takes_more_in_and_weighs_its_rim_less_than_a_layout(pipe, pair, monkeypatch):
+    place(monkeypatch, LEFT, RIGHT)
+    asked, own = [], detail.outlines
+    monkeypatch.setattr(detail, "outlines", lambda *args: asked.append(args[3:]) or own(*args))
+    with attach(pipe, *pair):
+        drawn(pipe, BOTH)
+    of_layout, *of_parts = asked
+    assert of_layout == ((detail.SURELY, detail.PERHAPS),)
+    assert of_parts == [([detail.CUT_OUT], detail.RIM_OF_A_PART)] * 2
+
+
 def test_each_part_has_a_noise_of_its_own(pipe, pair, monkeypatch):
     place(monkeypatch, LEFT, RIGHT)
     noise, call = [], detail.called_with

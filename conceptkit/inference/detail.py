@@ -73,8 +73,8 @@ UNSHARED = ("negative_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embe
 class _Cut:
     """What is cut out of a picture for one thing in it.
 
-    picture, thing: their numbers. name: of the concept. others (1, H, W): 1 where the base has things that
-    are beside it, neither before nor behind.
+    picture, thing: their numbers. name: of the concept. box: what is cut out. others (1, H, W): 1 where the
+    base has things that are beside it, neither before nor behind.
     """
 
     picture: int

@@ -31,7 +31,7 @@ NEAR = 0.25
 PRIOR = 0.03
 """Weight of what attention says against that of one pixel of the same colour."""
 EXACTLY, MOST_STEPS = 0.01, 300
-"""How nearly the walk is solved, and the steps after which it is taken as it is; it needs some sixty."""
+"""How nearly the walk is solved, and the steps after which it is taken as it is; it needs some ninety."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
 ON_RIM, RIM_WEIGHT = 0.1, 40.0

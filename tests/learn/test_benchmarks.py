@@ -174,7 +174,7 @@ def test_a_subjects_crop_is_from_the_pictures_in_which_it_alone_was_taught():
     assert compose_pairs.one_twice(compose_pairs.own_crops(first, second)) == 1
 
 
-def test_what_is_left_of_a_look_is_measured_by_what_there_could_be():
+def test_what_is_left_of_a_look_stands_beside_what_its_colours_leave():
     lines = [{"subject alone": 0.4, "subject together": 0.2, "subject coloured": 0.25}] * 3
     assert compose_style.share(lines, "subject", "together")["share"] == pytest.approx(0.5)
     beside = compose_style.share(lines, "subject", "coloured")
