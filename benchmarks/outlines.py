@@ -82,7 +82,7 @@ def watched(base: bases.Base, one: scene.Scene, seed: int) -> tuple[Tensor, Watc
     undo = watch_hooks(
         denoiser,
         CrossAttention(),
-        lambda module, args, kwargs: watch.look(module, args, kwargs, row, 1),
+        lambda module, args, kwargs: watch.look(module, args, kwargs, row),
         lambda *_: None,
         lambda module, args, kwargs: watch.look_between(module, args, kwargs, row),
     )

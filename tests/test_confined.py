@@ -420,7 +420,7 @@ def test_watching_adds_up_attention_to_each_noun(pipe):
     watch = Watch(own, kind)
     for _ in range(2):
         watch.begin((8, 8))
-        watch.look(module, (queries,), {"encoder_hidden_states": hidden}, torch.tensor([1]), 2)
+        watch.look(module, (queries,), {"encoder_hidden_states": hidden}, torch.tensor([1]))
     q, k = (x.unflatten(1, (module.heads, -1)) for x in (module.to_q(queries[1]), module.to_k(hidden[1])))
     weights = torch.einsum("phd,thd->hpt", q, k).mul(module.scale).softmax(2).mean(0)
     wanted = torch.stack([weights[:, 1], weights[:, 3:].sum(1)]).unflatten(1, (8, 8))
@@ -439,7 +439,7 @@ def test_attention_spreads_over_what_cells_attend_to(pipe):
     watch = Watch(own, kind)
     watch.begin((8, 8))
     watch.look_between(selves, (queries,), {}, torch.tensor([1]))
-    watch.look(texts, (queries,), {"encoder_hidden_states": hidden}, torch.tensor([1]), 2)
+    watch.look(texts, (queries,), {"encoder_hidden_states": hidden}, torch.tensor([1]))
 
     def softmax(module, keys):
         q, k = (x.unflatten(1, (module.heads, -1)) for x in (module.to_q(queries[1]), module.to_k(keys)))

@@ -482,10 +482,10 @@ def test_outlines_come_from_the_rows_that_read_the_prompt(pipe, pair, monkeypatc
     rows = []
     look = Watch.look
 
-    def note(self, module, args, kwargs, picks, count):
+    def note(self, module, args, kwargs, picks):
         if self.own.shape[2] == 1:
-            rows.append((picks.tolist(), count))
-        return look(self, module, args, kwargs, picks, count)
+            rows.append((picks.tolist(), len(args[0] if args else kwargs["hidden_states"])))
+        return look(self, module, args, kwargs, picks)
 
     monkeypatch.setattr(Watch, "look", note)
     with attach(pipe, *pair):

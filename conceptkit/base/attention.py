@@ -13,18 +13,28 @@ def kv_maps(denoiser: nn.Module) -> dict[str, nn.Linear]:
 
 
 def attention_shares(
-    module: nn.Module, queries: Tensor, hidden: Tensor | tuple[Tensor, ...], own: Tensor
+    module: nn.Module,
+    queries: Tensor,
+    hidden: Tensor | tuple[Tensor, ...],
+    own: Tensor,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Attention of each query, the mean over heads, added up by the weights `own` (B, T, N): (B, N, P).
 
     hidden: what it attends to (B, T, d), or a tuple that begins with it, as an IP-Adapter gives it.
+    rows (B,): those of a larger batch that are looked at.
     """
-    weights = attention_weights(module, queries, hidden)
+    weights = attention_weights(module, queries, hidden, rows)
     return (weights @ own.to(weights)).transpose(1, 2)
 
 
-def attention_weights(module: nn.Module, queries: Tensor, hidden: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Attention of each query to each of `hidden`, the mean over heads: (B, P, T)."""
+def attention_weights(
+    module: nn.Module, queries: Tensor, hidden: Tensor | tuple[Tensor, ...], rows: Tensor | None = None
+) -> Tensor:
+    """Attention of each query to each of `hidden`, the mean over heads: (B, P, T).
+
+    rows (B,): those of a larger batch that are looked at.
+    """
     attn: Any = module
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     heads = attn.heads
@@ -32,4 +42,6 @@ def attention_weights(module: nn.Module, queries: Tensor, hidden: Tensor | tuple
     q, k = (
         part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (attn.to_q(queries), attn.to_k(hidden))
     )
+    if rows is not None:  # not before: what is attached to the maps may tell rows by their numbers
+        q, k = q[rows], k[rows]
     return (q @ k.transpose(2, 3) * attn.scale).float().softmax(dim=3).mean(dim=1)

@@ -149,7 +149,7 @@ class ByAttention:
         if stage is None or not isinstance(stage.watch, Watch) or stage.rows is None:
             return None
         queries = args[0] if args else kwargs["hidden_states"]
-        stage.watch.look(module, args, kwargs, _first_rows(stage, queries), len(queries))
+        stage.watch.look(module, args, kwargs, _first_rows(stage, queries))
         if not any(name in self._given for name in stage.names):
             return None
         size = level(stage.watch.size, queries.shape[1])

@@ -9,6 +9,7 @@ another thing is, the part is held as in RePaint (2201.09865, eq. 8).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -159,9 +160,8 @@ class DetailPass:
                     whole[k] = torch.lerp(whole[k], part, share)
                     changed[k] |= share > EMPTY
         lost = tuple(tuple(sorted({*own} - {*done})) for own, done in zip(named, redrawn, strict=True))
-        latents = latents_of(self._pipe, whole).to(layout.latents)
-        inside = F.interpolate(changed.float(), latents.shape[2:], mode="area") > 0
-        return Details(whole, changed, latents, inside, lost)
+        inside = F.interpolate(changed.float(), layout.latents.shape[2:], mode="area") > 0
+        return Details(whole, changed, inside, functools.partial(latents_of, self._pipe), lost)
 
     def _drawn(
         self, call: Call, bound: inspect.BoundArguments, layout: Layout, cuts: Sequence[_Cut], empty: Tensor
@@ -248,21 +248,20 @@ class DetailPass:
         """Note the attention to the concepts' words."""
         part = self._part
         if part is not None:
-            count, rows = _rows_of(part, args, kwargs)
-            part.watch.look(module, args, kwargs, rows, count)
+            part.watch.look(module, args, kwargs, _rows_of(part, args, kwargs))
 
     def _look_between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the attention of cells to each other."""
         part = self._part
         if part is not None:
-            part.watch.look_between(module, args, kwargs, _rows_of(part, args, kwargs)[1])
+            part.watch.look_between(module, args, kwargs, _rows_of(part, args, kwargs))
 
 
-def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Tensor]:
-    """How many rows a call of attention has, and those that read the prompts, behind those that do not."""
+def _rows_of(part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The rows of a call of attention that read the prompts, behind those that do not."""
     queries = args[0] if args else kwargs["hidden_states"]
     count, parts = len(queries), len(part.known)
-    return count, torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
+    return torch.arange(parts, device=queries.device) + parts * (count >= 2 * parts)
 
 
 def _places(picture: PictureLayout, pixels: Tensor) -> tuple[Cells, Cells]:

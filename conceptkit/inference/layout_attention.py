@@ -31,11 +31,17 @@ class AttentionKind(Protocol):
     def beside(self, denoiser: nn.Module) -> Mapping[str, nn.Module]:
         """The modules in which cells attend to each other, each called before one that attends to text."""
 
-    def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
-        """Attention of each cell to words `own` (B, T, N), in a call of the module: (B, N, P)."""
+    def shares(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Attention of each cell to words `own` (B, T, N), in the rows (B,) of a call of the module:
+        (B, N, P)."""
 
-    def between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """Attention of each cell to each, in a call of such a module: (B, P, P); None where it is to text."""
+    def between(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor
+    ) -> Tensor | None:
+        """Attention of each cell to each, in the rows (B,) of a call of such a module: (B, P, P); None where
+        it is to text."""
 
     def reading(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
@@ -54,17 +60,21 @@ class CrossAttention:
         """The self-attentions, by name."""
         return {name: module for name, module in denoiser.named_modules() if name.endswith("attn1")}
 
-    def shares(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor) -> Tensor:
+    def shares(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, rows: Tensor
+    ) -> Tensor:
         """The softmax of queries and keys, added up over words `own` (B, T, N): (B, N, P)."""
         queries = args[0] if args else kwargs["hidden_states"]
-        return attention_shares(module, queries, kwargs["encoder_hidden_states"], own)
+        return attention_shares(module, queries, kwargs["encoder_hidden_states"], own, rows)
 
-    def between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def between(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor
+    ) -> Tensor | None:
         """The softmax of queries and keys, the mean over heads: (B, P, P)."""
         if kwargs.get("encoder_hidden_states") is not None:
             return None
         cells = args[0] if args else kwargs["hidden_states"]
-        return attention_weights(module, cells, cells)
+        return attention_weights(module, cells, cells, rows)
 
     def reading(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor
@@ -122,20 +132,15 @@ class Watch:
         row of each picture."""
         cells = args[0] if args else kwargs["hidden_states"]
         if COARSEST <= max(level(self.size, cells.shape[1])) <= FINEST:
-            seen = self._kind.between(module, args, kwargs)
-            self._between = None if seen is None else seen[rows]
+            self._between = self._kind.between(module, args, kwargs, rows)
 
-    def look(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor, count: int
-    ) -> None:
-        """Note what a module of `count` rows attends to; rows (pictures,): the row of each picture."""
+    def look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor) -> None:
+        """Note what a module attends to; rows (pictures,): the row of each picture."""
         queries = args[0] if args else kwargs["hidden_states"]
         between, self._between = self._between, None
         if len(self._calls) > 1 and queries.shape[1] not in self._telling(0):
             return
-        own = torch.zeros((count, *self.own.shape[1:]), device=rows.device)
-        own[rows] = self.own.to(own)
-        seen = self._kind.shares(module, args, kwargs, own)[rows].float()
+        seen = self._kind.shares(module, args, kwargs, self.own.to(queries.device), rows).float()
         cells = seen.shape[2]
         known = between is not None and between.shape[1] == cells
         spread = seen @ between.float().transpose(1, 2) if known and between is not None else seen

@@ -44,25 +44,29 @@ class KVDeltaConv2d(KVDeltaLinear):
             return y
         for name in self.active_adapters:
             if name in self.scaling:
-                added = self._added(name, x)
-                y = y if added is None else y + (added * self.scaling[name]).to(y.dtype)
+                gate = self.gates.get(name)
+                share = gate(_cells(y)) if gate else None
+                if gate and share is None:
+                    continue
+                y = y + (self._added(name, x, share) * self.scaling[name]).to(y.dtype)
         return y
 
-    def _added(self, name: str, x: Tensor) -> Tensor | None:
+    def _added(self, name: str, x: Tensor, share: Tensor | None) -> Tensor:
         base = self.base_layer
         *up, first = self._parameters_of(name)
         kernel = first.view(len(first), *base.weight.shape[1:])
         x = self._cast_input_dtype(x, first.dtype)
         added = F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
-        if name in self.gates:
-            cells = added.flatten(2).transpose(1, 2)  # (B, H W, r), as a linear map has them
-            share = self.gates[name](cells)
-            if share is None:
-                return None
-            added = (cells * share).transpose(1, 2).view_as(added)
+        if share is not None:
+            added = (_cells(added) * share).transpose(1, 2).view_as(added)
         for factor in up:
             added = F.conv2d(added, factor[:, :, None, None])
         return added
+
+
+def _cells(x: Tensor) -> Tensor:
+    """(B, H W, c) of (B, c, H, W), as a linear map has them."""
+    return x.flatten(2).transpose(1, 2)
 
 
 class _Flat(nn.Module):

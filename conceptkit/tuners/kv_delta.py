@@ -59,8 +59,8 @@ class KVDeltaConfig(PeftConfig):
 class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full.
 
-    gates: of adapters of low rank; from down x (B, n, r) how far its ranks act, a factor of it; None
-    is not at all.
+    gates: of adapters of low rank; from W x (B, n, o) how far its ranks act, a factor of down x (B, n, r);
+    None is not at all, and nothing is computed.
     """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
@@ -160,12 +160,13 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.scaling:
+                gate = self.gates.get(name)
+                share = gate(y) if gate else None
+                if gate and share is None:
+                    continue
                 *up, first = self._parameters_of(name)
                 added = F.linear(x.to(first.dtype), first)
-                if name in self.gates:
-                    share = self.gates[name](added)
-                    if share is None:
-                        continue
+                if share is not None:
                     added = added * share
                 for factor in up:
                     added = F.linear(added, factor)
