@@ -67,7 +67,8 @@ def main(seeds: int, pictures: int, learning_steps: int | None, home: str) -> No
     with Registry(Path(home)) as registry:
         base, judge = bases.load(), SubjectJudge()
         a, b = (teach(base, judge, registry, number, learning_steps).name for number in PAIR)
-        times(base, registry, (a, b), range(pictures))  # what is made once is made now
+        unseen = range(seeds * pictures, (seeds + 1) * pictures)
+        times(base, registry, (a, b), unseen)  # what is made once is made now, and no layout of these seeds
         drawn = [
             times(base, registry, (a, b), range(first, first + pictures))
             for first in track(range(0, seeds * pictures, pictures), "seeds")

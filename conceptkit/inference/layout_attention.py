@@ -17,6 +17,8 @@ from conceptkit.inference.attention_masks import level
 
 WATCHED_FROM = 1 / 5
 """Share of the steps before which attention says little of where things will be."""
+EVERY = 2
+"""Calls from one that is watched to the next: attention changes slowly."""
 FINEST, COARSEST = 32, 8
 """Cells on the longer side of the levels that tell where things are: coarser ones say too little, and finer
 ones are about texture."""
@@ -94,7 +96,7 @@ def kind_of(denoiser: nn.Module) -> AttentionKind | None:
 
 
 class Watch:
-    """The attention to nouns, added up over the levels of each call of a denoiser.
+    """The attention to nouns, added up over the levels of every second call of a denoiser.
 
     own (B, T, N): which positions of each picture's prompt are which noun.
     """
@@ -107,12 +109,12 @@ class Watch:
 
     @property
     def calls(self) -> int:
-        """How many were watched."""
+        """How many of the denoiser there were."""
         return len(self._calls)
 
     @property
     def ready(self) -> bool:
-        """Whether anything has been seen."""
+        """Whether there was any."""
         return bool(self._calls)
 
     @property
@@ -131,6 +133,8 @@ class Watch:
         """Note how cells attend to each other, for the module that looks at text next; rows (pictures,): the
         row of each picture."""
         cells = args[0] if args else kwargs["hidden_states"]
+        if not self._watched:
+            return
         if COARSEST <= max(level(self.size, cells.shape[1])) <= FINEST:
             self._between = self._kind.between(module, args, kwargs, rows)
 
@@ -138,7 +142,7 @@ class Watch:
         """Note what a module attends to; rows (pictures,): the row of each picture."""
         queries = args[0] if args else kwargs["hidden_states"]
         between, self._between = self._between, None
-        if len(self._calls) > 1 and queries.shape[1] not in self._telling(0):
+        if not self._watched or (len(self._calls) > 1 and queries.shape[1] not in self._telling(0)):
             return
         seen = self._kind.shares(module, args, kwargs, self.own.to(queries.device), rows).float()
         cells = seen.shape[2]
@@ -172,12 +176,18 @@ class Watch:
         telling = self._telling(first)
         finest = telling[max(telling)]
         total: Any = 0
-        for call in self._calls[first:end]:
+        watched = [call for call in self._calls[first:end] if call]
+        for call in watched:
             for cells, shape in telling.items():
                 *sums, count = call[cells]
                 at = (sums[spread] / count).unflatten(2, shape)
                 total = total + F.interpolate(at, finest, mode="bilinear", align_corners=False)
-        return total / ((end - first) * len(telling))
+        return total / (len(watched) * len(telling))
+
+    @property
+    def _watched(self) -> bool:
+        """Whether the call that is under way is."""
+        return (len(self._calls) - 1) % EVERY == 0
 
     def _telling(self, call: int) -> dict[int, tuple[int, int]]:
         """The levels that are looked at, height and width by number of cells."""

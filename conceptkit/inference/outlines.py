@@ -22,16 +22,16 @@ from conceptkit.inference.layout_masks import Cells, Grid, otsu
 
 WALKED = 64
 """Pixels of a picture's longer side at most, on which a walker goes."""
-ALIKE = 60
+ALIKE = 30
 """How many pixels each pixel is compared with: those most like it."""
 COLOUR = 0.025
 """Standard deviation by which colours are alike, in [0, 1]."""
-NEAR = 0.25
+NEAR = 0.18
 """Distance in colour that counts as much as the picture's longer side in place."""
 PRIOR = 0.03
 """Weight of what attention says against that of one pixel of the same colour."""
-EXACTLY, MOST_STEPS = 0.01, 300
-"""How nearly the walk is solved, and the steps after which it is taken as it is; it needs some ninety."""
+EXACTLY, MOST_STEPS = 0.1, 300
+"""How nearly the walk is solved, and the steps after which it is taken as it is; it needs some eighty."""
 UNSURE = 0.1
 """Width of the step from no thing to one, in attention from 0 to 1."""
 ON_RIM, RIM_WEIGHT = 0.1, 40.0
@@ -78,7 +78,7 @@ def outlines(
 
 
 def random_walk(picture: Tensor, prior: Grid, weight: Grid) -> Grid:
-    """Probabilities (K, H, W) of K labels, to about a hundredth: x of (L + G) x = G p for each label's prior
+    """Probabilities (K, H, W) of K labels, to some hundredths: x of (L + G) x = G p for each label's prior
     p, with the weights (H, W) of the priors on the diagonal of G and the Laplacian L of the pixels (c, H, W),
     each beside those most like it."""
     weights = weight.ravel()

@@ -18,7 +18,8 @@ from conceptkit.inference.call_hook import Given
 class Details:
     """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
     where they are not the base's own. inside (P, 1, h, w): the cells that were changed. encode: gives latents
-    (P, c, h, w) of these pictures. lost: the numbers of each picture's concepts of which nothing was set in."""
+    (P, c, h, w) of these pictures. lost: the numbers of each picture's concepts of which nothing was set in.
+    """
 
     pixels: Tensor
     changed: Tensor
