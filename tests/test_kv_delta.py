@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from conceptkit.base import attention
 from conceptkit.base.adapters import ADAPTER
 from conceptkit.errors import BadRecipe, BaseMismatch, ConceptError, NoEffect
+from conceptkit.tuners.conv_delta import KVDeltaConv2d
 from conceptkit.tuners.inject import install, read_delta, share_down, uninstall
 from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 from tests.tiny import draw, pico_concept, pico_sd, pico_sdxl, snapshot
@@ -51,6 +52,47 @@ def test_an_adapter_starts_without_effect_and_learns(pipe, r):
     assert len(trained) == (14 if r == 0 else 28) and all("kv_delta_" in name for name in trained)
     randomise(pipe.unet)
     assert not torch.allclose(call(pipe.unet), before)
+
+
+@pytest.mark.parametrize("of_cells", [False, True], ids=["linear", "convolution"])
+def test_a_gate_says_how_far_ranks_act_by_what_the_map_gives(of_cells):
+    """Against both factors written out; one that is shut reads nothing of them."""
+    layer, x = narrow_layer(of_cells)
+    base, whole = layer.base_layer(x), layer(x)
+    seen = []
+
+    def half(y):
+        seen.append(y.shape)
+        return y.new_tensor([0.5, 0.0])
+
+    layer.gates["one"] = half
+    found = layer(x)
+    cells = found.flatten(2).transpose(1, 2) if of_cells else found
+    assert seen == [cells.shape]
+    layer.gates["one"] = lambda y: torch.ones(y.shape[1], 2)
+    assert torch.allclose(layer(x), whole, atol=1e-6)
+    with torch.no_grad():
+        layer.kv_delta_up["one"][:, 0] *= 0.5
+        layer.kv_delta_up["one"][:, 1] = 0
+        del layer.gates["one"]
+        assert torch.allclose(found, layer(x), atol=1e-6)
+        layer.gates["one"] = lambda y: None
+        layer.kv_delta_down["one"].fill_(torch.nan)
+        assert torch.equal(layer(x), base)
+
+
+def narrow_layer(of_cells):
+    """A map from three channels to five with a random delta of two ranks, and what it may be given."""
+    config = KVDeltaConfig(r=2)
+    dice = torch.Generator().manual_seed(0)
+    if of_cells:
+        base, x = torch.nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 4, 4, generator=dice)
+        layer = KVDeltaConv2d(base, "one", config)
+    else:
+        base, x = torch.nn.Linear(3, 5), torch.randn(2, 4, 3, generator=dice)
+        layer = KVDeltaLinear(base, "one", config)
+    layer.kv_delta_up["one"].data = torch.randn(5, 2, generator=dice)
+    return layer, x
 
 
 def test_every_other_parameter_is_frozen_and_gradients_reach_both_factors(pipe):
