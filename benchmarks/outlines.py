@@ -78,7 +78,7 @@ def watched(base: bases.Base, one: scene.Scene, seed: int) -> tuple[Tensor, Watc
     pixels = torch.from_numpy(np.asarray(scene.render(one)).copy()).permute(2, 0, 1)[None].float() / 255
     latents = latents_of(pipe, pixels)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    watch, row = Watch(own, CrossAttention()), torch.tensor([0])
+    watch, row = Watch(own, CrossAttention(), every=1), torch.tensor([0])
     undo = watch_hooks(
         denoiser,
         CrossAttention(),

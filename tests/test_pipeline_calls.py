@@ -10,9 +10,11 @@ from peft import LoraConfig
 from PIL import Image
 
 from conceptkit.errors import BadBase, ConceptError
+from conceptkit.inference import layout_cache
 from conceptkit.inference.attach import attach
 from conceptkit.inference.method_override import override
 from conceptkit.tuners.kv_delta import KVDeltaLinear
+from tests.test_voices import speaking
 from tests.tiny import draw, pico_concept, pico_sd, snapshot
 
 BOTH = "my_dog in front of a moongate"
@@ -41,6 +43,30 @@ def test_windows_outlive_the_hooks_of_model_offload(pipe):
     pipe.enable_model_cpu_offload(device="cpu")
     with attach(pipe, *two(pipe), side_by_side=True):
         assert all(torch.equal(draw(pipe, BOTH), wanted) for _ in range(3))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["offloaded first", "attached first"])
+@pytest.mark.parametrize("detail", [True, False], ids=["detail", "frame"])
+def test_one_frame_outlives_the_hooks_of_model_offload(pipe, detail, first):
+    """At the end of each drawing these are taken off and put on again, with the model's own forward."""
+    plain = draw(pipe, BOTH)
+    with attach(pipe, *two(pipe), detail=detail):
+        wanted = draw(pipe, BOTH)
+    offload = functools.partial(pipe.enable_model_cpu_offload, device="cpu")
+    if first:
+        offload()
+    attachment = attach(pipe, *two(pipe), detail=detail)
+    if not first:
+        offload()
+    for _ in range(3):
+        layout_cache._known.clear()
+        assert torch.equal(draw(pipe, BOTH), wanted)
+    attachment.detach()
+    assert torch.equal(draw(pipe, BOTH), plain) and not torch.equal(plain, wanted)
+    pipe.remove_all_hooks()
+    assert torch.equal(draw(pipe, BOTH), plain)
+    if first:
+        assert pipe.unet.forward.__func__ is type(pipe.unet).forward
 
 
 class Count(ModelHook):
@@ -95,6 +121,22 @@ def test_an_override_is_taken_off_in_any_order():
     assert thing.says() == "second"
     second()
     assert thing.says() == "own"
+
+
+def test_an_override_is_taken_off_where_somebody_has_moved_it():
+    class Thing:
+        def says(self):
+            return "own"
+
+    thing = Thing()
+    first = override(thing, "says", lambda: "first")
+    second = override(thing, "says", lambda: "second")
+    thing.__dict__["told"] = thing.__dict__.pop("says")
+    assert (thing.says(), thing.told()) == ("own", "second")
+    second()
+    assert thing.told() == "first"
+    first()
+    assert (thing.says(), thing.told()) == ("own", "own")
 
 
 def test_a_second_pipeline_of_the_same_parts_says_that_it_reads_no_names(pipe):
@@ -154,9 +196,10 @@ def test_weights_that_are_put_away_are_told(pipe):
         attach(pipe, pico_concept(pico_sd()))
 
 
-def test_layers_that_are_kept_in_less_precision_draw_the_concept(pipe):
+@pytest.mark.parametrize("make", [pico_concept, speaking], ids=["keys and values", "gated LoRA"])
+def test_layers_that_are_kept_in_less_precision_draw_the_concept(pipe, make):
     """diffusers casts each layer as it is called, and asks adapters not to cast for themselves."""
-    concept, plain = pico_concept(pipe), draw(pipe, ONE)
+    concept, plain = make(pipe), draw(pipe, ONE)
     with attach(pipe, concept):
         wanted = draw(pipe, ONE)
         pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
@@ -176,6 +219,16 @@ def test_a_unet_that_is_compiled_before_or_after_draws_the_concept(pipe):
         assert torch.equal(draw(pipe, ONE), wanted)
         pipe.unet = own
         assert torch.equal(draw(pipe, ONE), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detail", [True, False], ids=["detail", "frame"])
+def test_a_unet_that_is_compiled_draws_two_in_one_frame(pipe, detail):
+    with attach(pipe, *two(pipe), detail=detail):
+        wanted = draw(pipe, BOTH)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with attach(pipe, *two(pipe), detail=detail):
+        assert torch.allclose(draw(pipe, BOTH), wanted, atol=1e-4)
 
 
 # public calls

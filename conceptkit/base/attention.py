@@ -19,10 +19,10 @@ def attention_shares(
     own: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """Attention of each query, the mean over heads, added up by the weights `own` (B, T, N): (B, N, P).
+    """Attention of each query (B, P, c), the mean over heads, added up by the weights `own`: (R, N, P).
 
     hidden: what it attends to (B, T, d), or a tuple that begins with it, as an IP-Adapter gives it.
-    rows (B,): those of a larger batch that are looked at.
+    own (R, T, N): of the rows that are looked at. rows (R,): which these are; all if None.
     """
     weights = attention_weights(module, queries, hidden, rows)
     return (weights @ own.to(weights)).transpose(1, 2)
@@ -31,9 +31,9 @@ def attention_shares(
 def attention_weights(
     module: nn.Module, queries: Tensor, hidden: Tensor | tuple[Tensor, ...], rows: Tensor | None = None
 ) -> Tensor:
-    """Attention of each query to each of `hidden`, the mean over heads: (B, P, T).
+    """Attention of each query (B, P, c) to each of `hidden` (B, T, d), the mean over heads: (R, P, T).
 
-    rows (B,): those of a larger batch that are looked at.
+    rows (R,): those of the batch that are looked at; all if None.
     """
     attn: Any = module
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden

@@ -100,7 +100,7 @@ def of_part(gates: Sequence[RankGate]) -> Factor:
 
 
 def _share(stage: Stage, x: Tensor, own: Sequence[int]) -> Tensor:
-    """How far cells of x (B, cells, r) are those of concepts `own`, (B, cells); 1 where x has no cells."""
+    """How far cells of x (B, cells, c) are those of concepts `own`, (B, cells); 1 where x has no cells."""
     if x.ndim != 3:
         return x.new_ones(())
     return repeated(stage.cells(x.shape[1])[:, list(own)].sum(dim=1).clamp(max=1), len(x)).to(x)

@@ -16,6 +16,8 @@ from conceptkit.inference.method_override import override
 if TYPE_CHECKING:
     from diffusers.utils import BaseOutput
 
+OFFLOADED, COMPILED = "_old_forward", "_orig_mod"
+"""Where accelerate's hooks keep the forward that they call, and torch.compile the model that it is of."""
 Result: TypeAlias = "tuple[Batch, ...] | BaseOutput"
 """What a denoiser gives; its prediction is the first of it."""
 
@@ -58,13 +60,19 @@ class DenoiserCall:
 
 
 def take_calls(denoiser: nn.Module, take: Callable[[DenoiserCall], Any]) -> Callable[[], None]:
-    """`take` answers the calls of a denoiser from now on; gives the way back."""
-    original: Any = denoiser.forward
-    (*parameters,) = inspect.signature(type(denoiser).forward).parameters.values()
+    """`take` answers the calls of a denoiser from now on; gives the way back.
+
+    A model that is offloaded has its forward put back and replaced at the end of each drawing, but what the
+    offloading itself calls stays; a compiled one says by the model in it what it accepts.
+    """
+    name = OFFLOADED if OFFLOADED in vars(denoiser) else "forward"
+    original: Any = getattr(denoiser, name)
+    of_class = type(getattr(denoiser, COMPILED, denoiser)).forward
+    (*parameters,) = inspect.signature(of_class).parameters.values()
     accepted = inspect.Signature(parameters[1:])
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         return take(DenoiserCall(args, kwargs, accepted.bind(*args, **kwargs).arguments, original))
 
-    return override(denoiser, "forward", forward)
+    return override(denoiser, name, forward)

@@ -9,7 +9,6 @@ another thing is, the part is held as in RePaint (2201.09865, eq. 8).
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +160,13 @@ class DetailPass:
                     changed[k] |= share > EMPTY
         lost = tuple(tuple(sorted({*own} - {*done})) for own, done in zip(named, redrawn, strict=True))
         inside = F.interpolate(changed.float(), layout.latents.shape[2:], mode="area") > 0
-        return Details(whole, changed, inside, functools.partial(latents_of, self._pipe), lost)
+        return Details(whole, changed, inside, layout.latents.shape, self._encoded, lost)
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """Latents of pictures, after the pipeline's last call: what is offloaded goes back."""
+        latents = latents_of(self._pipe, pixels)
+        self._pipe.maybe_free_model_hooks()
+        return latents
 
     def _drawn(
         self, call: Call, bound: inspect.BoundArguments, layout: Layout, cuts: Sequence[_Cut], empty: Tensor

@@ -18,7 +18,7 @@ from conceptkit.inference.attention_masks import level
 WATCHED_FROM = 1 / 5
 """Share of the steps before which attention says little of where things will be."""
 EVERY = 2
-"""Calls from one that is watched to the next: attention changes slowly."""
+"""Calls from one that is looked at to the next: attention changes slowly."""
 FINEST, COARSEST = 32, 8
 """Cells on the longer side of the levels that tell where things are: coarser ones say too little, and finer
 ones are about texture."""
@@ -36,13 +36,13 @@ class AttentionKind(Protocol):
     def shares(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, rows: Tensor
     ) -> Tensor:
-        """Attention of each cell to words `own` (B, T, N), in the rows (B,) of a call of the module:
-        (B, N, P)."""
+        """Attention of each cell to words `own` (R, T, N), in the rows (R,) of a call of the module:
+        (R, N, P)."""
 
     def between(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor
     ) -> Tensor | None:
-        """Attention of each cell to each, in the rows (B,) of a call of such a module: (B, P, P); None where
+        """Attention of each cell to each, in the rows (R,) of a call of such a module: (R, P, P); None where
         it is to text."""
 
     def reading(
@@ -65,14 +65,14 @@ class CrossAttention:
     def shares(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, rows: Tensor
     ) -> Tensor:
-        """The softmax of queries and keys, added up over words `own` (B, T, N): (B, N, P)."""
+        """The softmax of queries and keys, added up over words `own` (R, T, N): (R, N, P)."""
         queries = args[0] if args else kwargs["hidden_states"]
         return attention_shares(module, queries, kwargs["encoder_hidden_states"], own, rows)
 
     def between(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor
     ) -> Tensor | None:
-        """The softmax of queries and keys, the mean over heads: (B, P, P)."""
+        """The softmax of queries and keys, the mean over heads: (R, P, P)."""
         if kwargs.get("encoder_hidden_states") is not None:
             return None
         cells = args[0] if args else kwargs["hidden_states"]
@@ -96,13 +96,14 @@ def kind_of(denoiser: nn.Module) -> AttentionKind | None:
 
 
 class Watch:
-    """The attention to nouns, added up over the levels of every second call of a denoiser.
+    """The attention to nouns, added up over the levels of a denoiser, in some of its calls.
 
-    own (B, T, N): which positions of each picture's prompt are which noun.
+    own (B, T, N): which positions of each picture's prompt are which noun. every: calls from one that is
+    looked at to the next; the last ones say most, and the first is among them where there are few.
     """
 
-    def __init__(self, own: Tensor, kind: AttentionKind) -> None:
-        self.own, self._kind = own, kind
+    def __init__(self, own: Tensor, kind: AttentionKind, every: int = EVERY) -> None:
+        self.own, self._kind, self._every = own, kind, every
         self._calls: list[dict[int, tuple[Tensor, Tensor, int]]] = []
         self._between: Tensor | None = None
         self._sizes: list[tuple[int, int]] = []
@@ -169,7 +170,7 @@ class Watch:
         return torch.stack(scaled).mean(dim=0)
 
     def seen(self, first: int, end: int, spread: bool = False) -> Tensor:
-        """The mean over calls `first` to `end` and the levels that tell most: (pictures, N, h, w).
+        """The mean over what was looked at in calls `first` to `end`, and the levels that tell most: (pictures, N, h, w).
 
         spread: over what cells attend to in the picture itself, see `outlining`.
         """
@@ -187,7 +188,8 @@ class Watch:
     @property
     def _watched(self) -> bool:
         """Whether the call that is under way is."""
-        return (len(self._calls) - 1) % EVERY == 0
+        number = len(self._calls) - 1
+        return number == 0 or number % self._every == self._every - 1
 
     def _telling(self, call: int) -> dict[int, tuple[int, int]]:
         """The levels that are looked at, height and width by number of cells."""

@@ -9,7 +9,8 @@ def override(thing: Any, name: str, function: Any) -> Callable[[], None]:
     """`thing.name` is `function` from now on, for this object alone; gives the way back.
 
     What somebody else puts on top meanwhile stays there: below it, or wherever the function was kept, the
-    method that was there before is called again.
+    method that was there before is called again. Where they moved it to another name of the object, that has
+    this method too.
     """
     own, before = thing.__dict__, getattr(thing, name)
     kept = {name: own[name]} if name in own else {}
@@ -24,8 +25,8 @@ def override(thing: Any, name: str, function: Any) -> Callable[[], None]:
     def restore() -> None:
         nonlocal live
         live = False
-        if own.get(name) is method:
-            del own[name]
-            own.update(kept)
+        for at in [key for key, value in own.items() if value is method]:
+            del own[at]
+            own.update(kept if at == name else {at: before})
 
     return restore

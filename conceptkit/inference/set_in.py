@@ -17,13 +17,14 @@ from conceptkit.inference.call_hook import Given
 @dataclass(frozen=True, eq=False)
 class Details:
     """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
-    where they are not the base's own. inside (P, 1, h, w): the cells that were changed. encode: gives latents
-    (P, c, h, w) of these pictures. lost: the numbers of each picture's concepts of which nothing was set in.
+    where they are not the base's own. inside (P, 1, h, w): the cells that were changed. size: of their latents,
+    (P, c, h, w). encode: gives these. lost: the numbers of each picture's concepts of which nothing was set in.
     """
 
     pixels: Tensor
     changed: Tensor
     inside: Tensor
+    size: torch.Size
     encode: Callable[[Tensor], Tensor]
     lost: tuple[tuple[int, ...], ...] = ()
 
@@ -40,7 +41,7 @@ class Details:
 
     def _in_pictures(self, images: Any) -> Any:
         """PIL pictures in a list, arrays (P, H, W, 3) or tensors (P, 3, H, W) in [0, 1], or latents."""
-        if isinstance(images, Tensor) and images.shape[2:] == self.inside.shape[2:]:
+        if isinstance(images, Tensor) and images.shape == self.size:
             return torch.where(self.inside.to(images.device), self.encode(self.pixels).to(images), images)
         if isinstance(images, Tensor):
             return torch.where(self.changed.to(images.device), self.pixels.to(images), images)

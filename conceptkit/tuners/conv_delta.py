@@ -58,7 +58,7 @@ class KVDeltaConv2d(KVDeltaLinear):
         x = self._cast_input_dtype(x, first.dtype)
         added = F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
         if share is not None:
-            added = (_cells(added) * share).transpose(1, 2).view_as(added)
+            added = (_cells(added) * share.to(added)).transpose(1, 2).view_as(added)
         for factor in up:
             added = F.conv2d(added, factor[:, :, None, None])
         return added

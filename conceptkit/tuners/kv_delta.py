@@ -59,8 +59,8 @@ class KVDeltaConfig(PeftConfig):
 class KVDeltaLinear(nn.Module, BaseTunerLayer):
     """A linear map with deltas beside it: y = W x + scaling (up (down x)), or (weight x) when full.
 
-    gates: of adapters of low rank; from W x (B, n, o) how far its ranks act, a factor of down x (B, n, r);
-    None is not at all, and nothing is computed.
+    gates: of adapters of low rank; from what the map gives (B, n, o) how far its ranks act, a factor of
+    down x (B, n, r); None is not at all, and nothing of the delta is computed.
     """
 
     adapter_layer_names: tuple[str, ...] = ("kv_delta_up", "kv_delta_down", "kv_delta_weight")
@@ -167,7 +167,7 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
                 *up, first = self._parameters_of(name)
                 added = F.linear(x.to(first.dtype), first)
                 if share is not None:
-                    added = added * share
+                    added = added * share.to(added)
                 for factor in up:
                     added = F.linear(added, factor)
                 y = y + (added * self.scaling[name]).to(y.dtype)
