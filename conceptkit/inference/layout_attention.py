@@ -170,7 +170,8 @@ class Watch:
         return torch.stack(scaled).mean(dim=0)
 
     def seen(self, first: int, end: int, spread: bool = False) -> Tensor:
-        """The mean over what was looked at in calls `first` to `end`, and the levels that tell most: (pictures, N, h, w).
+        """The mean over what was looked at in calls `first` to `end` and the levels that tell most:
+        (pictures, N, h, w).
 
         spread: over what cells attend to in the picture itself, see `outlining`.
         """

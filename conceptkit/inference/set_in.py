@@ -17,8 +17,9 @@ from conceptkit.inference.call_hook import Given
 @dataclass(frozen=True, eq=False)
 class Details:
     """pixels (P, 3, H, W) in [0, 1]: pictures with each concept's part drawn anew. changed (P, 1, H, W):
-    where they are not the base's own. inside (P, 1, h, w): the cells that were changed. size: of their latents,
-    (P, c, h, w). encode: gives these. lost: the numbers of each picture's concepts of which nothing was set in.
+    where they are not the base's own. inside (P, 1, h, w): the cells that were changed. size: of their
+    latents, (P, c, h, w). encode: gives these. lost: the numbers of each picture's concepts of which nothing
+    was set in.
     """
 
     pixels: Tensor
