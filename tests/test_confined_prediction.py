@@ -108,6 +108,21 @@ def test_outside_of_all_parts_the_picture_is_the_bases_own(family, monkeypatch):
     assert state_hash(denoiser_of(pipe)) == before and torch.equal(drawn_by(family, NOUNS), plain)
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux", "pixart"])
+def test_parts_outlive_the_hooks_of_model_offload(family):
+    pipe = pipe_of(family)
+    with attaching.attach(pipe, *pair(pipe)):
+        wanted = drawn_by(family)
+    pipe.enable_model_cpu_offload(device="cpu")
+    try:
+        with attaching.attach(pipe, *pair(pipe)):
+            for _ in range(3):
+                layout_cache._known.clear()
+                assert torch.equal(drawn_by(family), wanted)
+    finally:
+        pipe.remove_all_hooks()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_concept_whose_part_is_the_whole_picture_is_drawn_as_it_is_alone(family, monkeypatch):
     pipe = pipe_of(family)
