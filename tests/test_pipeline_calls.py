@@ -209,6 +209,21 @@ def test_layers_that_are_kept_in_less_precision_draw_the_concept(pipe, make):
     draw(pipe, ONE)
 
 
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "one frame"])
+def test_a_concept_goes_onto_layers_that_are_kept_in_less_precision(pipe, count, storage):
+    prompt, concepts = (ONE, (speaking(pipe),)) if count == 1 else (BOTH, two(pipe))
+    base = draw(pipe, prompt)
+    with attach(pipe, *concepts):
+        moved = (draw(pipe, prompt) - base).abs().max()
+    pipe.unet.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
+    rounded = draw(pipe, prompt)
+    with attach(pipe, *concepts):
+        again = (draw(pipe, prompt) - rounded).abs().max()
+    assert moved / 2 < again < 2 * moved
+    assert torch.equal(draw(pipe, prompt), rounded)
+
+
 @pytest.mark.slow
 def test_a_unet_that_is_compiled_before_or_after_draws_the_concept(pipe):
     with attach(pipe, pico_concept(pipe)):

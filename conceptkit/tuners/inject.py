@@ -109,11 +109,15 @@ def _config(delta: Delta) -> KVDeltaConfig:
 
 
 def _placed(delta: Delta) -> Callable[[str, Any], Factors]:
-    """Copies of the factors of a map, where a module is and in its precision; what is shared stays so."""
+    """Copies of the factors of a map, where a module is and in its precision; what is shared stays so.
+
+    Maps that are kept in 8 bits are cast as they are called; their deltas are not, and have 16.
+    """
     shared: dict[tuple[Hashable, torch.device, torch.dtype], nn.Parameter] = {}
 
     def own(factor: Tensor, like: Tensor) -> nn.Parameter:
-        return nn.Parameter(factor.detach().to(like, copy=True), requires_grad=False)
+        dtype = like.dtype if like.dtype.itemsize > 1 else torch.bfloat16
+        return nn.Parameter(factor.detach().to(like.device, dtype, copy=True), requires_grad=False)
 
     def placed(name: str, module: Any) -> Factors:
         like, factors = module.weight, delta[name]
