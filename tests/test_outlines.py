@@ -263,6 +263,22 @@ def test_what_is_taken_away_follows_from_around_it(size):
     assert (found - slope).abs().max() < (1e-5 if max(size) <= module.WALKED else 0.02)
 
 
+def test_what_is_left_over_beside_a_hole_does_not_run_into_it():
+    """A dark tail on a shore; where nothing is like its row, all of it counts."""
+    rows = torch.linspace(0.2, 0.8, 32)[None, :, None].expand(3, 32, 32)
+    hole = np.zeros((32, 32), dtype=bool)
+    hole[10:26, 4:20] = True
+    spoilt = rows.clone()
+    spoilt[:, 14:17, 20:24] = 0
+    found = filled(spoilt, hole)
+    inside = torch.from_numpy(hole)
+    assert (found - rows).abs()[:, inside].max() < 0.02
+    assert torch.equal(found[:, ~inside], spoilt[:, ~inside]), "it stays where it is"
+    mixed = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    blurred = filled(mixed, hole)[:, inside]
+    assert blurred.isfinite().all() and mixed.min() <= blurred.min() and blurred.max() <= mixed.max()
+
+
 def test_nothing_is_taken_away_where_there_is_no_hole_or_nothing_else():
     picture = torch.rand(3, 16, 16)
     assert torch.equal(filled(picture, np.zeros((16, 16), dtype=bool)), picture)

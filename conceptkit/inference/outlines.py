@@ -46,6 +46,9 @@ REACH = 1 / 64
 """How far an outline reaches over its thing, by the picture's longer side: the autoencoder blurs its edge."""
 LEVEL = 100.0
 """How much more a filled pixel is like those of its row than of its column: scenery lies level."""
+LEVEL_SHARE, LEVEL_COLOUR = 0.4, 0.1
+"""Share of a row that looks like a pixel of scenery, and by how much it may differ: what is seldom in its row
+is some thing that is left over, and says nothing of what was behind another."""
 AROUND = 1 / 26
 """How much more is taken away around a thing, by the picture's longer side."""
 
@@ -93,7 +96,7 @@ def random_walk(picture: Tensor, prior: Grid, weight: Grid) -> Grid:
 
 def filled(picture: Tensor, hole: Cells) -> Tensor:
     """A picture (3, H, W) whose pixels in a hole (H, W) follow from those around it, as smooth as can be (the
-    Laplace equation, by LEVEL smoother along rows).
+    Laplace equation, by LEVEL smoother along rows), as far as these are scenery.
 
     The same where the hole is all of it; the mean of the rest where this is thinner than what is walked on.
     """
@@ -105,8 +108,8 @@ def filled(picture: Tensor, hole: Cells) -> Tensor:
     if wanted.all():
         mean = picture[:, ~taken].nan_to_num(posinf=1, neginf=0).mean(dim=1).view(3, 1, 1)
         return torch.where(taken, mean, picture)
-    inside = np.flatnonzero(wanted)
-    rim = np.flatnonzero(~wanted)
+    scenery = _level(small, ~wanted)
+    inside, rim = np.flatnonzero(~scenery), np.flatnonzero(scenery)
     laplacian = _laplacian(*_beside(size))[inside]
     colours = small.double().cpu().numpy().reshape(3, -1)
     known = laplacian[:, rim] @ np.ascontiguousarray(colours[:, rim].T)
@@ -154,6 +157,14 @@ def _scenery_of_rim(picture: Tensor) -> Tensor:
     found = torch.zeros(height, width, dtype=torch.float64)
     found[rim] = (elsewhere / MUCH_OF_RIM).clamp(max=1)
     return found
+
+
+def _level(picture: Tensor, known: Cells) -> Cells:
+    """Which known pixels (H, W) of a picture (3, H, W) look like much of their row; all where none does."""
+    alike = (picture[:, :, :, None] - picture[:, :, None]).abs().amax(dim=0).cpu().numpy() <= LEVEL_COLOUR
+    share = (alike & known[:, None]).sum(axis=2) / known.sum(axis=1, keepdims=True).clip(min=1)
+    found: Cells = known & (share >= LEVEL_SHARE)
+    return found if found.any() else known
 
 
 def _small(picture: Tensor) -> Tensor:
