@@ -109,11 +109,12 @@ def test_a_method_that_was_put_on_top_stays_and_reads_no_names_afterwards(pipe):
     attach(pipe, pico_concept(pipe)).detach()
 
 
-def test_an_override_is_taken_off_in_any_order():
-    class Thing:
-        def says(self):
-            return "own"
+class Thing:
+    def says(self):
+        return "own"
 
+
+def test_an_override_is_taken_off_in_any_order():
     thing = Thing()
     first = override(thing, "says", lambda: "first")
     second = override(thing, "says", lambda: "second")
@@ -124,10 +125,6 @@ def test_an_override_is_taken_off_in_any_order():
 
 
 def test_an_override_is_taken_off_where_somebody_has_moved_it():
-    class Thing:
-        def says(self):
-            return "own"
-
     thing = Thing()
     first = override(thing, "says", lambda: "first")
     second = override(thing, "says", lambda: "second")

@@ -46,7 +46,7 @@ REACH = 1 / 64
 """How far an outline reaches over its thing, by the picture's longer side: the autoencoder blurs its edge."""
 LEVEL = 100.0
 """How much more a filled pixel is like those of its row than of its column: scenery lies level."""
-LEVEL_SHARE, LEVEL_COLOUR = 0.4, 0.1
+MUCH_OF_ROW, ROW_COLOUR = 0.4, 0.1
 """Share of a row that looks like a pixel of scenery, and by how much it may differ: what is seldom in its row
 is some thing that is left over, and says nothing of what was behind another."""
 AROUND = 1 / 26
@@ -108,7 +108,7 @@ def filled(picture: Tensor, hole: Cells) -> Tensor:
     if wanted.all():
         mean = picture[:, ~taken].nan_to_num(posinf=1, neginf=0).mean(dim=1).view(3, 1, 1)
         return torch.where(taken, mean, picture)
-    scenery = _level(small, ~wanted)
+    scenery = _scenery_of_rows(small, ~wanted)
     inside, rim = np.flatnonzero(~scenery), np.flatnonzero(scenery)
     laplacian = _laplacian(*_beside(size))[inside]
     colours = small.double().cpu().numpy().reshape(3, -1)
@@ -159,11 +159,11 @@ def _scenery_of_rim(picture: Tensor) -> Tensor:
     return found
 
 
-def _level(picture: Tensor, known: Cells) -> Cells:
+def _scenery_of_rows(picture: Tensor, known: Cells) -> Cells:
     """Which known pixels (H, W) of a picture (3, H, W) look like much of their row; all where none does."""
-    alike = (picture[:, :, :, None] - picture[:, :, None]).abs().amax(dim=0).cpu().numpy() <= LEVEL_COLOUR
+    alike = (picture[:, :, :, None] - picture[:, :, None]).abs().amax(dim=0).cpu().numpy() <= ROW_COLOUR
     share = (alike & known[:, None]).sum(axis=2) / known.sum(axis=1, keepdims=True).clip(min=1)
-    found: Cells = known & (share >= LEVEL_SHARE)
+    found: Cells = known & (share >= MUCH_OF_ROW)
     return found if found.any() else known
 
 

@@ -1,6 +1,5 @@
 """Deltas on convolutions: a matrix (o, i h w), of low rank or whole, changes the weight (o, i, h, w)."""
 
-from collections.abc import Collection
 from typing import Any
 
 import torch.nn.functional as F
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from conceptkit.concepts.delta import Factors
 from conceptkit.errors import BaseMismatch
-from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear, refuse_mixed_batch
+from conceptkit.tuners.kv_delta import KVDeltaConfig, KVDeltaLinear
 
 
 class KVDeltaConv2d(KVDeltaLinear):
@@ -34,22 +33,8 @@ class KVDeltaConv2d(KVDeltaLinear):
         """(o, i, h, w), scaled; what merging adds."""
         return super().get_delta_weight(adapter_name).view_as(self.base_layer.weight)
 
-    def forward(self, x: Tensor, *, adapter_names: Collection[str] | None = None) -> Tensor:  # type: ignore[override]
-        """The convolution and the active deltas of x (B, i, H, W). Raises ConceptError on `adapter_names`."""
-        refuse_mixed_batch(adapter_names)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        y = self.base_layer(x)
-        if self.disable_adapters or self.merged:
-            return y
-        for name in self.active_adapters:
-            if name in self.scaling:
-                gate = self.gates.get(name)
-                share = gate(_cells(y)) if gate else None
-                if gate and share is None:
-                    continue
-                y = y + (self._added(name, x, share) * self.scaling[name]).to(y.dtype)
-        return y
+    def _cells(self, y: Tensor) -> Tensor:
+        return _cells(y)
 
     def _added(self, name: str, x: Tensor, share: Tensor | None) -> Tensor:
         base = self.base_layer

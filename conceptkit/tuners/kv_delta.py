@@ -161,17 +161,25 @@ class KVDeltaLinear(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name in self.scaling:
                 gate = self.gates.get(name)
-                share = gate(y) if gate else None
+                share = gate(self._cells(y)) if gate else None
                 if gate and share is None:
                     continue
-                *up, first = self._parameters_of(name)
-                added = F.linear(x.to(first.dtype), first)
-                if share is not None:
-                    added = added * share.to(added)
-                for factor in up:
-                    added = F.linear(added, factor)
-                y = y + (added * self.scaling[name]).to(y.dtype)
+                y = y + (self._added(name, x, share) * self.scaling[name]).to(y.dtype)
         return y
+
+    def _cells(self, y: Tensor) -> Tensor:
+        """What the map gives, as (B, n, o)."""
+        return y
+
+    def _added(self, name: str, x: Tensor, share: Tensor | None) -> Tensor:
+        """What an adapter makes of x, each of its ranks times its share."""
+        *up, first = self._parameters_of(name)
+        added = F.linear(x.to(first.dtype), first)
+        if share is not None:
+            added = added * share.to(added)
+        for factor in up:
+            added = F.linear(added, factor)
+        return added
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
